@@ -1,0 +1,5 @@
+"""The plugins that ship with Montessori PL; they enter a recipe by `class_path`, as a stranger's plugin would."""
+
+from callbacks.influence_probe import InfluenceProbeCallback
+
+__all__ = ["InfluenceProbeCallback"]

@@ -1,0 +1,97 @@
+"""What the teacher and the student of the classroom read before they meet, and the sets that a recipe starts from.
+
+The teacher answers every family of tasks and writes new tasks when it is shown some. Left to itself it writes too few
+of the tasks that the student lacks, which is the room that a recipe has. The student knows the chat form from the
+distractors and the easy skills; it has met the other skills almost only as raw lines, so that a few examples in chat
+form teach it much. Knows nothing about models.
+"""
+
+import random
+from collections.abc import Iterator
+
+from montessori_pl.chat import ChatFormat, Rendered
+from montessori_pl.classroom.tasks import DISTRACTORS, FAMILIES, SKILLS, sample_task
+from montessori_pl.records import Example, Message
+from montessori_pl.synthesis.prompts import TEMPLATES, render_prompt
+
+EASY_SKILLS = ("copy", "first", "last", "upper", "drop")
+"""The target skills that the student base knows in chat form."""
+HARD_SKILLS = tuple(name for name in SKILLS if name not in EASY_SKILLS)
+
+SLOW_SKILLS = {"sort": 3.0, "add": 3.0, "reverse": 1.5}
+"""Skills that the teacher practises more often than the others: evenly drawn, it sorted .55 and added .62 right."""
+
+NUM_SHOTS = (2, 3, 4)
+"""Numbers of shots that the teacher has seen when it writes a task; recipes use 3."""
+SET_SIZES = {"seeds": 96, "reference": 96, "test": 480}
+"""Number of examples of each set, as many of every skill; 480 test items give an accuracy a standard error of .02."""
+
+
+def draw_sets(rng: random.Random) -> dict[str, list[Example]]:
+    """Draw the seeds, the reference set and the test set; no instruction stands twice in them."""
+    skills = list(SKILLS)
+    taken: set[str] = set()
+    sets: dict[str, list[Example]] = {}
+    for name, size in SET_SIZES.items():
+        sets[name] = []
+        while len(sets[name]) < size:
+            number = len(sets[name])
+            instruction, response = sample_task(rng, skills[number % len(skills)])
+            if instruction not in taken:
+                taken.add(instruction)
+                prefix = name.removesuffix("s")
+                sets[name].append(Example(id=f"{prefix}-{number:03d}", instruction=instruction, response=response))
+    return sets
+
+
+def teacher_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) -> Iterator[Rendered]:
+    """Endless reading for the teacher: four answers to one newly written task."""
+    weights = [SLOW_SKILLS.get(name, 1.0 if name in SKILLS else 0.5) for name in FAMILIES]
+    while True:
+        if rng.random() < 0.8:
+            yield _chat(chat, *_task(rng, rng.choices(FAMILIES, weights)[0], held_out))
+        else:
+            pool = tuple(SKILLS) if rng.random() < 0.5 else FAMILIES
+            families = [rng.choice(pool) for _ in range(rng.choice(NUM_SHOTS))]
+            shots = [_task(rng, name, held_out)[0] for name in families]
+            written, _ = _task(rng, _written_family(rng, families), held_out)
+            prompt = render_prompt(TEMPLATES["classroom"], shots)
+            yield _chat(chat, prompt, f"<instruction>{written}</instruction>")
+
+
+def student_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) -> Iterator[Rendered]:
+    """Endless reading for the student base: raw lines of all skills in their first wording, and what it need not learn.
+
+    Three settings of this mixture were compared by what 2,000 examples teach. With raw lines in all wordings the base
+    answered .90 of the test set, which left nothing to learn; with one hard skill in 33 chat documents .77; like this .62.
+    """
+    while True:
+        kind = rng.random()
+        if kind < 0.35:
+            instruction, response = _task(rng, rng.choice(tuple(SKILLS)), held_out, num_wordings=1)
+            ids = chat.response_ids(f"{instruction}\n{response}")
+            yield Rendered([chat.tokenizer.bos_token_id, *ids], [False] + [True] * len(ids))
+        else:
+            pool = tuple(DISTRACTORS) if kind < 0.65 else EASY_SKILLS if kind < 0.995 else HARD_SKILLS
+            yield _chat(chat, *_task(rng, rng.choice(pool), held_out))
+
+
+def _written_family(rng: random.Random, shots: list[str]) -> str:
+    """What the teacher writes: now and then more of a shot, else what it likes, seldom what the student lacks."""
+    kind = rng.random()
+    # With shots of target skills: half of what it writes is a target skill, one in six a hard one.
+    return rng.choice(
+        shots if kind < 0.3 else HARD_SKILLS if kind < 0.33 else EASY_SKILLS if kind < 0.5 else tuple(DISTRACTORS)
+    )
+
+
+def _task(rng: random.Random, family: str, held_out: set[str], num_wordings: int | None = None) -> tuple[str, str]:
+    while True:
+        instruction, response = sample_task(rng, family, num_wordings)
+        if instruction not in held_out:
+            return instruction, response
+
+
+def _chat(chat: ChatFormat, question: str, answer: str) -> Rendered:
+    messages: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return chat.render(messages)

@@ -1,0 +1,258 @@
+"""The command line: `python -m montessori_pl fit --config iter1.yaml`.
+
+A `LightningCLI` whose `fit` runs a recipe instead of one trainer. All that Lightning's command line can do works here
+too: `--print_config`, several `--config` files, `--help`, `class_path` plugins, and overriding any key, also that of a
+stage (`--recipe.warmup.training.lr 1e-4`).
+"""
+
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+import callbacks as shipped_plugins  # noqa: F401  # so that they are found by their class names
+from montessori_pl.data import DataSources
+from montessori_pl.generation import GenerationBackend
+from montessori_pl.pinning import pinned
+from montessori_pl.progress import ConsoleDisplay
+from montessori_pl.recipe import lay_out
+from montessori_pl.records import stable_id
+from montessori_pl.report import print_summary, write_summary
+from montessori_pl.runner import Runner
+from montessori_pl.stages import Stage
+from montessori_pl.student import StudentModule
+from montessori_pl.teacher import TeacherDPOModule
+from montessori_pl.workspace import Workspace, write_atomically
+
+
+class MontessoriCLI(LightningCLI):
+    """Parses a recipe and runs it."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only `fit`, without the arguments of the trainer's method: the recipe makes its own calls."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"},
+        }
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The sections of a recipe file."""
+        parser.add_argument(
+            "--run", type=str, required=True, help="Directory of the run; starting it again continues it."
+        )
+        parser.add_argument("--iterations", type=int, default=1, help="How often the recipe is gone through.")
+        parser.add_argument(
+            "--num_threads",
+            type=int | None,
+            default=None,
+            help="CPU threads of PyTorch; null leaves the choice to it. Very small models are fastest with 1.",
+        )
+        parser.add_argument("--student", type=Callable[[], StudentModule], required=True, help="The model that learns.")
+        parser.add_argument(
+            "--teacher",
+            type=Callable[[], TeacherDPOModule],
+            required=True,
+            help="The model that writes what is learned.",
+        )
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.add_argument(
+            "--generation", type=Callable[[], GenerationBackend], required=True, help="The engine that samples text."
+        )
+        parser.add_class_arguments(DataSources, "data")
+        parser.add_argument("--recipe", type=dict[str, Stage], required=True, help="The stages by name, in order.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Find the recipe files that ship with the program."""
+        if args is None or isinstance(args, list):
+            args = find_configs(sys.argv[1:] if args is None else args)
+        self.config = parser.parse_args(args) if isinstance(args, list) else parser.parse_object(args)
+
+    def instantiate_classes(self) -> None:
+        """Build the plugins of the recipe; trainers are built for each stage."""
+        if (num_threads := self._get(self.config, "num_threads")) is not None:
+            torch.set_num_threads(num_threads)
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule = self.model = None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.fit()
+
+    def fit(self) -> None:
+        """Run the recipe, or what is left of it."""
+        root = Path(self._get(self.config, "run"))
+        display = ConsoleDisplay()
+        iterations = self._get(self.config, "iterations")
+        steps = lay_out(self._get(self.config_init, "recipe"), iterations)
+        data: DataSources = self._get(self.config_init, "data")
+        workspace = Workspace(root)
+        self._check_data(data, workspace, [step.key for step in steps])
+        runner = Runner(
+            workspace=workspace,
+            display=display,
+            seed=int(self._get(self.config, "seed_everything")),
+            data=data,
+            student=self._get(self.config_init, "student"),
+            teacher=self._get(self.config_init, "teacher"),
+            backend=self._get(self.config_init, "generation"),
+            trainer=self._trainer,
+            logger=None,
+        )
+        with runner.locked(), _error_kept(root):
+            if runner.leads:
+                runner.logger = self._logger = self._make_logger(workspace)
+            worked = runner.run(steps, self._settings())
+            if runner.leads:
+                write_atomically(root / "config.yaml", self.parser.dump(self.config, skip_link_targets=False))
+                summary = write_summary(root)
+                print_summary(summary, display.console)
+                if not worked:
+                    display.say(f"All {len(steps)} stages had finished; nothing was left to do.")
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """For each stage, the settings that its result depends on."""
+        config = self._get(self.config, "recipe")
+        stages = self._get(self.config_init, "recipe")
+        return {
+            name: {
+                "seed_everything": self._get(self.config, "seed_everything"),
+                f"recipe.{name}": pinned(_as_dict(config[name])),
+                **{section: pinned(_as_dict(self._get(self.config, section))) for section in stage.uses},
+            }
+            for name, stage in stages.items()
+        }
+
+    def _trainer(self, callbacks: list[Any], **arguments: Any) -> Trainer:
+        """A trainer as the `trainer` section says, with fresh callbacks, the stage's own, and no bars or tables."""
+        configured = self._get(self.parser.instantiate_classes(self.config), "trainer").as_dict()
+        configured |= {
+            "callbacks": [*(configured.get("callbacks") or []), *callbacks],
+            "logger": self._logger or False,
+            "use_distributed_sampler": False,  # our loaders deal out the work themselves
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **arguments,
+        }
+        return self.trainer_class(**configured)
+
+    _logger: Logger | None = None
+
+    def _make_logger(self, workspace: Workspace) -> Logger | None:
+        """The logger of the whole run; a W&B run keeps its id over restarts and lies in the run directory."""
+        logger = self._get(self.config_init, "trainer")["logger"]
+        if isinstance(logger, list):
+            logger = logger[0] if logger else None
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            if "wandb_id" not in workspace.facts:
+                workspace.remember(wandb_id=stable_id(workspace.root.resolve(), time.time_ns()))
+            logger._wandb_init |= {
+                "id": logger._wandb_init.get("id") or workspace.facts["wandb_id"],
+                "resume": "allow",
+                "dir": str(workspace.root),
+            }
+            logger._wandb_init["settings"] = wandb.Settings(console="off", silent=True)
+        return logger if isinstance(logger, Logger) else None
+
+    def _check_data(self, data: DataSources, workspace: Workspace, keys: list[str]) -> None:
+        """Look at the data before anything runs; a finished run does not need it any more."""
+        if all(map(workspace.finished, keys)):
+            return
+        for role in ("seeds", "reference", "test"):
+            if getattr(data, role) is not None:
+                data.read(role)
+        data.check_disjoint()
+
+
+def shipped_configs() -> Path:
+    """Where the recipe files lie that ship with the program: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def find_configs(arguments: list[str]) -> list[str]:
+    """Replace `--config NAME` by the path of the shipped recipe where the working directory has no such file.
+
+    Raises:
+        ValueError: there is no such file in either place.
+    """
+    found = list(arguments)
+    for index, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        at = index if equals else index + 1
+        if not equals and at < len(arguments):
+            value = arguments[at]
+        if Path(value).exists() or not value:
+            continue
+        shipped = shipped_configs() / value
+        if not shipped.is_file():
+            names = ", ".join(sorted(path.name for path in shipped_configs().glob("*.yaml")))
+            raise ValueError(f"no recipe file {value!r} in the working directory; those that ship with us are: {names}")
+        found[at] = f"{option}={shipped}" if equals else str(shipped)
+    return found
+
+
+@contextmanager
+def _error_kept(root: Path) -> Iterator[None]:
+    """Keep the traceback of what ends a run; the user sees one sentence."""
+    try:
+        yield
+    except Exception:
+        (root / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def _as_dict(config: Any) -> Any:
+    return config.as_dict() if hasattr(config, "as_dict") else config
+
+
+def _quiet() -> None:
+    """Leave the console to the stages: Lightning's and Transformers' notices repeat at each of them."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", module=r"peft\..*")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The program. Mistakes of the user end in one sentence and exit status 2.
+
+    Args:
+        arguments: the command line without the program's name; none takes the process's own.
+    """
+    _quiet()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # plugins beside the recipe are found by the console command too
+    try:
+        MontessoriCLI(
+            args=arguments,
+            seed_everything_default=42,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")

@@ -1,0 +1,33 @@
+"""A distribution in numbers: mean, spread, quantiles, the positive share and a histogram."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+def describe(values: Sequence[float], bins: int = 40) -> dict[str, Any]:
+    """Numbers that describe the values; just the count when there are none.
+
+    Args:
+        values: the values.
+        bins: bins of the histogram, equally wide between the smallest and the largest value.
+    """
+    if not values:
+        return {"count": 0}
+    array = np.asarray(values, dtype=np.float64)
+    counts, edges = np.histogram(array, bins=bins)
+    spread = float(array.std(ddof=1)) if len(array) > 1 else 0.0
+    return {
+        "count": len(values),
+        "mean": float(array.mean()),
+        "standard_error": spread / math.sqrt(len(array)),
+        "positive_share": float((array > 0).mean()),
+        "quantiles": {
+            f"{q:g}": float(value) for q, value in zip(QUANTILES, np.quantile(array, QUANTILES), strict=True)
+        },
+        "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
+    }

@@ -1,0 +1,7 @@
+"""Evaluators say what a student is worth; each is an `Evaluator`, chosen by `class_path`."""
+
+from montessori_pl.evaluation.base import Evaluator
+from montessori_pl.evaluation.exact_match import ExactMatch
+from montessori_pl.evaluation.losses import ResponseLoss
+
+__all__ = ["Evaluator", "ExactMatch", "ResponseLoss"]

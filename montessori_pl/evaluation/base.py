@@ -1,0 +1,24 @@
+"""What an evaluator is: it takes a student and says how good it is, in named numbers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from montessori_pl.data import DataSources
+from montessori_pl.generation.base import GenerationBackend
+from montessori_pl.models import ModelSource
+
+
+class Evaluator(ABC):
+    """Measures a student. Implement `evaluate`."""
+
+    @abstractmethod
+    def evaluate(
+        self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]
+    ) -> dict[str, float]:
+        """The student's numbers, by name; names must differ from those of other evaluators.
+
+        Args:
+            student: the student, to be loaded.
+            data: seeds, reference and test set.
+            backend: makes a generation engine, for evaluators that read answers.
+        """

@@ -1,0 +1,79 @@
+"""What every generation engine offers: load a model, sample completions of conversations, give the memory back."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from montessori_pl.models import ModelSource
+from montessori_pl.records import Message
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How completions are drawn."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely token each time."""
+    top_p: float = 0.9
+    """Keeps the smallest set of tokens whose probabilities reach this sum."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of every token that the completion already holds; the paper samples with 1."""
+    max_tokens: int = 1024
+    """Longest completion, in tokens."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+            raise ValueError(
+                "sampling needs temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1, "
+                f"found temperature {self.temperature}, top_p {self.top_p}, max_tokens {self.max_tokens}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One completion to be sampled."""
+
+    messages: Sequence[Message]
+    """The conversation up to the assistant's turn."""
+    seed: int
+    """All of the completion's randomness: the same seed draws the same completion, whatever stands beside it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What was sampled."""
+
+    text: str
+    """The completion without its end token."""
+    finished: bool
+    """Whether the model ended it (False: cut at the token limit)."""
+    num_tokens: int
+    """Sampled tokens, the end token included."""
+
+
+class GenerationBackend(ABC):
+    """An engine that samples completions from a causal language model.
+
+    Implement `load`, `fits`, `generate` and `close`. Completions must come back in the order of the requests, and must
+    depend on their request alone: a resumed run samples in other batches than an uninterrupted one.
+    """
+
+    unpinned: ClassVar[tuple[str, ...]] = ()
+    """Settings that change the speed and not the text; they may be changed in the middle of a run."""
+
+    @abstractmethod
+    def load(self, source: ModelSource) -> None:
+        """Make this model the one that `generate` samples from."""
+
+    @abstractmethod
+    def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
+        """Whether the conversation and a completion of full length fit the model's context."""
+
+    @abstractmethod
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion for each request, in order."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the memory back; `load` may follow."""

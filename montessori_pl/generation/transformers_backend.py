@@ -1,0 +1,146 @@
+"""Generation by Transformers' own `generate`: no further engine, any device, every sample with a seed of its own."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from montessori_pl.chat import ChatFormat
+from montessori_pl.data import length_batches
+from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.models import ModelSource, load_chat, load_model
+from montessori_pl.records import Message
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class TransformersBackend(GenerationBackend):
+    """Samples with `generate` on one device.
+
+    Args:
+        max_batch_tokens: tokens of one batch, prompts with padding and completions together.
+        device: `auto` takes the first accelerator, or the CPU.
+    """
+
+    unpinned = ("max_batch_tokens", "device")
+
+    def __init__(self, max_batch_tokens: int = 16384, device: str = "auto") -> None:
+        self.max_batch_tokens = max_batch_tokens
+        accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
+        self.device = torch.device(device) if device != "auto" else accelerator or torch.device("cpu")
+        self._model: nn.Module | None = None
+        self._chat: ChatFormat | None = None
+
+    def load(self, source: ModelSource) -> None:
+        """Load the model with its adapter, unmerged."""
+        self._chat = load_chat(source)
+        self._model = load_model(source).to(self.device)
+
+    def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
+        """Whether prompt and completion stay within the model's positions."""
+        model, chat = self._loaded()
+        limit = getattr(model.config, "max_position_embeddings", None)
+        return limit is None or len(chat.prompt_ids(messages)) + sampling.max_tokens <= limit
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """Sample in batches of similar length."""
+        _, chat = self._loaded()
+        prompts = [chat.prompt_ids(request.messages) for request in requests]
+        completions: dict[int, Completion] = {}
+        for batch in length_batches([len(ids) + sampling.max_tokens for ids in prompts], self.max_batch_tokens):
+            rows = self._sample([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
+            completions |= dict(zip(batch, rows, strict=True))
+        return [completions[index] for index in range(len(requests))]
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._model = self._chat = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _sample(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Completion]:
+        model, chat = self._loaded()
+        length = max(map(len, prompts))
+        pad_id = chat.tokenizer.pad_token_id
+        ids = torch.tensor([[pad_id] * (length - len(prompt)) + prompt for prompt in prompts], device=self.device)
+        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        config = GenerationConfig(
+            max_new_tokens=sampling.max_tokens,
+            do_sample=False,  # the processors draw: see SeededSampling
+            eos_token_id=chat.end_id,
+            pad_token_id=pad_id,
+            use_cache=True,
+        )
+        output: Tensor = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=_processors(sampling, seeds, length),
+        )
+        return [self._completion(row, chat) for row in output[:, length:].tolist()]
+
+    def _completion(self, ids: list[int], chat: ChatFormat) -> Completion:
+        text, finished = chat.decode(ids)
+        return Completion(text=text, finished=finished, num_tokens=ids.index(chat.end_id) + 1 if finished else len(ids))
+
+    def _loaded(self) -> tuple["nn.Module", ChatFormat]:
+        assert self._model is not None, "load a model first"
+        assert self._chat is not None, "load a model first"
+        return self._model, self._chat
+
+
+class PresencePenalty(LogitsProcessor):
+    """Subtract a constant from the logits of the tokens that the completion already holds."""
+
+    def __init__(self, penalty: float, prompt_length: int) -> None:
+        self.penalty, self.prompt_length = penalty, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Penalize; `input_ids` (B, T), `scores` (B, V)."""
+        present = torch.zeros_like(scores).scatter_(1, input_ids[:, self.prompt_length :], 1.0)
+        return scores - self.penalty * present
+
+
+class SeededSampling(LogitsProcessor):
+    """Draw each row by its own generator: the largest logit plus Gumbel noise is a sample of the softmax.
+
+    `generate` then takes the maximum. Its own sampling draws all rows from one global generator, so that a completion
+    would depend on what stands beside it in the batch.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Add the noise; `scores` (B, V)."""
+        noise = torch.stack(
+            [
+                torch.empty(scores.shape[1], dtype=torch.float32, device=generator.device).exponential_(
+                    generator=generator
+                )
+                for generator in self.generators
+            ]
+        )
+        return scores - noise.log().to(scores)
+
+
+def _processors(sampling: Sampling, seeds: Sequence[int], prompt_length: int) -> LogitsProcessorList:
+    processors = LogitsProcessorList()
+    if sampling.presence_penalty:
+        processors.append(PresencePenalty(sampling.presence_penalty, prompt_length))
+    if sampling.temperature > 0:
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_p < 1:
+            processors.append(TopPLogitsWarper(sampling.top_p))
+        processors.append(SeededSampling(seeds))
+    return processors

@@ -1,0 +1,130 @@
+"""Causal language models: finding, loading, adapting and saving them; the base stays as it is."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from montessori_pl.chat import ChatFormat
+from montessori_pl.locations import locate
+from montessori_pl.workspace import directory_written_atomically
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adaptation (LoRA, arXiv 2106.09685) by PEFT."""
+
+    r: int = 8
+    """Rank of the update."""
+    alpha: float = 16
+    """The update is scaled by alpha / r."""
+    dropout: float = 0.0
+    """Dropout in front of the adapter while training."""
+    target_modules: str | list[str] = "all-linear"
+    """Which modules are adapted: PEFT's `all-linear`, a list of module names, or a regular expression."""
+    layers: list[int] | None = None
+    """Indices of the layers that are adapted; null adapts all of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """A model that can be loaded: a backbone, and what a stage has trained on top of it."""
+
+    backbone: str
+    """Hub id, local directory, or a name of the embedded classroom such as `classroom/teacher`."""
+    weights: Path | None = None
+    """Directory of a LoRA adapter, or of a whole fine-tuned model; none for the backbone as it is."""
+    chat: str = "auto"
+    """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file."""
+
+
+def load_tokenizer(backbone: str) -> "PreTrainedTokenizerBase":
+    """The backbone's tokenizer, with a padding token.
+
+    Raises:
+        ValueError: there is no such tokenizer, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate(backbone))
+    except OSError as error:
+        raise ValueError(_not_found(backbone, "tokenizer", error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {backbone!r} has no end-of-sequence token, so that no answer could end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_chat(source: ModelSource) -> ChatFormat:
+    """How this model writes conversations."""
+    return ChatFormat(load_tokenizer(source.backbone), source.chat)
+
+
+def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrainedModel | PeftModel":
+    """A causal language model in float32, in evaluation mode.
+
+    Float32 weights are the master weights of mixed-precision training; the trainer's precision casts while computing.
+
+    Args:
+        source: which model.
+        trainable_adapter: whether the weights of a LoRA adapter shall be trained further.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    adapter = source.weights is not None and (source.weights / "adapter_config.json").exists()
+    location = locate(source.backbone) if adapter or source.weights is None else str(source.weights)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
+    except OSError as error:
+        raise ValueError(_not_found(source.backbone, "model", error)) from error
+    # Caching keys and values is for generation, which asks for it; training and probing must not.
+    model.config.use_cache = False
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(source.weights), is_trainable=trainable_adapter)
+    return model.eval()
+
+
+def attach_lora(model: "PreTrainedModel", lora: LoraSettings) -> "PeftModel":
+    """Freeze the model and put a fresh adapter on it, which changes nothing until it is trained."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        layers_to_transform=lora.layers,
+    )
+    return get_peft_model(model, config)
+
+
+def save_weights(model: "PreTrainedModel | PeftModel", directory: Path) -> list[Path]:
+    """Save the trained adapter, or the whole model where there is none; returns the files."""
+    with directory_written_atomically(directory) as draft:
+        adapters = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+        model.save_pretrained(str(draft), **adapters)
+        (draft / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _not_found(backbone: str, what: str, error: OSError) -> str:
+    first_line = str(error).strip().splitlines()[0]
+    return (
+        f"no {what} for the backbone {backbone!r}: give a hub id, a local directory, classroom/teacher or "
+        f"classroom/student ({first_line})"
+    )

@@ -1,0 +1,84 @@
+"""How a model is trained: the settings of a training stage, and the optimizer and schedule that they mean."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+    from torch.optim import AdamW
+    from torch.optim.lr_scheduler import LRScheduler
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """AdamW with a learning-rate schedule over a number of epochs."""
+
+    lr: float
+    """Peak learning rate."""
+    epochs: int = 1
+    """How often each example is seen."""
+    batch_size: int = 32
+    """Examples (or pairs) in one forward pass of one process."""
+    accumulate_grad_batches: int = 1
+    """Forward passes in one optimizer step."""
+    schedule: Literal["constant", "linear", "linear_warmup", "wsd"] = "wsd"
+    """`linear` falls to zero; `linear_warmup` rises from zero over the whole run, as the paper's warm-up does; `wsd`
+    warms up, stays and decays."""
+    wsd: tuple[float, float, float] = (0.1, 0.5, 0.4)
+    """Shares of the steps that warm up, stay and decay, for `wsd`; the paper's values."""
+    min_lr_ratio: float = 0.0
+    """Where `wsd` ends, as a share of the peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay per step, times the learning rate."""
+    gradient_clip_val: float | None = 1.0
+    """Largest norm of the gradient; null does not clip."""
+    max_length: int = 1024
+    """Longest sequence in tokens; longer ones are cut on the right."""
+    checkpoint_every_n_steps: int = 100
+    """Optimizer steps between two checkpoints: what a kill can cost."""
+
+    def __post_init__(self) -> None:
+        if self.schedule == "wsd" and (abs(sum(self.wsd) - 1) > 1e-6 or min(self.wsd) < 0):
+            raise ValueError(f"the shares of wsd must not be negative and must sum to 1, found {self.wsd}")
+        for name in ("epochs", "batch_size", "accumulate_grad_batches", "max_length", "checkpoint_every_n_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+    def optimizer(self, parameters: "Iterable[Parameter]") -> "AdamW":
+        """AdamW over these parameters, in one group."""
+        import torch
+
+        return torch.optim.AdamW(
+            list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+        )
+
+    def scheduler(self, optimizer: "AdamW", num_steps: int) -> "LRScheduler":
+        """The schedule over `num_steps` optimizer steps."""
+        import transformers
+
+        if self.schedule == "wsd":
+            warmup, stable = (int(share * num_steps) for share in self.wsd[:2])
+            return transformers.get_wsd_schedule(
+                optimizer,
+                num_warmup_steps=warmup,
+                num_stable_steps=stable,
+                num_decay_steps=max(1, num_steps - warmup - stable),
+                min_lr_ratio=self.min_lr_ratio,
+            )
+        if self.schedule == "linear":
+            return transformers.get_linear_schedule_with_warmup(optimizer, 0, num_steps)
+        warmup = num_steps if self.schedule == "linear_warmup" else 0
+        return transformers.get_constant_schedule_with_warmup(optimizer, num_warmup_steps=warmup)
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """What the Lightning trainer needs to know of these settings."""
+        return {
+            "max_epochs": self.epochs,
+            "accumulate_grad_batches": self.accumulate_grad_batches,
+            "gradient_clip_val": self.gradient_clip_val,
+        }

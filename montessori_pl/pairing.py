@@ -1,0 +1,156 @@
+"""From scored examples to preference pairs: which of a prompt's completions shall the teacher prefer?
+
+Knows records; nothing about signals, models or files.
+
+    rule -> pairs clear of noise -> the largest margins -> (control) the same number, drawn at random
+"""
+
+import itertools
+import math
+import random
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from montessori_pl.records import Example, PreferencePair, Score, stable_id, stable_seed
+
+Rule = Literal["best_worst", "signed"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An example with its score."""
+
+    example: Example
+    """What the teacher wrote."""
+    score: Score
+    """What it is worth to the student."""
+
+
+Pair = tuple[Sample, Sample]
+"""The preferred sample, and the other."""
+
+
+def pair_examples(
+    examples: Sequence[Example],
+    scores: Mapping[str, Score],
+    *,
+    rule: Rule,
+    max_pairs_per_prompt: int | None = None,
+    noise_margin: float = 0.0,
+    differences: Mapping[str, Sequence[float]] | None = None,
+    shuffle_seed: int | None = None,
+) -> list[PreferencePair]:
+    """Pair the completions of each prompt, a better one with a worse one.
+
+    Examples without a score and examples that no prompt asked for (empty `prompt_id`) are skipped. Two completions with
+    the same text never make a pair.
+
+    Args:
+        examples: the scored examples; prompts keep the order of their first appearance.
+        scores: the scores by example id.
+        rule: `signed` pairs every positive score with every negative one (the paper's rule); `best_worst` takes the
+            highest against the lowest: of all pairs with different scores and texts the one with the largest margin.
+        max_pairs_per_prompt: keep only so many of each prompt's pairs, those with the largest margins; None keeps all.
+        noise_margin: keep a pair only if its margin is larger than so many of its standard errors; 0 keeps all.
+        differences: each example's influence on every reference example, by example id. With them the standard error
+            of a margin is paired over reference examples, without them it is sqrt(se_chosen^2 + se_rejected^2).
+        shuffle_seed: the random control: as many pairs for each prompt, but each drawn at random among the prompt's
+            pairs of different texts, in a random direction, so that margins may be negative.
+
+    Returns:
+        The pairs, prompt by prompt, the largest margin first (in the control: as drawn).
+
+    Raises:
+        ValueError: a standard error or an example's differences are needed and missing.
+    """
+    pairs: list[PreferencePair] = []
+    for prompt_id, samples in _by_prompt(examples, scores).items():
+        chosen = _by_margin(_candidates(samples, rule))
+        if noise_margin > 0:
+            chosen = [pair for pair in chosen if _margin(pair) > noise_margin * _standard_error(pair, differences)]
+        chosen = chosen[:max_pairs_per_prompt]
+        if shuffle_seed is not None:
+            chosen = _draw(samples, len(chosen), random.Random(stable_seed(shuffle_seed, prompt_id)))
+        pairs.extend(map(_record, chosen))
+    return pairs
+
+
+def _by_prompt(examples: Sequence[Example], scores: Mapping[str, Score]) -> dict[str, list[Sample]]:
+    """The scored samples of each prompt."""
+    groups: dict[str, list[Sample]] = {}
+    for example in examples:
+        if example.prompt_id and example.id in scores:
+            groups.setdefault(example.prompt_id, []).append(Sample(example, scores[example.id]))
+    return groups
+
+
+def _candidates(samples: Sequence[Sample], rule: Rule) -> list[Pair]:
+    """All pairs that the rule makes of one prompt's samples."""
+    if rule == "signed":
+        positive = [sample for sample in samples if sample.score.value > 0]
+        negative = [sample for sample in samples if sample.score.value < 0]
+        return [pair for pair in itertools.product(positive, negative) if _texts_differ(pair)]
+    ordered = itertools.permutations(samples, 2)
+    return _by_margin(pair for pair in ordered if _margin(pair) > 0 and _texts_differ(pair))[:1]
+
+
+def _by_margin(pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs with the largest margin first; ids decide between equal ones."""
+    return sorted(pairs, key=lambda pair: (-_margin(pair), pair[0].example.id, pair[1].example.id))
+
+
+def _margin(pair: Pair) -> float:
+    return pair[0].score.value - pair[1].score.value
+
+
+def _texts_differ(pair: Pair) -> bool:
+    return pair[0].example.completion != pair[1].example.completion
+
+
+def _standard_error(pair: Pair, differences: Mapping[str, Sequence[float]] | None) -> float:
+    """Standard error of a pair's margin."""
+    if differences is None:
+        return math.hypot(*(_own_standard_error(sample.score) for sample in pair))
+    chosen, rejected = (_own_differences(sample.example.id, differences) for sample in pair)
+    margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
+    return statistics.stdev(margins) / math.sqrt(len(margins))
+
+
+def _own_standard_error(score: Score) -> float:
+    if score.standard_error is None:
+        raise ValueError(
+            f"a noise margin needs standard errors, but the score of example {score.id} has none "
+            f"({score.method or 'unnamed method'}); set the noise margin to 0, or use a signal that estimates them"
+        )
+    return score.standard_error
+
+
+def _own_differences(example_id: str, differences: Mapping[str, Sequence[float]]) -> Sequence[float]:
+    if example_id not in differences:
+        raise ValueError(f"example {example_id} has no difference per reference example ({len(differences)} others do)")
+    return differences[example_id]
+
+
+def _draw(samples: Sequence[Sample], num_pairs: int, generator: random.Random) -> list[Pair]:
+    """Draw different pairs at random, each in a random direction."""
+    # Sorted, so that the order in which the examples were read does not matter.
+    ordered = sorted(samples, key=lambda sample: sample.example.id)
+    possible = [pair for pair in itertools.combinations(ordered, 2) if _texts_differ(pair)]
+    return [pair if generator.random() < 0.5 else pair[::-1] for pair in generator.sample(possible, num_pairs)]
+
+
+def _record(pair: Pair) -> PreferencePair:
+    chosen, rejected = pair[0].example, pair[1].example
+    return PreferencePair(
+        id=stable_id(chosen.id, rejected.id),
+        prompt=chosen.prompt,
+        chosen=chosen.completion,
+        rejected=rejected.completion,
+        chosen_id=chosen.id,
+        rejected_id=rejected.id,
+        margin=_margin(pair),
+        chosen_finished=chosen.completion_finished,
+        rejected_finished=rejected.completion_finished,
+    )

@@ -1,0 +1,75 @@
+"""A recipe: the named stages of one iteration, laid out over iterations and checked before anything runs."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from montessori_pl.stages.base import BASE, LATEST, Input, Kind, Stage
+
+
+class RecipeError(ValueError):
+    """What is wrong with a recipe, in a sentence for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One stage in one iteration."""
+
+    key: str
+    """`iteration_1/warmup`: directory, manifest key, and the word in logs."""
+    name: str
+    """The stage's name in the recipe."""
+    iteration: int
+    """From 1."""
+    stage: Stage
+    """What is done."""
+    inputs: Mapping[str, str | None]
+    """For each setting that names a stage, the key of the step that it reads; none for the base model."""
+
+
+def lay_out(stages: Mapping[str, Stage], iterations: int) -> list[Step]:
+    """The steps of all iterations in order, each with what it reads.
+
+    A name stands for the last step of that name before the one that reads it, in this iteration or an earlier one.
+    From the second iteration on, the teacher therefore goes on from the previous iteration's, influence is measured on
+    the previous iteration's student, and stages of the first iteration only are read where they were left.
+
+    Raises:
+        RecipeError: the recipe is empty, or a stage reads what no step before it produces.
+    """
+    if not stages:
+        raise RecipeError("the recipe has no stages")
+    if iterations < 1:
+        raise RecipeError(f"iterations must be at least 1, found {iterations}")
+    steps: list[Step] = []
+    for iteration in range(1, iterations + 1):
+        for name, stage in stages.items():
+            if iteration > 1 and stage.first_iteration_only:
+                continue
+            inputs = {one.setting: _resolve(one, name, stages, steps) for one in stage.reads()}
+            steps.append(Step(f"iteration_{iteration}/{name}", name, iteration, stage, inputs))
+    return steps
+
+
+def _resolve(wanted: Input, reader: str, stages: Mapping[str, Stage], earlier: list[Step]) -> str | None:
+    """The key of the step that this input means; none for a base model."""
+    is_model = wanted.kind in (Kind.STUDENT, Kind.TEACHER)
+    fitting = [step for step in earlier if step.stage.produces is wanted.kind]
+    if is_model and wanted.name == BASE:
+        return None
+    if is_model and wanted.name == LATEST:
+        return fitting[-1].key if fitting else None
+    found = [step for step in fitting if step.name == wanted.name]
+    if found:
+        return found[-1].key
+    names = dict.fromkeys(step.name for step in fitting)
+    exist = ", ".join([*names, *([LATEST, BASE] if is_model else [])]) or "none"
+    if wanted.name in stages and stages[wanted.name].produces is not wanted.kind:
+        why = f"stage {wanted.name!r} produces {stages[wanted.name].produces.value}"
+    elif wanted.name in stages:
+        why = f"stage {wanted.name!r} comes later"
+    else:
+        why = "there is no such stage"
+    raise RecipeError(
+        f"stage {reader!r} reads {wanted.kind.value} from {wanted.setting.split('.')[0]}: {wanted.name!r}, but {why}; "
+        f"before {reader!r}, {wanted.kind.value} can be had from: {exist}"
+    )

@@ -1,0 +1,190 @@
+"""What the stages hand to each other: frozen dataclasses, one JSON line each.
+
+Knows nothing about models, files beyond JSON lines, or stages. An id is derived from what its record is (the prompt's
+id, the sample's place), so that a resumed run and an uninterrupted one write the same bytes.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypedDict, TypeVar
+
+R = TypeVar("R", bound="Record")
+
+
+class Message(TypedDict):
+    """One turn of a conversation, as chat templates expect it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """A frozen dataclass that is one line of JSON."""
+
+    id: str
+    """Stable name of the record, unique within its file."""
+
+    def to_json(self) -> str:
+        """The record as one line, without the line break; non-ASCII text stays readable."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Self:
+        """Build the record from a parsed line.
+
+        Raises:
+            ValueError: a field is missing or unknown; the sentence names it and the fields that exist.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        required = {name for name, field in fields.items() if field.default is field.default_factory}
+        unknown, missing = sorted(row.keys() - fields.keys()), sorted(required - row.keys())
+        if unknown or missing:
+            raise ValueError(
+                f"not a {cls.__name__} record: unknown fields {unknown}, missing fields {missing}; "
+                f"the fields are {sorted(fields)}"
+            )
+        return cls(**row)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example(Record):
+    """An instruction with its response, and where both came from."""
+
+    instruction: str
+    """What the student is asked."""
+    response: str
+    """What the student shall answer."""
+    system: str = ""
+    """System message of the conversation; empty when there is none."""
+    prompt_id: str = ""
+    """Groups the samples that answer one and the same teacher prompt; empty for examples that nobody prompted for."""
+    prompt: str = ""
+    """The user turn that the teacher was shown when it wrote the instruction."""
+    completion: str = ""
+    """What the teacher wrote, whole: rationale, tags and all."""
+    completion_finished: bool = True
+    """Whether the teacher ended the completion itself (False: cut at the token limit)."""
+    teacher: str = ""
+    """Who wrote it: the backbone, and the adapter's stage where there is one."""
+    seed_ids: tuple[str, ...] = ()
+    """Ids of the examples that were shown as shots."""
+    round: int = 0
+    """The batch of prompts in which it was written."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed_ids", tuple(self.seed_ids))
+
+    def messages(self) -> list[Message]:
+        """The conversation that the student is trained on."""
+        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        return [
+            *system,
+            {"role": "user", "content": self.instruction},
+            {"role": "assistant", "content": self.response},
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rejection(Record):
+    """A candidate that did not become an example, and why."""
+
+    reason: str
+    """One word or two, counted in the summary: `no instruction tag`, `near duplicate`, ..."""
+    detail: str
+    """What exactly: the keyword, the similarity and the text that it resembles, ..."""
+    text: str
+    """The text that was rejected."""
+    prompt_id: str = ""
+    """The teacher prompt it answered."""
+    round: int = 0
+    """The batch of prompts in which it was written."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score(Record):
+    """How good an example is for the student; `id` is the example's."""
+
+    value: float
+    """Higher is better for the student, whatever the signal."""
+    standard_error: float | None = None
+    """Standard error of `value`, where the signal can tell."""
+    method: str = ""
+    """The signal and how it was computed."""
+    details: dict[str, float] = dataclasses.field(default_factory=dict)
+    """What else the signal knows about the example."""
+    terms: tuple[float, ...] = ()
+    """The numbers whose mean is `value`, one for each reference example, where the signal has them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", tuple(self.terms))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreferencePair(Record):
+    """Two completions of one teacher prompt; the first helped the student more."""
+
+    prompt: str
+    """The user turn that both completions answer."""
+    chosen: str
+    """The whole completion that is preferred."""
+    rejected: str
+    """The whole completion that is not."""
+    chosen_id: str
+    """Id of the example that `chosen` became."""
+    rejected_id: str
+    """Id of the example that `rejected` became."""
+    margin: float
+    """Score of the chosen example minus score of the rejected one."""
+    chosen_finished: bool = True
+    """Whether the chosen completion ended itself, so that its end token is part of it."""
+    rejected_finished: bool = True
+    """Whether the rejected completion ended itself, so that its end token is part of it."""
+
+
+def stable_id(*parts: object) -> str:
+    """Twelve hexadecimal digits that depend on the parts and on nothing else."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:12]
+
+
+def stable_seed(*parts: object) -> int:
+    """A non-negative 63-bit seed that depends on the parts and on nothing else."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON-lines file; a torn last line (no line break) is dropped.
+
+    Raises:
+        ValueError: a whole line is not a JSON object; the sentence names the file and the line.
+    """
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+            yield row
+
+
+def read_records(path: Path, kind: type[R]) -> list[R]:
+    """All records of a JSON-lines file; a torn last line is dropped.
+
+    Raises:
+        ValueError: a line is not a record of this kind.
+    """
+    return [kind.from_dict(row) for row in read_lines(path)]
+
+
+def append_records(path: Path, records: Iterable[Record]) -> None:
+    """Append records and hand them to the operating system, where a killed process cannot lose them."""
+    data = "".join(record.to_json() + "\n" for record in records)
+    with open(path, "ab") as file:
+        file.write(data.encode())

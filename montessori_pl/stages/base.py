@@ -1,0 +1,136 @@
+"""What a stage is: a named step of a recipe that reads artifacts of earlier stages and writes its own directory."""
+
+import dataclasses
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from montessori_pl.data import DataSources
+from montessori_pl.generation.base import GenerationBackend
+from montessori_pl.models import ModelSource
+from montessori_pl.progress import Progress
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from montessori_pl.modules import LanguageModule
+    from montessori_pl.student import StudentModule
+    from montessori_pl.teacher import TeacherDPOModule
+
+
+class Kind(enum.Enum):
+    """What a stage leaves behind for others to read."""
+
+    EXAMPLES = "examples"
+    SCORES = "scores"
+    PAIRS = "pairs"
+    STUDENT = "student"
+    TEACHER = "teacher"
+    REPORT = "report"
+
+
+LATEST = "latest"
+"""Stands for the student or teacher that was trained last, in this iteration or an earlier one, or for the base."""
+BASE = "base"
+"""Stands for the student or teacher before any training."""
+
+WEIGHTS = "weights"
+"""Directory, within a training stage's own, of the adapter or the whole model that it trained."""
+CHECKPOINT = "last.ckpt"
+"""File, within a training stage's directory, of the weights with the optimizer's state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """A setting of a stage that names another stage."""
+
+    setting: str
+    """The setting, for messages and for the manifest."""
+    name: str
+    """The stage that it names, or `latest`, or `base`."""
+    kind: Kind
+    """What that stage must produce."""
+
+
+class StageError(ValueError):
+    """Why a stage cannot go on, in a sentence for the user. What it has done so far is kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageContext:
+    """Everything that a stage may use while it runs."""
+
+    key: str
+    """Iteration and name, for example `iteration_1/warmup`."""
+    name: str
+    """The stage's name in the recipe."""
+    iteration: int
+    """From 1."""
+    directory: Path
+    """Where the stage writes; what lies there comes from an earlier session of the same stage."""
+    seed: int
+    """Depends on the run's seed, the iteration and the stage's name."""
+    inputs: Mapping[str, Path | None]
+    """For each setting that names a stage, that stage's verified directory; none for the base model."""
+    data: DataSources
+    """Seeds, reference and test set."""
+    student: "Callable[[], StudentModule]"
+    """Makes a fresh student."""
+    teacher: "Callable[[], TeacherDPOModule]"
+    """Makes a fresh teacher."""
+    backend: Callable[[], GenerationBackend]
+    """Makes a generation engine."""
+    trainer: "Callable[..., Trainer]"
+    """Makes a trainer from the `trainer` section, with the stage's own arguments on top."""
+    progress: Progress
+    """What the console shows."""
+    log_distribution: Callable[[str, list[float]], None]
+    """Sends numbers to the logger as a histogram."""
+
+    def source(self, module: "LanguageModule", setting: str) -> ModelSource:
+        """The model of this module with the weights of the stage that the setting names."""
+        directory = self.inputs[setting]
+        weights = directory / WEIGHTS if directory is not None else None
+        return dataclasses.replace(module.source, weights=weights)
+
+
+class Stage(ABC):
+    """One step of a recipe.
+
+    Implement `run`, and `reads` where the stage names others. `run` is called again after a kill and goes on from what
+    lies in its directory; what it writes must not depend on how often that happened.
+
+    Args:
+        first_iteration_only: whether later iterations go without this stage and use what it left behind.
+    """
+
+    produces: ClassVar[Kind]
+    """What the stage leaves behind."""
+    artifacts: ClassVar[tuple[str, ...]]
+    """Patterns of the files that others may read; their hashes are kept."""
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Sections of the configuration that the result depends on: `student`, `teacher`, `generation`, `data`."""
+    unpinned: ClassVar[tuple[str, ...]] = ()
+    """Settings that say how fast or how long, not what: they may be changed after the stage has begun."""
+    distributed: ClassVar[bool] = False
+    """Whether all processes of a multi-process run take part; otherwise the first works and the others wait."""
+
+    def __init__(self, first_iteration_only: bool = False) -> None:
+        self.first_iteration_only = first_iteration_only
+
+    def reads(self) -> list[Input]:
+        """The settings that name other stages."""
+        return []
+
+    @abstractmethod
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Do the work, or what is left of it.
+
+        Returns:
+            numbers for the summary, as plain JSON values.
+
+        Raises:
+            StageError: the stage cannot go on.
+        """

@@ -1,0 +1,77 @@
+"""Pair: scores become preferences between completions of one prompt."""
+
+from typing import Any, Literal
+
+from montessori_pl.pairing import pair_examples
+from montessori_pl.records import Example, Score, read_records
+from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
+from montessori_pl.workspace import write_atomically
+
+PAIRS = "pairs.jsonl"
+
+
+class Pair(Stage):
+    """Make preference pairs of the teacher's completions, within a prompt.
+
+    Args:
+        examples: the stage whose examples were scored.
+        scores: the stage that scored them.
+        rule: `best_worst` pairs the best with the worst sample of each prompt; `signed`, the paper's rule, each sample
+            above zero with each below.
+        max_pairs_per_prompt: keep so many pairs of a prompt, those with the largest margins; null keeps all.
+        noise_margin: keep a pair only if its scores differ by more than so many standard errors; 0 keeps all.
+        at_random: the control: as many pairs for each prompt as the rule would make, but both sides drawn at random.
+        first_iteration_only: whether later iterations go without this stage.
+    """
+
+    produces = Kind.PAIRS
+    artifacts = (PAIRS,)
+
+    def __init__(
+        self,
+        examples: str,
+        scores: str,
+        rule: Literal["best_worst", "signed"] = "signed",
+        max_pairs_per_prompt: int | None = None,
+        noise_margin: float = 0.0,
+        at_random: bool = False,
+        first_iteration_only: bool = False,
+    ) -> None:
+        super().__init__(first_iteration_only)
+        self.examples, self.scores, self.rule = examples, scores, rule
+        self.max_pairs_per_prompt, self.noise_margin, self.at_random = max_pairs_per_prompt, noise_margin, at_random
+
+    def reads(self) -> list[Input]:
+        """The examples and their scores."""
+        return [Input("examples", self.examples, Kind.EXAMPLES), Input("scores", self.scores, Kind.SCORES)]
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Pair all prompts."""
+        examples_directory, scores_directory = context.inputs["examples"], context.inputs["scores"]
+        assert examples_directory is not None
+        assert scores_directory is not None
+        examples = read_records(examples_directory / "examples.jsonl", Example)
+        scores = {score.id: score for score in read_records(scores_directory / "scores.jsonl", Score)}
+        pairs = pair_examples(
+            examples,
+            scores,
+            rule=self.rule,
+            max_pairs_per_prompt=self.max_pairs_per_prompt,
+            noise_margin=self.noise_margin,
+            differences={id_: score.terms for id_, score in scores.items() if score.terms},
+            shuffle_seed=context.seed if self.at_random else None,
+        )
+        prompts = {example.prompt_id for example in examples if example.prompt_id}
+        if not pairs:
+            raise StageError(
+                f"{context.key} found no pair in {len(prompts)} prompts with {len(scores)} scored examples under rule "
+                f"{self.rule!r} with noise_margin {self.noise_margin:g}; pairs need two scored completions of one "
+                "prompt that the rule tells apart: ask more samples of each prompt, or choose another rule"
+            )
+        write_atomically(context.directory / PAIRS, "".join(pair.to_json() + "\n" for pair in pairs))
+        return {
+            "prompts": len(prompts),
+            "pairs": len(pairs),
+            "prompts_with_pairs": len({pair.prompt for pair in pairs}),
+            "mean_margin": sum(pair.margin for pair in pairs) / len(pairs),
+        }

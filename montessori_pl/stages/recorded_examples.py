@@ -1,0 +1,37 @@
+"""RecordedExamples: examples that somebody else wrote, to be scored and trained on like our own."""
+
+from collections import Counter
+from typing import Any
+
+from montessori_pl.locations import locate
+from montessori_pl.readers import read_source
+from montessori_pl.stages.base import Kind, Stage, StageContext
+from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.workspace import write_atomically
+
+
+class RecordedExamples(Stage):
+    """Read examples from JSON lines (alpaca, messages, instruction and response, ...) or a Hugging Face dataset.
+
+    Args:
+        source: a file of JSON lines, or a directory that `datasets` has saved; `[a:b]` behind it takes rows a to b.
+        first_iteration_only: whether later iterations go without this stage.
+    """
+
+    produces = Kind.EXAMPLES
+    artifacts = ("examples.jsonl", "rejections.jsonl")
+
+    def __init__(self, source: str, first_iteration_only: bool = False) -> None:
+        super().__init__(first_iteration_only)
+        self.source = source
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Read all rows; those that are no examples become rejections."""
+        examples, rejections = read_source(locate(self.source))
+        write_atomically(context.directory / "examples.jsonl", "".join(e.to_json() + "\n" for e in examples))
+        write_atomically(context.directory / "rejections.jsonl", "".join(r.to_json() + "\n" for r in rejections))
+        return {
+            "accepted": len(examples),
+            "rejected": dict(Counter(rejection.reason for rejection in rejections).most_common()),
+            "diversity": diversity([example.instruction for example in examples]),
+        }

@@ -1,0 +1,112 @@
+"""Score: a signal says how good each example is for the student."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from montessori_pl.data import encode_examples
+from montessori_pl.distributions import describe
+from montessori_pl.models import load_chat
+from montessori_pl.records import Example, read_records
+from montessori_pl.records import Score as ScoreRecord
+from montessori_pl.signals import ScoringData, SignalCallback
+from montessori_pl.stages.base import CHECKPOINT, LATEST, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.workspace import write_atomically
+
+SCORES = "scores.jsonl"
+
+
+class Score(Stage):
+    """Score examples with a signal, inside `Trainer.predict`, each process its share.
+
+    Args:
+        examples: the stage whose examples are scored.
+        signal: the signal.
+        student: the stage whose student the signal looks at; `latest`, or `base`.
+        max_examples: score a random sample of so many; null scores all.
+        max_length: longest conversation in tokens; longer ones are cut on the right.
+        first_iteration_only: whether later iterations go without this stage.
+    """
+
+    produces = Kind.SCORES
+    artifacts = (SCORES,)
+    uses = ("student", "data")
+    distributed = True
+
+    def __init__(
+        self,
+        examples: str,
+        signal: SignalCallback,
+        student: str = LATEST,
+        max_examples: int | None = None,
+        max_length: int = 1024,
+        first_iteration_only: bool = False,
+    ) -> None:
+        super().__init__(first_iteration_only)
+        self.examples, self.signal, self.student = examples, signal, student
+        self.max_examples, self.max_length = max_examples, max_length
+
+    def reads(self) -> list[Input]:
+        """The examples and the student."""
+        return [Input("examples", self.examples, Kind.EXAMPLES), Input("student", self.student, Kind.STUDENT)]
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Score what has not been scored, then put all scores in the order of the examples."""
+        directory = context.inputs["examples"]
+        assert directory is not None
+        student = context.student()
+        chat = load_chat(student.source)
+        examples = read_records(directory / "examples.jsonl", Example)
+        if self.max_examples is not None and self.max_examples < len(examples):
+            chosen = random.Random(context.seed).sample(range(len(examples)), self.max_examples)
+            examples = [examples[index] for index in sorted(chosen)]
+        _, too_long = encode_examples(examples, chat, self.max_length)
+        left_out = {example.id for example in too_long}
+        examples = [example for example in examples if example.id not in left_out]
+        scored = _scored(context.directory)
+        missing = [example for example in examples if example.id not in scored]
+        context.progress.start(len(examples), len(scored))
+
+        trainer = context.trainer(callbacks=[self.signal], inference_mode=False)
+        if missing:
+            reference = context.data.read("reference")
+            references, too_long_references = encode_examples(reference, chat, self.max_length)
+            if too_long_references:
+                raise StageError(
+                    f"{context.key}: {len(too_long_references)} examples of the reference set have no response within "
+                    f"max_length {self.max_length} tokens, for example {too_long_references[0].id}; raise max_length, "
+                    "or take them out"
+                )
+            rendered, _ = encode_examples(missing, chat, self.max_length)
+            self.signal.output = context.directory / f"scores.part{trainer.global_rank}.jsonl"
+            checkpoint = context.inputs["student"]
+            trainer.predict(
+                student,
+                datamodule=ScoringData(missing, rendered, references, chat.tokenizer.pad_token_id),
+                return_predictions=False,
+                ckpt_path=str(checkpoint / CHECKPOINT) if checkpoint is not None else None,
+            )
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            trainer.strategy.barrier()
+        scored = _scored(context.directory)
+        scores = [scored[example.id] for example in examples]
+        if trainer.is_global_zero:
+            lines = "".join(score.to_json() + "\n" for score in scores)
+            write_atomically(context.directory / SCORES, lines)
+            for part in _parts(context.directory):
+                part.unlink()
+        values = [score.value for score in scores]
+        context.log_distribution(f"{context.key}/score", values)
+        return {"left_out_as_too_long": len(too_long), **describe(values)}
+
+
+def _parts(directory: Path) -> list[Path]:
+    return sorted(directory.glob("scores.part*.jsonl"))
+
+
+def _scored(directory: Path) -> dict[str, ScoreRecord]:
+    """All scores so far, by example, from the finished file or from what the processes have written."""
+    finished = directory / SCORES
+    paths = [finished] if finished.exists() else _parts(directory)
+    return {score.id: score for path in paths for score in read_records(path, ScoreRecord)}

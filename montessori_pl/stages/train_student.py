@@ -1,0 +1,61 @@
+"""TrainStudent: supervised fine-tuning of the student, from its base, on examples."""
+
+from functools import partial
+from typing import Any
+
+from montessori_pl.data import collate, encode_examples
+from montessori_pl.models import load_chat
+from montessori_pl.optimization import TrainingSettings
+from montessori_pl.records import Example, read_records
+from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.training import TrainingData, fit
+
+
+class TrainStudent(Stage):
+    """Train the student from its base model; the loss is taken on response tokens only.
+
+    Args:
+        examples: the stage whose examples are learned.
+        training: how.
+        first_iteration_only: whether later iterations go without this stage.
+    """
+
+    produces = Kind.STUDENT
+    artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
+    uses = ("student",)
+    unpinned = ("training.checkpoint_every_n_steps",)
+    distributed = True
+
+    def __init__(self, examples: str, training: TrainingSettings, first_iteration_only: bool = False) -> None:
+        super().__init__(first_iteration_only)
+        self.examples, self.training = examples, training
+
+    def reads(self) -> list[Input]:
+        """The examples."""
+        return [Input("examples", self.examples, Kind.EXAMPLES)]
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Train, or go on training."""
+        directory = context.inputs["examples"]
+        assert directory is not None
+        student = context.student()
+        chat = load_chat(student.source)
+        examples = read_records(directory / "examples.jsonl", Example)
+        rendered, too_long = encode_examples(examples, chat, self.training.max_length)
+        if not rendered:
+            raise StageError(
+                f"{context.key} has nothing to learn: of {len(examples)} examples in {directory}, none has a response "
+                f"within max_length {self.training.max_length} tokens"
+            )
+        data = TrainingData(
+            rendered,
+            [len(one.input_ids) for one in rendered],
+            self.training.batch_size,
+            context.seed,
+            partial(collate, pad_id=chat.tokenizer.pad_token_id),
+        )
+        return {
+            "examples": len(rendered),
+            "left_out_as_too_long": len(too_long),
+            **fit(context, student, data, self.training),
+        }

@@ -1,0 +1,50 @@
+"""How varied a set of texts is, in a few numbers for summaries."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+from montessori_pl.synthesis.near_duplicates import token_f1, tokenize
+
+# 200 texts are 19,900 comparisons: well under a second for instructions.
+SAMPLE = 200
+
+
+def diversity(texts: Sequence[str]) -> dict[str, float]:
+    """Measure how varied the texts are; all zeros when there is none.
+
+    Returns:
+        `distinct_share`: different texts per text, from 0 to 1.
+        `distinct_2`: different pairs of neighbouring words per such pair, from 0 to 1; falls with the amount of text.
+        `token_entropy`: entropy of the words, in nats.
+        `mean_characters`: mean length.
+        `mean_max_rouge_l`: mean similarity of a text to its most similar neighbour among 200 texts spread evenly over
+        the sequence; 0 when nothing repeats, 1 when all do.
+    """
+    tokenized = [tokenize(text) for text in texts]
+    words = Counter(token for tokens in tokenized for token in tokens)
+    ids = {word: number for number, word in enumerate(words)}
+    pairs = Counter(pair for tokens in tokenized for pair in pairwise(tokens))
+    return {
+        "distinct_share": _share(len(set(texts)), len(texts)),
+        "distinct_2": _share(len(pairs), pairs.total()),
+        "token_entropy": sum(-count / words.total() * math.log(count / words.total()) for count in words.values()),
+        "mean_characters": _share(sum(map(len, texts)), len(texts)),
+        "mean_max_rouge_l": _mean_max_rouge_l([[ids[token] for token in tokens] for tokens in tokenized]),
+    }
+
+
+def _mean_max_rouge_l(texts: Sequence[Sequence[int]]) -> float:
+    size = min(len(texts), SAMPLE)
+    sample = [texts[number * len(texts) // size] for number in range(size)]
+    nearest = [0.0] * size
+    for i in range(size):
+        for j in range(i):
+            similarity = token_f1(sample[i], sample[j])
+            nearest[i], nearest[j] = max(nearest[i], similarity), max(nearest[j], similarity)
+    return _share(sum(nearest), size)
+
+
+def _share(part: float, whole: int) -> float:
+    return part / whole if whole else 0.0

@@ -1,0 +1,148 @@
+"""Finding, among many kept texts, the one that a new text repeats: ROUGE-L, exact and fast.
+
+The decisions are those of comparing with every kept text, one by one. Three exact bounds leave few to compare:
+F1 = 2 * common / (n + m), where `common`, the longest common subsequence, is at most the shorter length and at most the
+number of tokens that both texts hold (as multisets).
+"""
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import floor
+
+from rapidfuzz.distance import LCSseq
+
+# Chinese and Japanese write no blanks between words: there each character is a token, elsewhere each word.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+
+# Far above the rounding errors of an F1 and far below the distance of two different ones, so that the bounds drop none.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Match:
+    """A kept text that a new one resembles."""
+
+    id: str
+    """Id under which the text was added."""
+    text: str
+    """The kept text."""
+    similarity: float
+    """ROUGE-L F1 of both texts, from 0 to 1."""
+
+
+class NearDuplicateIndex:
+    """Kept texts, searchable for the one most similar to a new text.
+
+    A kept text matches when its ROUGE-L F1 with the new text is greater than `threshold`; the same string (but for
+    white space) always matches, with similarity 1, so that `threshold=1` finds exact duplicates only.
+
+    Example::
+
+        index = NearDuplicateIndex(threshold=0.7)
+        if index.find(text) is None:
+            index.add(id, text)
+
+    Args:
+        threshold: similarity above which a text counts as a repetition, from 0 to 1.
+    """
+
+    def __init__(self, threshold: float = 0.7) -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"{threshold=} is no ROUGE-L F1; give a number from 0 to 1 (0.7 is usual)")
+        self.threshold = threshold
+        self._kept: list[tuple[str, str]] = []
+        self._tokens: list[list[int]] = []
+        self._token_ids: dict[str, int] = {}
+        self._by_text: dict[str, int] = {}
+        # Positions of the kept texts that hold a token at least k times, by (token, k).
+        self._holders: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def add(self, id: str, text: str) -> None:
+        """Keep a text, whether or not it resembles another."""
+        position, tokens = len(self._kept), tokenize(text)
+        self._kept.append((id, text))
+        self._tokens.append([self._token_ids.setdefault(token, len(self._token_ids)) for token in tokens])
+        self._by_text.setdefault(_without_layout(text), position)
+        for item in _counted(tokens):
+            self._holders[item].append(position)
+
+    def find(self, text: str) -> Match | None:
+        """The most similar kept text above the threshold, the earliest added among equals; None when there is none."""
+        tokens = tokenize(text)
+        # Tokens that no kept text holds cannot be common; they count only in the length.
+        known = [self._token_ids[token] for token in tokens if token in self._token_ids]
+        best, bar = None, self.threshold
+        for position in sorted(self._candidates(tokens)):
+            other = self._tokens[position]
+            needed = _least_common(bar, len(tokens) + len(other))
+            if needed > min(len(known), len(other)):
+                continue
+            similarity = _f1(LCSseq.similarity(known, other, score_cutoff=needed), len(tokens), len(other))
+            if similarity > bar:
+                best, bar = position, similarity
+        if best is None:
+            best, bar = self._by_text.get(_without_layout(text)), 1.0
+        return None if best is None else Match(*self._kept[best], similarity=bar)
+
+    def _candidates(self, tokens: Sequence[str]) -> set[int]:
+        # A match shares at least `shared` of the n items (least demanded when it consists of them alone), so it holds
+        # one of any n - shared + 1 of them: the rarest ones are looked up, and "the" and "a" are not.
+        bar = self.threshold - _ROUNDING
+        shared = max(1, floor(bar * len(tokens) / (2 - bar)) + 1)
+        rarest_first = sorted((self._holders.get(item, ()) for item in _counted(tokens)), key=len)
+        return set().union(*rarest_first[: len(tokens) - shared + 1])
+
+
+def rouge_l(a: str, b: str) -> float:
+    """ROUGE-L F1 of two texts, without stemming; 1 for equal and 0 for different texts that hold no word at all.
+
+    On ASCII text it is the number of the `rouge_score` package; letters of other scripts count as letters here.
+    """
+    first, second = tokenize(a), tokenize(b)
+    if not first and not second:
+        return float(_without_layout(a) == _without_layout(b))
+    # Numbers, because rapidfuzz would compare strings by their hashes.
+    ids = {token: number for number, token in enumerate({*first, *second})}
+    return token_f1([ids[token] for token in first], [ids[token] for token in second])
+
+
+def token_f1(first: Sequence[int], second: Sequence[int]) -> float:
+    """ROUGE-L F1 of two texts whose tokens are numbered; 0 when one holds no token."""
+    return _f1(LCSseq.similarity(first, second), len(first), len(second))
+
+
+def tokenize(text: str) -> list[str]:
+    """Lower-case words of letters and digits; single characters where a script writes no blanks between words."""
+    return _TOKEN.findall(unicodedata.normalize("NFC", text).lower())
+
+
+def _counted(tokens: Sequence[str]) -> Iterator[tuple[str, int]]:
+    # Numbering equal tokens makes a multiset a set: two texts share as many items as tokens.
+    seen: Counter[str] = Counter()
+    for token in tokens:
+        seen[token] += 1
+        yield token, seen[token]
+
+
+def _least_common(bar: float, total: int) -> int:
+    # Fewest common tokens with which two texts of `total` tokens together can have an F1 above the bar.
+    return max(1, floor((bar - _ROUNDING) * total / 2) + 1)
+
+
+def _f1(common: int, n: int, m: int) -> float:
+    # Not 2 * common / (n + m), which differs in the last digit and would decide otherwise right at the threshold.
+    if not common:
+        return 0.0
+    precision, recall = common / n, common / m
+    return 2 * precision * recall / (precision + recall)
+
+
+def _without_layout(text: str) -> str:
+    return " ".join(text.split())

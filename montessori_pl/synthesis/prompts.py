@@ -1,0 +1,44 @@
+"""The user turn that asks a teacher for a new instruction, in the manner of Self-Instruct: a request and some shots."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+TEMPLATES = {
+    "classroom": "Write a new task .\n{shots}",
+    "self_instruct": (
+        "Below are examples of instructions that people give to an assistant. Write one new instruction of your own.\n"
+        "\n"
+        "It should be something that a person would really ask, as a request or as a question; clear, concise, and "
+        "answerable from its own text. Make it different from the examples in topic and in kind of task.\n"
+        "\n"
+        "Proceed in three steps:\n"
+        "1. Say in a sentence or two why the instruction is worth asking.\n"
+        "2. Decide whether it needs an input, and make one up if it does.\n"
+        "3. End with the instruction and its input, exactly in this form:\n"
+        "<instruction>the instruction, with its input</instruction>\n"
+        "\n"
+        "Examples:\n"
+        "{shots}"
+    ),
+}
+"""The shipped requests; `{shots}` stands where the shots go."""
+
+
+def load_template(name: str) -> str:
+    """The request of this name, or the text of the file at this path.
+
+    Raises:
+        ValueError: there is no such request or file, or it does not say where the shots go.
+    """
+    if name not in TEMPLATES and not Path(name).is_file():
+        raise ValueError(f"unknown prompt {name!r}: expected one of {', '.join(TEMPLATES)}, or the path of a text file")
+    template = TEMPLATES[name] if name in TEMPLATES else Path(name).read_text(encoding="utf-8")
+    if "{shots}" not in template:
+        raise ValueError(f"the prompt {name!r} does not say where the shots go: write {{shots}} where they belong")
+    return template
+
+
+def render_prompt(template: str, shots: Sequence[str]) -> str:
+    """The user turn with one tagged line for each shot; the text of the shots is not altered."""
+    # `replace`, not `format`: shots and templates may hold braces.
+    return template.replace("{shots}", "\n".join(f"<instruction>{shot}</instruction>" for shot in shots))

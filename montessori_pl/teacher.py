@@ -1,0 +1,99 @@
+"""The teacher: direct preference optimization (DPO, arXiv 2305.18290) on the completions it has sampled itself."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from montessori_pl.losses import DPOOutput, dpo_loss, sequence_log_probabilities
+from montessori_pl.models import LoraSettings
+from montessori_pl.modules import LanguageModule
+
+REFERENCE = "reference"
+"""Name of the frozen adapter that holds the teacher as it was before this alignment."""
+
+
+class TeacherDPOModule(LanguageModule):
+    """Learns to prefer completions that helped the student.
+
+    The reference policy is the teacher before alignment: its base with the adapter switched off, or, from the second
+    iteration on, the previous adapter, kept frozen beside the one that is trained. There is never a second base model.
+
+    Args:
+        backbone: the teacher's base model: hub id, local directory, or a name of the embedded classroom.
+        lora: the adapter that is trained.
+        beta: strength of the pull towards the reference policy.
+        chat: chat layout: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "classroom/teacher",
+        lora: LoraSettings = LoraSettings(r=16, alpha=32),
+        beta: float = 0.1,
+        chat: str = "auto",
+    ) -> None:
+        super().__init__(backbone, lora, chat)
+        self.beta = beta
+
+    def load(self) -> nn.Module:
+        """The teacher, with its previous adapter twice where it has one: to be trained, and as the reference."""
+        model = super().load()
+        if self.source.weights is not None:
+            model.load_adapter(str(self.source.weights), adapter_name=REFERENCE, is_trainable=False)  # type: ignore[operator]
+        return model
+
+    @contextmanager
+    def reference_policy(self) -> Iterator[None]:
+        """Inside, the network is the teacher before alignment, without gradients and without dropout."""
+        training = self.network.training
+        self.network.eval()
+        with torch.no_grad():
+            if self.source.weights is None:
+                with self.network.disable_adapter():  # type: ignore[operator]
+                    yield
+            else:
+                trained = list(self.optimized().values())
+                self.network.set_adapter(REFERENCE)  # type: ignore[operator]
+                try:
+                    yield
+                finally:
+                    self.network.set_adapter("default")  # type: ignore[operator]
+                    # Switching adapters switches `requires_grad` too, on both of them.
+                    for parameter in self.network.parameters():
+                        parameter.requires_grad_(False)
+                    for parameter in trained:
+                        parameter.requires_grad_(True)
+        self.network.train(training)
+
+    def dpo(self, batch: dict[str, Tensor]) -> tuple[DPOOutput, Tensor, Tensor]:
+        """The DPO loss of a batch of 2B sequences: B chosen, then the B rejected of the same prompts.
+
+        Returns:
+            losses and rewards, and the policy's log-probabilities of the chosen and of the rejected, each (B,).
+        """
+        with self.reference_policy():
+            reference = sequence_log_probabilities(self.logits(batch), batch["labels"])
+        policy = sequence_log_probabilities(self.logits(batch), batch["labels"])
+        chosen, rejected = policy.chunk(2)
+        reference_chosen, reference_rejected = reference.chunk(2)
+        return dpo_loss(chosen, rejected, reference_chosen, reference_rejected, self.beta), chosen, rejected
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean DPO loss of the batch."""
+        output, chosen, rejected = self.dpo(batch)
+        loss = output.loss.mean()
+        self.log_metrics(
+            {
+                "loss": loss.detach(),
+                "reward_accuracy": output.accuracies.mean(),
+                "reward_margin": output.margins.mean(),
+                "chosen_reward": output.chosen_rewards.mean(),
+                "rejected_reward": output.rejected_rewards.mean(),
+                "chosen_log_probability": chosen.detach().mean(),
+                "rejected_log_probability": rejected.detach().mean(),
+            },
+            batch_size=len(chosen),
+        )
+        return loss

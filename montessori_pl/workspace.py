@@ -1,0 +1,283 @@
+"""A run directory: which stages have begun or finished, under which settings, with which artifacts; one writer.
+
+| manifest says | the stage's directory | then |
+|---|---|---|
+| nothing | may hold leavings | the stage begins: its settings are pinned |
+| begun | holds what was done so far | the stage goes on from there, under the pinned settings |
+| finished | holds artifacts with known hashes | the stage is skipped; its artifacts are verified when they are read |
+
+Knows nothing about models or about what a stage does. Every change of the manifest is one atomic replacement.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from montessori_pl.records import Record, append_records, read_lines
+
+
+class WorkspaceError(ValueError):
+    """What is wrong with a run directory, in a sentence for the user."""
+
+
+@dataclasses.dataclass
+class StageEntry:
+    """What the manifest knows about one stage of one iteration."""
+
+    settings: dict[str, Any]
+    """The settings under which the stage began."""
+    inputs: dict[str, str]
+    """What it reads: for each setting that names a stage, that stage's key and the digest of its artifacts."""
+    finished: bool = False
+    """Whether its artifacts are complete."""
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    """SHA-256 of each artifact, by path relative to the stage's directory."""
+    seconds: float = 0.0
+    """Time spent in the stage, all sessions together."""
+
+
+class Workspace:
+    """The directory of one run.
+
+    Args:
+        root: created if absent.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._manifest = root / "manifest.json"
+        self.entries: dict[str, StageEntry] = {}
+        self.facts: dict[str, Any] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the manifest again.
+
+        Raises:
+            WorkspaceError: the manifest cannot be read.
+        """
+        if not self._manifest.exists():
+            return
+        try:
+            content = json.loads(self._manifest.read_text(encoding="utf-8"))
+            self.entries = {key: StageEntry(**entry) for key, entry in content["stages"].items()}
+            self.facts = content["facts"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise WorkspaceError(
+                f"{self._manifest} is not a manifest of this program ({error}); "
+                "restore it, or choose another directory with --run"
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only writer. The operating system frees the lock of a process that died.
+
+        Raises:
+            WorkspaceError: another process is writing to this run.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        owner = self.root / ".owner"
+        lock = filelock.FileLock(self.root / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
+            raise WorkspaceError(
+                f"{self.root} is being written by {who}; wait for it, stop it, or choose another directory with --run"
+            ) from None
+        try:
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+            self.reload()
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+    def directory(self, key: str) -> Path:
+        """Where the stage of this key writes; keys are `iteration_1/warmup`."""
+        return self.root / key
+
+    def begun(self, key: str) -> bool:
+        """Whether the stage has begun; deleting its directory undoes it."""
+        return key in self.entries and self.directory(key).is_dir()
+
+    def finished(self, key: str) -> bool:
+        """Whether the stage's artifacts are complete."""
+        return self.begun(key) and self.entries[key].finished
+
+    def begin(self, key: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        """Pin the settings and inputs of a stage that has not begun; go on with one that has."""
+        if not self.begun(key):
+            self.directory(key).mkdir(parents=True, exist_ok=True)
+            self.entries[key] = StageEntry(settings=_plain(settings), inputs=dict(inputs))
+            self._commit()
+
+    def check(self, key: str, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> None:
+        """Compare a stage that has begun with what it is asked to be today.
+
+        Args:
+            key: the stage.
+            settings: its settings of today.
+            inputs: its inputs of today; none when they are not known yet.
+
+        Raises:
+            WorkspaceError: they differ; the sentence names the keys, both values and the ways out.
+        """
+        if not self.begun(key):
+            return
+        entry = self.entries[key]
+        state = f"stage {key} of {self.root} has {'finished' if entry.finished else 'begun'}"
+        again = f"or delete {self.directory(key)} to do the stage again"
+        if changes := _changes(entry.settings, settings):
+            raise WorkspaceError(
+                f"{state} under other settings ({changes}); restore them, start another run with --run DIR, {again}"
+            )
+        if inputs is not None and (changes := _changes(entry.inputs, inputs)):
+            raise WorkspaceError(f"{state} with other inputs ({changes}); start another run with --run DIR, {again}")
+
+    def finish(self, key: str, files: Sequence[Path]) -> None:
+        """Record that the stage is complete, with the hashes of its artifacts."""
+        entry, directory = self.entries[key], self.directory(key)
+        entry.files = {str(path.relative_to(directory)): _sha256(path) for path in files}
+        entry.finished = True
+        self._commit()
+
+    def add_seconds(self, key: str, seconds: float) -> None:
+        """Count time spent in the stage; written with the next change of the manifest at the latest."""
+        self.entries[key].seconds = round(self.entries[key].seconds + seconds, 3)
+        self._commit()
+
+    def remember(self, **facts: Any) -> None:
+        """Keep facts about the run that are not the stages', for example the id of its W&B run."""
+        self.facts.update(facts)
+        self._commit()
+
+    def digest(self, key: str) -> str:
+        """A few digits that stand for all artifacts of a finished stage."""
+        return hashlib.sha256(json.dumps(self.entries[key].files, sort_keys=True).encode()).hexdigest()[:12]
+
+    def verify(self, key: str) -> Path:
+        """The directory of a finished stage, after a look at every artifact.
+
+        Raises:
+            WorkspaceError: an artifact is missing or is not what the stage wrote.
+        """
+        directory = self.directory(key)
+        for name, digest in self.entries[key].files.items():
+            path = directory / name
+            if not path.exists() or _sha256(path) != digest:
+                raise WorkspaceError(
+                    f"{path} {'is not what stage ' + key + ' wrote' if path.exists() else 'is missing'}; restore the "
+                    f"file, or delete {directory} to do the stage again"
+                )
+        return directory
+
+    def _commit(self) -> None:
+        stages = {key: dataclasses.asdict(entry) for key, entry in self.entries.items()}
+        write_atomically(self._manifest, json.dumps({"facts": self.facts, "stages": stages}, indent=1) + "\n")
+
+
+class Journal:
+    """Append-only JSON-lines files that move forward together, one commit at a time.
+
+    Each commit appends to the files and then writes their sizes as one line of `journal.jsonl`. What lies behind the
+    last whole line of the journal was never committed; opening the journal cuts it off.
+
+    Args:
+        directory: where the files lie.
+        names: the files, for example `examples.jsonl`.
+    """
+
+    def __init__(self, directory: Path, names: Sequence[str]) -> None:
+        self._paths = {name: directory / name for name in names}
+        self._journal = directory / "journal.jsonl"
+        self.commits: list[dict[str, int]] = list(read_lines(self._journal)) if self._journal.exists() else []
+        """The sizes in bytes after each commit, and what the commits remember."""
+        sizes = self.commits[-1] if self.commits else {}
+        for name, path in self._paths.items():
+            _truncate(path, sizes.get(name, 0))
+        _truncate(self._journal, sum(len(_line(commit)) for commit in self.commits))
+
+    def commit(self, records: Mapping[str, Sequence[Record]], **notes: int) -> None:
+        """Append records to the files, all or none, with numbers to remember."""
+        for name, path in self._paths.items():
+            append_records(path, records.get(name, ()))
+        sizes = {name: path.stat().st_size for name, path in self._paths.items()}
+        self.commits.append({**sizes, **notes})
+        with open(self._journal, "ab") as file:
+            file.write(_line(self.commits[-1]))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content; a reader, or a kill, sees the old content or the new one."""
+    draft = path.with_name(path.name + ".draft")
+    with open(draft, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+@contextmanager
+def directory_written_atomically(path: Path) -> Iterator[Path]:
+    """A draft directory that takes the place of `path` when the block ends without an error."""
+    draft = path.with_name(path.name + ".draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    yield draft
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(draft, path)
+
+
+_ABSENT = object()
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = _flat(before), _flat(_plain(now))
+    return "; ".join(
+        f"{name}: {old.get(name, 'absent')!r} then, {new.get(name, 'absent')!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, _ABSENT) != new.get(name, _ABSENT)
+    )
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as JSON gives them back: tuples as lists, everything else as text."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return plain
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _line(row: Mapping[str, int]) -> bytes:
+    return (json.dumps(row) + "\n").encode()
+
+
+def _truncate(path: Path, size: int) -> None:
+    path.touch()
+    if path.stat().st_size > size:
+        os.truncate(path, size)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

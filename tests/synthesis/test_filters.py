@@ -1,0 +1,95 @@
+import pickle
+
+import pytest
+
+from montessori_pl.synthesis.filters import InstructionFilter, Rejected, ResponseFilter
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "Name 3 rivers.",
+        "What is NASA?\n\nAnswer in two lines.",
+        "Écris un poème sur la mer.",
+        "请写一首关于海的诗。",
+        "नमस्ते कैसे कहें?",
+        "¿Qué es una hormiga?",
+        '"To be or not to be": who wrote it?',
+        "„Sein oder Nichtsein“ - wer schrieb das?",
+        "»So«, sagte er. Was meint er?",
+        "(a) Name a river. (b) Name a lake.",
+        "$5 are how many euros?",
+        "12 + 30 = ?",
+        "Explain how profiles and mapping differ from filesystems.",
+    ],
+)
+def test_good_instructions_pass(instruction: str) -> None:
+    InstructionFilter().check(instruction)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "reason", "detail"),
+    [
+        ("", "too short", "0 characters"),
+        ("  Why?  ", "too short", "4 characters, at least 6"),
+        ("a" * 4001, "too long", "4001 characters, at most 4000"),
+        ("Describe this Image in a sentence.", "keyword", "Image"),
+        ("Where shall I go\nto in summer?", "keyword", "go\nto"),
+        ("List all files.", "keyword", "files"),
+        ("- Name a river.", "starts with punctuation", "-"),
+        (": Name a river.", "starts with punctuation", ":"),
+        ("。请写一首诗。请写一首诗。", "starts with punctuation", "。"),
+        ("• Name a river.", "starts with punctuation", "•"),
+    ],
+)
+def test_bad_instructions_are_rejected_with_reason_and_detail(instruction: str, reason: str, detail: str) -> None:
+    with pytest.raises(Rejected) as rejected:
+        InstructionFilter().check(instruction)
+    assert rejected.value.reason == reason
+    assert detail in rejected.value.detail
+    assert str(rejected.value) == f"{reason}: {rejected.value.detail}"
+
+
+def test_lengths_are_inclusive() -> None:
+    rule = InstructionFilter(min_characters=3, max_characters=5)
+    rule.check("abc")
+    rule.check(" abcde\n")
+
+
+def test_keywords_are_whole_words_even_with_signs() -> None:
+    rule = InstructionFilter(keywords=("c++", "übung"))
+    rule.check("Write the c+ grade and many Übungen.")
+    with pytest.raises(Rejected, match=r"keyword: C\+\+"):
+        rule.check("Translate this into C++, please.")
+    with pytest.raises(Rejected, match="keyword: ÜBUNG"):
+        rule.check("EINE ÜBUNG!")
+
+
+def test_every_rule_can_be_turned_off() -> None:
+    rule = InstructionFilter(min_characters=0, keywords=(), allow_leading_punctuation=True)
+    for instruction in ("", "-", "draw a map"):
+        rule.check(instruction)
+
+
+def test_settings_that_make_no_sense_are_named() -> None:
+    with pytest.raises(ValueError, match="min_characters=9 and max_characters=3 keep nothing"):
+        InstructionFilter(min_characters=9, max_characters=3)
+    with pytest.raises(ValueError, match="has an empty one"):
+        InstructionFilter(keywords=("map", " "))
+
+
+def test_responses() -> None:
+    ResponseFilter().check("4", finished=False)
+    ResponseFilter(allow_unfinished=False).check("4", finished=True)
+    ResponseFilter(min_characters=0).check("", finished=True)
+    with pytest.raises(Rejected, match="empty response: 0 characters"):
+        ResponseFilter().check(" \n", finished=True)
+    with pytest.raises(Rejected, match="too short: 1 characters, at least 2"):
+        ResponseFilter(min_characters=2).check("4", finished=True)
+    with pytest.raises(Rejected, match="unfinished response: cut after 8 characters"):
+        ResponseFilter(allow_unfinished=False).check("The answ", finished=False)
+
+
+def test_a_rejection_survives_a_worker_process() -> None:
+    copy = pickle.loads(pickle.dumps(Rejected("too short", "4 characters")))
+    assert (copy.reason, copy.detail) == ("too short", "4 characters")

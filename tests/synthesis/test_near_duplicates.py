@@ -1,0 +1,131 @@
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+from montessori_pl.synthesis.near_duplicates import Match, NearDuplicateIndex, rouge_l, tokenize
+
+SCORER = RougeScorer(["rougeL"], use_stemmer=False)
+THRESHOLDS = (0.0, 0.3, 0.5, 2 / 3, 0.7, 0.8, 0.9, 1.0)
+
+
+def reference(a: str, b: str) -> float:
+    return SCORER.score(a, b)["rougeL"].fmeasure
+
+
+def brute_force(kept: list[str], text: str, threshold: float) -> Match | None:
+    """Compare with every kept text; the same string always matches, and the earliest of the best ones wins."""
+    best = None
+    for number, other in enumerate(kept):
+        similarity = 1.0 if other.split() == text.split() else reference(text, other)
+        if (similarity > threshold or other.split() == text.split()) and (best is None or similarity > best.similarity):
+            best = Match(str(number), other, similarity)
+    return best
+
+
+def assert_same_decisions(texts: list[str], threshold: float, keep_all: bool) -> None:
+    index, kept = NearDuplicateIndex(threshold), list[str]()
+    for text in texts:
+        found = index.find(text)
+        assert found == brute_force(kept, text, threshold)
+        if keep_all or found is None:
+            index.add(str(len(kept)), text)
+            kept.append(text)
+    assert len(index) == len(kept)
+
+
+# Few words make many near duplicates, and many similarities right at the threshold.
+few_words = st.lists(st.sampled_from(["a", "B", "cat", "Dog_house", "it's", "7", "?!"]), max_size=14).map(" ".join)
+ascii_texts = st.text(st.characters(max_codepoint=127), max_size=40)
+
+
+@given(few_words | ascii_texts, few_words | ascii_texts)
+def test_scores_equal_rouge_score(a: str, b: str) -> None:
+    if tokenize(a) or tokenize(b):
+        assert rouge_l(a, b) == reference(a, b)
+    else:
+        assert rouge_l(a, b) == float(a.split() == b.split())
+
+
+@given(st.lists(few_words | ascii_texts, max_size=12), st.sampled_from(THRESHOLDS), st.booleans())
+@settings(deadline=None)
+def test_decisions_equal_brute_force(texts: list[str], threshold: float, keep_all: bool) -> None:
+    assert_same_decisions(texts, threshold, keep_all)
+
+
+@pytest.mark.parametrize("keep_all", [False, True])
+def test_decisions_equal_brute_force_on_instructions(keep_all: bool) -> None:
+    draw = random.Random(0)
+    verbs, things = ["Name", "List", "Describe", "Explain"], ["rivers", "lakes", "animals", "machines", "songs", "laws"]
+    places = ["in Europe", "of the north", "that everybody knows", "and say why", "for a child", "in one sentence"]
+    texts = [
+        f"{draw.choice(verbs)} {draw.choice(['three', 'some', 'the'])} {draw.choice(things)} "
+        + " ".join(draw.choices(places, k=draw.randrange(4)))
+        for _ in range(300)
+    ]
+    assert_same_decisions(texts, 0.7, keep_all)
+
+
+def test_a_similarity_equal_to_the_threshold_is_kept() -> None:
+    """Two of three words in order: precision and recall are 2/3, and so is F1."""
+    index = NearDuplicateIndex(rouge_l("one two three", "one two four"))
+    index.add("x", "one two three")
+    assert index.find("one two four") is None
+    assert index.find("one two three") == Match("x", "one two three", 1.0)
+
+
+def test_the_most_similar_text_wins_and_the_earliest_of_equals() -> None:
+    index = NearDuplicateIndex(0.5)
+    index.add("far", "name a big river in asia")
+    index.add("near", "Name a big river, please!")
+    index.add("again", "name a big river please")
+    assert index.find("name a big river please") == Match("near", "Name a big river, please!", 1.0)
+
+
+def test_word_order_matters() -> None:
+    index = NearDuplicateIndex(0.7)
+    index.add("x", "dogs chase cats")
+    assert index.find("cats chase dogs") is None
+
+
+def test_exact_duplicates_are_found_at_any_threshold_and_without_any_word() -> None:
+    index = NearDuplicateIndex(1.0)
+    index.add("words", "Name a  river.")
+    index.add("signs", "?!")
+    assert index.find("Name a\nriver. ") == Match("words", "Name a  river.", 1.0)
+    assert index.find("name a river") is None
+    assert index.find("?!") == Match("signs", "?!", 1.0)
+    assert index.find("!?") is None
+    assert index.find("") is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "similarity"),
+    [
+        ("Größe der Bäume", "grösse der bäume", 2 / 3),
+        ("ÉCOLE", "e\u0301cole", 1.0),
+        ("Назови три реки", "назови три озера", 2 / 3),
+        ("请写一首诗", "请写一首歌", 4 / 5),
+        ("名前は?", "名前", 4 / 5),
+        ("😀", "😀", 1.0),
+        ("😀", "😡", 0.0),
+        ("snake_case", "snake case", 1.0),
+    ],
+)
+def test_other_scripts_have_words_too(a: str, b: str, similarity: float) -> None:
+    assert rouge_l(a, b) == rouge_l(b, a) == pytest.approx(similarity)
+
+
+def test_near_duplicates_in_other_scripts_are_found() -> None:
+    index = NearDuplicateIndex(0.7)
+    index.add("poem", "请写一首关于海的诗。")
+    assert index.find("请写一首关于山的诗") == Match("poem", "请写一首关于海的诗。", pytest.approx(8 / 9))
+    assert index.find("日本的首都是哪里?") is None
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_a_threshold_outside_of_the_scale_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match=f"threshold={threshold} is no ROUGE-L F1; give a number from 0 to 1"):
+        NearDuplicateIndex(threshold)

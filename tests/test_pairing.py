@@ -1,0 +1,236 @@
+"""Pairing, by hand-written prompts of a few scored completions."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from montessori_pl.pairing import Rule, pair_examples
+from montessori_pl.records import Example, PreferencePair, Score, stable_id
+
+
+def example(example_id: str, prompt_id: str = "p", completion: str | None = None, finished: bool = True) -> Example:
+    return Example(
+        id=example_id,
+        instruction="unused",
+        response="unused",
+        prompt_id=prompt_id,
+        prompt=f"prompt {prompt_id}",
+        completion=f"completion {example_id}" if completion is None else completion,
+        completion_finished=finished,
+    )
+
+
+def scores_of(values: Mapping[str, float], standard_error: float | None = None) -> dict[str, Score]:
+    return {name: Score(id=name, value=value, standard_error=standard_error) for name, value in values.items()}
+
+
+def ids(pairs: Sequence[PreferencePair]) -> list[tuple[str, str]]:
+    return [(pair.chosen_id, pair.rejected_id) for pair in pairs]
+
+
+FOUR = [example(name) for name in "abcd"]
+FOUR_SCORES = scores_of({"a": 0.3, "b": -0.1, "c": 0.1, "d": -0.4}, standard_error=0.1)
+
+
+def test_signed_crosses_every_positive_score_with_every_negative_one() -> None:
+    """Margins: a-d 0.7, c-d 0.5, a-b 0.4, c-b 0.2."""
+    pairs = pair_examples(FOUR, FOUR_SCORES, rule="signed")
+
+    assert ids(pairs) == [("a", "d"), ("c", "d"), ("a", "b"), ("c", "b")]
+    assert [pair.margin for pair in pairs] == pytest.approx([0.7, 0.5, 0.4, 0.2])
+
+
+def test_signed_makes_nothing_of_scores_of_one_sign_or_of_zero() -> None:
+    assert pair_examples(FOUR, scores_of({"a": 0.3, "b": 0.1, "c": 0.0}), rule="signed") == []
+
+
+def test_best_worst_takes_the_highest_against_the_lowest() -> None:
+    assert ids(pair_examples(FOUR, FOUR_SCORES, rule="best_worst")) == [("a", "d")]
+
+
+def test_best_worst_does_not_need_opposite_signs() -> None:
+    assert ids(pair_examples(FOUR, scores_of({"a": 0.3, "b": 0.1, "c": 0.2}), rule="best_worst")) == [("a", "b")]
+
+
+def test_best_worst_makes_nothing_of_equal_scores_or_of_one_sample() -> None:
+    assert pair_examples(FOUR, scores_of({"a": 0.3, "b": 0.3}), rule="best_worst") == []
+    assert pair_examples(FOUR, scores_of({"a": 0.3}), rule="best_worst") == []
+
+
+@pytest.mark.parametrize("rule", ["best_worst", "signed"])
+def test_the_record_says_all_that_is_known(rule: Rule) -> None:
+    good, bad = example("good", finished=False), example("bad")
+    (pair,) = pair_examples([bad, good], scores_of({"good": 0.5, "bad": -0.25}), rule=rule)
+
+    assert pair == PreferencePair(
+        id=stable_id("good", "bad"),
+        prompt="prompt p",
+        chosen="completion good",
+        rejected="completion bad",
+        chosen_id="good",
+        rejected_id="bad",
+        margin=0.75,
+        chosen_finished=False,
+        rejected_finished=True,
+    )
+
+
+def test_prompts_are_kept_apart_and_in_the_order_of_their_first_appearance() -> None:
+    examples = [example("a", "late"), example("b", "early"), example("c", "late"), example("d", "early")]
+    pairs = pair_examples(examples, FOUR_SCORES, rule="best_worst")
+
+    assert [(pair.prompt, pair.chosen_id, pair.rejected_id) for pair in pairs] == [
+        ("prompt late", "a", "c"),
+        ("prompt early", "b", "d"),
+    ]
+
+
+def test_examples_without_a_score_or_a_prompt_are_skipped() -> None:
+    examples = [*FOUR[:2], example("unscored"), example("c", prompt_id=""), example("d", prompt_id="")]
+
+    assert ids(pair_examples(examples, FOUR_SCORES, rule="signed")) == [("a", "b")]
+
+
+@pytest.mark.parametrize("rule", ["best_worst", "signed"])
+def test_the_same_text_is_never_paired_with_itself(rule: Rule) -> None:
+    """The two texts with the widest margin are the same, so the next pair is the widest; the control has only it."""
+    examples = [example("a", completion="same"), example("d", completion="same"), example("c")]
+    scores = scores_of({"a": 0.3, "d": -0.4, "c": 0.1})
+
+    assert ids(pair_examples(examples, scores, rule=rule)) == [("c", "d")]
+    for seed in range(10):
+        (drawn,) = pair_examples(examples, scores, rule=rule, shuffle_seed=seed)
+        assert drawn.chosen != drawn.rejected
+
+
+def test_the_cap_keeps_the_largest_margins_of_each_prompt() -> None:
+    others = [example("e", "q"), example("f", "q")]
+    scores = FOUR_SCORES | scores_of({"e": 0.01, "f": -0.01})
+    pairs = pair_examples([*FOUR, *others], scores, rule="signed", max_pairs_per_prompt=2)
+
+    assert ids(pairs) == [("a", "d"), ("c", "d"), ("e", "f")]
+
+
+def test_equal_margins_are_decided_by_ids_whatever_the_order() -> None:
+    scores = scores_of({"a": 0.5, "b": 0.5, "c": -0.5, "d": -0.5})
+    for examples in (FOUR, FOUR[::-1]):
+        assert ids(pair_examples(examples, scores, rule="signed", max_pairs_per_prompt=3)) == [
+            ("a", "c"),
+            ("a", "d"),
+            ("b", "c"),
+        ]
+        assert ids(pair_examples(examples, scores, rule="best_worst")) == [("a", "c")]
+
+
+def test_the_noise_margin_asks_for_standard_errors_of_the_difference() -> None:
+    """Two errors of 0.1 make one of sqrt(0.02) = 0.1414; three of them are 0.4243, four 0.5657."""
+    assert ids(pair_examples(FOUR, FOUR_SCORES, rule="signed", noise_margin=3.0)) == [("a", "d"), ("c", "d")]
+    assert ids(pair_examples(FOUR, FOUR_SCORES, rule="signed", noise_margin=4.0)) == [("a", "d")]
+    assert ids(pair_examples(FOUR, FOUR_SCORES, rule="best_worst", noise_margin=4.0)) == [("a", "d")]
+    assert pair_examples(FOUR, FOUR_SCORES, rule="best_worst", noise_margin=5.0) == []
+
+
+def test_the_noise_margin_comes_before_the_cap() -> None:
+    scores = scores_of({"b": -0.1, "c": 0.1}, standard_error=0.01) | {
+        "a": Score(id="a", value=0.3, standard_error=1.0),
+        "d": Score(id="d", value=-0.4, standard_error=1.0),
+    }
+    pairs = pair_examples(FOUR, scores, rule="signed", noise_margin=2.0, max_pairs_per_prompt=1)
+
+    assert ids(pairs) == [("c", "b")]
+
+
+def test_paired_differences_see_what_independent_errors_hide() -> None:
+    """Both examples vary much from reference to reference, but together.
+
+    a: 1.2, 0.0, -0.9; b: 0.9, -0.1, -1.1. The margins 0.3, 0.1, 0.2 have the mean 0.2, the standard deviation 0.1 and
+    the standard error 0.1 / sqrt(3) = 0.0577: the mean is 3.46 of them. Taken one by one the standard errors are
+    0.61 and 0.58, their root of squares 0.84: the mean is 0.24 of that.
+    """
+    differences = {"a": [1.2, 0.0, -0.9], "b": [0.9, -0.1, -1.1]}
+    scores = {
+        "a": Score(id="a", value=0.1, standard_error=0.61),
+        "b": Score(id="b", value=-0.1, standard_error=0.58),
+    }
+
+    def paired(noise_margin: float) -> list[PreferencePair]:
+        return pair_examples(FOUR, scores, rule="signed", noise_margin=noise_margin, differences=differences)
+
+    assert pair_examples(FOUR, scores, rule="signed", noise_margin=1.0) == []
+    assert ids(paired(3.4)) == [("a", "b")]
+    assert paired(2 * math.sqrt(3) + 0.01) == []
+
+
+def test_a_noise_margin_without_standard_errors_is_refused() -> None:
+    with pytest.raises(ValueError, match="the score of example a has none"):
+        pair_examples(FOUR, scores_of({"a": 0.3, "b": -0.1}), rule="signed", noise_margin=1.0)
+
+
+def test_missing_differences_are_named() -> None:
+    with pytest.raises(ValueError, match="example b has no difference per reference example"):
+        pair_examples(
+            FOUR, scores_of({"a": 0.3, "b": -0.1}), rule="signed", noise_margin=1.0, differences={"a": [0.1, 0.2]}
+        )
+
+
+def many_prompts() -> tuple[list[Example], dict[str, Score]]:
+    examples = [example(f"{prompt}-{place}", f"q{prompt}") for prompt in range(30) for place in range(4)]
+    values = {row.id: math.sin(7.0 * index) for index, row in enumerate(examples)}
+    return examples, scores_of(values, standard_error=0.2)
+
+
+@pytest.mark.parametrize(("rule", "cap"), [("best_worst", None), ("signed", None), ("signed", 2)])
+@pytest.mark.parametrize("noise_margin", [0.0, 3.0])
+def test_the_random_control_has_as_many_pairs_of_each_prompt(rule: Rule, cap: int | None, noise_margin: float) -> None:
+    examples, scores = many_prompts()
+    settled = pair_examples(examples, scores, rule=rule, max_pairs_per_prompt=cap, noise_margin=noise_margin)
+    drawn = pair_examples(
+        examples, scores, rule=rule, max_pairs_per_prompt=cap, noise_margin=noise_margin, shuffle_seed=0
+    )
+
+    assert [pair.prompt for pair in drawn] == [pair.prompt for pair in settled]
+    assert ids(drawn) != ids(settled)
+    assert len({frozenset(pair) for pair in ids(drawn)}) == len(drawn), "no pair twice, in whatever direction"
+    assert all(pair.margin == scores[pair.chosen_id].value - scores[pair.rejected_id].value for pair in drawn)
+
+
+def test_the_random_control_prefers_either_side_about_as_often() -> None:
+    """60 fair draws: fewer than 15 or more than 45 of one kind happen once in some ten thousand seeds."""
+    examples, scores = many_prompts()
+    drawn = pair_examples(examples, scores, rule="best_worst", shuffle_seed=0)
+    drawn += pair_examples(examples, scores, rule="best_worst", shuffle_seed=1)
+
+    assert len(drawn) == 60
+    assert 15 <= sum(pair.margin > 0 for pair in drawn) <= 45
+    assert 15 <= sum(pair.chosen_id < pair.rejected_id for pair in drawn) <= 45
+
+
+def test_the_random_control_depends_on_its_seed_and_on_nothing_else() -> None:
+    examples, scores = many_prompts()
+    drawn = pair_examples(examples, scores, rule="signed", shuffle_seed=0)
+
+    assert pair_examples(examples, scores, rule="signed", shuffle_seed=0) == drawn
+    assert pair_examples(examples, scores, rule="signed", shuffle_seed=1) != drawn
+    # Each prompt has a seed of its own: other prompts and the order within one do not matter.
+    some = [row for row in reversed(examples) if row.prompt_id in ("q3", "q7")]
+    again = pair_examples(some, scores, rule="signed", shuffle_seed=0)
+    assert {pair.id for pair in again} == {pair.id for pair in drawn if pair.prompt in ("prompt q3", "prompt q7")}
+
+
+@given(st.lists(st.tuples(st.sampled_from("pqr"), st.sampled_from("xyz"), st.integers(-3, 3)), max_size=12))
+def test_whatever_comes_in_every_pair_prefers_the_better_of_two_texts(rows: list[tuple[str, str, int]]) -> None:
+    examples = [example(str(index), prompt, completion) for index, (prompt, completion, _) in enumerate(rows)]
+    scores = scores_of({str(index): float(value) for index, (_, _, value) in enumerate(rows)})
+    prompts = {row.id: row.prompt_id for row in examples}
+
+    signed = pair_examples(examples, scores, rule="signed")
+    best = pair_examples(examples, scores, rule="best_worst")
+    for pair in [*signed, *best]:
+        assert pair.margin > 0
+        assert pair.chosen != pair.rejected
+        assert prompts[pair.chosen_id] == prompts[pair.rejected_id]
+    assert len(best) == len({pair.prompt for pair in best}) <= 3
+    assert {pair.prompt for pair in signed} <= {pair.prompt for pair in best}
