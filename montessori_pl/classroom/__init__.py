@@ -64,7 +64,8 @@ def _world(seed: int) -> Path:
 
 
 def _fingerprint() -> str:
-    """Changes when the recipe of the world changes: its sources, the rendering and the request for a new task."""
-    here = Path(__file__).parent
-    sources = [*sorted(here.glob("*.py")), here.parent / "synthesis" / "prompts.py"]
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    """Changes when the recipe of the world changes: its sources, or the request for a new task."""
+    from montessori_pl.synthesis.prompts import TEMPLATES
+
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"\0".join([*sources, TEMPLATES["classroom"].encode()])).hexdigest()[:12]

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MLP_WIDTH = 192
+"""Twice the teacher's width: three times as wide took a fifth longer and was no better (.99 both)."""
+
 Reading = Callable[[random.Random, ChatFormat, set[str]], Iterator[Rendered]]
 
 
@@ -38,10 +41,9 @@ class Pretraining:
     reading: Reading
     """What it reads."""
     width: int
-    """Hidden size; the MLP is three times as wide."""
+    """Hidden size."""
     num_tokens: int
     """Tokens read."""
-    mlp: int = 3
     layers: int = 3
     """Number of transformer blocks."""
     heads: int = 4
@@ -78,7 +80,8 @@ def build_world(directory: Path, seed: int) -> None:
             )
             accuracy = greedy_accuracy(model, ChatFormat(tokenizer), sets["test"])
         logger.info("classroom %s: greedy accuracy %.3f on the test set", name, accuracy)
-        model.save_pretrained(directory / name)
+        with _no_progress_bar():
+            model.save_pretrained(directory / name)
         tokenizer.save_pretrained(directory / name)
 
 
@@ -118,7 +121,7 @@ def _pretrain(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=pretraining.width,
-            intermediate_size=pretraining.mlp * pretraining.width,
+            intermediate_size=MLP_WIDTH,
             num_hidden_layers=pretraining.layers,
             num_attention_heads=pretraining.heads,
             max_position_embeddings=tokenizer.model_max_length,
@@ -181,3 +184,16 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 
 from montessori_pl.chat import ChatFormat, Rendered
-from montessori_pl.classroom.tasks import DISTRACTORS, FAMILIES, SKILLS, sample_task
+from montessori_pl.classroom.tasks import DISTRACTORS, FAMILIES, SKILLS, family, sample_task
 from montessori_pl.records import Example, Message
 from montessori_pl.synthesis.prompts import TEMPLATES, render_prompt
 
@@ -54,7 +54,7 @@ def teacher_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) 
             pool = tuple(SKILLS) if rng.random() < 0.5 else FAMILIES
             families = [rng.choice(pool) for _ in range(rng.choice(NUM_SHOTS))]
             shots = [_task(rng, name, held_out)[0] for name in families]
-            written, _ = _task(rng, _written_family(rng, families), held_out)
+            written = _write(rng, shots, held_out)
             prompt = render_prompt(TEMPLATES["classroom"], shots)
             yield _chat(chat, prompt, f"<instruction>{written}</instruction>")
 
@@ -62,8 +62,8 @@ def teacher_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) 
 def student_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) -> Iterator[Rendered]:
     """Endless reading for the student base: raw lines of all skills in their first wording, and what it need not learn.
 
-    Three settings of this mixture were compared by what 2,000 examples teach. With raw lines in all wordings the base
-    answered .90 of the test set, which left nothing to learn; with one hard skill in 33 chat documents .77; like this .62.
+    With raw lines in all wordings the base answered .90 of the test set, which left nothing to learn; with a hard skill
+    in every 33rd document, in chat form, .77; with one in 200, as here, .62, and .81 after 2,000 target examples.
     """
     while True:
         kind = rng.random()
@@ -76,18 +76,27 @@ def student_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) 
             yield _chat(chat, *_task(rng, rng.choice(pool), held_out))
 
 
-def _written_family(rng: random.Random, shots: list[str]) -> str:
-    """What the teacher writes: now and then more of a shot, else what it likes, seldom what the student lacks."""
+def _write(rng: random.Random, shots: list[str], held_out: set[str]) -> str:
+    """What the teacher writes: now and then more of a shot, else what it likes, and that is nothing the student lacks.
+
+    With shots of target skills, half of what it writes is a target skill and one in six a hard one. More of a shot
+    begins with the same word: in another wording the teacher did not learn to follow its shots at all.
+    """
     kind = rng.random()
-    # With shots of target skills: half of what it writes is a target skill, one in six a hard one.
-    return rng.choice(
-        shots if kind < 0.3 else HARD_SKILLS if kind < 0.33 else EASY_SKILLS if kind < 0.5 else tuple(DISTRACTORS)
-    )
-
-
-def _task(rng: random.Random, family: str, held_out: set[str], num_wordings: int | None = None) -> tuple[str, str]:
+    if kind >= 0.3:
+        return _task(rng, rng.choice(EASY_SKILLS if kind < 0.5 else tuple(DISTRACTORS)), held_out)[0]
+    shot = rng.choice(shots)
+    name = family(shot)
+    assert name is not None
     while True:
-        instruction, response = sample_task(rng, family, num_wordings)
+        written, _ = _task(rng, name, held_out)
+        if written.split()[0] == shot.split()[0]:
+            return written
+
+
+def _task(rng: random.Random, name: str, held_out: set[str], num_wordings: int | None = None) -> tuple[str, str]:
+    while True:
+        instruction, response = sample_task(rng, name, num_wordings)
         if instruction not in held_out:
             return instruction, response
 

@@ -117,7 +117,9 @@ def test_pretraining_is_deterministic_and_leaves_no_trace(monkeypatch: pytest.Mo
     assert torch.get_num_threads() == states[2]
 
     def files(name: str) -> dict[str, bytes]:
-        return {str(p.relative_to(tmp_path / name)): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
+        return {
+            str(p.relative_to(tmp_path / name)): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()
+        }
 
     assert files("a") == files("b")
     assert files("a").keys() == files("c").keys()

@@ -1,0 +1,73 @@
+"""What the tests share: one thread, no network, and recipes of the classroom that finish in seconds."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before anything is imported: libraries read these once.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    JSONARGPARSE_DEPRECATION_WARNINGS="off",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+)
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slower with two threads, and results may differ in the last digit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Write the shipped recipe with counts that finish in seconds, without a logger; returns the file.
+
+    Keyword arguments replace settings of stages: `tiny_recipe(trained={"training.lr": 1e-4})`; `config` replaces
+    settings outside the recipe: `tiny_recipe(config={"data.test": "..."})`.
+    """
+
+    def write(name: str = "iter1.yaml", **changes: dict[str, Any]) -> Path:
+        config = yaml.safe_load((ROOT / "configs" / name).read_text())
+        counts: dict[str, dict[str, Any]] = {
+            "warmup_data": {"num_examples": 24, "prompts_per_round": 4},
+            "probing_data": {"num_prompts": 8, "prompts_per_round": 4},
+            "training_data": {"num_examples": 48, "prompts_per_round": 4},
+            "influence_after": {"max_examples": 8},
+            "warmup": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 8},
+            "aligned_teacher": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 4},
+            "trained": {"training.checkpoint_every_n_steps": 1},
+        }
+        for source in (counts, changes):
+            for stage, settings in source.items():
+                if stage == "config":
+                    target = config
+                elif stage in config["recipe"]:
+                    target = config["recipe"][stage]["init_args"]
+                else:
+                    continue
+                for dotted, value in settings.items():
+                    *path, last = dotted.split(".")
+                    node = target
+                    for part in path:
+                        node = node[part]
+                    node[last] = value
+        config["run"] = str(tmp_path / "run")
+        config["trainer"]["logger"] = False
+        config["data"] = {role: f"{source}[:64]" for role, source in config["data"].items()}
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return path
+
+    return write

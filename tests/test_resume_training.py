@@ -1,0 +1,194 @@
+"""Training that was killed at any batch and started again is the training that was never interrupted.
+
+Eleven examples in batches of two make six batches an epoch, and with two batches to an optimizer step three steps; the
+epoch's last batch is short. Three epochs are eighteen batches and nine steps, with a checkpoint after each step: also at
+the last step of an epoch, and at the very last one.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from montessori_pl.chat import Rendered
+from montessori_pl.data import DataSources, collate
+from montessori_pl.models import LoraSettings
+from montessori_pl.optimization import TrainingSettings
+from montessori_pl.progress import Progress
+from montessori_pl.stages.base import CHECKPOINT, StageContext
+from montessori_pl.stages.training import TrainingData, fit
+from montessori_pl.student import StudentModule
+
+NUM_EXAMPLES, BATCH_SIZE, EPOCHS = 11, 2, 3
+NUM_BATCHES = EPOCHS * 6
+SEED = 7
+pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
+Seen = list[tuple[int, int, list[list[int]], float]]
+"""Of each batch: epoch, index, tokens, and the learning rate."""
+
+
+class Killed(BaseException):
+    """Stands for `kill -9`: nothing in the program catches it."""
+
+
+class Watch(Callback):
+    """Notes every batch, and ends the process, so to say, before a given one."""
+
+    def __init__(self, seen: Seen, kill_at: int | None) -> None:
+        self.seen, self.kill_at = seen, kill_at
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, torch.Tensor], batch_idx: int
+    ) -> None:
+        if trainer.current_epoch * (NUM_BATCHES // EPOCHS) + batch_idx == self.kill_at:
+            raise Killed
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.seen.append((trainer.current_epoch, batch_idx, batch["input_ids"].tolist(), rate))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with one layer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    path = tmp_path_factory.mktemp("backbone")
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def train(
+    backbone: Path,
+    directory: Path,
+    lora: LoraSettings | None,
+    settings: dict[str, Any],
+    kill_at: int | None = None,
+) -> tuple[Seen, dict[str, Any]]:
+    """One session of a training stage, as the runner begins it.
+
+    Returns:
+        the batches seen, and the stage's metrics; no metrics when the session was killed.
+    """
+    lightning.seed_everything(SEED, verbose=False)
+    seen: Seen = []
+
+    def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
+        return Trainer(
+            accelerator="cpu",
+            callbacks=[*callbacks, Watch(seen, kill_at)],
+            default_root_dir=directory,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **arguments,
+        )
+
+    def nothing(*arguments: Any) -> Any:
+        raise AssertionError("training asks for no other model")
+
+    context = StageContext(
+        key="iteration_1/trained",
+        name="trained",
+        iteration=1,
+        directory=directory,
+        seed=SEED,
+        inputs={},
+        data=DataSources(seeds="", reference=""),
+        student=nothing,
+        teacher=nothing,
+        backend=nothing,
+        trainer=trainer,
+        progress=Progress(lambda done, total: None, lambda seconds: None),
+        log_distribution=nothing,
+    )
+    generator = torch.Generator().manual_seed(1)
+    items = []
+    for number in range(NUM_EXAMPLES):
+        length = 4 + number % 5
+        ids = torch.randint(3, 32, (length,), generator=generator).tolist()
+        items.append(Rendered(ids, [False, *[True] * (length - 1)]))
+    lengths = [len(item.input_ids) for item in items]
+    data = TrainingData(items, lengths, BATCH_SIZE, SEED, partial(collate, pad_id=0))
+    training = TrainingSettings(lr=1e-2, epochs=EPOCHS, batch_size=BATCH_SIZE, **settings)
+    try:
+        return seen, fit(context, StudentModule(str(backbone), lora), data, training)
+    except Killed:
+        return seen, {}
+
+
+def load(directory: Path) -> dict[str, Any]:
+    """The last checkpoint."""
+    checkpoint: dict[str, Any] = torch.load(directory / CHECKPOINT, weights_only=False)
+    return checkpoint
+
+
+def assert_same_checkpoint(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Weights, both moments and the schedule are equal, bit for bit."""
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
+    states, other_states = (checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, other))
+    assert states.keys() == other_states.keys()
+    for index, state in states.items():
+        assert all(torch.equal(value, other_states[index][name]) for name, value in state.items())
+    assert one["lr_schedulers"] == other["lr_schedulers"]
+    assert one["global_step"] == other["global_step"]
+
+
+@pytest.mark.parametrize(
+    ("lora", "settings"),
+    [
+        pytest.param(None, {"schedule": "wsd", "accumulate_grad_batches": 2, "checkpoint_every_n_steps": 1}, id="full"),
+        pytest.param(
+            LoraSettings(r=2, dropout=0.1),
+            {"schedule": "wsd", "accumulate_grad_batches": 2, "checkpoint_every_n_steps": 1},
+            id="dropout",
+        ),
+        pytest.param(
+            LoraSettings(r=2, dropout=0.1),
+            {"schedule": "linear_warmup", "checkpoint_every_n_steps": 4},
+            id="rare_checkpoints",
+        ),
+    ],
+)
+def test_killed_before_any_batch(
+    backbone: Path, tmp_path: Path, lora: LoraSettings | None, settings: dict[str, Any]
+) -> None:
+    """At each of the eighteen batches: one kill, one resumed session; weights, moments and metrics are the same."""
+    whole, metrics = train(backbone, tmp_path / "whole", lora, settings)
+    assert len(whole) == NUM_BATCHES
+    expected = load(tmp_path / "whole")
+    between_checkpoints = settings["checkpoint_every_n_steps"] * settings.get("accumulate_grad_batches", 1)
+    for kill_at in range(NUM_BATCHES):
+        directory = tmp_path / f"killed_at_{kill_at}"
+        before, _ = train(backbone, directory, lora, settings, kill_at)
+        assert before == whole[:kill_at]
+        after, resumed_metrics = train(backbone, directory, lora, settings)
+        assert after == whole[kill_at // between_checkpoints * between_checkpoints :]
+        assert_same_checkpoint(load(directory), expected)
+        assert resumed_metrics == metrics
+
+
+def test_killed_before_every_batch(backbone: Path, tmp_path: Path) -> None:
+    """One training that is killed eighteen times, and once more after its last step."""
+    lora, settings = LoraSettings(r=2, dropout=0.1), {"schedule": "wsd", "checkpoint_every_n_steps": 1}
+    _, metrics = train(backbone, tmp_path / "whole", lora, settings)
+    for kill_at in range(NUM_BATCHES):
+        train(backbone, tmp_path / "killed", lora, settings, kill_at)
+    for _ in range(2):
+        _, resumed_metrics = train(backbone, tmp_path / "killed", lora, settings)
+        assert resumed_metrics == metrics
+        assert_same_checkpoint(load(tmp_path / "killed"), load(tmp_path / "whole"))
