@@ -1,7 +1,9 @@
 """Local data influence: what one optimizer step on an example does to the loss on a reference set."""
 
-from montessori_pl.influence.exact import ExactInfluence, Influence, one_step
-from montessori_pl.influence.functional import Batch, LossFn, response_losses, trainable_parameters
+from montessori_pl.influence.exact import ExactInfluence, one_step
+from montessori_pl.influence.functional import Batch, LossFn, ResponseLosses, trainable_parameters
+from montessori_pl.influence.references import ReferenceSet
+from montessori_pl.influence.results import Influence
 from montessori_pl.influence.updates import SGD, AdamMoments, AdamW, Params, UpdateRule
 
 __all__ = [
@@ -13,8 +15,9 @@ __all__ = [
     "Influence",
     "LossFn",
     "Params",
+    "ReferenceSet",
+    "ResponseLosses",
     "UpdateRule",
     "one_step",
-    "response_losses",
     "trainable_parameters",
 ]

@@ -1,0 +1,87 @@
+"""The gradient of each example of a batch, by one backward pass where the model allows.
+
+For a linear layer with inputs x (B, T, I) and output gradients g (B, T, O), example b's weight gradient is g_b^T x_b. A
+forward hook keeps inputs and outputs, autograd gives the gradients of the outputs alone, and the sum over examples that
+a weight's gradient would be is never formed. That covers LoRA, whose two factors are linear layers, and every other
+linear layer. A model that trains anything else (embeddings, norms) falls back to one backward pass for each example.
+
+Shapes: B examples, T tokens, I and O a layer's input and output width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad
+
+from montessori_pl.influence.functional import Batch, LossFn, ResponseLosses
+from montessori_pl.influence.references import without_autocast
+from montessori_pl.influence.updates import Params
+
+GradientsFn = Callable[[Params, Batch], Params]
+"""Parameters and a batch -> the gradient of each example's loss: every tensor has a leading dimension B."""
+
+
+def per_example_gradients(loss: ResponseLosses, params: Params) -> GradientsFn:
+    """The fastest way that this model allows."""
+    owners = {
+        f"{path}.{name}": module
+        for path, module in loss.model.named_modules()
+        for name in ("weight", "bias")
+        if isinstance(module, nn.Linear)
+    }
+    return LinearGradients(loss, {n: owners[n] for n in params}) if params.keys() <= owners.keys() else one_by_one(loss)
+
+
+def one_by_one(loss: LossFn) -> GradientsFn:
+    """The slow truth: differentiate the loss of each example by itself."""
+
+    def gradients(params: Params, batch: Batch) -> Params:
+        rows = []
+        for i in range(len(batch["labels"])):
+            one = {name: tensor[i : i + 1] for name, tensor in batch.items()}
+            with without_autocast(params):
+                rows.append(grad(lambda moving, one=one: loss(moving, one).squeeze(0))(params))
+        return {name: torch.stack([row[name] for row in rows]) for name in params}
+
+    return gradients
+
+
+class LinearGradients:
+    """One forward and one backward pass for the gradients of a whole batch.
+
+    Args:
+        loss: the loss of each example.
+        owners: for the name of each parameter, the linear layer whose weight or bias it is.
+    """
+
+    def __init__(self, loss: ResponseLosses, owners: dict[str, nn.Linear]) -> None:
+        self.loss, self.owners = loss, owners
+
+    def __call__(self, params: Params, batch: Batch) -> Params:
+        """The gradients, by name, each (B, *shape of the parameter)."""
+        calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {module: [] for module in self.owners.values()}
+
+        def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            calls[module].append((inputs[0].detach(), output))
+
+        handles = [module.register_forward_hook(keep) for module in calls]
+        try:
+            with without_autocast(params), torch.enable_grad():
+                leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
+                total = self.loss(leaves, batch).sum()
+                outputs = [output for made in calls.values() for _, output in made]
+                gradients = iter(torch.autograd.grad(total, outputs))
+        finally:
+            for handle in handles:
+                handle.remove()
+        # A layer that the model calls several times adds up what each call contributes.
+        flows = {module: [(x, next(gradients)) for x, _ in made] for module, made in calls.items()}
+        return {name: _sum(name, flows[module], params[name]) for name, module in self.owners.items()}
+
+
+def _sum(name: str, flows: list[tuple[Tensor, Tensor]], param: Tensor) -> Tensor:
+    if name.endswith(".bias"):
+        return torch.stack([g.sum(dim=1) for _, g in flows]).sum(dim=0)
+    return torch.stack([torch.einsum("bto,bti->boi", g, x.to(g.dtype)) for x, g in flows]).sum(dim=0).to(param.dtype)

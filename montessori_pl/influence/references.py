@@ -1,0 +1,143 @@
+"""The reference set: packed by length, its losses under any parameters, and how they are averaged.
+
+Knows losses as functions; nothing about update rules.
+
+Shapes: R reference examples, T tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from montessori_pl.influence.functional import IGNORED, Batch, LossFn
+from montessori_pl.influence.updates import Params
+
+Reduction = Literal["examples", "tokens", "batches_of_8"]
+"""How the losses of the reference examples become one number: their mean; the mean over all response tokens; or, as the
+original code of Montessori-Instruct does, the mean over batches of eight, in order, of each batch's mean over tokens."""
+
+
+class ReferenceSet:
+    """Reference examples, ready to be evaluated again and again.
+
+    Rows are unpadded, sorted by length and packed into batches of bounded size, whatever batches they came in; results
+    are in the order in which they came.
+
+    Args:
+        loss: the loss of each example of a batch.
+        references: the examples, in batches of any sizes, padded on the right.
+        reduction: how their losses are averaged.
+        batch_tokens: tokens of one batch, padding included: what bounds the memory of a pass.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+
+    def __init__(
+        self,
+        loss: LossFn,
+        references: Sequence[Batch],
+        reduction: Reduction = "examples",
+        batch_tokens: int = 8192,
+    ) -> None:
+        rows = [row for batch in references for row in _unpadded(batch)]
+        if not rows:
+            raise ValueError("the reference set is empty, so that there is no loss to lower")
+        self.loss, self.batch_tokens = loss, batch_tokens
+        self._rows = rows
+        self.lengths = [row["input_ids"].shape[1] for row in rows]
+        self.weights = _weights([int((row["labels"][:, 1:] != IGNORED).sum()) for row in rows], reduction)
+        self._packed = [(indices, _padded([rows[i] for i in indices])) for indices in self._pack()]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @torch.no_grad()
+    def losses(self, params: Params, indices: Sequence[int] | None = None) -> Tensor:
+        """The loss of each reference example, or of these, shape (R,)."""
+        wanted = range(len(self)) if indices is None else indices
+        packed = self._packed if indices is None else self._pack_some(indices)
+        losses: dict[int, Tensor] = {}
+        for rows, batch in packed:
+            with without_autocast(params):
+                losses |= dict(zip(rows, self.loss(params, batch), strict=True))
+        return torch.stack([losses[index] for index in wanted])
+
+    def gradient(self, params: Params) -> Params:
+        """The gradient of the average loss, accumulated batch by batch."""
+        total = {name: torch.zeros_like(param) for name, param in params.items()}
+        for indices, batch in self._packed:
+            with without_autocast(params), torch.enable_grad():
+                leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
+                losses = self.loss(leaves, batch)
+                average = (losses * self.weights[indices].to(losses)).sum()
+                gradients = torch.autograd.grad(average, list(leaves.values()))
+            for held, gradient in zip(total.values(), gradients, strict=True):
+                held += gradient
+        return total
+
+    def row(self, index: int) -> Batch:
+        """One reference example, shape (1, T)."""
+        return self._rows[index]
+
+    def average(self, differences: Tensor) -> tuple[float, float]:
+        """The weighted mean of one number for each reference example, shape (R,), and its standard error.
+
+        The error is the sampling error of the reference set; for equal weights it is the sample's standard deviation
+        over the root of R. It is nan for a single example.
+        """
+        terms = differences.double().cpu()
+        mean = (self.weights * terms).sum()
+        if len(terms) == 1:
+            return mean.item(), float("nan")
+        spread = (self.weights**2 * (terms - mean) ** 2).sum() * len(terms) / (len(terms) - 1)
+        return mean.item(), spread.sqrt().item()
+
+    def _pack(self, indices: Sequence[int] | None = None) -> list[list[int]]:
+        """Indices sorted by length, in batches of bounded size with padding, and of at least one example."""
+        wanted = range(len(self)) if indices is None else indices
+        batches: list[list[int]] = []
+        for index in sorted(wanted, key=lambda i: (self.lengths[i], i)):
+            if batches and (len(batches[-1]) + 1) * self.lengths[index] <= self.batch_tokens:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+        return batches
+
+    def _pack_some(self, indices: Sequence[int]) -> list[tuple[list[int], Batch]]:
+        return [(batch, _padded([self._rows[i] for i in batch])) for batch in self._pack(indices)]
+
+
+def without_autocast(params: Params) -> torch.autocast:
+    """Autocast is off inside: differences of half-precision losses are noise."""
+    return torch.autocast(next(iter(params.values())).device.type, enabled=False)
+
+
+def _unpadded(batch: Batch) -> Iterator[Batch]:
+    for row in range(len(batch["input_ids"])):
+        length = int(batch["attention_mask"][row].sum())
+        yield {name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
+
+
+def _padded(rows: Sequence[Batch]) -> Batch:
+    width = max(row["input_ids"].shape[1] for row in rows)
+    fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+    return {
+        name: torch.cat(
+            [torch.nn.functional.pad(row[name], (0, width - row[name].shape[1]), value=fill[name]) for row in rows]
+        )
+        for name in rows[0]
+    }
+
+
+def _weights(num_tokens: Sequence[int], reduction: Reduction) -> Tensor:
+    """The weight of each example's mean loss in the average, shape (R,), in float64; they sum to 1."""
+    tokens = torch.tensor(num_tokens, dtype=torch.float64)
+    if reduction == "examples":
+        return torch.full_like(tokens, 1 / len(tokens))
+    if reduction == "tokens":
+        return tokens / tokens.sum()
+    batches = tokens.split(8)
+    return torch.cat([batch / batch.sum() for batch in batches]) / len(batches)
