@@ -16,6 +16,7 @@ Knows nothing about how a recipe works: it reads manifests, metrics and records.
 import argparse
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import math
 import platform
@@ -116,16 +117,12 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
     ),
 }
 """What is measured, by the table in which it stands."""
-IN_EACH_CELL = tuple(
-    one
-    for one in (one for table in MEASURES.values() for one in table)
-    if one.name
-    in (
-        *("accuracy", "reference loss", "test loss", "influence after"),
-        *("family entropy", "target share", "right answers", "reward margin", "held out"),
-    )
+ALL_MEASURES = {one.name: one for table in MEASURES.values() for one in table}
+IN_EACH_CELL = (
+    *("accuracy", "reference loss", "test loss", "influence after"),
+    *("family entropy", "target share", "right answers", "reward margin", "held out"),
 )
-"""What is shown of each cell."""
+"""The measures that are shown of each cell."""
 READING = """
 Influence before: the unaligned teacher's probing data. Influence after: a sample of the arm's own training data, for
 Self-Instruct therefore the unaligned teacher's again. All on the same warm student, which Self-Instruct itself lacks.
@@ -475,12 +472,10 @@ def complete(cells: Sequence[Cell]) -> list[dict[str, Cell]]:
 def comparisons(groups: Sequence[Mapping[str, Cell]]) -> dict[str, dict[str, Interval]]:
     """For each measure, Montessori-Instruct minus each rival that has it, over cells."""
     found: dict[str, dict[str, Interval]] = {}
-    for one in (one for table in MEASURES.values() for one in table):
-        for rival in RIVALS:
-            pairs = [(group["montessori"].measures, group[rival].measures) for group in groups]
-            if pairs and all(one.name in ours and one.name in theirs for ours, theirs in pairs):
-                differences = [ours[one.name] - theirs[one.name] for ours, theirs in pairs]
-                found.setdefault(one.name, {})[rival] = interval(differences)
+    for name, rival in itertools.product(ALL_MEASURES, RIVALS):
+        pairs = [(group["montessori"].measures, group[rival].measures) for group in groups]
+        if pairs and all(name in ours and name in theirs for ours, theirs in pairs):
+            found.setdefault(name, {})[rival] = interval([ours[name] - theirs[name] for ours, theirs in pairs])
     return found
 
 
@@ -536,12 +531,12 @@ def _difference(pair: Interval | None, one: Measure) -> str:
 
 def _cells(groups: Sequence[Mapping[str, Cell]]) -> Table:
     table = _table("cell by cell", "world", "seed", "arm")
-    for one in IN_EACH_CELL:
-        table.add_column(one.name, justify="right")
+    for name in IN_EACH_CELL:
+        table.add_column(name, justify="right")
     for group in groups:
         for arm in ARMS:
             cell = group[arm]
-            values = [_mean([cell.measures.get(one.name)], one.digits) for one in IN_EACH_CELL]
+            values = [_mean([cell.measures.get(name)], ALL_MEASURES[name].digits) for name in IN_EACH_CELL]
             table.add_row(str(cell.world), str(cell.seed), TITLES[arm], *values, end_section=arm == list(ARMS)[-1])
     return table
 
@@ -602,6 +597,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "cells": [dataclasses.asdict(cell) for cell in cells],
             "montessori_minus": differences,
         }
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if failed:
         sys.exit(1)

@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks as shipped_plugins  # noqa: F401  # so that they are found by their class names
 from montessori_pl.data import DataSources
@@ -184,7 +185,7 @@ class MontessoriCLI(LightningCLI):
         return logger if isinstance(logger, Logger) else None
 
     def _check_sources(self, data: DataSources) -> None:
-        """Look at the data and for the models before anything runs."""
+        """Look at the data, for the models and at the trainer before anything runs."""
         for role in ("seeds", "reference", "test"):
             if getattr(data, role) is not None:
                 data.read(role)
@@ -193,7 +194,11 @@ class MontessoriCLI(LightningCLI):
             try:
                 load_chat(self._get(self.config_init, role)().source)
             except ValueError as error:
-                raise ValueError(f"{role}: {error}") from error
+                raise ConfigError(f"{role}: {error}") from error
+        try:
+            self._trainer([])
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise ConfigError(f"trainer: {error}") from error
 
 
 def shipped_configs() -> Path:

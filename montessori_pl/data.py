@@ -66,7 +66,8 @@ class DataSources:
         if shared:
             raise ValueError(
                 f"data.reference ({self.reference}) and data.test ({self.test}) share {len(shared)} "
-                f"instruction{'s' if len(shared) > 1 else ''}, for example {shared[0][0]} = {shared[0][1]}; take disjoint rows, for example FILE[:64] and FILE[64:]"
+                f"instruction{'s' if len(shared) > 1 else ''}, for example {shared[0][0]} = {shared[0][1]}; "
+                "take disjoint rows, for example FILE[:64] and FILE[64:]"
             )
 
 

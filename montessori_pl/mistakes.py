@@ -147,9 +147,7 @@ def _walk(message: str) -> tuple[str, type | None, str]:
 def _no_setting(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     key, group = match["key"], match.groupdict().get("group") or ""
     if owner is None:
-        section, _, last = key.rpartition(".")
-        inside = [name[len(section) + 1 :] if section else name for name in names if name.startswith(section)]
-        known = [name for name in inside if name and "." not in name]
+        section, last, known = _in_section(key, names)
         return f"{section or 'the recipe file'} has no key {last!r}{_what_exists(last, known)}"
     kind = owner
     for part in group.split(".") if group else []:
@@ -204,7 +202,13 @@ def _unrecognised(match: re.Match[str], place: str, owner: type | None, names: S
     key = option.lstrip("-").partition("=")[0]
     if not option.startswith("-"):
         return f"unexpected argument {option!r}; options are written --key VALUE"
-    return f"unknown option {'--' + key}{_what_exists(key, names, lead='--')}"
+    section, last, known = _in_section(key, names)
+    return f"unknown option --{key}{_what_exists(last, known, lead=f'--{section}.' if section else '--')}"
+
+
+def _no_command(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
+    found = f", found {match['found']!r}" if match.groupdict().get("found") else ""
+    return f"the command is fit{found}; for example: python -m montessori_pl fit --config iter1.yaml"
 
 
 _Form = Callable[[re.Match[str], str, type | None, Sequence[str]], str]
@@ -217,8 +221,18 @@ _FORMS: tuple[tuple[str, _Form], ...] = (
     (r"Expected a dot import path string: (?P<name>.*)", _no_class),
     (r"No module named '(?P<name>.*)'", _not_importable),
     (r"module '(?P<module>.*)' has no attribute '(?P<name>.*)'", _no_attribute),
+    (r"expected \"subcommand\" to be one of .*", _no_command),
+    (r"argument subcommand: invalid choice: '(?P<found>.*)' \(.*", _no_command),
     (r"unrecognized arguments: (?P<option>\S+).*", _unrecognised),
 )
+
+
+def _in_section(key: str, names: Sequence[str]) -> tuple[str, str, list[str]]:
+    """A dotted key as its section and its last part, with what else the section holds."""
+    section, _, last = key.rpartition(".")
+    start = f"{section}." if section else ""
+    inside = [name.removeprefix(start) for name in names if name.startswith(start)]
+    return section, last, [name for name in inside if "." not in name]
 
 
 def _what_exists(name: str, known: Iterable[str], lead: str = "") -> str:

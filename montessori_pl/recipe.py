@@ -42,8 +42,8 @@ def lay_out(stages: Mapping[str, Stage], iterations: int) -> list[Step]:
     for name in stages:
         if name in (LATEST, BASE) or not re.fullmatch(r"\w[\w.-]*", name):
             raise RecipeError(
-                f"a stage cannot be called {name!r}: its name becomes a directory, so use letters, digits, '_', '-' and "
-                f"'.'; {LATEST!r} and {BASE!r} are taken"
+                f"a stage cannot be called {name!r}: its name becomes a directory, so use letters, digits, '_', '-' "
+                f"and '.'; {LATEST!r} and {BASE!r} are taken"
             )
     if iterations < 1:
         raise RecipeError(f"iterations must be at least 1, found {iterations}")

@@ -215,7 +215,21 @@ class TestMistakes:
     def test_option_that_does_not_exist(self, mistake: Mistake, recipe: Recipe) -> None:
         """Options are not guessed from their beginnings: a run takes hours."""
         said = mistake("--config", recipe(), "--iteration", "2")
-        assert said == "unknown option --iteration; did you mean '--iterations'?"
+        assert said.startswith(
+            "unknown option --iteration; did you mean '--iterations'? there are: --seed_everything, "
+        )
+        said = mistake("--config", recipe(), "--trainer.devises", "2")
+        assert said == "unknown option --trainer.devises; did you mean '--trainer.devices'?"
+        said = mistake("--config", recipe(), "more")
+        assert said == "unexpected argument 'more'; options are written --key VALUE"
+
+    @pytest.mark.parametrize(("arguments", "found"), [([], ""), (["fitt"], ", found 'fitt'")])
+    def test_command(self, arguments: list[str], found: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert capsys.readouterr().err == (
+            f"error: the command is fit{found}; for example: python -m montessori_pl fit --config iter1.yaml\n"
+        )
 
     def test_override_of_a_stage_that_does_not_exist(self, mistake: Mistake, recipe: Recipe) -> None:
         said = mistake("--config", recipe(), "--recipe.recordd.source", "x")
@@ -251,6 +265,13 @@ class TestMistakes:
         said = mistake("--config", recipe(teacher__init_args__backbone="models/nowhere"))
         assert said.startswith(
             "teacher: no tokenizer for the backbone 'models/nowhere': give a hub id, a local directory"
+        )
+        assert not Path("run").exists()
+
+    def test_trainer_that_cannot_be_built_is_found_before_anything_runs(self, mistake: Mistake, recipe: Recipe) -> None:
+        settings = {"accelerator": "cpu", "devices": "x", "logger": False}
+        assert mistake("--config", recipe(trainer=settings)) == (
+            "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."
         )
         assert not Path("run").exists()
 

@@ -102,7 +102,7 @@ class TestEpochBatches:
         assert other.plan(0) != one.plan(0)
 
     def test_grouping_lowers_padding(self) -> None:
-        """Padding, as a share of all tokens, in batches of 8 with uniform lengths: near half without, below a tenth with."""
+        """Padding as a share of all tokens, batches of 8, uniform lengths: near half without, below a tenth with."""
 
         def padding(batches: list[list[int]]) -> float:
             padded = sum(len(batch) * max(LENGTHS[index] for index in batch) for batch in batches)

@@ -42,7 +42,7 @@ SIBLINGS = {
 
 def room_of(module: str) -> str:
     """`montessori_pl.stages.base` -> `stages`; the package itself -> an empty name."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -98,7 +98,7 @@ def test_siblings_are_what_they_are_said_to_be() -> None:
 
 
 def test_plugins_know_the_house_and_not_its_upper_floors() -> None:
-    """What ships in `callbacks/` could have been written by a stranger: nothing of stages, recipes or the command line."""
+    """What ships in `callbacks/` could be a stranger's: it knows nothing of stages, recipes or the command line."""
     for path in (ROOT / "callbacks").glob("*.py"):
         for module in imports(path):
             if module.split(".")[0] == "montessori_pl":

@@ -4,7 +4,7 @@ from montessori_pl.pinning import pinned
 
 
 def test_settings_that_say_how_fast_are_left_out() -> None:
-    """`checkpoint_every_n_steps` is unpinned for TrainStudent (nested), `max_batch_tokens` and `device` for the engine."""
+    """`training.checkpoint_every_n_steps` of TrainStudent; `max_batch_tokens` and `device` of the engine."""
     training = {"lr": 1e-3, "checkpoint_every_n_steps": 5}
     stage = {
         "class_path": "montessori_pl.stages.TrainStudent",

@@ -5,6 +5,7 @@ optimizer step three steps. Three epochs are eighteen batches and nine steps, wi
 the last step of an epoch, and at the very last one.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,12 @@ class Killed(BaseException):
 
 
 class Watch(Callback):
-    """Notes every batch, and ends the process, so to say, before a given one."""
+    """Notes every batch, and ends the process, so to say, before a given one.
 
-    def __init__(self, seen: Seen, kill_at: int | None) -> None:
+    Half a batch more means: after the last batch of an epoch, before the epoch has ended.
+    """
+
+    def __init__(self, seen: Seen, kill_at: float | None) -> None:
         self.seen, self.kill_at = seen, kill_at
 
     def on_train_batch_start(
@@ -50,6 +54,10 @@ class Watch(Callback):
             raise Killed
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.seen.append((trainer.current_epoch, batch_idx, batch["input_ids"].tolist(), rate))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (trainer.current_epoch + 1) * BATCHES_PER_EPOCH - 0.5 == self.kill_at:
+            raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +84,7 @@ def train(
     directory: Path,
     lora: LoraSettings | None,
     settings: dict[str, Any],
-    kill_at: int | None = None,
+    kill_at: float | None = None,
 ) -> tuple[Seen, dict[str, Any]]:
     """One session of a training stage, as the runner begins it.
 
@@ -190,11 +198,13 @@ def test_killed_before_any_batch(
 
 
 def test_killed_before_every_batch(backbone: Path, tmp_path: Path) -> None:
-    """One training that is killed eighteen times, and once more after its last step."""
+    """One training that is killed before each batch and at the end of each epoch; then it ends, twice."""
     lora, settings = LoraSettings(r=2, dropout=0.1), {"schedule": "wsd", "checkpoint_every_n_steps": 1}
-    _, metrics = train(backbone, tmp_path / "whole", lora, settings)
-    for kill_at in range(NUM_BATCHES):
-        train(backbone, tmp_path / "killed", lora, settings, kill_at)
+    whole, metrics = train(backbone, tmp_path / "whole", lora, settings)
+    ends = [epoch * BATCHES_PER_EPOCH - 0.5 for epoch in range(1, EPOCHS + 1)]
+    for kill_at in sorted([*range(NUM_BATCHES), *ends]):
+        seen, _ = train(backbone, tmp_path / "killed", lora, settings, kill_at)
+        assert seen == whole[max(0, math.ceil(kill_at) - 1) : math.ceil(kill_at)]
     for _ in range(2):
         _, resumed_metrics = train(backbone, tmp_path / "killed", lora, settings)
         assert resumed_metrics == metrics

