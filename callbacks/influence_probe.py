@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from montessori_pl.influence import SGD, AdamW, ExactInfluence, UpdateRule, response_losses, trainable_parameters
@@ -38,7 +39,12 @@ class InfluenceProbeCallback(SignalCallback):
         self.reference_batch_tokens = reference_batch_tokens
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
-        """Measure the reference losses before any step and after a step with zero gradient."""
+        """Measure the reference losses before any step and after a step with zero gradient.
+
+        Raises:
+            ValueError: the student is in half precision, or there is no learning rate.
+        """
+        _refuse_half_precision(student)
         batches, rows = data.reference_batches(self.reference_batch_tokens)
         on_device = [{name: tensor.to(student.device) for name, tensor in batch.items()} for batch in batches]
         # Terms are written in the order of the reference set, not of the batches.
@@ -81,3 +87,13 @@ class InfluenceProbeCallback(SignalCallback):
         if self.moments == "fresh" or state is None:
             return AdamW(lr=lr)
         return AdamW.from_optimizer_state(state, student.optimizer_names, lr=lr)
+
+
+def _refuse_half_precision(student: StudentModule) -> None:
+    # Also the frozen ones: an adapter in float32 on a base in bfloat16 moves losses that have two or three digits.
+    for name, parameter in student.network.named_parameters():
+        if parameter.is_floating_point() and torch.finfo(parameter.dtype).bits < 32:
+            raise ValueError(
+                f"the influence probe needs a student in float32, but {name} is in {parameter.dtype}; its loss "
+                "differences would be noise: set trainer.precision to 32-true or to a mixed precision"
+            )

@@ -41,13 +41,14 @@ class ChatFormat:
     Args:
         tokenizer: a fast tokenizer with an end-of-sequence token.
         layout: `auto` (the tokenizer's own chat template), the name of a shipped layout, or a path to a Jinja file.
+        context: how many positions the model has; conversations for training are cut there. None: any number.
 
     Raises:
         ValueError: the layout is unknown, or `auto` and the tokenizer brings no chat template.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", layout: str = "auto") -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", layout: str = "auto", context: int | None = None) -> None:
+        self.tokenizer, self.context = tokenizer, context
         self._template = _find_template(tokenizer, layout)
         self._turn_end = self._find_turn_end()
         ids = self._ids(self._turn_end)
@@ -67,13 +68,19 @@ class ChatFormat:
         return [*ids, self.end_id] if finished else ids
 
     def render(self, messages: Sequence[Message], max_length: int | None = None) -> Rendered:
-        """Token ids and mask of a whole conversation, cut on the right to at most `max_length` tokens."""
+        """Token ids and mask of a whole conversation, cut on the right to `max_length` tokens and to the context."""
         input_ids: list[int] = []
         trained: list[bool] = []
         for ids, mask in self._segments(messages, continued=False):
             input_ids += ids
             trained += [mask] * len(ids)
-        return Rendered(input_ids[:max_length], trained[:max_length])
+        return self.cut(Rendered(input_ids, trained), max_length)
+
+    def cut(self, rendered: Rendered, max_length: int | None = None) -> Rendered:
+        """The same without what stands on the right of `max_length` tokens or of the model's context."""
+        # Behind its last position a model raises an index error, or, worse, goes on with numbers that mean nothing.
+        length = min((limit for limit in (max_length, self.context) if limit is not None), default=None)
+        return Rendered(rendered.input_ids[:length], rendered.trained[:length])
 
     def decode(self, ids: Sequence[int]) -> tuple[str, bool]:
         """Text of a sampled response, and whether it was finished (its end token was sampled)."""

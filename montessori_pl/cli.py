@@ -20,10 +20,13 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks as shipped_plugins  # noqa: F401  # so that they are found by their class names
 from montessori_pl.data import DataSources
 from montessori_pl.generation import GenerationBackend
+from montessori_pl.mistakes import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
+from montessori_pl.models import load_chat
 from montessori_pl.pinning import pinned
 from montessori_pl.progress import ConsoleDisplay
 from montessori_pl.recipe import lay_out
@@ -34,6 +37,9 @@ from montessori_pl.stages import Stage
 from montessori_pl.student import StudentModule
 from montessori_pl.teacher import TeacherDPOModule
 from montessori_pl.workspace import Workspace, write_atomically
+
+INTERRUPTED = "interrupted; the same command goes on from here"
+"""What is said after Ctrl-C."""
 
 
 class MontessoriCLI(LightningCLI):
@@ -74,15 +80,24 @@ class MontessoriCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Find the recipe files that ship with the program."""
-        if args is None or isinstance(args, list):
-            args = find_configs(sys.argv[1:] if args is None else args)
-        self.config = parser.parse_args(args) if isinstance(args, list) else parser.parse_object(args)
+        arguments = find_configs(list(args) if isinstance(args, list) else sys.argv[1:])
+        try:
+            self.config = parser.parse_args(arguments)
+        except ConfigError as error:
+            recipe = read_recipe(arguments)
+            if not str(error).startswith("recipe"):
+                raise
+            raise find_in_stages(recipe, Stage) or name_overridden(error, recipe, arguments) from None
 
     def instantiate_classes(self) -> None:
         """Build the plugins of the recipe; trainers are built for each stage."""
         if (num_threads := self._get(self.config, "num_threads")) is not None:
             torch.set_num_threads(num_threads)
-        self.config_init = self.parser.instantiate_classes(self.config)
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except ValueError as error:
+            recipe = {name: _as_dict(stage) for name, stage in self._get(self.config, "recipe").items()}
+            raise find_in_stages(recipe, Stage) or error from None
         self.datamodule = self.model = None
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -96,7 +111,8 @@ class MontessoriCLI(LightningCLI):
         steps = lay_out(self._get(self.config_init, "recipe"), iterations)
         data: DataSources = self._get(self.config_init, "data")
         workspace = Workspace(root)
-        self._check_data(data, workspace, [step.key for step in steps])
+        if not all(workspace.finished(step.key) for step in steps):  # a finished run does not need them any more
+            self._check_sources(data)
         runner = Runner(
             workspace=workspace,
             display=display,
@@ -113,7 +129,9 @@ class MontessoriCLI(LightningCLI):
                 runner.logger = self._logger = self._make_logger(workspace)
             worked = runner.run(steps, self._settings())
             if runner.leads:
-                write_atomically(root / "config.yaml", self.parser.dump(self.config, skip_link_targets=False))
+                # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.
+                parser = self._subcommand_parsers["fit"]
+                write_atomically(root / "config.yaml", parser.dump(self.config["fit"], skip_link_targets=False))
                 summary = write_summary(root)
                 print_summary(summary, display.console)
                 if not worked:
@@ -157,6 +175,7 @@ class MontessoriCLI(LightningCLI):
 
             if "wandb_id" not in workspace.facts:
                 workspace.remember(wandb_id=stable_id(workspace.root.resolve(), time.time_ns()))
+            logger._wandb_init.pop("anonymous", None)  # W&B warns that it has no effect any more
             logger._wandb_init |= {
                 "id": logger._wandb_init.get("id") or workspace.facts["wandb_id"],
                 "resume": "allow",
@@ -165,14 +184,21 @@ class MontessoriCLI(LightningCLI):
             logger._wandb_init["settings"] = wandb.Settings(console="off", silent=True)
         return logger if isinstance(logger, Logger) else None
 
-    def _check_data(self, data: DataSources, workspace: Workspace, keys: list[str]) -> None:
-        """Look at the data before anything runs; a finished run does not need it any more."""
-        if all(map(workspace.finished, keys)):
-            return
+    def _check_sources(self, data: DataSources) -> None:
+        """Look at the data, for the models and at the trainer before anything runs."""
         for role in ("seeds", "reference", "test"):
             if getattr(data, role) is not None:
                 data.read(role)
         data.check_disjoint()
+        for role in ("student", "teacher"):
+            try:
+                load_chat(self._get(self.config_init, role)().source)
+            except ValueError as error:
+                raise ConfigError(f"{role}: {error}") from error
+        try:
+            self._trainer([])
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise ConfigError(f"trainer: {error}") from error
 
 
 def shipped_configs() -> Path:
@@ -247,12 +273,19 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         MontessoriCLI(
             args=arguments,
+            parser_class=SentenceParser,
+            parser_kwargs={"allow_abbrev": False},
             seed_everything_default=42,
             save_config_callback=None,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from here")
+        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's trainer exits without a word
+            sys.exit(INTERRUPTED)
+        raise

@@ -4,6 +4,7 @@ Legend: B batch, T tokens.
 """
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -64,8 +65,9 @@ class DataSources:
         ]
         if shared:
             raise ValueError(
-                f"data.reference ({self.reference}) and data.test ({self.test}) share {len(shared)} instructions, for "
-                f"example {shared[0][0]} = {shared[0][1]}; take disjoint rows, for example FILE[:64] and FILE[64:]"
+                f"data.reference ({self.reference}) and data.test ({self.test}) share {len(shared)} "
+                f"instruction{'s' if len(shared) > 1 else ''}, for example {shared[0][0]} = {shared[0][1]}; "
+                "take disjoint rows, for example FILE[:64] and FILE[64:]"
             )
 
 
@@ -99,10 +101,7 @@ def encode_pairs(pairs: Sequence[PreferencePair], chat: ChatFormat, max_length: 
         prompt: list[Message] = [{"role": "user", "content": pair.prompt}]
         ids = chat.prompt_ids(prompt)
         sides = [
-            Rendered(
-                (ids + response)[:max_length],
-                ([False] * len(ids) + [True] * len(response))[:max_length],
-            )
+            chat.cut(Rendered(ids + response, [False] * len(ids) + [True] * len(response)), max_length)
             for response in (
                 chat.response_ids(pair.chosen, pair.chosen_finished),
                 chat.response_ids(pair.rejected, pair.rejected_finished),
@@ -165,13 +164,22 @@ class EpochBatches(Sampler[list[int]]):
             self.next_batch += 1  # before the batch is handed out: who holds it will have trained on it when saving
             yield batches[self.next_batch - 1]
 
+    def state_dict(self) -> dict[str, int]:
+        """Where the batches go on: the epoch, and the next batch of it."""
+        return {"epoch": self.epoch, "next_batch": self.next_batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there; an iterator that has given no batch yet follows."""
+        self.epoch, self.next_batch = state["epoch"], state["next_batch"]
+
     def plan(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch for this process, as indices of examples."""
         rng = random.Random(f"{self.seed}/{epoch}")
         order = list(range(len(self.lengths)))
         rng.shuffle(order)
         together = self.batch_size * self.world_size
-        order += order[: len(self) * together - len(order)] if self.world_size > 1 else []
+        if self.world_size > 1:  # round and round, where there are fewer examples than one step of all processes takes
+            order = list(itertools.islice(itertools.cycle(order), len(self) * together))
         batches = []
         for start in range(0, len(order), self.window * together):
             window = sorted(order[start : start + self.window * together], key=lambda index: self.lengths[index])
@@ -185,20 +193,15 @@ class ResumableLoader(DataLoader[Any]):
 
     def __init__(self, dataset: Sequence[Any], batches: EpochBatches, collate_fn: Any) -> None:
         super().__init__(dataset, batch_sampler=batches, collate_fn=collate_fn)  # type: ignore[arg-type]
+        self.batches = batches
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and next batch."""
-        batches = self._batches()
-        return {"epoch": batches.epoch, "next_batch": batches.next_batch}
+        """Where the batches go on."""
+        return self.batches.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there."""
-        batches = self._batches()
-        batches.epoch, batches.next_batch = state["epoch"], state["next_batch"]
-
-    def _batches(self) -> EpochBatches:
-        assert isinstance(self.batch_sampler, EpochBatches)
-        return self.batch_sampler
+        self.batches.load_state_dict(state)
 
 
 class ProbingBatches(Sampler[list[int]]):

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ALL_LINEAR = "all-linear"
+"""PEFT's word for all linear layers but the head."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraSettings:
@@ -26,10 +29,17 @@ class LoraSettings:
     """The update is scaled by alpha / r."""
     dropout: float = 0.0
     """Dropout in front of the adapter while training."""
-    target_modules: str | list[str] = "all-linear"
+    target_modules: str | list[str] = ALL_LINEAR
     """Which modules are adapted: PEFT's `all-linear`, a list of module names, or a regular expression."""
     layers: list[int] | None = None
     """Indices of the layers that are adapted; null adapts all of them."""
+
+    def __post_init__(self) -> None:
+        if self.layers is not None and isinstance(self.target_modules, str) and self.target_modules != ALL_LINEAR:
+            raise ValueError(
+                f"layers {self.layers} cannot be chosen beside a regular expression for target_modules, found "
+                f"{self.target_modules!r}; write the layers into it, or give {ALL_LINEAR} or a list of module names"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +74,19 @@ def load_tokenizer(backbone: str) -> "PreTrainedTokenizerBase":
 
 
 def load_chat(source: ModelSource) -> ChatFormat:
-    """How this model writes conversations."""
-    return ChatFormat(load_tokenizer(source.backbone), source.chat)
+    """How this model writes conversations, and how long they may be.
+
+    Raises:
+        ValueError: there is no such model or tokenizer, or no such layout.
+    """
+    from transformers import AutoConfig
+
+    tokenizer = load_tokenizer(source.backbone)
+    try:
+        config = AutoConfig.from_pretrained(locate(source.backbone)).get_text_config()
+    except OSError as error:
+        raise ValueError(_not_found(source.backbone, "model", error)) from error
+    return ChatFormat(tokenizer, source.chat, getattr(config, "max_position_embeddings", None))
 
 
 def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrainedModel | PeftModel":
@@ -102,15 +123,26 @@ def attach_lora(model: "PreTrainedModel", lora: LoraSettings) -> "PeftModel":
     """Freeze the model and put a fresh adapter on it, which changes nothing until it is trained."""
     from peft import LoraConfig, get_peft_model
 
+    # PEFT takes layers only beside a list of names.
+    by_layer = lora.layers is not None and lora.target_modules == ALL_LINEAR
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        target_modules=_linear_modules(model) if by_layer else lora.target_modules,
         layers_to_transform=lora.layers,
     )
     return get_peft_model(model, config)
+
+
+def _linear_modules(model: "PreTrainedModel") -> list[str]:
+    """Last parts of the names of all linear layers but the head."""
+    from torch.nn import Linear
+
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, Linear) and module is not head]
+    return sorted({name.rpartition(".")[2] for name in linear})
 
 
 def save_weights(model: "PreTrainedModel | PeftModel", directory: Path) -> list[Path]:

@@ -3,13 +3,17 @@
 from typing import Any
 
 import lightning
+import torch
 from torch import Tensor, nn
 
 from montessori_pl.models import LoraSettings, ModelSource, attach_lora, load_model
 from montessori_pl.optimization import TrainingSettings
+from montessori_pl.records import stable_seed
 
 OPTIMIZED_NAMES = "montessori_optimized_names"
 """Key of the checkpoint entry that names the parameters in the order of the optimizer's state."""
+METRICS = "montessori_metrics"
+"""Key of the checkpoint entry that holds the metrics of the last step."""
 
 
 class LanguageModule(lightning.LightningModule):
@@ -30,6 +34,9 @@ class LanguageModule(lightning.LightningModule):
         """What `configure_model` loads; a stage sets it to go on from trained weights."""
         self.training_settings: TrainingSettings | None = None
         """How `fit` trains; a stage sets it."""
+        self.seed = 0
+        """Of dropout; a stage sets it to its own."""
+        self._restored_metrics: dict[str, float] = {}
         self.log_prefix = ""
         """Stands before the name of every logged metric; a stage sets it to its key."""
         self.model: nn.Module | None = None
@@ -51,6 +58,10 @@ class LanguageModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Loading leaves a model in evaluation mode, and Lightning keeps the mode that it finds."""
         self.network.train()
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Draw each batch's dropout from a seed of its own: Lightning does not keep random states in checkpoints."""
+        torch.manual_seed(stable_seed(self.seed, self.global_rank, self.current_epoch, batch_idx))
 
     @property
     def network(self) -> nn.Module:
@@ -82,12 +93,18 @@ class LanguageModule(lightning.LightningModule):
             sync_dist=self.trainer.world_size > 1,
         )
 
+    def last_metrics(self) -> dict[str, float]:
+        """What was logged last, also if that was before a kill."""
+        logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        return {**self._restored_metrics, **logged}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and say which of the optimizer's states belongs to which parameter."""
         names = list(self.optimized())
         kept = {f"model.{name}" for name in names}
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
         checkpoint[OPTIMIZED_NAMES] = names
+        checkpoint[METRICS] = self.last_metrics()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other weights: a partial state would otherwise be loaded in silence.
@@ -102,3 +119,4 @@ class LanguageModule(lightning.LightningModule):
                 f"{len(saved ^ wanted)} differ, for example {min(saved ^ wanted)}; "
                 "are the backbone and the LoRA settings the same?"
             )
+        self._restored_metrics = checkpoint.get(METRICS, {})

@@ -89,12 +89,13 @@ def read_source(source: str) -> tuple[list[Example], list[Rejection]]:
             turns = _checked(layout.read(row))
             if turns in seen:
                 raise _Unusable("duplicate", "an earlier row has the same instruction and response")
+            words = turns.instruction, turns.response
+            example = _example(row, layout, turns, own_id or stable_id(*words, copies[words]))
         except _Unusable as problem:
             rejections.append(_rejection(row, own_id, number, place, problem))
             continue
         seen.add(turns)
-        words = turns.instruction, turns.response
-        examples.append(_example(row, layout, turns, own_id or stable_id(*words, copies[words])))
+        examples.append(example)
         copies[words] += 1
     if not examples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in rejections).items())
@@ -104,18 +105,32 @@ def read_source(source: str) -> tuple[list[Example], list[Rejection]]:
 
 def _own_id(row: Any) -> str:
     id = row.get("id") if isinstance(row, dict) else None
-    return "" if id is None else str(id)
+    return "" if id is None or not _writable(str(id)) else str(id)
+
+
+def _writable(text: str) -> bool:
+    r"""Whether UTF-8 can write it; JSON may hold half of a pair ("\ud83d"), as of texts that were cut in an emoji."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _example(row: Row, layout: Layout, turns: Turns, id: str) -> Example:
     # An example that we wrote ourselves keeps where it came from; columns of a dataset may be empty.
     origin = {key: value for key, value in row.items() if value is not None} if layout is LAYOUTS[0] else {}
-    return Example.from_dict({**origin, **turns._asdict(), "id": id})
+    example = Example.from_dict({**origin, **turns._asdict(), "id": id})
+    if origin and not _writable(example.to_json()):
+        raise _Unusable("malformed row", "a field holds half of a surrogate pair, which is no character")
+    return example
 
 
 def _rejection(row: Row, own_id: str, number: int, place: str, problem: _Unusable) -> Rejection:
     reason, detail = problem.args
     text = json.dumps(row, ensure_ascii=False, default=str)
+    if not _writable(text):
+        text = json.dumps(row, default=str)
     return Rejection(id=own_id or stable_id(text, number), reason=reason, detail=f"{place}: {detail}", text=text)
 
 
@@ -203,6 +218,8 @@ def _checked(turns: Turns) -> Turns:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str | None):
         raise _Unusable("malformed row", f"{name} is {type(value).__name__}, not text")
+    if value and not _writable(value):
+        raise _Unusable("malformed row", f"{name} holds half of a surrogate pair, which is no character")
     return value or ""
 
 

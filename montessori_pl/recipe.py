@@ -1,6 +1,7 @@
 """A recipe: the named stages of one iteration, laid out over iterations and checked before anything runs."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from montessori_pl.stages.base import BASE, LATEST, Input, Kind, Stage
@@ -34,10 +35,16 @@ def lay_out(stages: Mapping[str, Stage], iterations: int) -> list[Step]:
     the previous iteration's student, and stages of the first iteration only are read where they were left.
 
     Raises:
-        RecipeError: the recipe is empty, or a stage reads what no step before it produces.
+        RecipeError: the recipe is empty, a name is no name, or a stage reads what no step before it produces.
     """
     if not stages:
         raise RecipeError("the recipe has no stages")
+    for name in stages:
+        if name in (LATEST, BASE) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise RecipeError(
+                f"a stage cannot be called {name!r}: its name becomes a directory, so use letters, digits, '_', '-' "
+                f"and '.'; {LATEST!r} and {BASE!r} are taken"
+            )
     if iterations < 1:
         raise RecipeError(f"iterations must be at least 1, found {iterations}")
     steps: list[Step] = []
@@ -70,6 +77,6 @@ def _resolve(wanted: Input, reader: str, stages: Mapping[str, Stage], earlier: l
     else:
         why = "there is no such stage"
     raise RecipeError(
-        f"stage {reader!r} reads {wanted.kind.value} from {wanted.setting.split('.')[0]}: {wanted.name!r}, but {why}; "
-        f"before {reader!r}, {wanted.kind.value} can be had from: {exist}"
+        f"recipe.{reader}: {wanted.setting.split('.')[0]} names {wanted.name!r}, but {why}; "
+        f"what can be read there, {wanted.kind.value} of stages before it: {exist}"
     )

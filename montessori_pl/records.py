@@ -7,6 +7,7 @@ id, the sample's place), so that a resumed run and an uninterrupted one write th
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, TypeVar
@@ -161,14 +162,16 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: a whole line is not a JSON object; the sentence names the file and the line.
     """
-    with open(path, encoding="utf-8", newline="\n") as file:
+    with open(path, "rb") as file:  # not as text: a torn line may end within a character
         for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
             yield row
@@ -181,6 +184,12 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
         ValueError: a line is not a record of this kind.
     """
     return [kind.from_dict(row) for row in read_lines(path)]
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off what follows the last line break, so that the next record gets a line of its own."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.progress import ConsoleDisplay, Progress, ProgressCallback
 from montessori_pl.recipe import Step
 from montessori_pl.records import stable_seed
-from montessori_pl.stages.base import StageContext
+from montessori_pl.stages.base import StageContext, StageError
 from montessori_pl.tracking import log_distribution, log_numbers
 from montessori_pl.workspace import Workspace, write_atomically
 
@@ -59,6 +60,8 @@ class Runner:
     """Makes a trainer; takes arguments that go on top of the configured ones."""
     logger: "Logger | None"
     """Where metrics go."""
+    parent: int = dataclasses.field(default_factory=os.getppid)
+    """The process that started this one; for all but the first, whose end ends them too."""
 
     @property
     def leads(self) -> bool:
@@ -116,11 +119,16 @@ class Runner:
         directory = self.workspace.directory(step.key)
         if step.stage.distributed:
             while not directory.is_dir():
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                self._wait()
             self._run(step, Progress(lambda done, total: None, lambda seconds: None))
         while not self.workspace.finished(step.key):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            self._wait()
             self.workspace.reload()
+
+    def _wait(self) -> None:
+        if os.getppid() != self.parent:
+            raise StageError("the process that started this one has ended, and with it this run")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _run(self, step: Step, progress: Progress) -> dict[str, Any]:
         seed = stable_seed(self.seed, step.iteration, step.name)

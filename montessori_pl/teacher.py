@@ -49,23 +49,29 @@ class TeacherDPOModule(LanguageModule):
         """Inside, the network is the teacher before alignment, without gradients and without dropout."""
         training = self.network.training
         self.network.eval()
-        with torch.no_grad():
-            if self.source.weights is None:
-                with self.network.disable_adapter():  # type: ignore[operator]
-                    yield
-            else:
-                trained = list(self.optimized().values())
-                self.network.set_adapter(REFERENCE)  # type: ignore[operator]
-                try:
-                    yield
-                finally:
-                    self.network.set_adapter("default")  # type: ignore[operator]
-                    # Switching adapters switches `requires_grad` too, on both of them.
-                    for parameter in self.network.parameters():
-                        parameter.requires_grad_(False)
-                    for parameter in trained:
-                        parameter.requires_grad_(True)
-        self.network.train(training)
+        try:
+            with torch.no_grad(), self._previous_adapter():
+                yield
+        finally:
+            self.network.train(training)
+
+    @contextmanager
+    def _previous_adapter(self) -> Iterator[None]:
+        if self.source.weights is None:
+            with self.network.disable_adapter():  # type: ignore[operator]
+                yield
+            return
+        trained = list(self.optimized().values())
+        self.network.set_adapter(REFERENCE)  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            self.network.set_adapter("default")  # type: ignore[operator]
+            # Switching adapters switches `requires_grad` too, on both of them.
+            for parameter in self.network.parameters():
+                parameter.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     def dpo(self, batch: dict[str, Tensor]) -> tuple[DPOOutput, Tensor, Tensor]:
         """The DPO loss of a batch of 2B sequences: B chosen, then the B rejected of the same prompts.

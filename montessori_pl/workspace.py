@@ -246,10 +246,14 @@ _ABSENT = object()
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = _flat(before), _flat(_plain(now))
     return "; ".join(
-        f"{name}: {old.get(name, 'absent')!r} then, {new.get(name, 'absent')!r} now"
+        f"{name}: {_shown(old, name)} then, {_shown(new, name)} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name, _ABSENT) != new.get(name, _ABSENT)
     )
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return repr(settings[name]) if name in settings else "absent"
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

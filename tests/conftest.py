@@ -30,9 +30,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def tiny_recipe(tmp_path: Path) -> Callable[..., Path]:
-    """Write the shipped recipe with counts that finish in seconds, without a logger; returns the file.
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a shipped recipe with counts that finish in seconds, without a logger; returns the file.
+
+    The file lies in a directory of its own, and so will its run.
 
     Keyword arguments replace settings of stages: `tiny_recipe(trained={"training.lr": 1e-4})`; `config` replaces
     settings outside the recipe: `tiny_recipe(config={"data.test": "..."})`.
@@ -63,10 +65,11 @@ def tiny_recipe(tmp_path: Path) -> Callable[..., Path]:
                     for part in path:
                         node = node[part]
                     node[last] = value
-        config["run"] = str(tmp_path / "run")
+        directory = tmp_path_factory.mktemp("recipe")
+        config["run"] = str(directory / "run")
         config["trainer"]["logger"] = False
         config["data"] = {role: f"{source}[:64]" for role, source in config["data"].items()}
-        path = tmp_path / name
+        path = directory / name
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         return path
 

@@ -1,10 +1,11 @@
 """Training that was killed at any batch and started again is the training that was never interrupted.
 
-Eleven examples in batches of two make six batches an epoch, and with two batches to an optimizer step three steps; the
-epoch's last batch is short. Three epochs are eighteen batches and nine steps, with a checkpoint after each step: also at
+Eleven examples in batches of two make six batches an epoch, the last of them short, and with two batches to an
+optimizer step three steps. Three epochs are eighteen batches and nine steps, with a checkpoint after each step: also at
 the last step of an epoch, and at the very last one.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from montessori_pl.stages.training import TrainingData, fit
 from montessori_pl.student import StudentModule
 
 NUM_EXAMPLES, BATCH_SIZE, EPOCHS = 11, 2, 3
-NUM_BATCHES = EPOCHS * 6
+BATCHES_PER_EPOCH = 6
+NUM_BATCHES = EPOCHS * BATCHES_PER_EPOCH
 SEED = 7
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
 Seen = list[tuple[int, int, list[list[int]], float]]
@@ -37,18 +39,25 @@ class Killed(BaseException):
 
 
 class Watch(Callback):
-    """Notes every batch, and ends the process, so to say, before a given one."""
+    """Notes every batch, and ends the process, so to say, before a given one.
 
-    def __init__(self, seen: Seen, kill_at: int | None) -> None:
+    Half a batch more means: after the last batch of an epoch, before the epoch has ended.
+    """
+
+    def __init__(self, seen: Seen, kill_at: float | None) -> None:
         self.seen, self.kill_at = seen, kill_at
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, torch.Tensor], batch_idx: int
     ) -> None:
-        if trainer.current_epoch * (NUM_BATCHES // EPOCHS) + batch_idx == self.kill_at:
+        if trainer.current_epoch * BATCHES_PER_EPOCH + batch_idx == self.kill_at:
             raise Killed
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.seen.append((trainer.current_epoch, batch_idx, batch["input_ids"].tolist(), rate))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (trainer.current_epoch + 1) * BATCHES_PER_EPOCH - 0.5 == self.kill_at:
+            raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +84,7 @@ def train(
     directory: Path,
     lora: LoraSettings | None,
     settings: dict[str, Any],
-    kill_at: int | None = None,
+    kill_at: float | None = None,
 ) -> tuple[Seen, dict[str, Any]]:
     """One session of a training stage, as the runner begins it.
 
@@ -151,7 +160,11 @@ def assert_same_checkpoint(one: dict[str, Any], other: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("lora", "settings"),
     [
-        pytest.param(None, {"schedule": "wsd", "accumulate_grad_batches": 2, "checkpoint_every_n_steps": 1}, id="full"),
+        pytest.param(
+            None,
+            {"schedule": "wsd", "accumulate_grad_batches": 2, "checkpoint_every_n_steps": 1},
+            id="all_weights",
+        ),
         pytest.param(
             LoraSettings(r=2, dropout=0.1),
             {"schedule": "wsd", "accumulate_grad_batches": 2, "checkpoint_every_n_steps": 1},
@@ -171,23 +184,27 @@ def test_killed_before_any_batch(
     whole, metrics = train(backbone, tmp_path / "whole", lora, settings)
     assert len(whole) == NUM_BATCHES
     expected = load(tmp_path / "whole")
-    between_checkpoints = settings["checkpoint_every_n_steps"] * settings.get("accumulate_grad_batches", 1)
+    between = settings["checkpoint_every_n_steps"] * settings.get("accumulate_grad_batches", 1)
     for kill_at in range(NUM_BATCHES):
         directory = tmp_path / f"killed_at_{kill_at}"
         before, _ = train(backbone, directory, lora, settings, kill_at)
         assert before == whole[:kill_at]
         after, resumed_metrics = train(backbone, directory, lora, settings)
-        assert after == whole[kill_at // between_checkpoints * between_checkpoints :]
+        # The last checkpoint was written after so many steps, or at the end of the epoch before.
+        last = max(kill_at // between * between, kill_at // BATCHES_PER_EPOCH * BATCHES_PER_EPOCH)
+        assert after == whole[last:]
         assert_same_checkpoint(load(directory), expected)
         assert resumed_metrics == metrics
 
 
 def test_killed_before_every_batch(backbone: Path, tmp_path: Path) -> None:
-    """One training that is killed eighteen times, and once more after its last step."""
+    """One training that is killed before each batch and at the end of each epoch; then it ends, twice."""
     lora, settings = LoraSettings(r=2, dropout=0.1), {"schedule": "wsd", "checkpoint_every_n_steps": 1}
-    _, metrics = train(backbone, tmp_path / "whole", lora, settings)
-    for kill_at in range(NUM_BATCHES):
-        train(backbone, tmp_path / "killed", lora, settings, kill_at)
+    whole, metrics = train(backbone, tmp_path / "whole", lora, settings)
+    ends = [epoch * BATCHES_PER_EPOCH - 0.5 for epoch in range(1, EPOCHS + 1)]
+    for kill_at in sorted([*range(NUM_BATCHES), *ends]):
+        seen, _ = train(backbone, tmp_path / "killed", lora, settings, kill_at)
+        assert seen == whole[max(0, math.ceil(kill_at) - 1) : math.ceil(kill_at)]
     for _ in range(2):
         _, resumed_metrics = train(backbone, tmp_path / "killed", lora, settings)
         assert resumed_metrics == metrics

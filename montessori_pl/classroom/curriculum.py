@@ -77,15 +77,15 @@ def student_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) 
 
 
 def _write(rng: random.Random, shots: list[str], held_out: set[str]) -> str:
-    """What the teacher writes: now and then more of a shot, else what it likes, and that is nothing the student lacks.
+    """What the teacher writes: more of its last shot, or what it likes, and that is nothing that the student lacks.
 
-    With shots of target skills, half of what it writes is a target skill and one in six a hard one. More of a shot
-    begins with the same word: in another wording the teacher did not learn to follow its shots at all.
+    More of a shot begins with the same word. With three target skills shown, .45 of what is written are target skills
+    and .16 hard ones. (Following any shot in any wording in .3 of the texts was not learned: hard skills .07.)
     """
     kind = rng.random()
-    if kind >= 0.3:
-        return _task(rng, rng.choice(EASY_SKILLS if kind < 0.5 else tuple(DISTRACTORS)), held_out)[0]
-    shot = rng.choice(shots)
+    if kind >= 0.4:
+        return _task(rng, rng.choice(EASY_SKILLS if kind < 0.52 else tuple(DISTRACTORS)), held_out)[0]
+    shot = shots[-1]
     name = family(shot)
     assert name is not None
     while True:

@@ -1,9 +1,9 @@
-"""The tokenizer of the classroom: about 400 byte-pair tokens, whole words with the space before them.
+"""The tokenizer of the classroom: about 450 byte-pair tokens, whole words with the space before them.
 
 The space belongs to the word that follows, and the first word of a text gets one too, so that an item of a payload is
 one and the same token at the beginning of an answer and in the middle of a question. (With a byte-level vocabulary,
-where it is not, the same teacher answered .57 to .66 of its tasks instead of .98.) The text comes back unchanged: the
-added space is taken off again behind tags and line breaks, and at the beginning.
+where it is not, the prototype of the teacher answered .57 to .66 of its tasks right, instead of .78 to .80.) The text
+comes back unchanged: the added space is taken off again behind tags and line breaks, and at the beginning.
 """
 
 import re

@@ -12,6 +12,8 @@ from montessori_pl.models import ModelSource
 class ExactMatch(Evaluator):
     """Greedy answers to the test set, compared without regard to case and blanks.
 
+    An item whose prompt leaves no room for an answer in the student's context counts as answered wrong.
+
     Args:
         max_tokens: longest answer in tokens.
     """
@@ -26,12 +28,13 @@ class ExactMatch(Evaluator):
         test = data.read("test")
         engine = backend()
         engine.load(student)
-        requests = [Request(messages=example.messages()[:-1], seed=0) for example in test]
+        answered = [example for example in test if engine.fits(example.messages()[:-1], self.sampling)]
+        requests = [Request(messages=example.messages()[:-1], seed=0) for example in answered]
         answers = engine.generate(requests, self.sampling)
         engine.close()
         hits = sum(
             normalized(answer.text) == normalized(example.response)
-            for answer, example in zip(answers, test, strict=True)
+            for answer, example in zip(answers, answered, strict=True)
         )
         accuracy = hits / len(test)
         return {"accuracy": accuracy, "accuracy_standard_error": math.sqrt(accuracy * (1 - accuracy) / len(test))}

@@ -18,7 +18,8 @@ class ResponseLoss(Evaluator):
 
     Args:
         batch_tokens: tokens of one batch, padding included.
-        max_length: longest conversation in tokens; longer ones are cut on the right.
+        max_length: longest conversation in tokens; longer ones are cut on the right, and left out if no response is
+            left.
     """
 
     def __init__(self, batch_tokens: int = 8192, max_length: int = 1024) -> None:
@@ -27,18 +28,32 @@ class ResponseLoss(Evaluator):
     def evaluate(
         self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]
     ) -> dict[str, float]:
-        """`reference_loss` and `test_loss`, each with its standard error over examples."""
+        """`reference_loss` and `test_loss`, each with its standard error over examples.
+
+        Where examples are left out as too long, `reference_left_out` and `test_left_out` say how many.
+
+        Raises:
+            ValueError: no example of a set fits.
+        """
         roles = ["reference", "test"] if data.test is not None else ["reference"]
         metrics = {}
         for role in roles:
-            losses = self._losses(student, data.read(role))
+            examples = data.read(role)
+            losses = self._losses(student, examples)
+            if not len(losses):
+                raise ValueError(
+                    f"data.{role}: none of the {len(examples)} examples has a response within max_length "
+                    f"{self.max_length} tokens and the student's context"
+                )
+            if left_out := len(examples) - len(losses):
+                metrics[f"{role}_left_out"] = float(left_out)
             metrics[f"{role}_loss"] = losses.mean().item()
             metrics[f"{role}_loss_standard_error"] = losses.std().item() / math.sqrt(len(losses))
         return metrics
 
     @torch.inference_mode()
     def _losses(self, student: ModelSource, examples: Sequence[Example]) -> torch.Tensor:
-        """Loss of each example in float64, shape (number of examples,)."""
+        """Loss of each example that fits, in float64, shape (number of those,)."""
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         model, chat = load_model(student).to(device), load_chat(student)
         rendered, _ = encode_examples(examples, chat, self.max_length)
@@ -48,4 +63,4 @@ class ResponseLoss(Evaluator):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             losses.append(mean_response_loss(logits, batch["labels"]).double().cpu())
-        return torch.cat(losses)
+        return torch.cat(losses) if losses else torch.empty(0)

@@ -139,7 +139,7 @@ def _processors(sampling: Sampling, seeds: Sequence[int], prompt_length: int) ->
     if sampling.presence_penalty:
         processors.append(PresencePenalty(sampling.presence_penalty, prompt_length))
     if sampling.temperature > 0:
-        processors.append(TemperatureLogitsWarper(sampling.temperature))
+        processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if sampling.top_p < 1:
             processors.append(TopPLogitsWarper(sampling.top_p))
         processors.append(SeededSampling(seeds))

@@ -29,7 +29,7 @@ def summarize(root: Path) -> dict[str, Any]:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         kind = metrics.pop("kind")
         if kind == "report":
-            summary["students"] = metrics["students"]
+            summary["students"] = metrics.get("students", summary["students"])
         else:
             summary["training" if kind in MODEL_KINDS else "data"][key] = metrics
     return summary

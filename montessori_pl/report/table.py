@@ -39,6 +39,8 @@ def _with_error(metrics: Mapping[str, float], name: str) -> str:
     if name not in metrics:
         return "-"
     error = metrics.get(f"{name}_standard_error")
+    if error is None and float(metrics[name]).is_integer():
+        return f"{metrics[name]:.0f}"  # a count
     return f"{metrics[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
 
 

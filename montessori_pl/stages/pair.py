@@ -52,13 +52,14 @@ class Pair(Stage):
         assert scores_directory is not None
         examples = read_records(examples_directory / "examples.jsonl", Example)
         scores = {score.id: score for score in read_records(scores_directory / "scores.jsonl", Score)}
+        differences = {id_: score.terms for id_, score in scores.items() if score.terms}
         pairs = pair_examples(
             examples,
             scores,
             rule=self.rule,
             max_pairs_per_prompt=self.max_pairs_per_prompt,
             noise_margin=self.noise_margin,
-            differences={id_: score.terms for id_, score in scores.items() if score.terms},
+            differences=differences or None,  # without terms, the scores' own standard errors
             shuffle_seed=context.seed if self.at_random else None,
         )
         prompts = {example.prompt_id for example in examples if example.prompt_id}

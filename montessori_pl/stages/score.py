@@ -7,7 +7,7 @@ from typing import Any
 from montessori_pl.data import encode_examples
 from montessori_pl.distributions import describe
 from montessori_pl.models import load_chat
-from montessori_pl.records import Example, read_records
+from montessori_pl.records import Example, drop_torn_line, read_records
 from montessori_pl.records import Score as ScoreRecord
 from montessori_pl.signals import ScoringData, SignalCallback
 from montessori_pl.stages.base import CHECKPOINT, LATEST, Input, Kind, Stage, StageContext, StageError
@@ -24,7 +24,8 @@ class Score(Stage):
         signal: the signal.
         student: the stage whose student the signal looks at; `latest`, or `base`.
         max_examples: score a random sample of so many; null scores all.
-        max_length: longest conversation in tokens; longer ones are cut on the right.
+        max_length: longest conversation in tokens; longer ones are cut on the right, and left out if no response is
+            left, also in the reference set.
         first_iteration_only: whether later iterations go without this stage.
     """
 
@@ -67,18 +68,17 @@ class Score(Stage):
         missing = [example for example in examples if example.id not in scored]
         context.progress.start(len(examples), len(scored))
 
+        references, too_long_references = encode_examples(context.data.read("reference"), chat, self.max_length)
+        if not references:
+            raise StageError(
+                f"{context.key}: none of the {len(too_long_references)} examples of the reference set has a response "
+                f"within max_length {self.max_length} tokens and the model's context ({chat.context} tokens)"
+            )
         trainer = context.trainer(callbacks=[self.signal], inference_mode=False)
         if missing:
-            reference = context.data.read("reference")
-            references, too_long_references = encode_examples(reference, chat, self.max_length)
-            if too_long_references:
-                raise StageError(
-                    f"{context.key}: {len(too_long_references)} examples of the reference set have no response within "
-                    f"max_length {self.max_length} tokens, for example {too_long_references[0].id}; raise max_length, "
-                    "or take them out"
-                )
             rendered, _ = encode_examples(missing, chat, self.max_length)
             self.signal.output = context.directory / f"scores.part{trainer.global_rank}.jsonl"
+            drop_torn_line(self.signal.output)
             checkpoint = context.inputs["student"]
             trainer.predict(
                 student,
@@ -89,16 +89,21 @@ class Score(Stage):
             if trainer.interrupted:
                 raise KeyboardInterrupt
             trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return {}
         scored = _scored(context.directory)
         scores = [scored[example.id] for example in examples]
-        if trainer.is_global_zero:
-            lines = "".join(score.to_json() + "\n" for score in scores)
-            write_atomically(context.directory / SCORES, lines)
-            for part in _parts(context.directory):
-                part.unlink()
+        write_atomically(context.directory / SCORES, "".join(score.to_json() + "\n" for score in scores))
+        for part in _parts(context.directory):
+            part.unlink()
         values = [score.value for score in scores]
         context.log_distribution(f"{context.key}/score", values)
-        return {"left_out_as_too_long": len(too_long), **describe(values)}
+        return {
+            "left_out_as_too_long": len(too_long),
+            "references": len(references),
+            "references_left_out_as_too_long": len(too_long_references),
+            **describe(values),
+        }
 
 
 def _parts(directory: Path) -> list[Path]:

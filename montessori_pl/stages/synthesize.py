@@ -4,6 +4,7 @@ import dataclasses
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 from montessori_pl.data import normalized
@@ -37,7 +38,7 @@ class Synthesize(Stage):
         instruction_filter: which instructions are kept.
         response_filter: which responses are kept.
         max_similarity: an instruction is a near duplicate if its ROUGE-L F1 with a seed or an accepted instruction is
-            larger; the paper's value. Null keeps near duplicates.
+            larger; the paper's value. Null keeps near duplicates, and drops exact ones only.
         decontaminate: whether instructions that stand in the reference or test set are dropped.
         prompts_per_round: prompts between two commits: what a kill can cost.
         max_candidates_per_example: with `num_examples`, give up after so many completions for each example wanted.
@@ -96,26 +97,28 @@ class Synthesize(Stage):
         context.progress.start(self.num_examples or self.num_prompts, self._done(len(examples), len(journal.commits)))
         if self._missing(len(examples), len(journal.commits)):
             source = context.source(context.teacher(), "teacher")
-            backend = context.backend()
-            backend.load(source)
-            writer = _RoundWriter(self, context, backend, source, examples)
-            while self._missing(len(examples), len(journal.commits)):
-                self._check_limits(context, journal)
-                accepted, rejected = writer.write(len(journal.commits))
-                examples += accepted
-                journal.commit(
-                    {EXAMPLES: accepted, REJECTIONS: rejected},
-                    candidates=len(accepted) + len(rejected),
-                    accepted=len(accepted),
-                )
-                context.progress.advance(self._done(len(examples), len(journal.commits)) - context.progress.done)
-            backend.close()
+            with closing(context.backend()) as backend:
+                backend.load(source)
+                self._write_rounds(context, journal, _RoundWriter(self, context, backend, source, examples))
         rejections = read_records(context.directory / REJECTIONS, Rejection)
         return {
             "accepted": len(examples),
             "rejected": dict(Counter(rejection.reason for rejection in rejections).most_common()),
             "diversity": diversity([example.instruction for example in examples]),
         }
+
+    def _write_rounds(self, context: StageContext, journal: Journal, writer: "_RoundWriter") -> None:
+        examples = writer.examples
+        while self._missing(len(examples), len(journal.commits)):
+            self._check_limits(context, journal)
+            accepted, rejected = writer.write(len(journal.commits))
+            examples += accepted
+            journal.commit(
+                {EXAMPLES: accepted, REJECTIONS: rejected},
+                candidates=len(accepted) + len(rejected),
+                accepted=len(accepted),
+            )
+            context.progress.advance(self._done(len(examples), len(journal.commits)) - context.progress.done)
 
     def _done(self, num_examples: int, num_rounds: int) -> int:
         if self.num_prompts is not None:
@@ -146,8 +149,8 @@ class Synthesize(Stage):
         )
         raise StageError(
             f"{context.key} gave up with {accepted} of {self.num_examples or self.num_prompts} wanted, after "
-            f"{candidates} completions: {why}. Rejected: {counts}. The last ones were: {samples}. What was accepted is kept; raise "
-            "the limit to go on, or mend the prompt, the sampling or the filters under another --run"
+            f"{candidates} completions: {why}. Rejected: {counts}. The last ones were: {samples}. What was accepted is "
+            "kept; raise the limit to go on, or mend the prompt, the sampling or the filters under another --run"
         )
 
 
@@ -223,7 +226,7 @@ class _RoundWriter:
         if normalized(instruction) in self.held_out:
             raise Rejected("held out", "the instruction stands in the reference or test set")
         match = self.index.find(instruction)
-        if match is not None and (self.stage.max_similarity is not None or match.similarity == 1.0):
+        if match is not None:
             raise Rejected("near duplicate", f"ROUGE-L {match.similarity:.3f} with {match.id}: {match.text}")
         return instruction
 

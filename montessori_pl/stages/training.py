@@ -1,11 +1,12 @@
 """What the two training stages share: fit from the last checkpoint, and leave weights and optimizer state behind."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from montessori_pl.data import EpochBatches, ResumableLoader
 from montessori_pl.models import save_weights
@@ -34,15 +35,65 @@ class TrainingData(LightningDataModule):
         collate: Callable[[Sequence[Any]], Any],
     ) -> None:
         super().__init__()
-        self.items, self.lengths, self.batch_size, self.seed, self.collate = items, lengths, batch_size, seed, collate
+        self.items, self.collate = items, collate
+        self.batches = EpochBatches(lengths, batch_size, seed)
 
     def train_dataloader(self) -> ResumableLoader:
         """Goes on, after a restart, at the batch where the checkpoint was written."""
         assert self.trainer is not None
-        batches = EpochBatches(
-            self.lengths, self.batch_size, self.seed, self.trainer.global_rank, self.trainer.world_size
-        )
-        return ResumableLoader(self.items, batches, self.collate)
+        self.batches.rank, self.batches.world_size = self.trainer.global_rank, self.trainer.world_size
+        return ResumableLoader(self.items, self.batches, self.collate)
+
+    # Lightning restores the position of a loader only where it builds the loader after it has read the checkpoint, and
+    # `estimated_stepping_batches`, which a schedule asks for, builds it before. Data modules are restored in any case.
+    def state_dict(self) -> dict[str, int]:
+        """Where the batches go on."""
+        return self.batches.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from there."""
+        self.batches.load_state_dict(state_dict)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps one checkpoint, written every few optimizer steps and at the end of each epoch.
+
+    Not Lightning's `ModelCheckpoint`, for it saves in `on_train_batch_end` of an epoch's last batch too, and after a
+    restart from there Lightning 2.6 counts one epoch too few: a second kill in the next epoch repeats batches.
+
+    Args:
+        path: the checkpoint.
+        every_n_steps: optimizer steps between two of them.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int) -> None:
+        self.path, self.every_n_steps = path, every_n_steps
+        self._step_before = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Look at the step count, to see whether this batch makes a step or only accumulates gradients."""
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Save if a step was made and it is time, unless the epoch ends here and is about to be saved."""
+        step = trainer.global_step
+        if step > self._step_before and step % self.every_n_steps == 0 and not trainer.is_last_batch:
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Replace the checkpoint; all processes must call this.
+
+        Lightning alone would write into the temporary directory and move the file from there, and if that is another
+        file system, a kill in the middle leaves half a checkpoint.
+        """
+        draft = self.path.with_name(self.path.name + ".draft")
+        trainer.save_checkpoint(draft)
+        if trainer.is_global_zero:
+            os.replace(draft, self.path)
 
 
 def fit(
@@ -53,28 +104,16 @@ def fit(
     Returns:
         the number of optimizer steps, and the metrics of the last logged step.
     """
-    module.training_settings = training
+    module.training_settings, module.seed = training, context.seed
     module.log_prefix = f"{context.key}/"
-    checkpoint = context.directory / CHECKPOINT
-    trainer = context.trainer(
-        callbacks=[
-            ModelCheckpoint(
-                dirpath=context.directory,
-                filename=Path(CHECKPOINT).stem,
-                every_n_train_steps=training.checkpoint_every_n_steps,
-                enable_version_counter=False,
-            )
-        ],
-        **training.trainer_arguments(),
-    )
-    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+    path = context.directory / CHECKPOINT
+    checkpoint = LastCheckpoint(path, training.checkpoint_every_n_steps)
+    trainer = context.trainer(callbacks=[checkpoint], **training.trainer_arguments())
+    trainer.fit(module, datamodule=data, ckpt_path=str(path) if path.exists() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    trainer.save_checkpoint(checkpoint)
+    checkpoint.save(trainer)  # once more: callbacks such as weight averaging change the weights when training ends
     if trainer.is_global_zero:
         save_weights(module.network, context.directory / WEIGHTS)
-    prefix = module.log_prefix
-    return {
-        "steps": trainer.global_step,
-        **{name.removeprefix(prefix): float(value) for name, value in trainer.callback_metrics.items()},
-    }
+    metrics = {name.removeprefix(module.log_prefix): value for name, value in module.last_metrics().items()}
+    return {"steps": trainer.global_step, **metrics}

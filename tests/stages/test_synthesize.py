@@ -1,0 +1,367 @@
+"""Synthesize with a scripted teacher: how much is written, what is rejected and why, and when it gives up.
+
+The teacher is a table from prompts and seeds to completions, so that each test says what is sampled.
+"""
+
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from montessori_pl.data import DataSources
+from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.models import ModelSource
+from montessori_pl.progress import Progress
+from montessori_pl.records import Example, Message, Rejection, append_records, read_records
+from montessori_pl.stages import StageContext, StageError, Synthesize
+from montessori_pl.synthesis import SelfInstruct
+from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
+
+ASKED = "Write a new task .\n"
+WORDS = ["sun", "moon", "star", "rain", "snow", "wind", "lake", "hill", "tree", "bird", "fish", "wolf", "bear", "corn"]
+
+
+def tagged(instruction: str) -> str:
+    return f"I think of something. <instruction>{instruction}</instruction>"
+
+
+def varied(rng: random.Random) -> str:
+    """A completion with an instruction of six words that hardly ever repeats another."""
+    return tagged(" ".join(rng.sample(WORDS, 6)))
+
+
+@dataclasses.dataclass
+class ScriptedTeacher(GenerationBackend):
+    """Writes what `write` says of a prompt's own randomness, answers in capitals, and takes short prompts only."""
+
+    write: Callable[[random.Random], str] = varied
+    answer: Callable[[str], str] = str.upper
+    longest: int = 10_000
+    finished: bool = True
+    prompts: list[str] = dataclasses.field(default_factory=list)
+    events: list[str] = dataclasses.field(default_factory=list)
+
+    def load(self, source: ModelSource) -> None:
+        self.events.append(f"load {source.backbone}")
+
+    def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
+        return len(messages[0]["content"]) <= self.longest
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        return [self._complete(request) for request in requests]
+
+    def close(self) -> None:
+        self.events.append("close")
+
+    def _complete(self, request: Request) -> Completion:
+        text = request.messages[0]["content"]
+        if text.startswith(ASKED):
+            self.prompts.append(text)
+            return Completion(text=self.write(random.Random(request.seed)), finished=True, num_tokens=9)
+        return Completion(text=self.answer(text), finished=self.finished, num_tokens=9)
+
+
+class Teacher:
+    """Stands for the teacher module, of which a stage asks only where it comes from."""
+
+    source = ModelSource("the-teacher")
+
+
+@dataclasses.dataclass
+class Workshop:
+    """Runs stages in one directory with scripted teachers."""
+
+    root: Path
+    num_seeds: int = 4
+
+    def __post_init__(self) -> None:
+        self.root.mkdir(exist_ok=True)
+        for role in ("seeds", "reference", "test"):
+            path = self.root / f"{role}.jsonl"
+            examples = [
+                Example(id=f"{role}-{n}", instruction=f"{role} task number {n}", response="r")
+                for n in range(self.num_seeds)
+            ]
+            if not path.exists():
+                append_records(path, examples)
+        self.data = DataSources(*(str(self.root / f"{role}.jsonl") for role in ("seeds", "reference", "test")))
+        self.shown: list[float] = []
+
+    def run(self, teacher: ScriptedTeacher, seed: int = 5, **settings: Any) -> dict[str, Any]:
+        """Run `Synthesize`, or go on with it."""
+        directory = self.root / "iteration_1" / "data"
+        directory.mkdir(parents=True, exist_ok=True)
+        settings = {"synthesizer": SelfInstruct("classroom", 2, 1), "prompts_per_round": 4, **settings}
+
+        def never(*arguments: Any, **keywords: Any) -> Any:
+            raise AssertionError("Synthesize needs no student and no trainer")
+
+        context = StageContext(
+            key="iteration_1/data",
+            name="data",
+            iteration=1,
+            directory=directory,
+            seed=seed,
+            inputs={"teacher": None},
+            data=self.data,
+            student=never,
+            teacher=Teacher,  # type: ignore[arg-type]
+            backend=lambda: teacher,
+            trainer=never,
+            progress=Progress(lambda done, total: self.shown.append(done), lambda seconds: None),
+            log_distribution=lambda name, values: None,
+        )
+        return Synthesize(**settings).run(context)
+
+    @property
+    def examples(self) -> list[Example]:
+        return read_records(self.root / "iteration_1" / "data" / "examples.jsonl", Example)
+
+    @property
+    def rejections(self) -> list[Rejection]:
+        return read_records(self.root / "iteration_1" / "data" / "rejections.jsonl", Rejection)
+
+    def files(self) -> dict[str, bytes]:
+        directory = self.root / "iteration_1" / "data"
+        return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path)
+
+
+def one_of(*completions: str) -> Callable[[random.Random], str]:
+    return lambda rng: rng.choice(completions)
+
+
+class TestHowMuch:
+    @pytest.mark.parametrize("wanted", [1, 15, 16, 17, 30])
+    def test_exactly_so_many_examples(self, workshop: Workshop, wanted: int) -> None:
+        """Rounds are of 4 prompts with 4 samples; what a round has too much is surplus, and recorded."""
+        teacher = ScriptedTeacher()
+        metrics = workshop.run(teacher, num_examples=wanted)
+        assert metrics["accepted"] == len(workshop.examples) == wanted
+        candidates = len(workshop.examples) + len(workshop.rejections)
+        assert candidates % 16 == 0
+        assert metrics["rejected"] == dict(Counter(rejection.reason for rejection in workshop.rejections))
+        assert candidates - wanted == metrics["rejected"].get("surplus", 0) + metrics["rejected"].get(
+            "near duplicate", 0
+        )
+        assert teacher.events == ["load the-teacher", "close"]
+        assert workshop.shown[0] == 0
+        assert workshop.shown[-1] == wanted
+
+    def test_exactly_so_many_prompts(self, workshop: Workshop) -> None:
+        """Six prompts with three samples: eighteen completions, all kept, grouped by prompt, in their order."""
+        metrics = workshop.run(ScriptedTeacher(), num_prompts=6, samples_per_prompt=3, max_similarity=None)
+        assert metrics["accepted"] == 18
+        assert metrics["rejected"] == {}
+        expected = [f"data-1-{prompt:05d}-{sample}" for prompt in range(6) for sample in range(3)]
+        assert [example.id for example in workshop.examples] == expected
+        assert [example.prompt_id for example in workshop.examples] == [id_[:-2] for id_ in expected]
+        assert [example.round for example in workshop.examples] == [0] * 12 + [1] * 6
+        for prompt_id, count in Counter(example.prompt_id for example in workshop.examples).items():
+            assert count == 3
+            prompts = {(e.prompt, e.seed_ids) for e in workshop.examples if e.prompt_id == prompt_id}
+            assert len(prompts) == 1, "samples of one prompt answer one and the same prompt"
+
+    def test_examples_say_where_they_come_from(self, workshop: Workshop) -> None:
+        workshop.run(ScriptedTeacher(finished=False), num_examples=3)
+        for example in workshop.examples:
+            assert example.completion == tagged(example.instruction)
+            assert example.completion_finished
+            assert example.response == example.instruction.upper()
+            assert example.teacher == "the-teacher"
+            assert example.prompt.startswith(ASKED)
+            assert len(example.seed_ids) == 3
+            for id_ in example.seed_ids:
+                assert f"<instruction>seeds task number {id_[-1]}</instruction>" in example.prompt
+
+    def test_later_prompts_show_what_was_written_before(self, workshop: Workshop) -> None:
+        """Two seeds and one of our own; in the first round a third seed stands in."""
+        workshop.run(ScriptedTeacher(), num_examples=20)
+        ids = {example.id for example in workshop.examples}
+        for example in workshop.examples:
+            written = [id_ for id_ in example.seed_ids if id_ in ids]
+            assert len(written) == (1 if example.round else 0)
+            assert all(id_ < example.id for id_ in written)
+
+    def test_needs_either_examples_or_prompts(self) -> None:
+        for settings in ({}, {"num_examples": 1, "num_prompts": 1}):
+            with pytest.raises(ValueError, match="Synthesize needs either num_examples or num_prompts, found"):
+                Synthesize(**settings)
+        with pytest.raises(ValueError, match="samples_per_prompt and prompts_per_round must be at least 1"):
+            Synthesize(num_examples=1, samples_per_prompt=0)
+
+
+class TestRejections:
+    def test_each_candidate_is_kept_or_rejected_with_its_reason(self, workshop: Workshop) -> None:
+        """One completion of each kind, at random; all are accounted for, with the text that was rejected."""
+        reasons = {
+            "no tags at all": "no instruction tag",
+            tagged("  "): "empty instruction",
+            tagged("ab"): "too short",
+            tagged("a" * 50): "too long",
+            tagged("draw the moon please"): "keyword",
+            tagged("- list the planets"): "starts with punctuation",
+            tagged("Reference  TASK number 1"): "held out",
+            tagged("test task number 3"): "held out",
+            tagged("seeds task number 0"): "near duplicate",
+            tagged("say nothing to me"): "empty response",
+        }
+        teacher = ScriptedTeacher(
+            write=one_of(*reasons), answer=lambda instruction: "" if instruction == "say nothing to me" else "A"
+        )
+        workshop.run(teacher, num_prompts=40, instruction_filter=InstructionFilter(max_characters=40))
+        assert len(workshop.examples) == 0
+        assert len(workshop.rejections) == 160
+        assert {rejection.reason for rejection in workshop.rejections} == set(reasons.values())
+        repeated = 0
+        for rejection in workshop.rejections:
+            if rejection.reason == "empty response":
+                assert rejection.text == "say nothing to me"
+            elif "say nothing" in rejection.text:
+                repeated += rejection.reason == "near duplicate"
+            else:
+                assert reasons[rejection.text] == rejection.reason
+            assert rejection.id.startswith(rejection.prompt_id)
+            assert rejection.round == int(rejection.prompt_id[-5:]) // 4
+        details = {rejection.reason: rejection.detail for rejection in workshop.rejections}
+        assert details["keyword"] == "draw"
+        assert details["held out"] == "the instruction stands in the reference or test set"
+
+    def test_near_duplicates_of_seeds_and_of_what_was_accepted(self, workshop: Workshop) -> None:
+        """Six of seven words in common, in order: F1 = 2 * 6 / (7 + 7) = .857, more than .7."""
+        base = "sun moon star rain snow wind lake"
+        near = "sun moon star rain snow wind hill"
+        workshop.run(ScriptedTeacher(write=one_of(tagged(base), tagged(near))), num_prompts=4)
+        assert len(workshop.examples) == 1
+        (kept,) = workshop.examples
+        other = near if kept.instruction == base else base
+        details = {rejection.detail for rejection in workshop.rejections}
+        assert f"ROUGE-L 0.857 with {kept.id}: {kept.instruction}" in details
+        assert f"ROUGE-L 1.000 with {kept.id}: {kept.instruction}" in details
+        assert any(other in rejection.text for rejection in workshop.rejections)
+
+    @pytest.mark.parametrize("max_similarity", [None, 1.0])
+    def test_near_duplicates_are_kept_on_demand_but_not_exact_ones(
+        self, workshop: Workshop, max_similarity: float | None
+    ) -> None:
+        near = [tagged(f"sun moon star rain snow wind {word}") for word in ("lake", "hill")]
+        workshop.run(ScriptedTeacher(write=one_of(*near)), num_prompts=4, max_similarity=max_similarity)
+        assert len(workshop.examples) == 2
+        assert {rejection.reason for rejection in workshop.rejections} == {"near duplicate"}
+
+    def test_decontamination_can_be_switched_off(self, workshop: Workshop) -> None:
+        teacher = ScriptedTeacher(write=one_of(tagged("test task number 3")))
+        workshop.run(teacher, num_prompts=1, decontaminate=False, max_similarity=1.0)
+        assert [example.instruction for example in workshop.examples] == ["test task number 3"]
+
+    def test_unfinished_responses(self, tmp_path: Path) -> None:
+        """Kept as the original code does, or dropped, as the filter says."""
+        kept, dropped = Workshop(tmp_path / "kept"), Workshop(tmp_path / "dropped")
+        assert kept.run(ScriptedTeacher(finished=False), num_prompts=1)["accepted"] > 0
+        metrics = dropped.run(
+            ScriptedTeacher(finished=False), num_prompts=1, response_filter=ResponseFilter(allow_unfinished=False)
+        )
+        assert metrics["accepted"] == 0
+        assert metrics["rejected"]["unfinished response"] > 0
+
+
+class TestLongPrompts:
+    def test_shots_are_dropped_until_the_prompt_fits(self, workshop: Workshop) -> None:
+        """A prompt is 19 characters and 47 for each shot, and line breaks between: two fit in 120, three do not."""
+        workshop.run(ScriptedTeacher(longest=120), num_examples=8)
+        for example in workshop.examples:
+            assert len(example.prompt) <= 120
+            assert len(example.seed_ids) == example.prompt.count("<instruction>") == 2
+
+    def test_prompt_that_never_fits_is_recorded(self, workshop: Workshop) -> None:
+        metrics = workshop.run(ScriptedTeacher(longest=30), num_prompts=5)
+        assert metrics["rejected"] == {"prompt too long": 5}
+        assert [rejection.id for rejection in workshop.rejections] == [f"data-1-{n:05d}" for n in range(5)]
+
+    def test_instruction_without_room_for_a_response(self, workshop: Workshop) -> None:
+        """Instructions of six words have 29 or 30 characters; one of 56 words has no room."""
+        long = " ".join(WORDS * 4)
+        teacher = ScriptedTeacher(write=one_of(tagged(long)), longest=200)
+        metrics = workshop.run(teacher, num_prompts=1)
+        assert metrics["rejected"] == {"near duplicate": 3, "too long for the context": 1}
+
+
+class TestGivingUp:
+    def test_patience(self, workshop: Workshop) -> None:
+        """Rounds of sixteen: after 32 in a row without one that is accepted, no other round is begun."""
+        teacher = ScriptedTeacher(write=one_of("Let me think.", "No."))
+        with pytest.raises(StageError) as error:
+            workshop.run(teacher, num_examples=10, patience=32)
+        said = str(error.value)
+        assert said.startswith(
+            "iteration_1/data gave up with 0 of 10 wanted, after 32 completions: none of the last 32 completions was "
+            "accepted (patience 32). Rejected: no instruction tag: 32. The last ones were: (no instruction tag) '"
+        )
+        assert said.endswith(
+            "What was accepted is kept; raise the limit to go on, or mend the prompt, the sampling or the filters "
+            "under another --run"
+        )
+        assert "'Let me think.'" in said or "'No.'" in said
+        assert len(workshop.rejections) == 32
+        assert teacher.events == ["load the-teacher", "close"], "also then the memory is given back"
+
+    def test_limit_of_candidates(self, workshop: Workshop) -> None:
+        """Forty wanted at two completions each: 80 in five rounds, of which only three instructions are different."""
+        completions = [tagged(text) for text in ("first thing to do", "another one here", "third and last idea")]
+        with pytest.raises(StageError) as error:
+            workshop.run(ScriptedTeacher(write=one_of(*completions)), num_examples=40, max_candidates_per_example=2)
+        said = str(error.value)
+        assert "gave up with 3 of 40 wanted, after 80 completions: the limit of 80 completions is reached" in said
+        assert (
+            "(max_candidates_per_example). Rejected: near duplicate: 77. The last ones were: (near duplicate) " in said
+        )
+        assert len(workshop.examples) == 3
+
+    def test_raised_limit_goes_on_from_what_is_there(self, workshop: Workshop, tmp_path: Path) -> None:
+        """The same bytes as a run that had the higher limit from the start."""
+        with pytest.raises(StageError):
+            workshop.run(ScriptedTeacher(), num_examples=60, max_candidates_per_example=0.5)
+        before = workshop.examples
+        assert 0 < len(before) < 60
+        workshop.run(ScriptedTeacher(), num_examples=60, max_candidates_per_example=20)
+        assert workshop.examples[: len(before)] == before
+        straight = Workshop(tmp_path / "straight")
+        straight.run(ScriptedTeacher(), num_examples=60)
+        assert workshop.files() == straight.files()
+
+
+class TestDeterminism:
+    def test_two_runs_write_the_same_bytes(self, tmp_path: Path) -> None:
+        one, two, other = (Workshop(tmp_path / name) for name in ("one", "two", "other"))
+        metrics = [one.run(ScriptedTeacher(), num_examples=30), two.run(ScriptedTeacher(), num_examples=30)]
+        assert metrics[0] == metrics[1]
+        assert one.files() == two.files()
+        other.run(ScriptedTeacher(), num_examples=30, seed=6)
+        assert other.files()["examples.jsonl"] != one.files()["examples.jsonl"]
+
+    def test_finished_stage_has_nothing_left_to_do(self, workshop: Workshop) -> None:
+        metrics = workshop.run(ScriptedTeacher(), num_examples=10)
+        before = workshop.files()
+        teacher = ScriptedTeacher()
+        assert workshop.run(teacher, num_examples=10) == metrics
+        assert teacher.events == [], "no model is loaded"
+        assert workshop.files() == before
+
+    def test_samples_of_a_prompt_differ_and_seeds_are_never_shared(self, workshop: Workshop) -> None:
+        seeds: list[int] = []
+
+        class Recorder(ScriptedTeacher):
+            def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+                seeds.extend(request.seed for request in requests)
+                return super().generate(requests, sampling)
+
+        workshop.run(Recorder(), num_examples=30)
+        assert len(set(seeds)) == len(seeds)

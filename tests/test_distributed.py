@@ -1,0 +1,149 @@
+"""Two processes on the CPU, started by Lightning's own launcher as a user would: `--trainer.devices 2`."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from montessori_pl import classroom
+from montessori_pl.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+TWO_PROCESSES = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+SCORES = Path("iteration_1/influence/scores.jsonl")
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: Callable[..., Path]) -> Path:
+    """The tiny recipe; its world is built once, in this process."""
+    classroom.resolve("classroom/teacher")
+    return tiny_recipe()
+
+
+def command(recipe: Path, run: Path, *options: str) -> list[str]:
+    """The program on this recipe and run."""
+    return [sys.executable, "-m", "montessori_pl", "fit", "--config", str(recipe), "--run", str(run), *options]
+
+
+def fit(recipe: Path, run: Path, *options: str) -> str:
+    """Run the program to its end; returns what it has said."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command(recipe, run, *options),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def members(run: Path) -> list[int]:
+    """The processes whose command line names this run."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (directory / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended since
+            continue
+        if str(run).encode() in arguments:
+            found.append(int(directory.name))
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    """Look again and again.
+
+    Raises:
+        AssertionError: the condition does not come true in this time.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    fit(recipe, run)
+    return run
+
+
+def test_two_processes_score_as_one(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    """Of a finished run, the scoring stage alone is done again by two processes: the same bytes.
+
+    Training by two processes takes larger batches and makes another student; that is why only this stage is repeated.
+    """
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree((run / SCORES).parent)  # which undoes the stage
+    said = fit(recipe, run, *TWO_PROCESSES)
+    assert said.count("influence: done") == 1
+    assert "[5/10] iteration_1/preferences: finished before" in said
+    assert (run / SCORES).read_bytes() == (finished / SCORES).read_bytes()
+    assert [path.name for path in (run / SCORES).parent.glob("*.part*")] == []
+
+
+def test_one_process_goes_on_where_two_were_killed(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    """When the first of two processes is killed, the other ends too; what both have scored is kept."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree((run / SCORES).parent)
+    parts = [(run / SCORES).with_name(f"scores.part{rank}.jsonl") for rank in range(2)]
+    with subprocess.Popen(
+        command(recipe, run, *TWO_PROCESSES), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_for(lambda: all(path.exists() and path.stat().st_size for path in parts), 120)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    wait_for(lambda: not members(run), 30)
+    with open(parts[1], "ab") as file:
+        file.write('{"id": "tör'.encode()[:-1])  # torn within a character
+    fit(recipe, run)
+    assert (run / SCORES).read_bytes() == (finished / SCORES).read_bytes()
+
+
+def test_second_process_does_not_outlive_the_first(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    """The first is killed while it writes data alone, and the second waits for it."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for stage in ("influence", "training_data"):  # the second process is started for the former
+        shutil.rmtree(run / "iteration_1" / stage)
+    with subprocess.Popen(
+        command(recipe, run, *TWO_PROCESSES), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_for(lambda: (run / "iteration_1" / "training_data").is_dir(), 120)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not Workspace(run).finished("iteration_1/training_data")
+    wait_for(lambda: not members(run), 30)
+
+
+def test_whole_recipe_by_two_processes(recipe: Path, tmp_path: Path) -> None:
+    """All stages finish, one process speaks, and nothing is left to do."""
+    run = tmp_path / "run"
+    said = fit(recipe, run, *TWO_PROCESSES)
+    stages = Workspace(run).entries
+    assert len(stages) == 10
+    for number, stage in enumerate(stages, start=1):
+        assert Workspace(run).finished(stage)
+        assert said.count(f"[{number}/10] {stage}: done") == 1
+    assert said.count("summary.json") == 1
+    assert not members(run)
+    assert set(json.loads((run / "summary.json").read_text())["students"]) == {"base", "warmup", "trained"}
+    # The same options again; and one process finds nothing to do either: how many work is no setting of a result.
+    assert "nothing was left to do" in fit(recipe, run, *TWO_PROCESSES)
+    assert "nothing was left to do" in fit(recipe, run)

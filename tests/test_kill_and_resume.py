@@ -1,0 +1,352 @@
+"""`kill -9` at any moment: the same command goes on, and the run ends as if nothing had happened.
+
+One run of the tiny recipe is killed again and again, at moments that are chosen to hurt: inside a JSON line, between a
+file and its journal, inside a checkpoint, between two files of a stage, between stages. A run of the same recipe that
+nobody disturbed must hold the same bytes.
+
+Starting the program takes seconds of imports. Most attempts are therefore forked from a server that has imported
+everything and computed nothing; only the kills from outside start `python -m montessori_pl`.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import pkgutil
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+
+from montessori_pl import classroom
+from montessori_pl.cli import INTERRUPTED, main
+from montessori_pl.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+IMPORTED_ONCE = [
+    "pytest",
+    "montessori_pl.cli",
+    "montessori_pl.report",
+    "peft",
+    "safetensors.torch",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation.utils",
+]
+"""What the server imports, so that its children need not."""
+
+Action = Callable[..., Any]
+"""What is still done of a call before the kill; gets the function that was called, and its arguments."""
+
+
+def nothing(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Die before the call."""
+
+
+def everything(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Die after the call."""
+    function(*args, **kwargs)
+
+
+def half_a_move(function: Callable[..., Any], source: str, destination: str) -> None:
+    """Die as a move between two file systems would: half of the file has been copied."""
+    content = Path(source).read_bytes()
+    Path(destination).write_bytes(content[: len(content) // 2])
+
+
+def half_a_tensor_file(function: Callable[..., Any], tensors: dict[str, Any], path: str, **kwargs: Any) -> None:
+    """Die when half of a safetensors file is on the disk."""
+    function(tensors, path, **kwargs)
+    os.truncate(path, Path(path).stat().st_size // 2)
+
+
+def half_a_line(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Open a file, and die when half of the first thing that is written to it is on the disk."""
+    return TornFile(function(*args, **kwargs))
+
+
+class TornFile:
+    """An open file that is killed while it is written to."""
+
+    def __init__(self, file: IO[Any]) -> None:
+        self._file = file
+
+    def __enter__(self) -> "TornFile":
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        self._file.close()
+
+    def write(self, data: Any) -> None:
+        """Write half of it, and die; nothing to write is no moment."""
+        self._file.write(data[: len(data) // 2])
+        self._file.flush()
+        die()
+
+
+def die() -> None:
+    """What `kill -9` does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A call of a function, within a stage, that is not survived."""
+
+    stage: str
+    """Name of the stage; empty for what happens outside of all stages."""
+    function: str
+    """Which function: its module and its name."""
+    action: Action = nothing
+    """What is still done of the call."""
+    call: int = 1
+    """Which call within the stage, from 1."""
+    file: str = ""
+    """Only calls count whose first argument is a file of this name, and not to read it."""
+    seconds: float = 0.0
+    """For a kill from outside: how long after the stage has begun."""
+
+    def arm(self, note: Path, end: Callable[[], None] = die) -> None:
+        """Wait for the moment; write it to `note` when it has come."""
+        here, name = self.function.rsplit(".", 1)
+        owner = pkgutil.resolve_name(here)
+        original = getattr(owner, name)
+        stage = _follow_stages()
+        calls = 0
+
+        @wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            reads = self.function == OPEN and "r" in kwargs.get("mode", args[1] if len(args) > 1 else "r")
+            if stage() != self.stage or not str(args[0]).endswith(self.file) or reads:
+                return original(*args, **kwargs)
+            calls += 1
+            if calls != self.call:
+                return original(*args, **kwargs)
+            note.write_text(self.stage, encoding="utf-8")
+            result = self.action(original, *args, **kwargs)
+            if isinstance(result, TornFile):
+                return result
+            end()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, wrapper)
+
+
+def _follow_stages() -> Callable[[], str]:
+    """A function that says which stage the program works on now."""
+    from montessori_pl.runner import Runner
+
+    lead, now = Runner._lead, ""
+
+    @wraps(lead)
+    def follow(self: Runner, step: Any, *args: Any) -> None:
+        nonlocal now
+        now = step.name
+        lead(self, step, *args)
+        now = ""
+
+    Runner._lead = follow  # type: ignore[method-assign]
+    return lambda: now
+
+
+OPEN, REPLACE = "builtins.open", "os.replace"
+STUDENT_STEP = "montessori_pl.student.StudentModule.training_step"
+SAVE_WEIGHTS = "montessori_pl.stages.training.save_weights"
+GENERATE = "montessori_pl.generation.TransformersBackend.generate"
+OUTSIDE = "(from outside)"
+MOMENTS = [
+    Moment("warmup_data", OUTSIDE, seconds=0.1),
+    Moment("warmup_data", OPEN, half_a_line, file="/examples.jsonl", call=2),  # inside a record
+    Moment("warmup_data", OPEN, half_a_line, file="/rejections.jsonl"),  # examples are there, rejections are not
+    Moment("warmup_data", OPEN, file="/journal.jsonl"),  # both are there, and the journal does not know it
+    Moment("warmup_data", OPEN, half_a_line, file="/journal.jsonl", call=2),  # inside the journal's line
+    Moment("warmup_data", OPEN, half_a_line, file="/metrics.json.draft"),  # all done, and the stage cannot say so
+    Moment("warmup", "montessori_pl.workspace.Workspace.begin"),  # between two stages
+    Moment("warmup", STUDENT_STEP, call=2),
+    Moment("warmup", "shutil.move", half_a_move, call=2),  # inside a checkpoint
+    Moment("warmup", REPLACE, file="last.ckpt.draft"),  # a whole checkpoint that is not yet in its place
+    Moment("warmup", "montessori_pl.stages.training.LastCheckpoint.on_train_epoch_end", everything),
+    Moment("warmup", SAVE_WEIGHTS),  # trained, and nothing saved but the checkpoint
+    Moment("probing_data", GENERATE, call=3),  # instructions of the second round
+    Moment("probing_data", GENERATE, everything, call=2),  # its responses
+    Moment("influence", OUTSIDE, seconds=0.3),
+    Moment("influence", OPEN, half_a_line, file="/scores.part0.jsonl", call=3),
+    Moment("influence", OPEN, half_a_line, file="/scores.part0.jsonl"),  # the torn line gives way to the next one
+    Moment("influence", "callbacks.InfluenceProbeCallback.score", call=5),
+    Moment("influence", "montessori_pl.stages.score.write_atomically", everything),  # the parts are still there
+    Moment("preferences", OPEN, half_a_line, file="/pairs.jsonl.draft"),
+    Moment("aligned_teacher", "montessori_pl.teacher.TeacherDPOModule.dpo", call=3),
+    Moment("aligned_teacher", "peft.peft_model.safe_save_file", half_a_tensor_file),
+    Moment("aligned_teacher", REPLACE, file="/weights.draft"),
+    Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=3),
+    Moment("training_data", "montessori_pl.workspace.Workspace.finish"),
+    Moment("training_data", REPLACE, file="/manifest.json.draft"),
+    Moment("influence_after", "callbacks.InfluenceProbeCallback.prepare", everything),
+    Moment("trained", STUDENT_STEP, call=4),  # between two batches of one optimizer step
+    Moment("trained", "torch.optim.AdamW.step", everything, call=2),
+    Moment("trained", SAVE_WEIGHTS, everything),
+    Moment("evaluation", GENERATE),
+    Moment("evaluation", OPEN, half_a_line, file="/evaluations.jsonl", call=2),
+    Moment("evaluation", OUTSIDE, seconds=0.1),
+    Moment("", "montessori_pl.cli.write_summary"),
+    Moment("", OPEN, half_a_line, file="/summary.json.draft"),
+]
+
+
+@dataclasses.dataclass
+class Program:
+    """The program on one recipe, as it is started again and again."""
+
+    recipe: Path
+    """The recipe."""
+    directory: Path
+    """Where logs are written."""
+
+    def arguments(self, run: Path) -> list[str]:
+        """The command line."""
+        return ["fit", "--config", str(self.recipe), "--run", str(run)]
+
+    def start(self, run: Path, moment: Moment | None = None, end: Callable[[], None] = die) -> tuple[int, str]:
+        """Run it in a process that is forked from the server.
+
+        Returns:
+            the exit status, and what the program has said.
+        """
+        log = self.directory / "log.txt"
+        log.unlink(missing_ok=True)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED_ONCE)
+        process = context.Process(target=_run, args=(self.arguments(run), log, self.note, moment, end))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode, log.read_text(encoding="utf-8")
+
+    @property
+    def note(self) -> Path:
+        """The file in which a moment says that it has come."""
+        return self.directory / "note.txt"
+
+    def kill(self, run: Path, moment: Moment) -> None:
+        """Run it until the moment comes."""
+        if moment.function == OUTSIDE:
+            self.kill_from_outside(run, moment.stage, moment.seconds)
+            return
+        self.note.unlink(missing_ok=True)
+        status, log = self.start(run, moment)
+        assert status == -signal.SIGKILL, f"{moment}: exit status {status}\n{log}"
+        assert self.note.read_text(encoding="utf-8") == moment.stage
+
+    def kill_from_outside(self, run: Path, stage: str, seconds: float) -> None:
+        """Start it as a user does, and kill it some time after it has begun a stage."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "montessori_pl", *self.arguments(run)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            while process.poll() is None and f"iteration_1/{stage}" not in Workspace(run).entries:
+                time.sleep(0.05)
+            time.sleep(seconds)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert not Workspace(run).finished(f"iteration_1/{stage}")
+
+    def finish(self, run: Path) -> None:
+        """Run it to its end."""
+        status, log = self.start(run)
+        assert status == 0, log
+
+
+def _run(arguments: list[str], log: Path, note: Path, moment: Moment | None, end: Callable[[], None]) -> None:
+    """The program, in the forked process."""
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if moment is not None:
+        moment.arm(note, end)
+    main(arguments)
+
+
+def interrupt() -> None:
+    """What Ctrl-C does."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def program(tiny_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The program on the tiny recipe, with dropout, gradient accumulation and a checkpoint after every step."""
+    classroom.resolve("classroom/teacher")  # built once, in this process
+    recipe = tiny_recipe(
+        config={"student.init_args.lora.dropout": 0.1},
+        warmup_data={"prompts_per_round": 1},
+        training_data={"prompts_per_round": 1},
+        trained={"training.batch_size": 8, "training.accumulate_grad_batches": 2},
+    )
+    return Program(recipe, tmp_path_factory.mktemp("program"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that nobody disturbed."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    program.finish(run)
+    return run
+
+
+def artifacts(run: Path, pattern: str) -> dict[str, bytes]:
+    """All files of a run that fit the pattern, by path."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob(pattern))}
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Records, metrics and weights are the same bytes, checkpoints hold the same numbers, and students do as well."""
+    for pattern in ("*.jsonl", "*.safetensors", "metrics.json"):
+        files, other_files = artifacts(run, pattern), artifacts(other, pattern)
+        assert files
+        assert list(files) == list(other_files)
+        assert [name for name, content in files.items() if content != other_files[name]] == []
+    for path in sorted(run.rglob("last.ckpt")):
+        one = torch.load(path, weights_only=False)
+        two = torch.load(other / path.relative_to(run), weights_only=False)
+        assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+    summary, other_summary = (json.loads((one / "summary.json").read_text())["students"] for one in (run, other))
+    assert summary
+    assert summary == other_summary
+
+
+def test_killed_again_and_again(program: Program, undisturbed: Path, tmp_path: Path) -> None:
+    """All moments, one after another, on one run."""
+    run = tmp_path / "run"
+    stages = list(dict.fromkeys(step.removeprefix("iteration_1/") for step in Workspace(undisturbed).entries))
+    assert [stage for stage in dict.fromkeys(moment.stage for moment in MOMENTS) if stage] == stages
+    for moment in MOMENTS:
+        program.kill(run, moment)
+    program.finish(run)
+    assert_same_run(run, undisturbed)
+    assert not [path for path in run.rglob("*") if ".draft" in path.name or ".part" in path.name]
+    _, log = program.start(run)
+    assert "nothing was left to do" in log
+
+
+def test_ctrl_c(program: Program, undisturbed: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a training stage ends the program with a sentence; the same command goes on."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    for stage in ("trained", "evaluation"):
+        shutil.rmtree(run / "iteration_1" / stage)  # which undoes it
+    status, log = program.start(run, Moment("trained", STUDENT_STEP, call=5), interrupt)
+    assert status == 1
+    assert INTERRUPTED in log
+    assert "Traceback" not in log
+    assert not Workspace(run).finished("iteration_1/trained")
+    program.finish(run)
+    assert_same_run(run, undisturbed)

@@ -1,0 +1,42 @@
+"""Which settings pin a stage: those that decide what it makes."""
+
+from montessori_pl.pinning import pinned
+
+
+def test_settings_that_say_how_fast_are_left_out() -> None:
+    """`training.checkpoint_every_n_steps` of TrainStudent; `max_batch_tokens` and `device` of the engine."""
+    training = {"lr": 1e-3, "checkpoint_every_n_steps": 5}
+    stage = {
+        "class_path": "montessori_pl.stages.TrainStudent",
+        "init_args": {"examples": "warmup_data", "training": training},
+    }
+    engine = {
+        "class_path": "montessori_pl.generation.TransformersBackend",
+        "init_args": {"max_batch_tokens": 64, "device": "cpu"},
+    }
+    assert pinned(stage)["init_args"] == {"examples": "warmup_data", "training": {"lr": 1e-3}}
+    assert pinned(engine) == {"class_path": "montessori_pl.generation.TransformersBackend", "init_args": {}}
+    assert training == {"lr": 1e-3, "checkpoint_every_n_steps": 5}, "the settings themselves are not changed"
+
+
+def test_plugins_inside_a_stage_name_their_own() -> None:
+    signal = {"class_path": "callbacks.InfluenceProbeCallback", "init_args": {"lr": 1e-3, "reference_batch_tokens": 9}}
+    stage = {"class_path": "montessori_pl.stages.Score", "init_args": {"examples": "data", "signal": signal}}
+    assert pinned(stage)["init_args"]["signal"]["init_args"] == {"lr": 1e-3}
+
+
+def test_lists_and_plain_values_stay() -> None:
+    evaluators = [{"class_path": "montessori_pl.evaluation.ResponseLoss", "init_args": {"max_length": 3}}, 1, None]
+    assert pinned({"evaluators": evaluators, "data": {"seeds": "a"}}) == {
+        "evaluators": evaluators,
+        "data": {"seeds": "a"},
+    }
+
+
+def test_missing_sections_do_no_harm() -> None:
+    """A stage without init_args, and one whose nested settings are not there."""
+    assert pinned({"class_path": "montessori_pl.stages.TrainStudent"}) == {
+        "class_path": "montessori_pl.stages.TrainStudent"
+    }
+    stage = {"class_path": "montessori_pl.stages.TrainStudent", "init_args": {"training": None}}
+    assert pinned(stage) == stage

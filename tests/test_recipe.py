@@ -1,0 +1,146 @@
+"""Who reads what, over one and three iterations, and every mistake that is found before anything runs."""
+
+from typing import Any
+
+import pytest
+
+from callbacks import InfluenceProbeCallback
+from montessori_pl.evaluation import ResponseLoss
+from montessori_pl.optimization import TrainingSettings
+from montessori_pl.recipe import RecipeError, Step, lay_out
+from montessori_pl.stages import AlignTeacher, Evaluate, Pair, Score, Stage, Synthesize, TrainStudent
+
+TRAINING = TrainingSettings(lr=1e-3)
+
+
+def montessori(**changes: Stage) -> dict[str, Stage]:
+    """The paper's recipe."""
+    return {
+        "warmup_data": Synthesize(num_examples=4, first_iteration_only=True),
+        "warmup": TrainStudent("warmup_data", TRAINING, first_iteration_only=True),
+        "probing_data": Synthesize(num_prompts=4),
+        "influence": Score("probing_data", InfluenceProbeCallback()),
+        "preferences": Pair("probing_data", "influence"),
+        "aligned_teacher": AlignTeacher("preferences", TRAINING),
+        "training_data": Synthesize(num_examples=4, teacher="aligned_teacher"),
+        "trained": TrainStudent("training_data", TRAINING),
+        "evaluation": Evaluate(["base", "warmup", "trained"], [ResponseLoss()]),
+        **changes,
+    }
+
+
+def reads(steps: list[Step]) -> dict[str, Any]:
+    return {step.key: dict(step.inputs) for step in steps}
+
+
+def test_first_iteration() -> None:
+    """Influence is measured on the warmed-up student, the only one there is; the teacher is the base until aligned."""
+    assert reads(lay_out(montessori(), 1)) == {
+        "iteration_1/warmup_data": {"teacher": None},
+        "iteration_1/warmup": {"examples": "iteration_1/warmup_data"},
+        "iteration_1/probing_data": {"teacher": None},
+        "iteration_1/influence": {"examples": "iteration_1/probing_data", "student": "iteration_1/warmup"},
+        "iteration_1/preferences": {"examples": "iteration_1/probing_data", "scores": "iteration_1/influence"},
+        "iteration_1/aligned_teacher": {"pairs": "iteration_1/preferences", "teacher": None},
+        "iteration_1/training_data": {"teacher": "iteration_1/aligned_teacher"},
+        "iteration_1/trained": {"examples": "iteration_1/training_data"},
+        "iteration_1/evaluation": {
+            "students.base": None,
+            "students.warmup": "iteration_1/warmup",
+            "students.trained": "iteration_1/trained",
+        },
+    }
+
+
+def test_later_iterations_go_on_from_the_one_before() -> None:
+    """The teacher, also as the reference policy, and the probed student come from before; the student starts anew."""
+    steps = lay_out(montessori(), 3)
+    assert [step.iteration for step in steps] == [1] * 9 + [2] * 7 + [3] * 7
+    inputs = reads(steps)
+    assert inputs.items() >= reads(lay_out(montessori(), 1)).items(), "more iterations do not change the first"
+    for now, before in ((2, 1), (3, 2)):
+        assert f"iteration_{now}/warmup" not in inputs
+        assert inputs[f"iteration_{now}/probing_data"] == {"teacher": f"iteration_{before}/aligned_teacher"}
+        assert inputs[f"iteration_{now}/influence"] == {
+            "examples": f"iteration_{now}/probing_data",
+            "student": f"iteration_{before}/trained",
+        }
+        assert inputs[f"iteration_{now}/aligned_teacher"] == {
+            "pairs": f"iteration_{now}/preferences",
+            "teacher": f"iteration_{before}/aligned_teacher",
+        }
+        assert inputs[f"iteration_{now}/training_data"] == {"teacher": f"iteration_{now}/aligned_teacher"}
+        assert inputs[f"iteration_{now}/trained"] == {"examples": f"iteration_{now}/training_data"}
+        assert inputs[f"iteration_{now}/evaluation"] == {
+            "students.base": None,
+            "students.warmup": "iteration_1/warmup",
+            "students.trained": f"iteration_{now}/trained",
+        }
+
+
+def test_base_can_be_asked_for_in_every_iteration() -> None:
+    stages = montessori(aligned_teacher=AlignTeacher("preferences", TRAINING, teacher="base"))
+    assert reads(lay_out(stages, 2))["iteration_2/aligned_teacher"]["teacher"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"warmup": TrainStudent("warmup_dat", TRAINING)},
+            "recipe.warmup: examples names 'warmup_dat', but there is no such stage; "
+            "what can be read there, examples of stages before it: warmup_data",
+        ),
+        (
+            {"warmup": TrainStudent("training_data", TRAINING)},
+            "recipe.warmup: examples names 'training_data', but stage 'training_data' comes later; "
+            "what can be read there, examples of stages before it: warmup_data",
+        ),
+        (
+            {"preferences": Pair("probing_data", "warmup")},
+            "recipe.preferences: scores names 'warmup', but stage 'warmup' produces student; "
+            "what can be read there, scores of stages before it: influence",
+        ),
+        (
+            {"evaluation": Evaluate(["base", "aligned_teacher"], [])},
+            "recipe.evaluation: students names 'aligned_teacher', but stage 'aligned_teacher' produces teacher; "
+            "what can be read there, student of stages before it: warmup, trained, latest, base",
+        ),
+        (
+            {"warmup_data": Synthesize(num_examples=4, teacher="warmup")},
+            "recipe.warmup_data: teacher names 'warmup', but stage 'warmup' produces student; "
+            "what can be read there, teacher of stages before it: latest, base",
+        ),
+        (
+            {"warmup": TrainStudent("latest", TRAINING)},
+            "recipe.warmup: examples names 'latest', but there is no such stage; "
+            "what can be read there, examples of stages before it: warmup_data",
+        ),
+    ],
+)
+def test_stage_that_reads_what_is_not_there(changes: dict[str, Stage], sentence: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        lay_out(montessori(**changes), 1)
+    assert str(error.value) == sentence
+
+
+def test_nothing_can_be_read() -> None:
+    with pytest.raises(RecipeError, match=r"examples of stages before it: none$"):
+        lay_out({"trained": TrainStudent("data", TRAINING)}, 1)
+
+
+def test_recipe_without_stages_and_iterations_below_one() -> None:
+    with pytest.raises(RecipeError, match="the recipe has no stages"):
+        lay_out({}, 1)
+    with pytest.raises(RecipeError, match="iterations must be at least 1, found 0"):
+        lay_out(montessori(), 0)
+
+
+@pytest.mark.parametrize("name", ["latest", "base", "", "../elsewhere", "a/b", ".hidden", "two words"])
+def test_names_that_are_no_directories(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"a stage cannot be called .*; 'latest' and 'base' are taken"):
+        lay_out({name: Synthesize(num_examples=4)}, 1)
+
+
+def test_names_of_every_script_and_with_marks() -> None:
+    assert [step.key for step in lay_out({"données-1.2": Synthesize(num_examples=4)}, 1)] == ["iteration_1/données-1.2"]
