@@ -6,17 +6,19 @@ Shapes: R reference examples, T tokens.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from montessori_pl.influence.frozen import FrozenLayers
 from montessori_pl.influence.functional import IGNORED, Batch, LossFn
 from montessori_pl.influence.updates import Params
 
 Reduction = Literal["examples", "tokens", "batches_of_8"]
-"""How the losses of the reference examples become one number: their mean; the mean over all response tokens; or, as the
-original code of Montessori-Instruct does, the mean over batches of eight, in order, of each batch's mean over tokens."""
+"""How the losses of the reference examples become one number: their mean; the mean over all response tokens; or, as
+the original code of Montessori-Instruct does, the mean over batches of eight of each batch's mean over tokens."""
 
 
 class ReferenceSet:
@@ -30,6 +32,8 @@ class ReferenceSet:
         references: the examples, in batches of any sizes, padded on the right.
         reduction: how their losses are averaged.
         batch_tokens: tokens of one batch, padding included: what bounds the memory of a pass.
+        frozen: the model's frozen lower layers; what they compute is kept, where the model allows.
+        cache_bytes: how much of it is kept at most; the rest is computed in every pass.
 
     Raises:
         ValueError: there are no examples.
@@ -41,6 +45,8 @@ class ReferenceSet:
         references: Sequence[Batch],
         reduction: Reduction = "examples",
         batch_tokens: int = 8192,
+        frozen: FrozenLayers | None = None,
+        cache_bytes: int = 2**30,
     ) -> None:
         rows = [row for batch in references for row in _unpadded(batch)]
         if not rows:
@@ -50,6 +56,9 @@ class ReferenceSet:
         self.lengths = [row["input_ids"].shape[1] for row in rows]
         self.weights = _weights([int((row["labels"][:, 1:] != IGNORED).sum()) for row in rows], reduction)
         self._packed = [(indices, _padded([rows[i] for i in indices])) for indices in self._pack()]
+        self._frozen = frozen if frozen is not None and frozen.layers else None
+        if self._frozen is not None:
+            self._packed = _with_hidden_states(self._packed, self._frozen, loss, cache_bytes)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,7 +70,7 @@ class ReferenceSet:
         packed = self._packed if indices is None else self._pack_some(indices)
         losses: dict[int, Tensor] = {}
         for rows, batch in packed:
-            with without_autocast(params):
+            with without_autocast(params), self._onward(batch):
                 losses |= dict(zip(rows, self.loss(params, batch), strict=True))
         return torch.stack([losses[index] for index in wanted])
 
@@ -69,7 +78,7 @@ class ReferenceSet:
         """The gradient of the average loss, accumulated batch by batch."""
         total = {name: torch.zeros_like(param) for name, param in params.items()}
         for indices, batch in self._packed:
-            with without_autocast(params), torch.enable_grad():
+            with without_autocast(params), torch.enable_grad(), self._onward(batch):
                 leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
                 losses = self.loss(leaves, batch)
                 average = (losses * self.weights[indices].to(losses)).sum()
@@ -94,6 +103,10 @@ class ReferenceSet:
             return mean.item(), float("nan")
         spread = (self.weights**2 * (terms - mean) ** 2).sum() * len(terms) / (len(terms) - 1)
         return mean.item(), spread.sqrt().item()
+
+    def _onward(self, batch: Batch) -> AbstractContextManager[None]:
+        """The frozen layers are skipped for a batch that brings what they have computed."""
+        return self._frozen.skipped() if self._frozen is not None and "inputs_embeds" in batch else nullcontext()
 
     def _pack(self, indices: Sequence[int] | None = None) -> list[list[int]]:
         """Indices sorted by length, in batches of bounded size with padding, and of at least one example."""
@@ -130,6 +143,22 @@ def _padded(rows: Sequence[Batch]) -> Batch:
         )
         for name in rows[0]
     }
+
+
+def _with_hidden_states(
+    packed: list[tuple[list[int], Batch]], frozen: FrozenLayers, loss: LossFn, cache_bytes: int
+) -> list[tuple[list[int], Batch]]:
+    """The same batches, as many as fit with what the frozen layers compute for them."""
+    with torch.no_grad():
+        if not frozen.agrees(loss, {}, packed[0][1]):
+            return packed
+        kept: list[tuple[list[int], Batch]] = []
+        for indices, batch in packed:
+            hidden = frozen.hidden_states(batch) if cache_bytes > 0 else None
+            cache_bytes -= hidden.nbytes if hidden is not None else 0
+            fits = hidden is not None and cache_bytes >= 0
+            kept.append((indices, {"inputs_embeds": hidden, "labels": batch["labels"]} if fits else batch))
+    return kept
 
 
 def _weights(num_tokens: Sequence[int], reduction: Reduction) -> Tensor:
