@@ -15,8 +15,9 @@ from montessori_pl.student import StudentModule
 class InfluenceProbeCallback(SignalCallback):
     """One-step influence on the parameters that the student trains.
 
-    Nothing is copied and nothing is reloaded: steps are functional, and all probes share the frozen base. An approximate
-    method is compared with the exact one on a sample of the same examples; the report of that stands beside the scores.
+    Nothing is copied and nothing is reloaded: steps are functional, and all probes share the frozen base. An
+    approximate method is compared with the exact one on a sample of the same examples, and the report of that stands
+    beside the scores.
 
     Args:
         lr: learning rate of the step; null takes the peak learning rate with which the student was trained.

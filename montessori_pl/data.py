@@ -204,19 +204,6 @@ class ResumableLoader(DataLoader[Any]):
         self.batches.load_state_dict(state)
 
 
-class ProbingBatches(Sampler[list[int]]):
-    """One example after another, dealt out to the processes without repeats."""
-
-    def __init__(self, num_examples: int, rank: int, world_size: int) -> None:
-        self.indices = range(rank, num_examples, world_size)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return ([index] for index in self.indices)
-
-
 def length_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices sorted by length, in batches of at most `max_tokens` tokens with padding (and at least one example)."""
     batches: list[list[int]] = []

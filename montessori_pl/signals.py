@@ -4,7 +4,7 @@ import itertools
 import json
 import random
 from abc import ABC
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,7 +41,7 @@ class ScoringData(LightningDataModule):
         reference: Sequence[Rendered],
         pad_id: int,
         batch_tokens: int = 4096,
-        scored: Container[str] = frozenset(),
+        scored: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.items = list(zip(examples, rendered, strict=True))
@@ -95,9 +95,9 @@ class ScoringData(LightningDataModule):
 class SignalCallback(Callback, ABC):
     """Scores examples; higher is better for the student.
 
-    Implement `score`, or `score_batch` where a batch is cheaper than its examples, and `prepare` where something must be
-    computed once. Scores are appended to a file of this process as they come, so that a killed run goes on at the next
-    batch.
+    Implement `score`, or `score_batch` where a batch is cheaper than its examples, and `prepare` where something must
+    be computed once. Scores are appended to a file of this process as they come, so that a killed run goes on at the
+    next batch.
     """
 
     unpinned: ClassVar[tuple[str, ...]] = ()

@@ -47,7 +47,7 @@ class FrozenLayers:
     def skipped(self) -> Iterator[None]:
         """Inside, the frozen layers hand on what they are given: the model expects `hidden_states` as its input."""
         for layer in self.layers:
-            layer.forward = lambda hidden, *args, **kwargs: hidden  # type: ignore[method-assign]
+            layer.forward = lambda hidden, *args, **kwargs: hidden
         try:
             yield
         finally:

@@ -10,6 +10,7 @@ Shapes: B examples, T tokens, V vocabulary, N response tokens of the whole batch
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class ResponseLosses:
         self.model = model
         # A tied weight has several names, and each of them works.
         self._known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner: Any = getattr(model, "get_base_model", lambda: model)()  # inside PEFT
         self._selects = "logits_to_keep" in inspect.signature(inner.forward).parameters
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:

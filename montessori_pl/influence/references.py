@@ -154,10 +154,12 @@ def _with_hidden_states(
             return packed
         kept: list[tuple[list[int], Batch]] = []
         for indices, batch in packed:
-            hidden = frozen.hidden_states(batch) if cache_bytes > 0 else None
-            cache_bytes -= hidden.nbytes if hidden is not None else 0
-            fits = hidden is not None and cache_bytes >= 0
-            kept.append((indices, {"inputs_embeds": hidden, "labels": batch["labels"]} if fits else batch))
+            if cache_bytes > 0:
+                hidden = frozen.hidden_states(batch)
+                cache_bytes -= hidden.nbytes
+                if cache_bytes >= 0:
+                    batch = {"inputs_embeds": hidden, "labels": batch["labels"]}
+            kept.append((indices, batch))
     return kept
 
 
