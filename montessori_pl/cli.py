@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ class MontessoriCLI(LightningCLI):
         """Build the plugins of the recipe; trainers are built for each stage."""
         if (num_threads := self._get(self.config, "num_threads")) is not None:
             torch.set_num_threads(num_threads)
+            os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))  # or Lightning sets another number under DDP
         try:
             self.config_init = self.parser.instantiate_classes(self.config)
         except ValueError as error:
@@ -124,7 +125,7 @@ class MontessoriCLI(LightningCLI):
             trainer=self._trainer,
             logger=None,
         )
-        with runner.locked(), _error_kept(root):
+        with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
                 runner.logger = self._logger = self._make_logger(workspace)
             worked = runner.run(steps, self._settings())

@@ -1,7 +1,6 @@
 """Two processes on the CPU, started by Lightning's own launcher as a user would: `--trainer.devices 2`."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -35,10 +34,8 @@ def command(recipe: Path, run: Path, *options: str) -> list[str]:
 
 def fit(recipe: Path, run: Path, *options: str) -> str:
     """Run the program to its end; returns what it has said."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command(recipe, run, *options),
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
