@@ -204,6 +204,19 @@ class ResumableLoader(DataLoader[Any]):
         self.batches.load_state_dict(state)
 
 
+class FixedBatches(Sampler[list[int]]):
+    """Batches that were decided beforehand; Lightning wants a sampler, not a list."""
+
+    def __init__(self, batches: list[list[int]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
 def length_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices sorted by length, in batches of at most `max_tokens` tokens with padding (and at least one example)."""
     batches: list[list[int]] = []

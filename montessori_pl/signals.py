@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from montessori_pl.chat import Rendered
-from montessori_pl.data import collate
+from montessori_pl.data import FixedBatches, collate
 from montessori_pl.records import Example, Score, append_records
 from montessori_pl.student import StudentModule
 from montessori_pl.workspace import write_atomically
@@ -51,27 +51,19 @@ class ScoringData(LightningDataModule):
         """Batches of whole prompts: their `rows` here, and `input_ids`, `attention_mask` and `labels`, each (B, T)."""
         assert self.trainer is not None
         batches = [batch for batch in self.plan() if not self.scored.issuperset(self.items[row][0].id for row in batch)]
-        share = batches[self.trainer.global_rank :: self.trainer.world_size]
+        share = FixedBatches(batches[self.trainer.global_rank :: self.trainer.world_size])
         return DataLoader(range(len(self.items)), batch_sampler=share, collate_fn=self.collate)  # type: ignore[arg-type]
 
     def plan(self) -> list[list[int]]:
         """All batches, whoever scores them and whatever has been scored: so that a batch is always the same."""
-        lengths = [len(rendered.input_ids) for _, rendered in self.items]
-        batches: list[list[int]] = []
-        for rows in self._prompts():
-            both = [*batches[-1], *rows] if batches else rows
-            if batches and len(both) * max(lengths[row] for row in both) <= self.batch_tokens:
-                batches[-1] = both
-            else:
-                batches.append(rows)
-        return batches
+        return self._batched(self._prompts())
 
     def sample(self, num_examples: int, seed: int) -> list[list[int]]:
-        """Batches of whole prompts, drawn at random, of at least so many examples together (or all there are)."""
-        batches = self.plan()
-        random.Random(seed).shuffle(batches)
-        sizes = itertools.accumulate(map(len, batches))
-        return batches[: sum(size < num_examples for size in sizes) + 1]
+        """Batches of prompts drawn at random, of at least so many examples together (or all there are)."""
+        prompts = self._prompts()
+        random.Random(seed).shuffle(prompts)
+        sizes = itertools.accumulate(map(len, prompts))
+        return self._batched(prompts[: sum(size < num_examples for size in sizes) + 1])
 
     def groups(self, rows: Sequence[int]) -> list[str]:
         """For each of these rows its prompt; an example that nobody prompted for stands for itself."""
@@ -86,10 +78,23 @@ class ScoringData(LightningDataModule):
         return {"rows": list(rows), **collate([self.items[row][1] for row in rows], self.pad_id)}
 
     def _prompts(self) -> list[list[int]]:
+        """The rows of each prompt."""
         rows: dict[str, list[int]] = {}
         for row, group in enumerate(self.groups(range(len(self.items)))):
             rows.setdefault(group, []).append(row)
         return list(rows.values())
+
+    def _batched(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """Whole prompts in batches of bounded size."""
+        lengths = [len(rendered.input_ids) for _, rendered in self.items]
+        batches: list[list[int]] = []
+        for rows in prompts:
+            both = [*batches[-1], *rows] if batches else rows
+            if batches and len(both) * max(lengths[row] for row in both) <= self.batch_tokens:
+                batches[-1] = both
+            else:
+                batches.append(rows)
+        return batches
 
 
 class SignalCallback(Callback, ABC):
