@@ -168,7 +168,8 @@ def test_saved_adapter_is_the_trained_one(teacher: TeacherDPOModule, batch: dict
     """What the next stage loads is the aligned teacher, not its reference."""
     perturb(teacher, seed=3)
     files = save_weights(teacher.network, tmp_path / "weights")  # type: ignore[arg-type]
-    assert {file.name for file in files} == {"adapter_config.json", "adapter_model.safetensors"}
+    names = [str(file.relative_to(tmp_path / "weights")) for file in files]
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]
     loaded = load_model(ModelSource(teacher.backbone, tmp_path / "weights"))
     logits = loaded(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     expected = log_probabilities(teacher, batch)

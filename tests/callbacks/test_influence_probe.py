@@ -73,9 +73,9 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A warmed-up student: the learning rate of the last step is half the peak, the peak is what the probe takes."""
+    """A trained student, whose learning rate has fallen to zero: the peak is what the probe takes."""
     student = make_student(backbone)
-    student.training_settings = TrainingSettings(lr=PEAK, schedule="linear_warmup", batch_size=2, weight_decay=0.1)
+    student.training_settings = TrainingSettings(lr=PEAK, schedule="linear", batch_size=2, weight_decay=0.1)
     rendered = render(TRAINED)
     data = TrainingData(
         rendered, [len(one.input_ids) for one in rendered], 2, 0, lambda batch: collate(batch, pad_id=0)
