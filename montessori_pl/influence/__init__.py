@@ -2,6 +2,7 @@
 
 from montessori_pl.influence.agreement import Agreement, agreement
 from montessori_pl.influence.control_variate import ControlVariateInfluence
+from montessori_pl.influence.dataset import score_dataset
 from montessori_pl.influence.exact import ExactInfluence, one_step
 from montessori_pl.influence.first_order import FirstOrderInfluence
 from montessori_pl.influence.frozen import FrozenLayers, computing_in_float32
@@ -39,5 +40,6 @@ __all__ = [
     "one_by_one",
     "one_step",
     "per_example_gradients",
+    "score_dataset",
     "trainable_parameters",
 ]
