@@ -63,7 +63,6 @@ class InfluenceProbeCallback(SignalCallback):
         Raises:
             ValueError: trained parameters are in half precision, or there is no learning rate.
         """
-        self._data = data
         self._scorer = InfluenceScorer(
             student.network,
             self._update(student),

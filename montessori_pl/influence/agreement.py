@@ -28,13 +28,17 @@ class Agreement:
     def spearman_bound(self, confidence_z: float = 1.28) -> float:
         """A lower bound of the rank correlation beyond this sample, by Fisher's transformation.
 
+        A sample in which all ranks agree counts as one with half an exchange of neighbours: without this correction for
+        continuity four examples in the right order, one chance in 24, would prove perfect agreement.
+
         Args:
             confidence_z: standard errors below the estimate; 1.28 holds in nine of ten samples.
         """
         if self.count < 4:
             return -1.0
+        most = 1 - 6 / (self.count * (self.count**2 - 1))
         # 1.03 instead of 1: Fisher's variance for rank correlations (Fieller, Hartley and Pearson, 1957).
-        z = math.atanh(min(self.spearman, 1 - 1e-12)) - confidence_z * 1.03 / math.sqrt(self.count - 3)
+        z = math.atanh(max(-most, min(self.spearman, most))) - confidence_z * 1.03 / math.sqrt(self.count - 3)
         return math.tanh(z)
 
 

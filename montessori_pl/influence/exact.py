@@ -15,7 +15,7 @@ Shapes: B examples, T tokens, R reference examples.
 import torch
 from torch.func import grad
 
-from montessori_pl.influence.functional import Batch, LossFn
+from montessori_pl.influence.functional import Batch, LossFn, unpadded
 from montessori_pl.influence.references import ReferenceSet, without_autocast
 from montessori_pl.influence.results import Influence
 from montessori_pl.influence.updates import Params, UpdateRule
@@ -72,12 +72,7 @@ class ExactInfluence:
 
     def __call__(self, batch: Batch) -> list[Influence]:
         """The influence of each example of a batch."""
-        return [
-            self.after(
-                one_step(self.loss, self.params, {name: rows[i : i + 1] for name, rows in batch.items()}, self.update)
-            )
-            for i in range(len(batch["labels"]))
-        ]
+        return [self.after(one_step(self.loss, self.params, example, self.update)) for example in unpadded(batch)]
 
     def after(self, moved: Params) -> Influence:
         """The influence of a step that has led to these parameters."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from montessori_pl.influence.functional import Batch
 from montessori_pl.influence.per_example import GradientsFn
-from montessori_pl.influence.references import ReferenceSet
+from montessori_pl.influence.references import ReferenceSet, without_autocast
 from montessori_pl.influence.results import Influence
 from montessori_pl.influence.updates import Params, UpdateRule
 
@@ -64,7 +64,8 @@ class FirstOrderInfluence:
 
     def of(self, steps: Tensor) -> list[Influence]:
         """The influence of steps (B, P)."""
-        values = steps @ self.gradient
+        with without_autocast(self.params):
+            values = steps @ self.gradient
         errors = self._errors(self.terms(steps))
         return [
             Influence(value + self.shift, value, float("nan"), error, "first order")
@@ -73,7 +74,8 @@ class FirstOrderInfluence:
 
     def terms(self, steps: Tensor) -> Tensor:
         """First-order influence on each sampled reference, shape (B, S)."""
-        return steps @ self.sample_gradients.T
+        with without_autocast(self.params):
+            return steps @ self.sample_gradients.T
 
     def _errors(self, terms: Tensor) -> Tensor:
         """Standard error over the whole reference set, as the sample shows it, shape (B,)."""

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from montessori_pl.influence.functional import Batch, LossFn
-from montessori_pl.influence.updates import Params
 
 
 class FrozenLayers:
@@ -32,13 +31,13 @@ class FrozenLayers:
         self.layers = _layers_below(model, list(trained))
 
     @torch.no_grad()
-    def hidden_states(self, batch: Batch) -> Tensor:
-        """What enters the first layer that is trained, shape (B, T, H)."""
+    def hidden_states(self, loss: LossFn, batch: Batch) -> Tensor:
+        """What enters the first layer that is trained, shape (B, T, H); `loss` runs the model."""
         last = self.layers[-1]
         kept: list[Tensor] = []
         handle = last.register_forward_hook(lambda module, inputs, output: kept.append(output))
         try:
-            self.model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=1)
+            loss({}, batch)
         finally:
             handle.remove()
         return kept[0]
@@ -54,15 +53,16 @@ class FrozenLayers:
             for layer in self.layers:
                 del layer.forward
 
-    def agrees(self, loss: LossFn, params: Params, batch: Batch) -> bool:
+    def agrees(self, loss: LossFn, batch: Batch) -> bool:
         """Whether going on from the hidden states gives the losses of the whole model.
 
         It does where embeddings enter the layers as they are; a model that scales them on the way does not qualify.
         """
-        whole = loss(params, batch)
-        onward = {"inputs_embeds": self.hidden_states(batch), "labels": batch["labels"]}
+        whole, hidden = loss({}, batch), self.hidden_states(loss, batch)
+        onward = {"inputs_embeds": hidden, "labels": batch["labels"]}
         with self.skipped():
-            return torch.allclose(whole, loss(params, onward), rtol=1e-5, atol=1e-6)
+            arrived = self.hidden_states(loss, onward)
+            return torch.equal(arrived, hidden) and torch.allclose(whole, loss({}, onward), rtol=1e-5, atol=1e-6)
 
 
 def _layers_below(model: nn.Module, trained: list[str]) -> list[nn.Module]:

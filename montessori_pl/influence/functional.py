@@ -9,7 +9,7 @@ Shapes: B examples, T tokens, V vocabulary, N response tokens of the whole batch
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,13 @@ def trainable_parameters(model: nn.Module) -> Params:
     return params
 
 
+def unpadded(batch: Batch) -> Iterator[Batch]:
+    """Each example of a batch by itself, without padding, shapes (1, its length)."""
+    _check_padding(batch["attention_mask"])
+    for row, length in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
+        yield {name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
+
+
 class ResponseLosses:
     """The mean next-token loss over each example's response, as a function of the parameters.
 
@@ -70,13 +77,16 @@ class ResponseLosses:
         """The losses.
 
         Raises:
-            ValueError: a parameter that the model does not have, or an example without response tokens.
+            ValueError: a parameter that the model does not have, an example without response tokens, or padding
+                elsewhere than on the right.
         """
         # `functional_call` ignores names that it does not know: the step would silently move nothing.
         if unknown := sorted(params.keys() - self._known):
             raise ValueError(
                 f"{type(self.model).__name__} has no parameters named {unknown}; it has {len(self._known)} others"
             )
+        if "attention_mask" in batch:
+            _check_padding(batch["attention_mask"])
         targets = batch["labels"][:, 1:]
         answered = targets != IGNORED
         counts = answered.sum(dim=1)
@@ -97,6 +107,12 @@ class ResponseLosses:
             inputs["logits_to_keep"] = columns
         logits: Tensor = functional_call(self.model, params, kwargs=inputs).logits
         return logits if self._selects else logits[:, columns]
+
+
+def _check_padding(attention_mask: Tensor) -> None:
+    """The mask (B, T) is never passed on, so that it must say nothing that causality does not."""
+    if (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
+        raise ValueError("examples must be padded on the right, but an attention mask hides tokens before others")
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

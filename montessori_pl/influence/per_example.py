@@ -3,11 +3,13 @@
 For a linear layer with inputs x (B, T, I) and output gradients g (B, T, O), example b's weight gradient is g_b^T x_b. A
 forward hook keeps inputs and outputs, autograd gives the gradients of the outputs alone, and the sum over examples that
 a weight's gradient would be is never formed. That covers LoRA, whose two factors are linear layers, and every other
-linear layer. A model that trains anything else (embeddings, norms) falls back to one backward pass for each example.
+linear layer. A model that trains anything else (embeddings, norms, weights that two layers share) falls back to one
+backward pass for each example, and so does a batch whose examples a layer sees mixed (routed to experts).
 
 Shapes: B examples, T tokens, I and O a layer's input and output width.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from montessori_pl.influence.functional import Batch, LossFn, ResponseLosses
+from montessori_pl.influence.functional import Batch, LossFn, ResponseLosses, unpadded
 from montessori_pl.influence.references import without_autocast
 from montessori_pl.influence.updates import Params
 
@@ -25,11 +27,13 @@ GradientsFn = Callable[[Params, Batch], Params]
 
 def per_example_gradients(loss: ResponseLosses, params: Params) -> GradientsFn:
     """The fastest way that this model allows."""
+    shares = Counter(id(param) for _, param in loss.model.named_parameters(remove_duplicate=False))
     owners = {
         f"{path}.{name}": module
         for path, module in loss.model.named_modules()
-        for name in ("weight", "bias")
         if isinstance(module, nn.Linear)
+        for name, param in module.named_parameters(recurse=False)
+        if shares[id(param)] == 1
     }
     return LinearGradients(loss, {n: owners[n] for n in params}) if params.keys() <= owners.keys() else one_by_one(loss)
 
@@ -39,8 +43,7 @@ def one_by_one(loss: LossFn) -> GradientsFn:
 
     def gradients(params: Params, batch: Batch) -> Params:
         rows = []
-        for i in range(len(batch["labels"])):
-            one = {name: tensor[i : i + 1] for name, tensor in batch.items()}
+        for one in unpadded(batch):
             with without_autocast(params):
                 rows.append(grad(lambda moving, one=one: loss(moving, one).squeeze(0))(params))
         return {name: torch.stack([row[name] for row in rows]) for name in params}
@@ -71,14 +74,17 @@ class LinearGradients:
             with without_autocast(params), torch.enable_grad():
                 leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
                 total = self.loss(leaves, batch).sum()
+                if any(x.dim() != 3 or len(x) != len(batch["labels"]) for made in calls.values() for x, _ in made):
+                    return one_by_one(self.loss)(params, batch)
                 outputs = [output for made in calls.values() for _, output in made]
-                gradients = iter(torch.autograd.grad(total, outputs))
+                gradients = iter(torch.autograd.grad(total, outputs, materialize_grads=True))
         finally:
             for handle in handles:
                 handle.remove()
         # A layer that the model calls several times adds up what each call contributes.
         flows = {module: [(x, next(gradients)) for x, _ in made] for module, made in calls.items()}
-        return {name: _sum(name, flows[module], params[name]) for name, module in self.owners.items()}
+        with without_autocast(params):
+            return {name: _sum(name, flows[module], params[name]) for name, module in self.owners.items()}
 
 
 def _sum(name: str, flows: list[tuple[Tensor, Tensor]], param: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Knows losses as functions; nothing about update rules.
 Shapes: R reference examples, T tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from montessori_pl.influence.frozen import FrozenLayers
-from montessori_pl.influence.functional import IGNORED, Batch, LossFn
+from montessori_pl.influence.functional import IGNORED, Batch, LossFn, unpadded
 from montessori_pl.influence.updates import Params
 
 Reduction = Literal["examples", "tokens", "batches_of_8"]
@@ -48,7 +48,7 @@ class ReferenceSet:
         frozen: FrozenLayers | None = None,
         cache_bytes: int = 2**30,
     ) -> None:
-        rows = [row for batch in references for row in _unpadded(batch)]
+        rows = [row for batch in references for row in unpadded(batch)]
         if not rows:
             raise ValueError("the reference set is empty, so that there is no loss to lower")
         self.loss, self.batch_tokens = loss, batch_tokens
@@ -82,7 +82,7 @@ class ReferenceSet:
                 leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
                 losses = self.loss(leaves, batch)
                 average = (losses * self.weights[indices].to(losses)).sum()
-                gradients = torch.autograd.grad(average, list(leaves.values()))
+                gradients = torch.autograd.grad(average, list(leaves.values()), materialize_grads=True)
             for held, gradient in zip(total.values(), gradients, strict=True):
                 held += gradient
         return total
@@ -128,12 +128,6 @@ def without_autocast(params: Params) -> torch.autocast:
     return torch.autocast(next(iter(params.values())).device.type, enabled=False)
 
 
-def _unpadded(batch: Batch) -> Iterator[Batch]:
-    for row in range(len(batch["input_ids"])):
-        length = int(batch["attention_mask"][row].sum())
-        yield {name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
-
-
 def _padded(rows: Sequence[Batch]) -> Batch:
     width = max(row["input_ids"].shape[1] for row in rows)
     fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
@@ -149,13 +143,13 @@ def _with_hidden_states(
     packed: list[tuple[list[int], Batch]], frozen: FrozenLayers, loss: LossFn, cache_bytes: int
 ) -> list[tuple[list[int], Batch]]:
     """The same batches, as many as fit with what the frozen layers compute for them."""
-    with torch.no_grad():
-        if not frozen.agrees(loss, {}, packed[0][1]):
+    with torch.no_grad(), torch.autocast(packed[0][1]["labels"].device.type, enabled=False):
+        if not frozen.agrees(loss, packed[0][1]):
             return packed
         kept: list[tuple[list[int], Batch]] = []
         for indices, batch in packed:
             if cache_bytes > 0:
-                hidden = frozen.hidden_states(batch)
+                hidden = frozen.hidden_states(loss, batch)
                 cache_bytes -= hidden.nbytes
                 if cache_bytes >= 0:
                     batch = {"inputs_embeds": hidden, "labels": batch["labels"]}

@@ -40,8 +40,8 @@ class InfluenceScorer:
         method: `auto` lets `calibrate` choose; `control_variate` corrects first order on `num_references` references.
         min_agreement: with `auto`, the rank correlation with exact influence that is asked for.
         num_references: references that the correction of `control_variate` looks at.
-        refine: with an approximate method, examples whose group's best or worst is less certain than so many standard
-            deviations of the method's error are scored exactly; 0 never does.
+        refine: with an approximate method that has been calibrated, examples that may be the best or the worst of
+            their group within so many standard deviations of the method's error are scored exactly; 0 never does.
         reduction: how the losses of the references are averaged.
         batch_tokens: tokens of one batch of the reference pass: what bounds the memory.
         sample: references whose own gradients are kept, for standard errors and corrections.
@@ -75,14 +75,15 @@ class InfluenceScorer:
             self._engine: Engine = self.exact
             if method == "exact":
                 return
-            order = random.Random(seed).sample(range(len(self.references)), min(sample, len(self.references)))
+            num_sampled = max(sample, num_references) if method == "control_variate" else sample
+            order = random.Random(seed).sample(range(len(self.references)), min(num_sampled, len(self.references)))
             self.first_order = FirstOrderInfluence(
                 per_example_gradients(loss, params), params, update, self.references, order
             )
             if method == "auto":
                 self._counts = subset_sizes(len(order), len(self.references))
             else:
-                self._counts = [num_references] if method == "control_variate" else []
+                self._counts = [min(num_references, len(order))] if method == "control_variate" else []
             self._engine = self._engine_for(self._counts[0] if method == "control_variate" else None)
 
     def calibrate(self, batches: Sequence[Batch], groups: Sequence[Hashable] | None = None) -> Choice | None:
@@ -121,7 +122,8 @@ class InfluenceScorer:
             influences = self._engine(batch)
             if self._engine is self.exact or self.choice is None or not self.refine or groups is None:
                 return influences
-            margin = self.refine * self.choice.chosen.error
+            # The bias counts too: exact scores lack it, and must not lose to approximate ones because of it.
+            margin = self.refine * self.choice.chosen.error + abs(self.choice.chosen.bias)
             for index in undecided([one.centred for one in influences], groups, margin):
                 (influences[index],) = self.exact({name: rows[index : index + 1] for name, rows in batch.items()})
         return influences

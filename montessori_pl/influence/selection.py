@@ -36,9 +36,11 @@ class Candidate:
     """With exact influence."""
     spearman_bound: float
     """What the rank correlation reaches in nine of ten samples of this size."""
+    bias: float
+    """Median of its difference from exact, in nats."""
     error: float
-    """Spread of its difference from exact in nats, as a standard deviation; from the median, because a few examples
-    with large steps would otherwise speak for all."""
+    """Spread of that difference around its median in nats, as a standard deviation; a median too, because a few
+    examples with large steps would otherwise speak for all."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def _candidate(
         cost=cost,
         agreement=agreed,
         spearman_bound=1.0 if method == EXACT else agreed.spearman_bound(),
+        bias=errors.median().item(),
         # 1.4826 makes the median absolute deviation of a normal distribution its standard deviation.
         error=1.4826 * (errors - errors.median()).abs().median().item(),
     )
