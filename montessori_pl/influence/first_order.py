@@ -81,7 +81,10 @@ class FirstOrderInfluence:
         """Standard error over the whole reference set, as the sample shows it, shape (B,)."""
         if terms.shape[1] < 2:
             return torch.full(terms.shape[:1], float("nan"))
-        return terms.std(dim=1) * (self.references.weights**2).sum().sqrt().item()
+        weights = self.references.weights[self.sample].to(terms)
+        means = (terms * weights).sum(dim=1, keepdim=True) / weights.sum()
+        spread = (weights**2 * (terms - means) ** 2).sum(dim=1)
+        return (spread * len(self.references) / (len(self.sample) - 1)).sqrt()
 
 
 def _flat(params: Params, batch_dims: int) -> Tensor:

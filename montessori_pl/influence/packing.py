@@ -43,14 +43,6 @@ def pack(lengths: Sequence[int], max_tokens: int, cost_of_a_pass: int) -> list[l
     return batches[::-1]
 
 
-def unpadded(batch: Batch) -> list[Batch]:
-    """Each example by itself, shape (1, T), without the padding on its right."""
-    lengths = batch["attention_mask"].sum(dim=1).tolist()
-    return [
-        {name: tensor[row : row + 1, :length] for name, tensor in batch.items()} for row, length in enumerate(lengths)
-    ]
-
-
 def padded(rows: Sequence[Batch]) -> Batch:
     """Examples (1, T) as one batch, padded on the right to the longest."""
     width = max(row["input_ids"].shape[1] for row in rows)

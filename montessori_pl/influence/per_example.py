@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from montessori_pl.influence.functional import Batch, LossFn, ResponseLosses, unpadded
+from montessori_pl.influence.packing import packed
 from montessori_pl.influence.references import without_autocast
 from montessori_pl.influence.updates import Params
 
@@ -52,18 +53,26 @@ def one_by_one(loss: LossFn) -> GradientsFn:
 
 
 class LinearGradients:
-    """One forward and one backward pass for the gradients of a whole batch.
+    """One forward and one backward pass for the gradients of examples of similar length.
 
     Args:
         loss: the loss of each example.
         owners: for the name of each parameter, the linear layer whose weight or bias it is.
+        max_tokens: tokens of one pass, padding included: what bounds its memory.
     """
 
-    def __init__(self, loss: ResponseLosses, owners: dict[str, nn.Linear]) -> None:
-        self.loss, self.owners = loss, owners
+    def __init__(self, loss: ResponseLosses, owners: dict[str, nn.Linear], max_tokens: int = 8192) -> None:
+        self.loss, self.owners, self.max_tokens = loss, owners, max_tokens
 
     def __call__(self, params: Params, batch: Batch) -> Params:
         """The gradients, by name, each (B, *shape of the parameter)."""
+        gradients = {name: param.new_empty(len(batch["labels"]), *param.shape) for name, param in params.items()}
+        for indices, similar in packed(list(unpadded(batch)), self.max_tokens):
+            for name, rows in self._one_pass(params, similar).items():
+                gradients[name][indices] = rows
+        return gradients
+
+    def _one_pass(self, params: Params, batch: Batch) -> Params:
         calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {module: [] for module in self.owners.values()}
 
         def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:

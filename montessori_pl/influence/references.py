@@ -14,6 +14,7 @@ from torch import Tensor
 
 from montessori_pl.influence.frozen import FrozenLayers
 from montessori_pl.influence.functional import IGNORED, Batch, LossFn, unpadded
+from montessori_pl.influence.packing import packed
 from montessori_pl.influence.updates import Params
 
 Reduction = Literal["examples", "tokens", "batches_of_8"]
@@ -24,8 +25,8 @@ the original code of Montessori-Instruct does, the mean over batches of eight of
 class ReferenceSet:
     """Reference examples, ready to be evaluated again and again.
 
-    Rows are unpadded, sorted by length and packed into batches of bounded size, whatever batches they came in; results
-    are in the order in which they came.
+    Rows are unpadded and packed with others of similar length into batches of bounded size, whatever batches they came
+    in; results are in the order in which they came.
 
     Args:
         loss: the loss of each example of a batch.
@@ -55,7 +56,7 @@ class ReferenceSet:
         self._rows = rows
         self.lengths = [row["input_ids"].shape[1] for row in rows]
         self.weights = _weights([int((row["labels"][:, 1:] != IGNORED).sum()) for row in rows], reduction)
-        self._packed = [(indices, _padded([rows[i] for i in indices])) for indices in self._pack()]
+        self._packed = packed(rows, batch_tokens)
         self._frozen = frozen if frozen is not None and frozen.layers else None
         if self._frozen is not None:
             self._packed = _with_hidden_states(self._packed, self._frozen, loss, cache_bytes)
@@ -67,9 +68,8 @@ class ReferenceSet:
     def losses(self, params: Params, indices: Sequence[int] | None = None) -> Tensor:
         """The loss of each reference example, or of these, shape (R,)."""
         wanted = range(len(self)) if indices is None else indices
-        packed = self._packed if indices is None else self._pack_some(indices)
         losses: dict[int, Tensor] = {}
-        for rows, batch in packed:
+        for rows, batch in self._packed if indices is None else self._pack_some(indices):
             with without_autocast(params), self._onward(batch):
                 losses |= dict(zip(rows, self.loss(params, batch), strict=True))
         return torch.stack([losses[index] for index in wanted])
@@ -104,23 +104,13 @@ class ReferenceSet:
         spread = (self.weights**2 * (terms - mean) ** 2).sum() * len(terms) / (len(terms) - 1)
         return mean.item(), spread.sqrt().item()
 
+    def _pack_some(self, indices: Sequence[int]) -> list[tuple[list[int], Batch]]:
+        batches = packed([self._rows[i] for i in indices], self.batch_tokens)
+        return [([indices[place] for place in places], batch) for places, batch in batches]
+
     def _onward(self, batch: Batch) -> AbstractContextManager[None]:
         """The frozen layers are skipped for a batch that brings what they have computed."""
         return self._frozen.skipped() if self._frozen is not None and "inputs_embeds" in batch else nullcontext()
-
-    def _pack(self, indices: Sequence[int] | None = None) -> list[list[int]]:
-        """Indices sorted by length, in batches of bounded size with padding, and of at least one example."""
-        wanted = range(len(self)) if indices is None else indices
-        batches: list[list[int]] = []
-        for index in sorted(wanted, key=lambda i: (self.lengths[i], i)):
-            if batches and (len(batches[-1]) + 1) * self.lengths[index] <= self.batch_tokens:
-                batches[-1].append(index)
-            else:
-                batches.append([index])
-        return batches
-
-    def _pack_some(self, indices: Sequence[int]) -> list[tuple[list[int], Batch]]:
-        return [(batch, _padded([self._rows[i] for i in batch])) for batch in self._pack(indices)]
 
 
 def without_autocast(params: Params) -> torch.autocast:
@@ -128,26 +118,15 @@ def without_autocast(params: Params) -> torch.autocast:
     return torch.autocast(next(iter(params.values())).device.type, enabled=False)
 
 
-def _padded(rows: Sequence[Batch]) -> Batch:
-    width = max(row["input_ids"].shape[1] for row in rows)
-    fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
-    return {
-        name: torch.cat(
-            [torch.nn.functional.pad(row[name], (0, width - row[name].shape[1]), value=fill[name]) for row in rows]
-        )
-        for name in rows[0]
-    }
-
-
 def _with_hidden_states(
-    packed: list[tuple[list[int], Batch]], frozen: FrozenLayers, loss: LossFn, cache_bytes: int
+    batches: list[tuple[list[int], Batch]], frozen: FrozenLayers, loss: LossFn, cache_bytes: int
 ) -> list[tuple[list[int], Batch]]:
     """The same batches, as many as fit with what the frozen layers compute for them."""
-    with torch.no_grad(), torch.autocast(packed[0][1]["labels"].device.type, enabled=False):
-        if not frozen.agrees(loss, packed[0][1]):
-            return packed
+    with torch.no_grad(), torch.autocast(batches[0][1]["labels"].device.type, enabled=False):
+        if not frozen.agrees(loss, batches[0][1]):
+            return batches
         kept: list[tuple[list[int], Batch]] = []
-        for indices, batch in packed:
+        for indices, batch in batches:
             if cache_bytes > 0:
                 hidden = frozen.hidden_states(loss, batch)
                 cache_bytes -= hidden.nbytes

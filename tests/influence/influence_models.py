@@ -105,7 +105,7 @@ def double(model: nn.Module) -> nn.Module:
 def warm_moments(params: Params, scale: float = 0.05) -> AdamMoments:
     """Moments as after some training, different for each parameter."""
     generator = torch.Generator().manual_seed(7)
-    exp_avg = {n: scale * torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in params.items()}
+    exp_avg = {n: scale * torch.randn(p.shape, generator=generator).to(p) for n, p in params.items()}
     return AdamMoments(20, exp_avg, {n: (m**2 + scale**2) / 10 for n, m in exp_avg.items()})
 
 

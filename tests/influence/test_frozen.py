@@ -59,7 +59,7 @@ def num_cached(references: ReferenceSet) -> int:
 def assert_same_influence(model: nn.Module, quick: ReferenceSet, whole: ReferenceSet) -> None:
     """Losses, gradients and influence, with warm moments."""
     loss, params = ResponseLosses(model), trainable_parameters(model)
-    update = warm_adamw(params, lr=1e-2)
+    update = warm_adamw(params, lr=3e-2)
     torch.testing.assert_close(quick.losses(params), whole.losses(params), rtol=0, atol=1e-12)
     assert_close(quick.gradient(params), whole.gradient(params), 1e-11)
     found, expected = (ExactInfluence(loss, params, update, one)(collate(PROBES)) for one in (quick, whole))
@@ -170,16 +170,15 @@ def scale_embeddings(module: Any, args: Any, kwargs: Any) -> Any:
 
 
 def test_no_more_is_kept_than_allowed() -> None:
-    """Hidden states of float64 and width 16 take 128 bytes a token; the shortest batches come first."""
+    """The batches that come first are kept, as many as fit; hidden states of width 16 take 128 bytes a token."""
     model = make_model("llama", "lora", torch.float64, on_layers("3"), num_hidden_layers=LAYERS)
-    kept = []
-    for cache_bytes in (0, 128 * 40, 128 * 80, 2**30):
+    sizes = [batch["inputs_embeds"].nbytes for _, batch in sets(model)[0]._packed]
+    assert len(sizes) >= 2
+    assert max(sizes) <= 128 * 40
+    for cache_bytes, num_kept in ((0, 0), (sizes[0] - 1, 0), (sizes[0], 1), (sum(sizes), len(sizes))):
         quick, whole = sets(model, cache_bytes=cache_bytes)
-        used = sum(batch["inputs_embeds"].nbytes for _, batch in quick._packed if "inputs_embeds" in batch)
-        assert used <= cache_bytes
-        kept.append(num_cached(quick))
+        assert num_cached(quick) == num_kept
         assert_same_influence(model, quick, whole)
-    assert kept[0] == 0 < kept[1] < kept[2] < kept[3] == len(quick._packed)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -264,7 +263,7 @@ WIDE: dict[str, Any] = {
     "vocab_size": 120, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
     "initializer_range": 0.1,
 }  # fmt: skip
-FEW, MANY = make_examples(20, seed=5), make_examples(32, seed=6)
+FEW, MANY = make_examples(16, seed=5), make_examples(24, seed=6)
 
 
 def scores(model: nn.Module, update: UpdateRule) -> list[float]:
@@ -305,7 +304,7 @@ def test_float32_keeps_the_ranking(trained: str, lr: float, warm: bool) -> None:
         half = in_half(copy.deepcopy(model), torch.bfloat16)
         assert scores(half, update) == pytest.approx(scores(model, update), rel=1e-3, abs=1e-7)
         assert spearman(scores(half, update), exact) >= 0.99
-    if not warm:
+    if not warm and lr < 1e-3:  # at 1e-3 so small a model moves far enough for bfloat16
         assert spearman(plain_half(model, lr), exact) < 0.9
 
 
