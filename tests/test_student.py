@@ -43,6 +43,21 @@ def make_student(backbone: str, lora: LoraSettings | None = LORA) -> StudentModu
     return student
 
 
+def test_a_base_in_bfloat16_carries_an_adapter_in_float32(backbone: str, rendered: list[Rendered]) -> None:
+    student = StudentModule(backbone, lora=LORA, base_precision="bfloat16")
+    student.configure_model()
+    fit(student, rendered)
+
+    assert {parameter.dtype for parameter in student.optimized().values()} == {torch.float32}
+    frozen = [p for p in student.network.parameters() if not p.requires_grad]
+    assert {parameter.dtype for parameter in frozen} == {torch.bfloat16}
+
+
+def test_all_weights_are_trained_in_float32_only(backbone: str) -> None:
+    with pytest.raises(ValueError, match="base_precision 'bfloat16' is for a base that stays frozen under an adapter"):
+        StudentModule(backbone, lora=None, base_precision="bfloat16")
+
+
 def slow_losses(student: StudentModule, rendered: list[Rendered]) -> list[list[float]]:
     """Nats of each trained token, one example at a time, without padding, from the softmax."""
     losses = []

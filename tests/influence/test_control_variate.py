@@ -17,7 +17,8 @@ from montessori_pl.influence import (
     ResponseLosses,
     per_example_gradients,
     trainable_parameters,
-)from montessori_pl.influence.control_variate import correct
+)
+from montessori_pl.influence.control_variate import correct
 
 PROBES = collate(make_examples(4, seed=1))
 REFERENCES = make_examples(6, seed=2)
