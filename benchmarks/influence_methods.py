@@ -179,7 +179,9 @@ class Less:
         return mean / (square.sqrt() + self.eps)
 
     def _gradient(self, row: Batch) -> Tensor:
-        return torch.cat([g.flatten() for g in torch.autograd.grad(self.student.model(**row).loss, self.student.trained)])
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(self.student.model(**row).loss, self.student.trained)]
+        )
 
     def _normalized(self, feature: Tensor) -> Tensor:
         return feature / feature.norm() if self.cosine else feature
@@ -295,7 +297,12 @@ class Kronfluence:
 
 
 def engine(
-    setting: Setting, student: Student, *, lr: float | None = None, references: Sequence[Batch] | None = None, **how: Any
+    setting: Setting,
+    student: Student,
+    *,
+    lr: float | None = None,
+    references: Sequence[Batch] | None = None,
+    **how: Any,
 ) -> InfluenceScorer:
     """The scorer of this package on this setting's references, or on others."""
     rows = setting.references if references is None else references

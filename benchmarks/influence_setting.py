@@ -7,7 +7,6 @@ several tasks into one example: lengths are skewed, with a quarter of the longes
 Shapes: B examples, T tokens.
 """
 
-import contextlib
 import copy
 import random
 from collections.abc import Sequence
@@ -56,7 +55,7 @@ class Size:
     num_calibration: int = 24
     """Further probes, on which `auto` chooses."""
     pretraining_steps: int = 90
-    """Steps of reading, 1,024 tokens each."""
+    """Steps of reading, about 1,024 tokens each."""
     warmup_steps: int = 16
     """Steps of the LoRA warm-up, eight examples each."""
 
@@ -158,7 +157,7 @@ def make_setting(size: Size, seed: int, lr: float) -> Setting:
     rng = random.Random(seed)
     chat = ChatFormat(train_tokenizer(_texts(rng)), "auto")
     base = make_base(size)
-    _train(base, [row for _ in range(size.pretraining_steps) for row in [_reading(rng, chat, size)]], 2e-3)
+    _train(base, [_reading(rng, chat, size) for _ in range(size.pretraining_steps)], 2e-3)
     base.requires_grad_(False)
     draw = _Draw(rng, chat, size)
     warmup = [stack([draw.probe() for _ in range(8)]) for _ in range(size.warmup_steps)]
@@ -270,13 +269,13 @@ class _Draw:
 
 
 def _reading(rng: random.Random, chat: ChatFormat, size: Size) -> Batch:
-    """1,024 tokens of pretraining: examples of both kinds, trained on all their tokens."""
+    """About 1,024 tokens of pretraining: both kinds of examples end to end, trained on all their tokens."""
     draw = _Draw(rng, chat, size)
-    rows = []
-    while sum(row["input_ids"].shape[1] for row in rows) < 1024:
-        row = draw.probe() if rng.random() < 0.3 else draw.reference()
-        rows.append({**row, "labels": row["input_ids"]})
-    return stack(rows)
+    ids: list[int] = []
+    while len(ids) < 1024:
+        ids += (draw.probe() if rng.random() < 0.3 else draw.reference())["input_ids"][0].tolist()
+    rows = torch.tensor(ids[:1024]).view(-1, size.longest // 2)
+    return {"input_ids": rows, "labels": rows, "attention_mask": torch.ones_like(rows)}
 
 
 def random_setting(size: Size, dtype: torch.dtype, device: str, lr: float) -> Setting:
@@ -307,12 +306,31 @@ def _with_random_adapters(base: Any, warmup: Sequence[Batch], lr: float) -> Stud
         return Student(model, _train(model, warmup, lr))
 
 
-@contextlib.contextmanager
-def one_thread() -> Any:
-    """One thread inside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def trained_as_a_whole(setting: Setting, lr: float) -> Student:
+    """The model without adapters, all of it trained, after a warm-up."""
+    model = copy.deepcopy(setting.base).requires_grad_(True)
+    return Student(model, _train(model, setting.warmup, lr))
+
+
+def rounded_to_bfloat16(student: Student) -> Student:
+    """A copy in float32 whose weights bfloat16 can hold."""
+    student = student.copy()
+    for param in student.model.parameters():
+        param.data = param.data.bfloat16().float()
+    return student
+
+
+def in_float64(student: Student) -> Student:
+    """A copy that computes in float64; the norms of Transformers would compute in float32 whatever they are given."""
+    student = student.copy()
+    model = student.model.double()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__ == "LlamaRMSNorm":
+                norm = nn.RMSNorm(len(child.weight), eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    for state in student.optimizer.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = state[name].double()
+    return student

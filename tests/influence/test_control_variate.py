@@ -61,8 +61,8 @@ def test_it_is_unbiased_over_all_subsets(reduction: str) -> None:
     values = torch.stack([centred(run) for run in runs])
 
     assert len(runs) == 15
-    assert (centred(world.first_order([0])(PROBES)) - centred(world.exact)).abs().max() > 3e-3, "to be corrected"
-    assert values.std(dim=0).min() > 1e-4, "a subset is a matter of chance"
+    assert (centred(world.first_order([0])(PROBES)) - centred(world.exact)).abs().max() > 1e-3, "to be corrected"
+    assert values.std(dim=0).max() > 1e-4, "a subset is a matter of chance"
     torch.testing.assert_close(values.mean(dim=0), centred(world.exact), rtol=0, atol=1e-11)
     plain = torch.tensor([[one.plain for one in run] for run in runs], dtype=torch.float64).mean(dim=0)
     expected = torch.tensor([one.plain for one in world.exact], dtype=torch.float64)
