@@ -1,13 +1,12 @@
 """The methods that `benchmarks/influence.py` compares: the original's loop, a simple loop done well, peers, and ours.
 
-Each takes a list of probes, one row each, and returns one number for each of them; positive helps. What all probes share
-is computed when a method is built.
+Each takes a list of probes, one row each, and returns one number for each of them; positive helps. What all probes
+share is computed when a method is built.
 """
 
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import process_time
 from typing import Any
 
 import torch
@@ -25,9 +24,9 @@ PROBES_AT_ONCE = 32
 class OriginalLoop:
     """The loop of Montessori-Instruct, line by line, on one process (`src/collect_local_data_influence.py`).
 
-    One step on the probe, padded to the maximum; every reference in batches of eight, padded to the maximum, with logits
-    at all positions; the mean over batches of each batch's mean over tokens, fetched after every batch; then model and
-    optimizer are read from disk again.
+    One step on the probe, padded to the maximum; every reference in batches of eight, padded to the maximum, with
+    logits at all positions; the mean over batches of each batch's mean over tokens, fetched after every batch; then
+    model and optimizer are read from disk again.
     """
 
     def __init__(self, student: Student, references: Sequence[Batch], longest: int) -> None:
@@ -219,9 +218,6 @@ class Kronfluence:
         training: examples on which the factors are fitted.
         strategy: `ekfac`, or `identity` for plain gradients.
 
-    Attributes:
-        seconds_of_a_call: what a call costs beside its probes: the query gradients are computed in each.
-
     Raises:
         ImportError: kronfluence is not installed.
     """
@@ -275,9 +271,6 @@ class Kronfluence:
             "factors", fitting, per_device_batch_size=16, factor_args=FactorArguments(strategy=strategy)
         )
         self._arguments = ScoreArguments(aggregate_query_gradients=True, damping_factor=None)
-        start = process_time()
-        self(references[:1])
-        self.seconds_of_a_call = process_time() - start
 
     def __call__(self, probes: Sequence[Batch]) -> list[float]:
         """One number for each probe."""

@@ -1,8 +1,9 @@
 """The setting of `benchmarks/influence.py`: a model that has learned something, its warm optimizer, probes, references.
 
-On a processor the model is a Llama of eight million parameters that reads the classroom's tasks for a minute. Its head is
-6% of it, as in the models of the paper, so that logits weigh as much here as there. Responses are made long by putting
-several tasks into one example: lengths are skewed, with a quarter of the longest on average.
+On a processor the model is a Llama of eight million parameters that reads the classroom's tasks for a minute. Its head
+is 7% of it, as in the models of the paper, so that logits weigh as much here as there. Examples are made long by
+putting several tasks into one: their lengths are skewed, as those of real responses. The paper pads references of about
+200 tokens to 1,024, five times as many; here the mean is about a quarter of the longest.
 
 Shapes: B examples, T tokens.
 """
@@ -54,7 +55,7 @@ class Size:
     """Probes, in groups of four."""
     num_calibration: int = 24
     """Further probes, on which `auto` chooses."""
-    pretraining_steps: int = 90
+    pretraining_steps: int = 64
     """Steps of reading, about 1,024 tokens each."""
     warmup_steps: int = 16
     """Steps of the LoRA warm-up, eight examples each."""
@@ -133,11 +134,11 @@ class Setting:
         trained = sum(param.numel() for param in self.student.trained)
         head = self.size.width * self.size.vocabulary / parameters
         return (
-            f"{self.size.name}: Llama of {parameters:,} parameters ({self.size.layers} layers, width {self.size.width}, "
-            f"head {head:.1%}), LoRA r 8 on all linear layers ({trained:,} trained), AdamW with warm moments, "
+            f"{self.size.name}: Llama of {parameters:,} parameters ({self.size.layers} layers, width "
+            f"{self.size.width}, head {head:.1%}), LoRA r 8 on all linear layers ({trained:,} trained), AdamW with warm moments, "
             f"learning rate {self.lr:g}. {len(lengths)} references of {min(lengths)} to {max(lengths)} tokens, mean "
-            f"{sum(lengths) / len(lengths):.0f}, which the original pads to {self.size.longest}; {len(probes)} probes of "
-            f"mean {sum(probes) / len(probes):.0f} in groups of {GROUP}."
+            f"{sum(lengths) / len(lengths):.0f}, which the original pads to {self.size.longest}; {len(probes)} probes "
+            f"of mean {sum(probes) / len(probes):.0f} in groups of {GROUP}."
         )
 
 
@@ -254,7 +255,7 @@ class _Draw:
     def _num_tasks(self) -> int:
         """From a skewed distribution: most examples are short."""
         most = self.size.longest // 16
-        return min(most, max(1, round(self.rng.lognormvariate(1.05, 0.75) * self.size.longest / 256)))
+        return min(most, max(1, round(self.rng.lognormvariate(1.4, 0.7) * self.size.longest / 256)))
 
     def _row(self, tasks: Sequence[tuple[str, str]]) -> Batch:
         """One example that asks for all of them and answers one after the other."""

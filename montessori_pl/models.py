@@ -154,8 +154,13 @@ def _linear_modules(model: "PreTrainedModel") -> list[str]:
 def save_weights(model: "PreTrainedModel | PeftModel", directory: Path) -> list[Path]:
     """Save the trained adapter, or the whole model where there is none; returns the files."""
     with directory_written_atomically(directory) as draft:
-        adapters = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
-        model.save_pretrained(str(draft), **adapters)
+        if hasattr(model, "peft_config"):
+            config = model.peft_config["default"]
+            if isinstance(config.target_modules, set):  # PEFT writes a set in an order that changes from run to run
+                config.target_modules = sorted(config.target_modules)
+            model.save_pretrained(str(draft), selected_adapters=["default"])
+        else:
+            model.save_pretrained(str(draft))
         (draft / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     return sorted(path for path in directory.rglob("*") if path.is_file())
 

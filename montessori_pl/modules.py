@@ -36,8 +36,8 @@ class LanguageModule(lightning.LightningModule):
         if lora is None and base_precision != "float32":
             raise ValueError(
                 f"base_precision {base_precision!r} is for a base that stays frozen under an adapter; without `lora` "
-                "all weights are trained, and steps would be lost in their rounding: use float32, and trainer.precision "
-                "bf16-mixed to compute in half precision"
+                "all weights are trained, and steps would be lost in their rounding: use float32, and "
+                "trainer.precision bf16-mixed to compute in half precision"
             )
         self.backbone, self.lora, self.chat = backbone, lora, chat
         self.source = ModelSource(backbone, chat=chat, base_precision=base_precision)

@@ -1,5 +1,6 @@
 """The student's loss is taken on response tokens; its weights stay in float32; an adapter or everything is trained."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,8 @@ def test_adapter_alone_is_trained_and_saved(backbone: str, rendered: list[Render
     save_weights(student.network, tmp_path / "weights")  # type: ignore[arg-type]
     names = sorted(path.name for path in (tmp_path / "weights").iterdir())
     assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    modules = json.loads((tmp_path / "weights" / "adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(modules)  # a set of PEFT's, whose order changes from process to process
     assert_same_model(student, ModelSource(backbone, tmp_path / "weights"), rendered)
 
 

@@ -46,7 +46,7 @@ def resolve(name: str) -> Path:
 def _world(seed: int) -> Path:
     """The directory of a world, which exists when this returns."""
     cache = Path(os.environ.get("MONTESSORI_PL_CACHE") or Path.home() / ".cache" / "montessori-pl")
-    world = cache / f"classroom-{seed}-{_fingerprint()}"
+    world = cache / f"classroom-{seed}-{version()}"
     if not world.is_dir():
         from filelock import FileLock
 
@@ -63,7 +63,7 @@ def _world(seed: int) -> Path:
     return world
 
 
-def _fingerprint() -> str:
+def version() -> str:
     """Changes when the recipe of the world changes: its sources, or the request for a new task."""
     from montessori_pl.synthesis.prompts import TEMPLATES
 

@@ -34,7 +34,7 @@ class Agreement:
         Args:
             confidence_z: standard errors below the estimate; 1.28 holds in nine of ten samples.
         """
-        if self.count < 4:
+        if self.count < 4 or math.isnan(self.spearman):
             return -1.0
         most = 1 - 6 / (self.count * (self.count**2 - 1))
         # 1.03 instead of 1: Fisher's variance for rank correlations (Fieller, Hartley and Pearson, 1957).

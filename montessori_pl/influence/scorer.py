@@ -37,7 +37,7 @@ class InfluenceScorer:
         model: a causal language model of Transformers, with or without PEFT adapters; its trainable parameters move.
         update: the optimizer's rule, with its learning rate and moments.
         references: the reference set, in batches of any sizes, padded on the right.
-        method: `auto` lets `calibrate` choose; `control_variate` corrects first order on `num_references` references.
+        method: `auto` is exact until `calibrate` has chosen; `control_variate` corrects first order on `num_references` references.
         min_agreement: with `auto`, the rank correlation with exact influence that is asked for.
         num_references: references that the correction of `control_variate` looks at.
         refine: with an approximate method that has been calibrated, examples that may be the best or the worst of
@@ -84,7 +84,7 @@ class InfluenceScorer:
                 self._counts = subset_sizes(len(order), len(self.references))
             else:
                 self._counts = [min(num_references, len(order))] if method == "control_variate" else []
-            self._engine = self._engine_for(self._counts[0] if method == "control_variate" else None)
+                self._engine = self._engine_for(self._counts[0] if self._counts else None)
 
     def calibrate(self, batches: Sequence[Batch], groups: Sequence[Hashable] | None = None) -> Choice | None:
         """Compare methods with exact influence on a sample and, with `auto`, choose one of them.

@@ -79,7 +79,8 @@ def test_the_report_says_what_was_chosen(model: PeftModel, tmp_path: Path) -> No
     assert {candidate["method"] for candidate in report["candidates"]} == {"exact", "first order"}
     scored.to_json(tmp_path / "scores.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-    assert [line["influence"] for line in lines] == pytest.approx(list(scored["influence"]), rel=1e-4)  # JSON of Arrow has ten digits
+    # JSON written by Arrow has ten digits behind the point.
+    assert [line["influence"] for line in lines] == pytest.approx(list(scored["influence"]), rel=1e-4)
 
 
 def test_the_model_is_left_as_it_was(model: PeftModel) -> None:
