@@ -8,10 +8,13 @@ first use and kept in `$MONTESSORI_PL_CACHE` (default `~/.cache/montessori-pl`).
 """
 
 import hashlib
+import logging
 import os
 import re
 import shutil
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 CONTENTS = {
     "teacher": "teacher",
@@ -55,6 +58,7 @@ def _world(seed: int) -> Path:
             if not world.is_dir():  # another process may have built it while this one waited
                 from montessori_pl.classroom.build import build_world
 
+                logger.info("building the classroom in %s: once, about two minutes on one core", world)
                 unfinished = world.with_name(f"{world.name}.unfinished")
                 shutil.rmtree(unfinished, ignore_errors=True)  # left behind by a process that was killed
                 unfinished.mkdir()

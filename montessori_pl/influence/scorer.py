@@ -37,7 +37,8 @@ class InfluenceScorer:
         model: a causal language model of Transformers, with or without PEFT adapters; its trainable parameters move.
         update: the optimizer's rule, with its learning rate and moments.
         references: the reference set, in batches of any sizes, padded on the right.
-        method: `auto` is exact until `calibrate` has chosen; `control_variate` corrects first order on `num_references` references.
+        method: `auto` is exact until `calibrate` has chosen; `control_variate` corrects first order on
+            `num_references` references.
         min_agreement: with `auto`, the rank correlation with exact influence that is asked for.
         num_references: references that the correction of `control_variate` looks at.
         refine: with an approximate method that has been calibrated, examples that may be the best or the worst of

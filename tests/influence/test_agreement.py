@@ -76,7 +76,7 @@ def of(count: int, spearman: float) -> Agreement:
 
 
 def test_bound_by_hand() -> None:
-    """28 examples, .9: atanh is 1.47222, its standard error 1.03/5 = .206; 1.28 of them below: tanh(1.20854) = .8362."""
+    """28 examples, .9: atanh is 1.47222, standard error 1.03/5 = .206; 1.28 of them below: tanh(1.20854) = .8362."""
     assert of(28, 0.9).spearman_bound() == pytest.approx(0.8362, abs=1e-4)
     assert of(28, 0.9).spearman_bound(confidence_z=0) == pytest.approx(0.9)
 
@@ -95,7 +95,7 @@ def test_bound_grows_with_the_sample_and_the_agreement() -> None:
     assert bounds[-1] < 0.95
     rising = [of(20, spearman).spearman_bound() for spearman in (-1.0, -0.5, 0.0, 0.5, 0.9, 1.0)]
     assert rising == sorted(rising)
-    assert -1 < rising[0]
+    assert rising[0] > -1
     assert of(20, math.nan).spearman_bound() == -1
 
 

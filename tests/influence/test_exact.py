@@ -28,6 +28,7 @@ from montessori_pl.influence import (
     trainable_parameters,
 )
 
+
 @dataclass(frozen=True)
 class Setup:
     """A model, the optimizer of its training, and the rule that shall repeat the optimizer's next step."""

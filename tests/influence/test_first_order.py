@@ -1,13 +1,14 @@
 """First-order influence against its readable twin, forward-mode differentiation, and against the exact one."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from influence_models import collate, make_examples, make_model, reference_set, spearman, warm_adamw
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from montessori_pl.influence import (
     SGD,
@@ -78,7 +79,7 @@ def test_its_error_is_of_second_order(name: str, trained: str) -> None:
         first, exact = engines(model, rule(name, model, lr))
         pairs = zip(first(collate(PROBES)), exact(collate(PROBES)), strict=True)
         errors.append(torch.tensor([one.centred - other.centred for one, other in pairs]))
-    for larger, smaller in zip(errors, errors[1:], strict=False):
+    for larger, smaller in itertools.pairwise(errors):
         assert larger.abs().max() > 1e-9
         ratio = (larger.norm() / smaller.norm()).item()
         assert 3.6 < ratio < 4.4

@@ -137,8 +137,8 @@ def test_weights_sum_to_one(reduction: Reduction) -> None:
 
 
 def test_standard_error_by_hand() -> None:
-    """Equal weights: 1, 2, 6 has deviations -2, -1, 3: sqrt(14/2)/sqrt(3) = sqrt(7/3). Weights 1/6, 3/6, 2/6: mean 19/6,
-    deviations -13/6, -7/6, 17/6: sqrt((169 + 9*49 + 4*289)/36/36 * 3/2)."""
+    """Equal weights: 1, 2, 6 has deviations -2, -1, 3: sqrt(14/2)/sqrt(3) = sqrt(7/3). Weights 1/6, 3/6, 2/6: mean
+    19/6, deviations -13/6, -7/6, 17/6: sqrt((169 + 9*49 + 4*289)/36/36 * 3/2)."""
     terms = torch.tensor([1.0, 2.0, 6.0])
     for reduction, expected in (("examples", (7 / 3) ** 0.5), ("tokens", ((169 + 441 + 1156) / 1296 * 1.5) ** 0.5)):
         references = ReferenceSet(Losses([0.0] * 3), [collate(numbered([1, 3, 2]))], reduction=reduction)
