@@ -49,20 +49,20 @@ class Size:
     """Rows of the embedding and of the head."""
     longest: int = 256
     """Tokens to which the original pads."""
-    num_references: int = 128
+    num_references: int = 96
     """Reference examples."""
-    num_probes: int = 60
+    num_probes: int = 48
     """Probes, in groups of four."""
-    num_calibration: int = 24
+    num_calibration: int = 16
     """Further probes, on which `auto` chooses."""
-    pretraining_steps: int = 64
+    pretraining_steps: int = 56
     """Steps of reading, about 1,024 tokens each."""
-    warmup_steps: int = 16
+    warmup_steps: int = 12
     """Steps of the LoRA warm-up, eight examples each."""
 
 
 DEFAULT = Size("default")
-TINY = Size("tiny", 32, 64, 4, 2, 2, 512, 128, 16, 12, 8, 30, 6)
+TINY = Size("tiny", 32, 64, 4, 2, 2, 512, 128, 12, 8, 8, 30, 6)
 SHAPES = {
     "tinyllama-1.1b": Size("tinyllama-1.1b", 2048, 5632, 22, 32, 4, 32000, 1024, 256, 16, 0, 0, 2),
     "llama-3-8b": Size("llama-3-8b", 4096, 14336, 32, 32, 8, 128256, 1024, 256, 8, 0, 0, 2),
@@ -135,10 +135,10 @@ class Setting:
         head = self.size.width * self.size.vocabulary / parameters
         return (
             f"{self.size.name}: Llama of {parameters:,} parameters ({self.size.layers} layers, width "
-            f"{self.size.width}, head {head:.1%}), LoRA r 8 on all linear layers ({trained:,} trained), AdamW with warm moments, "
-            f"learning rate {self.lr:g}. {len(lengths)} references of {min(lengths)} to {max(lengths)} tokens, mean "
-            f"{sum(lengths) / len(lengths):.0f}, which the original pads to {self.size.longest}; {len(probes)} probes "
-            f"of mean {sum(probes) / len(probes):.0f} in groups of {GROUP}."
+            f"{self.size.width}, head {head:.1%}), LoRA r 8 on all linear layers ({trained:,} trained), AdamW with "
+            f"warm moments, learning rate {self.lr:g}. {len(lengths)} references of {min(lengths)} to {max(lengths)} "
+            f"tokens, mean {sum(lengths) / len(lengths):.0f}, which the original pads to {self.size.longest}; "
+            f"{len(probes)} probes of mean {sum(probes) / len(probes):.0f} in groups of {GROUP}."
         )
 
 

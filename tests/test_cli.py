@@ -161,7 +161,7 @@ class TestMistakes:
 
     def test_misspelt_setting_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(student__init_args__backbon="x")) == (
-            "student: StudentModule has no setting 'backbon'; did you mean 'backbone'? there are: backbone, lora, chat"
+            "student: StudentModule has no setting 'backbon'; did you mean 'backbone'? there are: backbone, lora, chat, base_precision"
         )
         assert mistake("--config", recipe(student__init_args__lora={"rank": 8})) == (
             "student.lora: LoraSettings has no setting 'rank'; there are: r, alpha, dropout, target_modules, layers"
@@ -177,7 +177,7 @@ class TestMistakes:
         score = {"class_path": "Score", "init_args": {"examples": "recorded", "signal": signal}}
         assert mistake("--config", recipe(recipe__influence=score)) == (
             "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
-            "'InfluenceProbeCallback'? there is: InfluenceProbeCallback"
+            "'InfluenceProbeCallback'? there are: InfluenceDuringTraining, InfluenceProbeCallback"
         )
 
     def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:

@@ -70,18 +70,26 @@ def test_the_peak_is_what_tensors_took_at_once(benchmark: Any) -> None:
     with benchmark.Meter("cpu") as meter:
         for _ in range(3):
             torch.ones(250_000).add_(1)
-    assert meter.peak == 1_000_000
+    assert meter.peak == pytest.approx(1_000_000, abs=100)
 
 
 def test_the_whole_comparison(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark.main(["--tiny", "--json", "--rounds", "2", "--few", "1"])
+    benchmark.main(["--tiny", "--json", "--rounds", "1", "--few", "1"])
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert {tuple(one) for one in result.values()} == {("ratio", "spearman", "best_worst", "peak_mb")}
-    assert {"original", "simple loop", "exact", "first order", "corrected on 8", "auto", "LESS, cosine"} <= result.keys()
+    assert {
+        "original",
+        "simple loop",
+        "exact",
+        "first order",
+        "corrected on 4",
+        "auto",
+        "LESS, cosine",
+    } <= result.keys()
     assert result["original"]["ratio"] == 1
     assert result["exact"]["spearman"] == result["exact"]["best_worst"] == 1
-    assert result["corrected on 8"]["spearman"] > 0.95
+    assert result["corrected on 4"]["spearman"] > 0.95
     assert result["first order"]["spearman"] > 0.95
     assert all(one["peak_mb"] > 0 for one in result.values())
     for title in ("| method |", "| learning rate |", "| arithmetic |", "Peak memory"):
