@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from montessori_pl.classroom import version
 from montessori_pl.cli import MontessoriCLI, find_configs, main, shipped_configs
 from montessori_pl.mistakes import SentenceParser, sentence
 from montessori_pl.recipe import Step, lay_out
@@ -308,7 +309,8 @@ class TestMistakes:
         before = contents(Path("run"))
         assert mistake("--config", "recipe.yaml", "--recipe.recorded.source", "classroom/seeds[:4]") == (
             "stage iteration_1/recorded of run has finished under other settings (recipe.recorded.init_args.source: "
-            "'classroom/seeds[:8]' then, 'classroom/seeds[:4]' now); restore them, start another run with --run DIR, "
+            f"'classroom/seeds[:8] (version {version()})' then, 'classroom/seeds[:4] (version {version()})' now); "
+            "restore them, start another run with --run DIR, "
             "or delete run/iteration_1/recorded to do the stage again"
         )
         assert contents(Path("run")) == before

@@ -25,14 +25,15 @@ class Agreement:
     worst: float
     """The same for the worst."""
 
-    def spearman_bound(self, confidence_z: float = 1.28) -> float:
+    def spearman_bound(self, confidence_z: float = 2.0) -> float:
         """A lower bound of the rank correlation beyond this sample, by Fisher's transformation.
 
         A sample in which all ranks agree counts as one with half an exchange of neighbours: without this correction for
         continuity four examples in the right order, one chance in 24, would prove perfect agreement.
 
         Args:
-            confidence_z: standard errors below the estimate; 1.28 holds in nine of ten samples.
+            confidence_z: standard errors below the estimate; 2 holds in 97 of 100 samples. With 1.28, nine
+                of ten, a method was once trusted for .99 that reached .9895.
         """
         if self.count < 4 or math.isnan(self.spearman):
             return -1.0

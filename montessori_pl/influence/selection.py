@@ -35,7 +35,7 @@ class Candidate:
     agreement: Agreement
     """With exact influence."""
     spearman_bound: float
-    """What the rank correlation reaches in nine of ten samples of this size."""
+    """What the rank correlation reaches in 97 of 100 samples of this size."""
     bias: float
     """Median of its difference from exact, in nats."""
     error: float

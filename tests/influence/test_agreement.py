@@ -76,14 +76,14 @@ def of(count: int, spearman: float) -> Agreement:
 
 
 def test_bound_by_hand() -> None:
-    """28 examples, .9: atanh is 1.47222, standard error 1.03/5 = .206; 1.28 of them below: tanh(1.20854) = .8362."""
-    assert of(28, 0.9).spearman_bound() == pytest.approx(0.8362, abs=1e-4)
+    """28 examples, .9: atanh is 1.47222, standard error 1.03/5 = .206; two of them below: tanh(1.06022) = .7858."""
+    assert of(28, 0.9).spearman_bound() == pytest.approx(0.7857, abs=1e-4)
     assert of(28, 0.9).spearman_bound(confidence_z=0) == pytest.approx(0.9)
 
 
 def test_bound_of_perfect_order_by_hand() -> None:
-    """Four examples: at most 1 - 6/60 = .9, atanh 1.47222, minus 1.28*1.03: tanh(.15382) = .1526; and 48 prove .999."""
-    assert of(4, 1.0).spearman_bound() == pytest.approx(0.1526, abs=1e-4)
+    """Four examples: at most 1 - 6/60 = .9, atanh 1.47222, minus 2*1.03: tanh(-.58778) = -.5283; and 48 prove .999."""
+    assert of(4, 1.0).spearman_bound() == pytest.approx(-0.5283, abs=1e-4)
     assert of(8, 1.0).spearman_bound() < 0.99 < of(16, 1.0).spearman_bound()
     assert 0.999 < of(48, 1.0).spearman_bound() < 1
 
