@@ -159,7 +159,7 @@ class TestPair:
     def test_where_terms_are_missing_standard_errors_count(
         self, tmp_path: Path, scored: dict[str, Path], context: Callable[..., StageContext]
     ) -> None:
-        """Some scores are approximate and have no terms: margins 4 and 2, errors sqrt(2); 2 is not clear of 2 errors."""
+        """Some scores are approximate, without terms: margins 4 and 2, errors sqrt(2); 2 is not clear of 2 errors."""
         values = {"a": -1.0, "b": 1.0, "c": 3.0}
         mixed = [
             Score(id=id_, value=value, standard_error=1.0, terms=() if id_ == "b" else (value - 2, value + 2))
