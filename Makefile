@@ -16,12 +16,14 @@ test: .venv/dev
 	$(BIN)/python -m pytest
 
 .venv/core: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
-	touch $@
+	@echo "Installing into .venv: about two minutes, once."
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@ .venv/core
+	@echo "Installing into .venv: about two minutes, once."
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ .venv/core
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,20 +1,23 @@
 """Local data influence as a signal: how much one optimizer step on an example lowers the reference loss."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from montessori_pl.influence import SGD, AdamW, ExactInfluence, UpdateRule, response_losses, trainable_parameters
+from montessori_pl.influence import SGD, AdamW, Influence, InfluenceScorer, Method, Reduction, UpdateRule
 from montessori_pl.records import Example, Score
 from montessori_pl.signals import ScoringData, SignalCallback
 from montessori_pl.student import StudentModule
 
 
 class InfluenceProbeCallback(SignalCallback):
-    """Exact one-step influence on the parameters that the student trains.
+    """One-step influence on the parameters that the student trains.
 
-    Nothing is copied and nothing is reloaded: the step is functional, and all probes share the frozen base.
+    Nothing is copied and nothing is reloaded: steps are functional, and all probes share the frozen base. An
+    approximate method is compared with the exact one on a sample of the same examples, and the report of that stands
+    beside the scores.
 
     Args:
         lr: learning rate of the step; null takes the peak learning rate with which the student was trained.
@@ -22,6 +25,14 @@ class InfluenceProbeCallback(SignalCallback):
         moments: `warm` are those of AdamW at the end of the student's training, as in the paper; `fresh` are zero.
         centred: whether the value is measured from a step with zero gradient, so that warm moments do not shift it;
             otherwise from no step at all, as in the paper. Both are kept in the score's details.
+        method: `auto` takes the cheapest method whose agreement with exact is good enough; `control_variate` is first
+            order with a correction on `num_references` references.
+        min_agreement: with `auto`, the rank correlation with exact influence that is asked for, beyond the sample.
+        calibration_examples: examples of that sample.
+        num_references: references that the correction of `control_variate` looks at.
+        refine: with an approximate method, examples that may be the best or the worst of their prompt within so many
+            standard deviations of the method's error are scored exactly; 0 never does.
+        reduction: how the losses of the references are averaged; `batches_of_8` is the original code's way.
         reference_batch_tokens: tokens of one batch of the reference pass, padding included.
     """
 
@@ -33,44 +44,68 @@ class InfluenceProbeCallback(SignalCallback):
         optimizer: Literal["adamw", "sgd"] = "adamw",
         moments: Literal["warm", "fresh"] = "warm",
         centred: bool = True,
+        method: Method = "auto",
+        min_agreement: float = 0.99,
+        calibration_examples: int = 48,
+        num_references: int = 8,
+        refine: float = 2.0,
+        reduction: Reduction = "examples",
         reference_batch_tokens: int = 8192,
     ) -> None:
         self.lr, self.optimizer, self.moments, self.centred = lr, optimizer, moments, centred
+        self.method, self.min_agreement, self.calibration_examples = method, min_agreement, calibration_examples
+        self.num_references, self.refine, self.reduction = num_references, refine, reduction
         self.reference_batch_tokens = reference_batch_tokens
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
-        """Measure the reference losses before any step and after a step with zero gradient.
+        """Look at the references, and choose the method.
 
         Raises:
-            ValueError: the student is in half precision, or there is no learning rate.
+            ValueError: trained parameters are in half precision, or there is no learning rate.
         """
-        _refuse_half_precision(student)
-        batches, rows = data.reference_batches(self.reference_batch_tokens)
-        on_device = [{name: tensor.to(student.device) for name, tensor in batch.items()} for batch in batches]
-        # Terms are written in the order of the reference set, not of the batches.
-        self._order = sorted(range(len(rows)), key=rows.__getitem__)
-        parameters = trainable_parameters(student.network)
-        self._influence = ExactInfluence(response_losses(student.network), parameters, self._update(student), on_device)
+        self._scorer = InfluenceScorer(
+            student.network,
+            self._update(student),
+            [_on(student.device, data.reference_batch())],
+            method=self.method,
+            min_agreement=self.min_agreement,
+            num_references=self.num_references,
+            refine=self.refine,
+            reduction=self.reduction,
+            batch_tokens=self.reference_batch_tokens,
+        )
+        sample = data.sample(self.calibration_examples, seed=0)
+        self._scorer.calibrate(
+            [_on(student.device, data.collate(rows)) for rows in sample],
+            [group for rows in sample for group in data.groups(rows)],
+        )
 
-    def score(self, student: StudentModule, example: Example, batch: dict[str, Tensor], loss: Tensor) -> Score:
-        """The influence of one example, in nats per response token of the reference set."""
-        influence = self._influence(batch)
-        base = self._influence.base_losses if not self.centred else self._influence.null_losses
-        shift = base - self._influence.null_losses
-        terms = (influence.differences + shift)[self._order].tolist()
+    def report(self) -> dict[str, Any]:
+        """The method that was chosen and why, with the agreement of all that were compared."""
+        return self._scorer.choice.to_dict() if self._scorer.choice is not None else {}
+
+    def score_batch(
+        self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
+    ) -> list[Score]:
+        """The influence of each example, in nats per response token of the reference set."""
+        influences = self._scorer(batch, [example.prompt_id or example.id for example in examples])
+        return [
+            self._score(example, influence, loss)
+            for example, influence, loss in zip(examples, influences, losses.tolist(), strict=True)
+        ]
+
+    def _score(self, example: Example, influence: Influence, loss: float) -> Score:
+        error = influence.centred_standard_error if self.centred else influence.plain_standard_error
+        terms = influence.differences
+        if terms is not None and not self.centred:
+            terms = terms + (self._scorer.exact.base_losses - self._scorer.exact.null_losses)
         return Score(
             id=example.id,
             value=influence.centred if self.centred else influence.plain,
-            standard_error=influence.centred_standard_error if self.centred else influence.plain_standard_error,
-            method=f"exact influence, {self.optimizer}, {'centred' if self.centred else 'plain'}",
-            details={
-                "centred": influence.centred,
-                "centred_standard_error": influence.centred_standard_error,
-                "plain": influence.plain,
-                "plain_standard_error": influence.plain_standard_error,
-                "loss": loss.item(),
-            },
-            terms=tuple(float(f"{term:.7g}") for term in terms),
+            standard_error=error,
+            method=f"{influence.method} influence, {self.optimizer}, {'centred' if self.centred else 'plain'}",
+            details={"centred": influence.centred, "plain": influence.plain, "loss": loss},
+            terms=tuple(float(f"{term:.7g}") for term in terms.tolist()) if terms is not None else (),
         )
 
     def _update(self, student: StudentModule) -> UpdateRule:
@@ -89,11 +124,5 @@ class InfluenceProbeCallback(SignalCallback):
         return AdamW.from_optimizer_state(state, student.optimizer_names, lr=lr)
 
 
-def _refuse_half_precision(student: StudentModule) -> None:
-    # Also the frozen ones: an adapter in float32 on a base in bfloat16 moves losses that have two or three digits.
-    for name, parameter in student.network.named_parameters():
-        if parameter.is_floating_point() and torch.finfo(parameter.dtype).bits < 32:
-            raise ValueError(
-                f"the influence probe needs a student in float32, but {name} is in {parameter.dtype}; its loss "
-                "differences would be noise: set trainer.precision to 32-true or to a mixed precision"
-            )
+def _on(device: torch.device, batch: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}

@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import callbacks as shipped_plugins  # noqa: F401  # so that they are found by their class names
 from montessori_pl.data import DataSources
 from montessori_pl.generation import GenerationBackend
+from montessori_pl.locations import with_version
 from montessori_pl.mistakes import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
 from montessori_pl.models import load_chat
 from montessori_pl.pinning import pinned
@@ -145,8 +146,8 @@ class MontessoriCLI(LightningCLI):
         return {
             name: {
                 "seed_everything": self._get(self.config, "seed_everything"),
-                f"recipe.{name}": pinned(_as_dict(config[name])),
-                **{section: pinned(_as_dict(self._get(self.config, section))) for section in stage.uses},
+                f"recipe.{name}": with_version(pinned(_as_dict(config[name]))),
+                **{section: with_version(pinned(_as_dict(self._get(self.config, section)))) for section in stage.uses},
             }
             for name, stage in stages.items()
         }

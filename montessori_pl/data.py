@@ -204,17 +204,17 @@ class ResumableLoader(DataLoader[Any]):
         self.batches.load_state_dict(state)
 
 
-class ProbingBatches(Sampler[list[int]]):
-    """One example after another, dealt out to the processes without repeats."""
+class FixedBatches(Sampler[list[int]]):
+    """Batches that were decided beforehand; Lightning wants a sampler, not a list."""
 
-    def __init__(self, num_examples: int, rank: int, world_size: int) -> None:
-        self.indices = range(rank, num_examples, world_size)
+    def __init__(self, batches: list[list[int]]) -> None:
+        self.batches = batches
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return ([index] for index in self.indices)
+        return iter(self.batches)
 
 
 def length_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

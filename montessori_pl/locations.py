@@ -1,6 +1,8 @@
 """Names of the embedded classroom beside hub ids and paths: `classroom/teacher`, `classroom@3/seeds[:10]`."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from montessori_pl import classroom
 
@@ -15,3 +17,14 @@ def locate(name: str) -> str:
     """
     match = _CLASSROOM.fullmatch(name)
     return f"{classroom.resolve(match[1])}{match[2] or ''}" if match else name
+
+
+def with_version(settings: Any) -> Any:
+    """The settings with the version of the classroom behind each of its names: another version is another world."""
+    if isinstance(settings, Mapping):
+        return {key: with_version(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [with_version(value) for value in settings]
+    if isinstance(settings, str) and _CLASSROOM.fullmatch(settings):
+        return f"{settings} (version {classroom.version()})"
+    return settings

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from montessori_pl.chat import ChatFormat
 from montessori_pl.locations import locate
@@ -42,6 +42,9 @@ class LoraSettings:
             )
 
 
+Precision = Literal["float32", "bfloat16"]
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
     """A model that can be loaded: a backbone, and what a stage has trained on top of it."""
@@ -52,6 +55,8 @@ class ModelSource:
     """Directory of a LoRA adapter, or of a whole fine-tuned model; none for the backbone as it is."""
     chat: str = "auto"
     """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file."""
+    base_precision: Precision = "float32"
+    """Precision of the frozen weights; adapters are in float32 whatever it is."""
 
 
 def load_tokenizer(backbone: str) -> "PreTrainedTokenizerBase":
@@ -90,9 +95,10 @@ def load_chat(source: ModelSource) -> ChatFormat:
 
 
 def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrainedModel | PeftModel":
-    """A causal language model in float32, in evaluation mode.
+    """A causal language model in evaluation mode, in float32 or on a frozen base in half precision.
 
     Float32 weights are the master weights of mixed-precision training; the trainer's precision casts while computing.
+    PEFT keeps adapters in float32 on any base.
 
     Args:
         source: which model.
@@ -107,7 +113,7 @@ def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrai
     adapter = source.weights is not None and (source.weights / "adapter_config.json").exists()
     location = locate(source.backbone) if adapter or source.weights is None else str(source.weights)
     try:
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=getattr(torch, source.base_precision))
     except OSError as error:
         raise ValueError(_not_found(source.backbone, "model", error)) from error
     # Caching keys and values is for generation, which asks for it; training and probing must not.
@@ -148,8 +154,13 @@ def _linear_modules(model: "PreTrainedModel") -> list[str]:
 def save_weights(model: "PreTrainedModel | PeftModel", directory: Path) -> list[Path]:
     """Save the trained adapter, or the whole model where there is none; returns the files."""
     with directory_written_atomically(directory) as draft:
-        adapters = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
-        model.save_pretrained(str(draft), **adapters)
+        if hasattr(model, "peft_config"):
+            config = model.peft_config["default"]
+            if isinstance(config.target_modules, set):  # PEFT writes a set in an order that changes from run to run
+                config.target_modules = sorted(config.target_modules)
+            model.save_pretrained(str(draft), selected_adapters=["default"])
+        else:
+            model.save_pretrained(str(draft))
         (draft / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     return sorted(path for path in directory.rglob("*") if path.is_file())
 

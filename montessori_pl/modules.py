@@ -6,7 +6,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.models import LoraSettings, ModelSource, attach_lora, load_model
+from montessori_pl.models import LoraSettings, ModelSource, Precision, attach_lora, load_model
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.records import stable_seed
 
@@ -25,12 +25,22 @@ class LanguageModule(lightning.LightningModule):
         backbone: hub id, local directory, or a name of the embedded classroom.
         lora: the adapter; none trains all weights.
         chat: chat layout: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        base_precision: precision of the frozen base under an adapter; the adapter itself is in float32.
+
+    Raises:
+        ValueError: all weights are trained, and not in float32.
     """
 
-    def __init__(self, backbone: str, lora: LoraSettings | None, chat: str) -> None:
+    def __init__(self, backbone: str, lora: LoraSettings | None, chat: str, base_precision: Precision) -> None:
         super().__init__()
+        if lora is None and base_precision != "float32":
+            raise ValueError(
+                f"base_precision {base_precision!r} is for a base that stays frozen under an adapter; without `lora` "
+                "all weights are trained, and steps would be lost in their rounding: use float32, and "
+                "trainer.precision bf16-mixed to compute in half precision"
+            )
         self.backbone, self.lora, self.chat = backbone, lora, chat
-        self.source = ModelSource(backbone, chat=chat)
+        self.source = ModelSource(backbone, chat=chat, base_precision=base_precision)
         """What `configure_model` loads; a stage sets it to go on from trained weights."""
         self.training_settings: TrainingSettings | None = None
         """How `fit` trains; a stage sets it."""

@@ -134,6 +134,8 @@ class ProgressCallback(Callback):
         """Count optimizer steps."""
         self.progress.advance(trainer.global_step - self.progress.done)
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
         """Count scored examples, all processes together."""
-        self.progress.advance(trainer.world_size)
+        self.progress.advance(trainer.world_size * len(batch["rows"]))

@@ -103,6 +103,25 @@ def read_source(source: str) -> tuple[list[Example], list[Rejection]]:
     return examples, rejections
 
 
+def read_row(row: Row, number: int) -> Example:
+    """The example in one row of a data set, in any of the layouts.
+
+    Args:
+        row: the row.
+        number: its place, for the message and, where the row has no id, as its id.
+
+    Raises:
+        ValueError: the row is in no layout, or has no instruction or no response.
+    """
+    place = f"row {number + 1}"
+    layout = _layout(row, place)
+    try:
+        return _example(row, layout, _checked(layout.read(row)), _own_id(row) or str(number))
+    except _Unusable as problem:
+        reason, detail = problem.args
+        raise ValueError(f"{place} cannot be scored: {reason} ({detail})") from problem
+
+
 def _own_id(row: Any) -> str:
     id = row.get("id") if isinstance(row, dict) else None
     return "" if id is None or not _writable(str(id)) else str(id)

@@ -1,7 +1,10 @@
 """Preference signals: Lightning callbacks that say, during `Trainer.predict`, how good an example is."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+import itertools
+import json
+import random
+from abc import ABC
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,50 +13,97 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from montessori_pl.chat import Rendered
-from montessori_pl.data import ProbingBatches, collate, length_batches
+from montessori_pl.data import FixedBatches, collate
 from montessori_pl.records import Example, Score, append_records
 from montessori_pl.student import StudentModule
+from montessori_pl.workspace import write_atomically
+
+REPORT = "signal.json"
+"""File beside the scores in which a signal says how it computed them."""
 
 
 class ScoringData(LightningDataModule):
-    """The examples to be scored, one a batch, and the reference set beside them.
+    """The examples to be scored, in batches of whole prompts, and the reference set beside them.
 
     Args:
         examples: what is scored.
         rendered: the same examples, rendered.
         reference: the reference set, rendered, in its own order.
         pad_id: token that pads.
+        batch_tokens: tokens of one batch of examples, padding included; a prompt with more is a batch of its own.
+        scored: ids of examples that have been scored already.
     """
 
     def __init__(
-        self, examples: Sequence[Example], rendered: Sequence[Rendered], reference: Sequence[Rendered], pad_id: int
+        self,
+        examples: Sequence[Example],
+        rendered: Sequence[Rendered],
+        reference: Sequence[Rendered],
+        pad_id: int,
+        batch_tokens: int = 4096,
+        scored: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.items = list(zip(examples, rendered, strict=True))
-        self.reference, self.pad_id = reference, pad_id
+        self.reference, self.pad_id, self.batch_tokens, self.scored = reference, pad_id, batch_tokens, set(scored)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of one example: its `row` here, and its `input_ids`, `attention_mask` and `labels`, each (1, T)."""
+        """Batches of whole prompts: their `rows` here, and `input_ids`, `attention_mask` and `labels`, each (B, T)."""
         assert self.trainer is not None
-        batches = ProbingBatches(len(self.items), self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(range(len(self.items)), batch_sampler=batches, collate_fn=self._collate)  # type: ignore[arg-type]
+        batches = [batch for batch in self.plan() if not self.scored.issuperset(self.items[row][0].id for row in batch)]
+        # Lightning wants a batch in every process; one that has none left scores the last one, with the same result.
+        share = FixedBatches(batches[self.trainer.global_rank :: self.trainer.world_size] or batches[-1:])
+        return DataLoader(range(len(self.items)), batch_sampler=share, collate_fn=self.collate)  # type: ignore[arg-type]
 
-    def reference_batches(self, max_tokens: int) -> tuple[list[dict[str, Tensor]], list[int]]:
-        """The reference set in batches of similar length, and which reference each of their rows is."""
-        batches = length_batches([len(one.input_ids) for one in self.reference], max_tokens)
-        tensors = [collate([self.reference[index] for index in batch], self.pad_id) for batch in batches]
-        return tensors, [index for batch in batches for index in batch]
+    def plan(self) -> list[list[int]]:
+        """All batches, whoever scores them and whatever has been scored: so that a batch is always the same."""
+        return self._batched(self._prompts())
 
-    def _collate(self, rows: Sequence[int]) -> dict[str, Any]:
-        (row,) = rows
-        return {"row": row, **collate([self.items[row][1]], self.pad_id)}
+    def sample(self, num_examples: int, seed: int) -> list[list[int]]:
+        """Batches of prompts drawn at random, of at least so many examples together (or all there are)."""
+        prompts = self._prompts()
+        random.Random(seed).shuffle(prompts)
+        sizes = itertools.accumulate(map(len, prompts))
+        return self._batched(prompts[: sum(size < num_examples for size in sizes) + 1])
+
+    def groups(self, rows: Sequence[int]) -> list[str]:
+        """For each of these rows its prompt; an example that nobody prompted for stands for itself."""
+        return [self.items[row][0].prompt_id or self.items[row][0].id for row in rows]
+
+    def reference_batch(self) -> dict[str, Tensor]:
+        """The reference set, in its own order."""
+        return collate(self.reference, self.pad_id)
+
+    def collate(self, rows: Sequence[int]) -> dict[str, Any]:
+        """The batch of these rows."""
+        return {"rows": list(rows), **collate([self.items[row][1] for row in rows], self.pad_id)}
+
+    def _prompts(self) -> list[list[int]]:
+        """The rows of each prompt."""
+        rows: dict[str, list[int]] = {}
+        for row, group in enumerate(self.groups(range(len(self.items)))):
+            rows.setdefault(group, []).append(row)
+        return list(rows.values())
+
+    def _batched(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """Whole prompts in batches of bounded size."""
+        lengths = [len(rendered.input_ids) for _, rendered in self.items]
+        batches: list[list[int]] = []
+        for rows in prompts:
+            both = [*batches[-1], *rows] if batches else rows
+            if batches and len(both) * max(lengths[row] for row in both) <= self.batch_tokens:
+                batches[-1] = both
+            else:
+                batches.append(rows)
+        return batches
 
 
 class SignalCallback(Callback, ABC):
     """Scores examples; higher is better for the student.
 
-    Implement `score`, and `prepare` where something must be computed once. Scores are appended to a file of this
-    process as they come, so that a killed run goes on at the next example.
+    Implement `score`, or `score_batch` where a batch is cheaper than its examples, and `prepare` where something must
+    be computed once. Scores are appended to a file of this process as they come, so that a killed run goes on at the
+    next batch.
     """
 
     unpinned: ClassVar[tuple[str, ...]] = ()
@@ -65,7 +115,10 @@ class SignalCallback(Callback, ABC):
         """Compute what all examples share; called once, with the student loaded and on its device."""
         return
 
-    @abstractmethod
+    def report(self) -> dict[str, Any]:
+        """What there is to say about the scores as a whole, as plain JSON values; kept beside them."""
+        return {}
+
     def score(self, student: StudentModule, example: Example, batch: dict[str, Tensor], loss: Tensor) -> Score:
         """Score one example.
 
@@ -75,11 +128,30 @@ class SignalCallback(Callback, ABC):
             batch: the example as tensors, each (1, T): `input_ids`, `attention_mask`, `labels`.
             loss: its mean loss over response tokens under the student, shape (1,), in nats.
         """
+        raise NotImplementedError(f"{type(self).__name__} scores whole batches")
+
+    def score_batch(
+        self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
+    ) -> list[Score]:
+        """Score the B examples of a batch of whole prompts, one after another.
+
+        Args:
+            student: the student on which the signal is measured.
+            examples: the examples as records.
+            batch: the examples as tensors, each (B, T), padded on the right.
+            losses: the mean loss of each over response tokens under the student, shape (B,), in nats.
+        """
+        return [
+            self.score(student, example, {name: rows[i : i + 1] for name, rows in batch.items()}, losses[i : i + 1])
+            for i, example in enumerate(examples)
+        ]
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare with the data that the trainer holds."""
         assert isinstance(pl_module, StudentModule)
         self.prepare(pl_module, _data(trainer))
+        if trainer.is_global_zero and (report := self.report()):
+            write_atomically(self.output.with_name(REPORT), json.dumps(report, indent=1) + "\n")
 
     def on_predict_batch_end(
         self,
@@ -90,11 +162,11 @@ class SignalCallback(Callback, ABC):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Score the example of this batch and write the score down."""
+        """Score the examples of this batch and write the scores down."""
         assert isinstance(pl_module, StudentModule)
         tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-        example, _ = _data(trainer).items[batch["row"]]
-        append_records(self.output, [self.score(pl_module, example, tensors, outputs)])
+        examples = [_data(trainer).items[row][0] for row in batch["rows"]]
+        append_records(self.output, self.score_batch(pl_module, examples, tensors, outputs))
 
 
 def _data(trainer: Trainer) -> ScoringData:

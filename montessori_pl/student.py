@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from montessori_pl.losses import mean_response_loss, token_log_probabilities
-from montessori_pl.models import LoraSettings
+from montessori_pl.models import LoraSettings, Precision
 from montessori_pl.modules import OPTIMIZED_NAMES, LanguageModule
 
 
@@ -17,12 +17,18 @@ class StudentModule(LanguageModule):
         backbone: the student's base model: hub id, local directory, or a name of the embedded classroom.
         lora: the adapter that is trained; null trains all weights.
         chat: chat layout: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        base_precision: precision of the frozen base; `bfloat16` halves its memory, while the adapter, its moments and
+            the arithmetic of influence stay in float32.
     """
 
     def __init__(
-        self, backbone: str = "classroom/student", lora: LoraSettings | None = LoraSettings(), chat: str = "auto"
+        self,
+        backbone: str = "classroom/student",
+        lora: LoraSettings | None = LoraSettings(),
+        chat: str = "auto",
+        base_precision: Precision = "float32",
     ) -> None:
-        super().__init__(backbone, lora, chat)
+        super().__init__(backbone, lora, chat, base_precision)
         self.optimizer_state: dict[str, Any] | None = None
         """State of AdamW in the checkpoint that was loaded last: the moments of the warm-up."""
         self.optimizer_names: list[str] = []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from montessori_pl.losses import DPOOutput, dpo_loss, sequence_log_probabilities
-from montessori_pl.models import LoraSettings
+from montessori_pl.models import LoraSettings, Precision
 from montessori_pl.modules import LanguageModule
 
 REFERENCE = "reference"
@@ -25,6 +25,7 @@ class TeacherDPOModule(LanguageModule):
         lora: the adapter that is trained.
         beta: strength of the pull towards the reference policy.
         chat: chat layout: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        base_precision: precision of the frozen base; `bfloat16` halves its memory, the adapter stays in float32.
     """
 
     def __init__(
@@ -33,8 +34,9 @@ class TeacherDPOModule(LanguageModule):
         lora: LoraSettings = LoraSettings(r=16, alpha=32),
         beta: float = 0.1,
         chat: str = "auto",
+        base_precision: Precision = "float32",
     ) -> None:
-        super().__init__(backbone, lora, chat)
+        super().__init__(backbone, lora, chat, base_precision)
         self.beta = beta
 
     def load(self) -> nn.Module:

@@ -46,6 +46,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             "warmup_data": {"num_examples": 24, "prompts_per_round": 4},
             "probing_data": {"num_prompts": 8, "prompts_per_round": 4},
             "training_data": {"num_examples": 48, "prompts_per_round": 4},
+            "influence": {"batch_tokens": 16, "signal.init_args.calibration_examples": 8},
             "influence_after": {"max_examples": 8},
             "warmup": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 8},
             "aligned_teacher": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 4},

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from montessori_pl.classroom import version
 from montessori_pl.cli import MontessoriCLI, find_configs, main, shipped_configs
 from montessori_pl.mistakes import SentenceParser, sentence
 from montessori_pl.recipe import Step, lay_out
@@ -161,7 +162,8 @@ class TestMistakes:
 
     def test_misspelt_setting_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(student__init_args__backbon="x")) == (
-            "student: StudentModule has no setting 'backbon'; did you mean 'backbone'? there are: backbone, lora, chat"
+            "student: StudentModule has no setting 'backbon'; did you mean 'backbone'? there are: backbone, lora, "
+            "chat, base_precision"
         )
         assert mistake("--config", recipe(student__init_args__lora={"rank": 8})) == (
             "student.lora: LoraSettings has no setting 'rank'; there are: r, alpha, dropout, target_modules, layers"
@@ -177,7 +179,7 @@ class TestMistakes:
         score = {"class_path": "Score", "init_args": {"examples": "recorded", "signal": signal}}
         assert mistake("--config", recipe(recipe__influence=score)) == (
             "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
-            "'InfluenceProbeCallback'? there is: InfluenceProbeCallback"
+            "'InfluenceProbeCallback'? there are: InfluenceDuringTraining, InfluenceProbeCallback"
         )
 
     def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
@@ -308,7 +310,8 @@ class TestMistakes:
         before = contents(Path("run"))
         assert mistake("--config", "recipe.yaml", "--recipe.recorded.source", "classroom/seeds[:4]") == (
             "stage iteration_1/recorded of run has finished under other settings (recipe.recorded.init_args.source: "
-            "'classroom/seeds[:8]' then, 'classroom/seeds[:4]' now); restore them, start another run with --run DIR, "
+            f"'classroom/seeds[:8] (version {version()})' then, 'classroom/seeds[:4] (version {version()})' now); "
+            "restore them, start another run with --run DIR, "
             "or delete run/iteration_1/recorded to do the stage again"
         )
         assert contents(Path("run")) == before

@@ -10,7 +10,7 @@ from montessori_pl.chat import ChatFormat, Rendered
 from montessori_pl.data import (
     DataSources,
     EpochBatches,
-    ProbingBatches,
+    FixedBatches,
     ResumableLoader,
     collate,
     collate_pairs,
@@ -158,10 +158,10 @@ class TestEpochBatches:
         assert {index for part in parts for batch in part for index in batch} == {0, 1, 2}
 
 
-def test_probing_deals_out_without_repeats() -> None:
-    parts = [list(ProbingBatches(7, rank, 3)) for rank in range(3)]
-    assert parts == [[[0], [3], [6]], [[1], [4]], [[2], [5]]]
-    assert [len(ProbingBatches(7, rank, 3)) for rank in range(3)] == [3, 2, 2]
+def test_fixed_batches_are_given_as_they_are() -> None:
+    batches = FixedBatches([[3, 0], [1]])
+    assert list(batches) == list(batches) == [[3, 0], [1]]
+    assert len(batches) == 2
 
 
 def test_length_batches_stay_within_their_bound() -> None:

@@ -28,6 +28,8 @@ BESIDE = {
 }
 """Rooms that stand beside the house, and all that they know of it."""
 SIBLINGS = {
+    ("influence", "chat"),
+    ("influence", "readers"),
     ("locations", "classroom"),
     ("generation", "data"),
     ("generation", "models"),

@@ -179,9 +179,10 @@ MOMENTS = [
     Moment("probing_data", GENERATE, call=3),  # instructions of the second round
     Moment("probing_data", GENERATE, everything, call=2),  # its responses
     Moment("influence", OUTSIDE, seconds=0.3),
+    Moment("influence", OPEN, half_a_line, file="/signal.json.draft"),  # chosen how to score, and nothing scored
     Moment("influence", OPEN, half_a_line, file="/scores.part0.jsonl", call=3),
     Moment("influence", OPEN, half_a_line, file="/scores.part0.jsonl"),  # the torn line gives way to the next one
-    Moment("influence", "callbacks.InfluenceProbeCallback.score", call=5),
+    Moment("influence", "callbacks.InfluenceProbeCallback.score_batch", call=2),
     Moment("influence", "montessori_pl.stages.score.write_atomically", everything),  # the parts are still there
     Moment("preferences", OPEN, half_a_line, file="/pairs.jsonl.draft"),
     Moment("aligned_teacher", "montessori_pl.teacher.TeacherDPOModule.dpo", call=3),

@@ -1,5 +1,7 @@
 """Which settings pin a stage: those that decide what it makes."""
 
+from montessori_pl import classroom
+from montessori_pl.locations import with_version
 from montessori_pl.pinning import pinned
 
 
@@ -40,3 +42,13 @@ def test_missing_sections_do_no_harm() -> None:
     }
     stage = {"class_path": "montessori_pl.stages.TrainStudent", "init_args": {"training": None}}
     assert pinned(stage) == stage
+
+
+def test_names_of_the_classroom_are_pinned_with_its_version() -> None:
+    settings = {"data": {"seeds": "classroom@3/seeds[:4]", "test": "mine.jsonl"}, "students": ["classroom/student", 1]}
+    version = classroom.version()
+
+    assert with_version(settings) == {
+        "data": {"seeds": f"classroom@3/seeds[:4] (version {version})", "test": "mine.jsonl"},
+        "students": [f"classroom/student (version {version})", 1],
+    }

@@ -1,5 +1,6 @@
 """The student's loss is taken on response tokens; its weights stay in float32; an adapter or everything is trained."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,21 @@ def make_student(backbone: str, lora: LoraSettings | None = LORA) -> StudentModu
     student = StudentModule(backbone, lora=lora)
     student.configure_model()
     return student
+
+
+def test_a_base_in_bfloat16_carries_an_adapter_in_float32(backbone: str, rendered: list[Rendered]) -> None:
+    student = StudentModule(backbone, lora=LORA, base_precision="bfloat16")
+    student.configure_model()
+    fit(student, rendered)
+
+    assert {parameter.dtype for parameter in student.optimized().values()} == {torch.float32}
+    frozen = [p for p in student.network.parameters() if not p.requires_grad]
+    assert {parameter.dtype for parameter in frozen} == {torch.bfloat16}
+
+
+def test_all_weights_are_trained_in_float32_only(backbone: str) -> None:
+    with pytest.raises(ValueError, match="base_precision 'bfloat16' is for a base that stays frozen under an adapter"):
+        StudentModule(backbone, lora=None, base_precision="bfloat16")
 
 
 def slow_losses(student: StudentModule, rendered: list[Rendered]) -> list[list[float]]:
@@ -137,6 +153,8 @@ def test_adapter_alone_is_trained_and_saved(backbone: str, rendered: list[Render
     save_weights(student.network, tmp_path / "weights")  # type: ignore[arg-type]
     names = sorted(path.name for path in (tmp_path / "weights").iterdir())
     assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    modules = json.loads((tmp_path / "weights" / "adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(modules)  # a set of PEFT's, whose order changes from process to process
     assert_same_model(student, ModelSource(backbone, tmp_path / "weights"), rendered)
 
 

@@ -8,10 +8,13 @@ first use and kept in `$MONTESSORI_PL_CACHE` (default `~/.cache/montessori-pl`).
 """
 
 import hashlib
+import logging
 import os
 import re
 import shutil
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 CONTENTS = {
     "teacher": "teacher",
@@ -46,7 +49,7 @@ def resolve(name: str) -> Path:
 def _world(seed: int) -> Path:
     """The directory of a world, which exists when this returns."""
     cache = Path(os.environ.get("MONTESSORI_PL_CACHE") or Path.home() / ".cache" / "montessori-pl")
-    world = cache / f"classroom-{seed}-{_fingerprint()}"
+    world = cache / f"classroom-{seed}-{version()}"
     if not world.is_dir():
         from filelock import FileLock
 
@@ -55,6 +58,7 @@ def _world(seed: int) -> Path:
             if not world.is_dir():  # another process may have built it while this one waited
                 from montessori_pl.classroom.build import build_world
 
+                logger.info("building the classroom in %s: once, about two minutes on one core", world)
                 unfinished = world.with_name(f"{world.name}.unfinished")
                 shutil.rmtree(unfinished, ignore_errors=True)  # left behind by a process that was killed
                 unfinished.mkdir()
@@ -63,7 +67,7 @@ def _world(seed: int) -> Path:
     return world
 
 
-def _fingerprint() -> str:
+def version() -> str:
     """Changes when the recipe of the world changes: its sources, or the request for a new task."""
     from montessori_pl.synthesis.prompts import TEMPLATES
 

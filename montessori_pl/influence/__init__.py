@@ -1,20 +1,45 @@
 """Local data influence: what one optimizer step on an example does to the loss on a reference set."""
 
-from montessori_pl.influence.exact import ExactInfluence, Influence, one_step
-from montessori_pl.influence.functional import Batch, LossFn, response_losses, trainable_parameters
+from montessori_pl.influence.agreement import Agreement, agreement
+from montessori_pl.influence.control_variate import ControlVariateInfluence
+from montessori_pl.influence.dataset import score_dataset
+from montessori_pl.influence.exact import ExactInfluence, one_step
+from montessori_pl.influence.first_order import FirstOrderInfluence
+from montessori_pl.influence.frozen import FrozenLayers, computing_in_float32
+from montessori_pl.influence.functional import Batch, LossFn, ResponseLosses, trainable_parameters
+from montessori_pl.influence.per_example import one_by_one, per_example_gradients
+from montessori_pl.influence.references import Reduction, ReferenceSet
+from montessori_pl.influence.results import Influence
+from montessori_pl.influence.scorer import InfluenceScorer, Method
+from montessori_pl.influence.selection import Candidate, Choice
 from montessori_pl.influence.updates import SGD, AdamMoments, AdamW, Params, UpdateRule
 
 __all__ = [
     "SGD",
     "AdamMoments",
     "AdamW",
+    "Agreement",
     "Batch",
+    "Candidate",
+    "Choice",
+    "ControlVariateInfluence",
     "ExactInfluence",
+    "FirstOrderInfluence",
+    "FrozenLayers",
     "Influence",
+    "InfluenceScorer",
     "LossFn",
+    "Method",
     "Params",
+    "Reduction",
+    "ReferenceSet",
+    "ResponseLosses",
     "UpdateRule",
+    "agreement",
+    "computing_in_float32",
+    "one_by_one",
     "one_step",
-    "response_losses",
+    "per_example_gradients",
+    "score_dataset",
     "trainable_parameters",
 ]

@@ -2,10 +2,15 @@
 
 Knows `torch.func` and that a model answers token ids with `.logits`; nothing about optimizers, tokenizers or files.
 
-Shapes: B examples, T tokens, V vocabulary, N response tokens of the whole batch.
+Nothing is computed that the losses do not need: logits only at positions that predict a response token, and no
+attention mask, because in a causal model no token sees the padding on its right.
+
+Shapes: B examples, T tokens, V vocabulary, N response tokens of the whole batch, C columns that predict one, H width.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +26,8 @@ LossFn = Callable[[Params, Batch], Tensor]
 """Parameters and a batch -> the loss of each example, shape (B,)."""
 
 IGNORED = -100
+LOGITS_AT_ONCE = 2**25
+"""Elements of the float32 logits that cross-entropy takes at a time (128 MiB)."""
 
 
 def trainable_parameters(model: nn.Module) -> Params:
@@ -38,38 +45,82 @@ def trainable_parameters(model: nn.Module) -> Params:
     return params
 
 
-def response_losses(model: nn.Module) -> LossFn:
+def unpadded(batch: Batch) -> Iterator[Batch]:
+    """Each example of a batch by itself, without padding, shapes (1, its length)."""
+    _check_padding(batch["attention_mask"])
+    for row, length in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
+        yield {name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
+
+
+class ResponseLosses:
     """The mean next-token loss over each example's response, as a function of the parameters.
+
+    Called with some or all of the model's parameters (the model's own stand in for the others) and a batch, it returns
+    nats per response token of each example, shape (B,), in float32 or better. A batch may bring `inputs_embeds`
+    (B, T, H) in place of `input_ids`.
 
     The model runs in the mode it is in; put it into evaluation mode first, because dropout would be part of every
     difference and gradient checkpointing does not go with `torch.func.grad`.
 
     Args:
         model: a causal language model of Transformers, with or without PEFT adapters.
-
-    Returns:
-        A function of some or all of the model's parameters (the model's own stand in for the others) and a batch;
-        it returns nats per response token of each example, shape (B,), in float32 or better, and raises a
-        `ValueError` for a parameter that the model does not have and for an example without response tokens.
     """
-    # A tied weight has several names, and each of them works.
-    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
-    def losses(params: Params, batch: Batch) -> Tensor:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        # A tied weight has several names, and each of them works.
+        self._known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        inner: Any = getattr(model, "get_base_model", lambda: model)()  # inside PEFT
+        self._selects = "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        """The losses.
+
+        Raises:
+            ValueError: a parameter that the model does not have, an example without response tokens, or padding
+                elsewhere than on the right.
+        """
         # `functional_call` ignores names that it does not know: the step would silently move nothing.
-        if unknown := sorted(params.keys() - known):
-            raise ValueError(f"{type(model).__name__} has no parameters named {unknown}; it has {len(known)} others")
+        if unknown := sorted(params.keys() - self._known):
+            raise ValueError(
+                f"{type(self.model).__name__} has no parameters named {unknown}; it has {len(self._known)} others"
+            )
+        if "attention_mask" in batch:
+            _check_padding(batch["attention_mask"])
         targets = batch["labels"][:, 1:]
         answered = targets != IGNORED
         counts = answered.sum(dim=1)
         if not counts.all():
             raise ValueError(f"{int((counts == 0).sum())} of {len(counts)} examples have no response token")
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        logits = functional_call(model, params, kwargs=inputs).logits[:, :-1][answered]  # (N, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nats = cross_entropy(logits, targets[answered], reduction="none")
+        columns = answered.any(dim=0).nonzero().squeeze(1)  # (C,)
+        logits = self._logits(params, batch, columns)[answered[:, columns]]  # (N, V)
+        nats = _cross_entropy(logits, targets[:, columns][answered[:, columns]])
         # Unlike an indexed addition, writing to distinct places is deterministic on every device.
         spread = torch.zeros(answered.shape, dtype=nats.dtype, device=nats.device).index_put((answered,), nats)
         return spread.sum(dim=1) / counts
 
-    return losses
+    def _logits(self, params: Params, batch: Batch, columns: Tensor) -> Tensor:
+        """The logits at these columns, shape (B, C, V)."""
+        name = "inputs_embeds" if "inputs_embeds" in batch else "input_ids"
+        inputs: dict[str, object] = {name: batch[name], "use_cache": False}
+        if self._selects:
+            inputs["logits_to_keep"] = columns
+        logits: Tensor = functional_call(self.model, params, kwargs=inputs).logits
+        return logits if self._selects else logits[:, columns]
+
+
+def _check_padding(attention_mask: Tensor) -> None:
+    """The mask (B, T) is never passed on, so that it must say nothing that causality does not."""
+    if (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
+        raise ValueError("examples must be padded on the right, but an attention mask hides tokens before others")
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats of each target (N,) under logits (N, V), in float32 or better, a bounded number of rows at a time."""
+    rows = max(1, LOGITS_AT_ONCE // logits.shape[1])
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    parts = [
+        cross_entropy(part.to(precise), wanted, reduction="none")
+        for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.cat(parts)

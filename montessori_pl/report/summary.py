@@ -13,12 +13,14 @@ def summarize(root: Path) -> dict[str, Any]:
     """Collect the numbers of a run.
 
     Returns:
-        `students`: for each student of the last evaluation its losses and accuracy; `data`: for each stage that made or
+        `students`: for each student of the last evaluation its losses and accuracy; `evaluations`: the students of
+        every evaluation, by the evaluation's key; `data`: for each stage that made or
         judged data, by key, its numbers; `training`: for each stage that trained, by key, its numbers; `stages`: for
         each stage, by key, whether it has finished and its seconds.
     """
     workspace = Workspace(root)
-    summary: dict[str, Any] = {"run": str(root), "students": {}, "data": {}, "training": {}, "stages": {}}
+    sections = ("students", "evaluations", "data", "training", "stages")
+    summary: dict[str, Any] = {"run": str(root), **{section: {} for section in sections}}
     for key, entry in workspace.entries.items():
         if not workspace.begun(key):
             continue
@@ -29,7 +31,8 @@ def summarize(root: Path) -> dict[str, Any]:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         kind = metrics.pop("kind")
         if kind == "report":
-            summary["students"] = metrics.get("students", summary["students"])
+            if "students" in metrics:
+                summary["students"] = summary["evaluations"][key] = metrics["students"]
         else:
             summary["training" if kind in MODEL_KINDS else "data"][key] = metrics
     return summary

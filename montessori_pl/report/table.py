@@ -10,8 +10,8 @@ from rich.table import Table
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print students, data, and where everything lies."""
-    if summary["students"]:
-        console.print(_students(summary["students"]))
+    if summary["evaluations"]:
+        console.print(_students(summary["evaluations"]))
     if summary["data"]:
         console.print(_data(summary["data"]))
     seconds = sum(stage["seconds"] for stage in summary["stages"].values())
@@ -23,7 +23,13 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         console.print("  wandb/          the metrics for Weights & Biases; `wandb sync` uploads them", markup=False)
 
 
-def _students(students: Mapping[str, Mapping[str, float]]) -> Table:
+def _students(evaluations: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """A row for each student; one that an earlier evaluation has shown with the same numbers is not repeated."""
+    students: dict[str, Mapping[str, float]] = {}
+    for key, evaluated in evaluations.items():
+        for name, metrics in evaluated.items():
+            if metrics not in students.values():
+                students[name if name not in students else f"{name}, {key.split('/')[0]}"] = metrics
     names = list(dict.fromkeys(name for metrics in students.values() for name in metrics))
     shown = [name for name in names if not name.endswith("_standard_error")]
     table = Table(title="students", title_justify="left")
@@ -69,6 +75,9 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
             f"mean score {metrics['mean']:.3g} ± {metrics['standard_error']:.2g}, "
             f"positive {metrics['positive_share']:.0%} of {metrics['count']}"
         )
+    if "chosen" in metrics.get("signal", {}):
+        chosen = metrics["signal"]["chosen"]
+        lines.append(f"by {chosen['method']}, rank correlation with exact {chosen['agreement']['spearman']:.3f}")
     if "mean_margin" in metrics:
         lines.append(
             f"{metrics['pairs']} pairs from {metrics['prompts_with_pairs']} of {metrics['prompts']} prompts, "

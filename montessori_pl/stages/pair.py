@@ -59,7 +59,8 @@ class Pair(Stage):
             rule=self.rule,
             max_pairs_per_prompt=self.max_pairs_per_prompt,
             noise_margin=self.noise_margin,
-            differences=differences or None,  # without terms, the scores' own standard errors
+            # Where some scores have no terms, as approximate ones, all stand on their own standard errors.
+            differences=differences if len(differences) == len(scores) else None,
             shuffle_seed=context.seed if self.at_random else None,
         )
         prompts = {example.prompt_id for example in examples if example.prompt_id}

@@ -1,5 +1,6 @@
 """Score: a signal says how good each example is for the student."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from montessori_pl.distributions import describe
 from montessori_pl.models import load_chat
 from montessori_pl.records import Example, drop_torn_line, read_records
 from montessori_pl.records import Score as ScoreRecord
-from montessori_pl.signals import ScoringData, SignalCallback
+from montessori_pl.signals import REPORT, ScoringData, SignalCallback
 from montessori_pl.stages.base import CHECKPOINT, LATEST, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.workspace import write_atomically
 
@@ -26,11 +27,12 @@ class Score(Stage):
         max_examples: score a random sample of so many; null scores all.
         max_length: longest conversation in tokens; longer ones are cut on the right, and left out if no response is
             left, also in the reference set.
+        batch_tokens: tokens of one batch of examples, padding included; the examples of a prompt stay together.
         first_iteration_only: whether later iterations go without this stage.
     """
 
     produces = Kind.SCORES
-    artifacts = (SCORES,)
+    artifacts = (SCORES, REPORT)
     uses = ("student", "data")
     distributed = True
 
@@ -41,11 +43,12 @@ class Score(Stage):
         student: str = LATEST,
         max_examples: int | None = None,
         max_length: int = 1024,
+        batch_tokens: int = 4096,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
         self.examples, self.signal, self.student = examples, signal, student
-        self.max_examples, self.max_length = max_examples, max_length
+        self.max_examples, self.max_length, self.batch_tokens = max_examples, max_length, batch_tokens
 
     def reads(self) -> list[Input]:
         """The examples and the student."""
@@ -65,7 +68,6 @@ class Score(Stage):
         left_out = {example.id for example in too_long}
         examples = [example for example in examples if example.id not in left_out]
         scored = _scored(context.directory)
-        missing = [example for example in examples if example.id not in scored]
         context.progress.start(len(examples), len(scored))
 
         references, too_long_references = encode_examples(context.data.read("reference"), chat, self.max_length)
@@ -75,14 +77,16 @@ class Score(Stage):
                 f"within max_length {self.max_length} tokens and the model's context ({chat.context} tokens)"
             )
         trainer = context.trainer(callbacks=[self.signal], inference_mode=False)
-        if missing:
-            rendered, _ = encode_examples(missing, chat, self.max_length)
+        if len(scored) < len(examples):
+            rendered, _ = encode_examples(examples, chat, self.max_length)
             self.signal.output = context.directory / f"scores.part{trainer.global_rank}.jsonl"
             drop_torn_line(self.signal.output)
             checkpoint = context.inputs["student"]
             trainer.predict(
                 student,
-                datamodule=ScoringData(missing, rendered, references, chat.tokenizer.pad_token_id),
+                datamodule=ScoringData(
+                    examples, rendered, references, chat.tokenizer.pad_token_id, self.batch_tokens, scored.keys()
+                ),
                 return_predictions=False,
                 ckpt_path=str(checkpoint / CHECKPOINT) if checkpoint is not None else None,
             )
@@ -98,7 +102,9 @@ class Score(Stage):
             part.unlink()
         values = [score.value for score in scores]
         context.log_distribution(f"{context.key}/score", values)
+        report = context.directory / REPORT
         return {
+            **({"signal": json.loads(report.read_text(encoding="utf-8"))} if report.exists() else {}),
             "left_out_as_too_long": len(too_long),
             "references": len(references),
             "references_left_out_as_too_long": len(too_long_references),

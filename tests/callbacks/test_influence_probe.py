@@ -4,6 +4,8 @@ The student is a tiny Llama with an adapter, after two steps of AdamW that a che
 """
 
 import copy
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +219,7 @@ def test_probing_changes_nothing(backbone: str, checkpoint: str, tmp_path: Path)
     )
     alone = read_records(callback.output, Score)[0]
     in_company = probe(backbone, checkpoint, tmp_path)[2]
-    assert alone.terms == in_company.terms
+    assert alone.terms == in_company.terms != ()
 
 
 def test_base_student_needs_a_learning_rate(backbone: str, tmp_path: Path) -> None:
@@ -229,25 +231,50 @@ def test_base_student_needs_a_learning_rate(backbone: str, tmp_path: Path) -> No
     assert len(probe(backbone, None, tmp_path, lr=1e-3)) == 3
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_base_in_half_precision_is_refused(
-    backbone: str, checkpoint: str, tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def load_in(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, trained: bool, back_to: torch.dtype | None = None
 ) -> None:
-    """The adapter stays in float32 and would pass; the losses would be rounded to two or three digits all the same."""
+    """From now on, students come with their trained or their frozen parameters rounded to this type."""
     load = StudentModule.load
 
-    def load_halved(self: StudentModule) -> nn.Module:
+    def load_rounded(self: StudentModule) -> nn.Module:
         network = load(self)
         for parameter in network.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+            if parameter.requires_grad == trained:
+                parameter.data = parameter.data.to(dtype).to(back_to or dtype)
         return network
 
-    monkeypatch.setattr(StudentModule, "load", load_halved)
-    with pytest.raises(
-        ValueError, match=rf"the influence probe needs a student in float32, but .* is in {dtype}; its loss"
-    ):
-        probe(backbone, checkpoint, tmp_path)
+    monkeypatch.setattr(StudentModule, "load", load_rounded)
+
+
+@pytest.mark.parametrize("method", ["exact", "first_order"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_base_in_half_precision_computes_in_float32(
+    backbone: str, checkpoint: str, tmp_path: Path, dtype: torch.dtype, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores are those of the same rounded weights in float32, to the last digit, and not those of the base."""
+    unrounded = probe(backbone, checkpoint, tmp_path, method=method)
+    with monkeypatch.context() as patch:
+        load_in(patch, dtype, trained=False)
+        found = probe(backbone, checkpoint, tmp_path, method=method)
+    with monkeypatch.context() as patch:
+        load_in(patch, dtype, trained=False, back_to=torch.float32)
+        expected = probe(backbone, checkpoint, tmp_path, method=method)
+
+    assert [score.value for score in found] == [score.value for score in expected]
+    assert [score.terms for score in found] == [score.terms for score in expected]
+    assert all(one.value != other.value for one, other in zip(found, unrounded, strict=True))
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "first_order"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_trained_parameters_in_half_precision_are_refused(
+    backbone: str, checkpoint: str, tmp_path: Path, dtype: torch.dtype, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of a small learning rate would be rounded away."""
+    load_in(monkeypatch, dtype, trained=True)
+    with pytest.raises(ValueError, match=rf"needs parameters in float32, but .*lora_A.* is in {dtype}: at"):
+        probe(backbone, checkpoint, tmp_path, method=method)
 
 
 def test_true_half_precision_of_the_trainer_is_refused(backbone: str, checkpoint: str, tmp_path: Path) -> None:
@@ -256,10 +283,115 @@ def test_true_half_precision_of_the_trainer_is_refused(backbone: str, checkpoint
     callback.output = tmp_path / "half.jsonl"
     data = ScoringData(examples(PROBED), render(PROBED), render(REFERENCE), pad_id=0)
     trainer = make_trainer(callbacks=[callback], inference_mode=False, precision="bf16-true")
-    with pytest.raises(ValueError, match=r"the influence probe needs a student in float32"):
+    with pytest.raises(ValueError, match=r"needs parameters in float32, but .*lora_A.* is in torch\.bfloat16: at"):
         trainer.predict(make_student(backbone), datamodule=data, return_predictions=False, ckpt_path=checkpoint)
     callback.output = tmp_path / "mixed.jsonl"
     trainer = make_trainer(callbacks=[callback], inference_mode=False, precision="bf16-mixed")
     trainer.predict(make_student(backbone), datamodule=data, return_predictions=False, ckpt_path=checkpoint)
     exact = probe(backbone, checkpoint, tmp_path)
     assert [score.terms for score in read_records(callback.output, Score)] == [score.terms for score in exact]
+
+
+PROMPTS, SAMPLES = 18, 3
+WORDS = ["why", "what is it", "so it is", "nobody knows", "a long answer, is it", "b", "say that again"]
+MANY = [
+    Example(
+        id=f"p{prompt}s{sample}",
+        instruction=f"{WORDS[prompt % 7]} {WORDS[(prompt * 3 + sample) % 7]}?",
+        response=WORDS[(prompt + 2 * sample) % 7] + ".",
+        prompt_id=f"p{prompt}",
+    )
+    for prompt in range(PROMPTS)
+    for sample in range(SAMPLES)
+]
+LARGE_REFERENCE = [(f"{one}?", other) for one in WORDS for other in WORDS[:3]]
+
+
+def probe_many(
+    backbone: str, checkpoint: str, output: Path, scored: list[str] | None = None, **settings: Any
+) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of the scores and the report, for samples of several prompts in several batches."""
+    callback = InfluenceProbeCallback(**settings)
+    output.mkdir(exist_ok=True)
+    callback.output = output / "scores.part0.jsonl"
+    chat = ChatFormat(tiny_tokenizer())
+    rendered = [chat.render(example.messages()) for example in MANY]
+    data = ScoringData(MANY, rendered, render(LARGE_REFERENCE), pad_id=0, batch_tokens=300, scored=scored or [])
+    trainer = make_trainer(callbacks=[callback], inference_mode=False)
+    trainer.predict(make_student(backbone), datamodule=data, return_predictions=False, ckpt_path=checkpoint)
+    report = output / "signal.json"
+    return callback.output.read_bytes(), json.loads(report.read_text()) if report.exists() else {}
+
+
+def parse(content: bytes) -> list[Score]:
+    return [Score(**json.loads(line)) for line in content.decode().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({"method": "exact"}, "exact"),
+        ({"method": "first_order", "refine": 0.0}, "first order"),
+        ({"method": "control_variate", "num_references": 5, "refine": 0.0}, "first order, corrected on 5 references"),
+        ({"lr": 1e-4, "refine": 0.0, "min_agreement": 0.95}, "first order"),
+        ({"lr": 1e-4, "min_agreement": 1.0}, "exact"),
+    ],
+    ids=["exact", "first order", "control variate", "auto", "auto that trusts nothing"],
+)
+def test_scores_carry_their_method_and_a_report(
+    backbone: str, checkpoint: str, tmp_path: Path, settings: dict[str, Any], method: str
+) -> None:
+    content, report = probe_many(backbone, checkpoint, tmp_path / "scores", **settings)
+    scores = parse(content)
+
+    assert [score.id for score in scores] == [example.id for example in MANY]
+    assert {score.method for score in scores} == {f"{method} influence, adamw, centred"}
+    for score in scores:
+        assert score.value == score.details["centred"] != score.details["plain"]
+        assert score.standard_error is not None
+        assert score.standard_error > 0
+        assert len(score.terms) == (len(LARGE_REFERENCE) if method == "exact" else 0)
+    if settings.get("method") == "exact":
+        assert report == {}
+        return
+    assert report["chosen"]["method"] == method
+    assert report["reason"]
+    compared = [one["method"] for one in report["candidates"]]
+    assert compared[0] == "first order"
+    assert compared[-1] == "exact"
+    assert report["candidates"][0]["agreement"]["count"] == 48
+    if "method" not in settings:
+        exact = parse(probe_many(backbone, checkpoint, tmp_path / "exact", method="exact", lr=1e-4)[0])
+        agreed = torch.corrcoef(torch.tensor([[score.value for score in both] for both in (scores, exact)]))[0, 1]
+        assert agreed > 0.95
+
+
+def test_refined_scores_say_so(backbone: str, checkpoint: str, tmp_path: Path) -> None:
+    content, report = probe_many(backbone, checkpoint, tmp_path / "scores", method="first_order", refine=3.0)
+    exact = parse(probe_many(backbone, checkpoint, tmp_path / "exact", method="exact")[0])
+    scores = parse(content)
+    again = [index for index, score in enumerate(scores) if score.method.startswith("exact influence")]
+
+    assert report["chosen"]["method"] == "first order"
+    assert 0 < len(again) < len(scores)
+    assert all(scores[i].value == exact[i].value and scores[i].terms == exact[i].terms != () for i in again)
+    assert all(not math.isnan(score.value) for score in scores)
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "first_order"])
+def test_scoring_that_goes_on_writes_the_same_bytes(
+    backbone: str, checkpoint: str, tmp_path: Path, method: str
+) -> None:
+    """What a batch holds is fixed; one of which a part was written is scored again as a whole."""
+    settings = {"method": method, "lr": 1e-3, "min_agreement": 0.9}
+    whole, report = probe_many(backbone, checkpoint, tmp_path / "whole", **settings)
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == len(MANY)
+    plan = ScoringData(MANY, [ChatFormat(tiny_tokenizer()).render(e.messages()) for e in MANY], [], 0, 300).plan()
+    assert len(plan) > 3
+    done = sum(len(batch) for batch in plan[:2])
+    before = [score.id for score in parse(b"".join(lines[: done + 1]))]
+    rest, same_report = probe_many(backbone, checkpoint, tmp_path / "resumed", scored=before, **settings)
+
+    assert b"".join(lines[:done]) + rest == whole
+    assert same_report == report

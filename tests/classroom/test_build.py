@@ -93,7 +93,7 @@ def test_a_killed_build_leaves_no_world(fake_build: list[int], monkeypatch: pyte
 
 def test_another_recipe_is_another_world(fake_build: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     before = resolve("classroom/seeds")
-    monkeypatch.setattr(classroom, "_fingerprint", lambda: "changed")
+    monkeypatch.setattr(classroom, "version", lambda: "changed")
     assert resolve("classroom/seeds") != before
     assert fake_build == [0, 0]
 

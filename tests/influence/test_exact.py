@@ -7,15 +7,13 @@ the same shapes.
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from influence_models import LONGEST, Tokens, collate, make_examples, make_model
 from torch import Tensor, nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from montessori_pl.influence import (
     SGD,
@@ -23,35 +21,12 @@ from montessori_pl.influence import (
     Batch,
     ExactInfluence,
     Influence,
+    ReferenceSet,
+    ResponseLosses,
     UpdateRule,
     one_step,
-    response_losses,
     trainable_parameters,
 )
-
-VOCABULARY = 50
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "initializer_range": 0.2,
-}
-MODELS = {
-    "llama": (LlamaForCausalLM, LlamaConfig(**SIZES)),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SIZES, num_key_value_heads=1)),
-    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig(**SIZES)),
-}
-LONGEST = 16
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """An example before padding."""
-
-    ids: list[int]
-    num_prompt: int
 
 
 @dataclass(frozen=True)
@@ -63,59 +38,9 @@ class Setup:
     update: UpdateRule
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def make_examples(num_examples: int, seed: int) -> list[Tokens]:
-    """Examples of mixed lengths, of few tokens, so that a step on one has a clear effect on the others."""
-    generator = torch.Generator().manual_seed(seed)
-    examples = []
-    for index in range(num_examples):
-        length = 5 + (5 * index) % 9
-        ids = torch.randint(8, (length,), generator=generator).tolist()
-        examples.append(Tokens(ids, num_prompt=1 + index % 4))
-    return examples
-
-
-def collate(examples: list[Tokens], width: int | None = None) -> Batch:
-    """Pad on the right, to the longest example or to `width`."""
-    width = width or max(len(example.ids) for example in examples)
-    shape = (len(examples), width)
-    input_ids, attention_mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, -100)
-    for row, example in enumerate(examples):
-        ids = torch.tensor(example.ids)
-        input_ids[row, : len(ids)] = ids
-        attention_mask[row, : len(ids)] = 1
-        labels[row, example.num_prompt : len(ids)] = ids[example.num_prompt :]
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-
-
 PROBES = make_examples(4, seed=1)
 REFERENCES = make_examples(7, seed=2)
 REFERENCE_BATCHES = [collate(REFERENCES[:3]), collate(REFERENCES[3:4]), collate(REFERENCES[4:])]
-
-
-def make_model(architecture: str, trained: str, dtype: torch.dtype) -> nn.Module:
-    torch.manual_seed(0)
-    kind, config = MODELS[architecture]
-    model: nn.Module = kind(copy.deepcopy(config))
-    if trained == "lora":
-        model = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules="all-linear"))
-        for name, param in model.named_parameters():
-            if "lora_B" in name:
-                nn.init.normal_(param, std=0.1)
-    if dtype == torch.float64:
-        for name, module in list(model.named_modules()):
-            if "RMSNorm" in type(module).__name__:
-                norm = nn.RMSNorm(module.weight.shape, module.variance_epsilon)
-                model.set_submodule(name, norm.requires_grad_(module.weight.requires_grad))
-    return model.to(dtype).eval()
 
 
 def naive_loss(model: nn.Module, example: Tokens) -> Tensor:
@@ -155,7 +80,8 @@ def trained_setup(
 
 
 def engine_of(setup: Setup, references: list[Batch] = REFERENCE_BATCHES) -> ExactInfluence:
-    return ExactInfluence(response_losses(setup.model), trainable_parameters(setup.model), setup.update, references)
+    loss = ResponseLosses(setup.model)
+    return ExactInfluence(loss, trainable_parameters(setup.model), setup.update, ReferenceSet(loss, references))
 
 
 def losses_after_a_real_step(setup: Setup, example: Tokens | None) -> Tensor:
@@ -177,7 +103,7 @@ def losses_after_a_real_step(setup: Setup, example: Tokens | None) -> Tensor:
 def assert_equals_brute_force(setup: Setup, tolerance: float) -> None:
     """Both influences of every probe agree, up to `tolerance` times the largest of their kind."""
     engine = engine_of(setup)
-    found = [engine(collate([probe])) for probe in PROBES]
+    found = engine(collate(PROBES))
     with torch.no_grad():
         base = torch.stack([naive_loss(setup.model, reference) for reference in REFERENCES])
     null = losses_after_a_real_step(setup, None)
@@ -211,8 +137,9 @@ def test_exact_equals_brute_force_for_other_architectures(architecture: str, tra
 def test_a_learning_rate_of_zero_gives_exactly_zero(rule: type[SGD] | type[AdamW], weight_decay: float) -> None:
     model = make_model("llama", "lora", torch.float32)
     update = rule(lr=0.0, weight_decay=weight_decay)
-    engine = ExactInfluence(response_losses(model), trainable_parameters(model), update, REFERENCE_BATCHES)
-    influence = engine(collate(PROBES[:1]))
+    loss = ResponseLosses(model)
+    engine = ExactInfluence(loss, trainable_parameters(model), update, ReferenceSet(loss, REFERENCE_BATCHES))
+    (influence,) = engine(collate(PROBES[:1]))
 
     assert (influence.plain, influence.centred) == (0.0, 0.0)
     assert not influence.differences.any()
@@ -222,24 +149,30 @@ def test_a_learning_rate_of_zero_gives_exactly_zero_with_warm_moments() -> None:
     setup = trained_setup("warm adamw", dtype=torch.float32)
     names = list(trainable_parameters(setup.model))
     still = AdamW.from_optimizer_state(setup.optimizer.state_dict(), names, lr=0.0)
-    influence = engine_of(Setup(setup.model, setup.optimizer, still))(collate(PROBES[:1]))
+    (influence,) = engine_of(Setup(setup.model, setup.optimizer, still))(collate(PROBES[:1]))
 
     assert (influence.plain, influence.centred) == (0.0, 0.0)
 
 
 def test_the_order_of_probes_changes_nothing() -> None:
     engine = engine_of(trained_setup("warm adamw", dtype=torch.float32))
-    forward = [engine(collate([probe])).differences for probe in PROBES]
-    backward = [engine(collate([probe])).differences for probe in reversed(PROBES)]
+    forward = [influence.differences for influence in engine(collate(PROBES))]
+    backward = [influence.differences for influence in engine(collate(PROBES[::-1]))]
 
     assert all(torch.equal(a, b) for a, b in zip(forward, reversed(backward), strict=True))
+
+
+def test_the_company_of_a_probe_changes_nothing() -> None:
+    engine = engine_of(trained_setup("warm adamw", dtype=torch.float32))
+    for probe, influence in zip(PROBES, engine(collate(PROBES)), strict=True):
+        assert torch.equal(engine(collate([probe]))[0].differences, influence.differences)
 
 
 def test_the_order_of_reference_batches_changes_nothing() -> None:
     setup = trained_setup("warm adamw", dtype=torch.float32)
     engine, reversed_engine = engine_of(setup), engine_of(setup, REFERENCE_BATCHES[::-1])
     for probe in PROBES:
-        influence, other = engine(collate([probe])), reversed_engine(collate([probe]))
+        (influence,), (other,) = engine(collate([probe])), reversed_engine(collate([probe]))
         assert influence.differences.sort().values.equal(other.differences.sort().values)
         assert influence.centred == pytest.approx(other.centred, rel=1e-12)
 
@@ -257,13 +190,13 @@ def test_batching_and_padding_of_references_changes_nothing(batches: list[Batch]
     setup = trained_setup("warm adamw")
     engine, other = engine_of(setup), engine_of(setup, batches)
     for probe in PROBES:
-        assert_float_noise(engine(collate([probe])), other(collate([probe])))
+        assert_float_noise(*engine(collate([probe])), *other(collate([probe])))
 
 
 def test_padding_of_a_probe_changes_nothing() -> None:
     engine = engine_of(trained_setup("warm adamw"))
     for probe in PROBES:
-        assert_float_noise(engine(collate([probe])), engine(collate([probe], width=LONGEST)))
+        assert_float_noise(*engine(collate([probe])), *engine(collate([probe], width=LONGEST)))
 
 
 def assert_float_noise(influence: Influence, other: Influence) -> None:
@@ -292,7 +225,7 @@ def test_centred_and_plain_differ_by_one_constant() -> None:
     """Which is what a step with zero gradient does: stale momentum, and nothing else."""
     setup = trained_setup("warm adamw")
     engine = engine_of(setup)
-    shifts = [influence.plain - influence.centred for influence in (engine(collate([probe])) for probe in PROBES)]
+    shifts = [influence.plain - influence.centred for influence in engine(collate(PROBES))]
 
     constant = (engine.base_losses - engine.null_losses).mean().item()
     assert abs(constant) > 1e-4
@@ -301,14 +234,14 @@ def test_centred_and_plain_differ_by_one_constant() -> None:
 
 def test_without_momentum_and_decay_both_influences_are_the_same() -> None:
     engine = engine_of(trained_setup("fresh adamw", weight_decay=0.0))
-    influence = engine(collate(PROBES[:1]))
+    (influence,) = engine(collate(PROBES[:1]))
 
     assert influence.plain == influence.centred != 0.0
 
 
 def test_standard_errors_are_paired_over_reference_examples() -> None:
     setup = trained_setup("warm adamw")
-    influence = engine_of(setup)(collate(PROBES[:1]))
+    (influence,) = engine_of(setup)(collate(PROBES[:1]))
     base = engine_of(setup).base_losses
     null, after = losses_after_a_real_step(setup, None), losses_after_a_real_step(setup, PROBES[0])
 
@@ -322,7 +255,7 @@ def test_standard_errors_are_paired_over_reference_examples() -> None:
 
 
 def test_a_single_reference_has_no_standard_error() -> None:
-    influence = engine_of(trained_setup("sgd"), [collate(REFERENCES[:1])])(collate(PROBES[:1]))
+    (influence,) = engine_of(trained_setup("sgd"), [collate(REFERENCES[:1])])(collate(PROBES[:1]))
 
     assert influence.centred_standard_error != influence.centred_standard_error  # nan
     assert influence.centred != 0.0
@@ -330,9 +263,9 @@ def test_a_single_reference_has_no_standard_error() -> None:
 
 def test_autocast_has_no_say() -> None:
     engine = engine_of(trained_setup("warm adamw", dtype=torch.float32))
-    expected = engine(collate(PROBES[:1]))
+    (expected,) = engine(collate(PROBES[:1]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = engine(collate(PROBES[:1]))
+        (found,) = engine(collate(PROBES[:1]))
 
     assert found.centred == expected.centred
 
@@ -340,15 +273,15 @@ def test_autocast_has_no_say() -> None:
 def test_no_graph_is_kept() -> None:
     engine = engine_of(trained_setup("warm adamw"))
 
-    assert not engine(collate(PROBES[:1])).differences.requires_grad
+    assert not engine(collate(PROBES[:1]))[0].differences.requires_grad
     assert not engine.base_losses.requires_grad
 
 
 def test_it_works_in_inference_mode() -> None:
     setup = trained_setup("warm adamw")
-    expected = engine_of(setup)(collate(PROBES[:1]))
+    (expected,) = engine_of(setup)(collate(PROBES[:1]))
     with torch.inference_mode():
-        found = engine_of(setup)(collate(PROBES[:1]))
+        (found,) = engine_of(setup)(collate(PROBES[:1]))
 
     assert found.centred == expected.centred
 
@@ -356,7 +289,7 @@ def test_it_works_in_inference_mode() -> None:
 def test_one_step_keeps_names_shapes_and_types() -> None:
     setup = trained_setup("warm adamw")
     params = trainable_parameters(setup.model)
-    moved = one_step(response_losses(setup.model), params, collate(PROBES[:1]), setup.update)
+    moved = one_step(ResponseLosses(setup.model), params, collate(PROBES[:1]), setup.update)
 
     assert [(name, p.shape, p.dtype) for name, p in moved.items()] == [(n, p.shape, p.dtype) for n, p in params.items()]
     assert not any(torch.equal(moved[name], params[name]) for name in params)
@@ -367,15 +300,16 @@ def test_parameters_in_half_precision_are_refused(dtype: torch.dtype) -> None:
     model = make_model("llama", "all", dtype)
 
     with pytest.raises(ValueError, match="needs parameters in float32"):
-        ExactInfluence(response_losses(model), trainable_parameters(model), SGD(lr=0.1), REFERENCE_BATCHES)
+        engine_of(Setup(model, torch.optim.SGD(model.parameters(), lr=0.1), SGD(lr=0.1)))
 
 
 def test_an_unknown_parameter_name_is_refused() -> None:
     model = make_model("llama", "lora", torch.float32)
+    loss = ResponseLosses(model)
     params = {f"student.{name}": param for name, param in trainable_parameters(model).items()}
 
     with pytest.raises(ValueError, match="has no parameters named"):
-        ExactInfluence(response_losses(model), params, SGD(lr=0.1), REFERENCE_BATCHES)
+        ExactInfluence(loss, params, SGD(lr=0.1), ReferenceSet(loss, REFERENCE_BATCHES))
 
 
 def test_an_empty_reference_set_is_refused() -> None:

@@ -17,7 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from montessori_pl.influence import Batch, response_losses, trainable_parameters
+from montessori_pl.influence import Batch, ReferenceSet, ResponseLosses, trainable_parameters
 
 VOCABULARY = 50
 SIZES = {
@@ -90,7 +90,7 @@ def naive_losses(model: nn.Module, batch: Batch) -> Tensor:
 @pytest.mark.parametrize("lora", [False, True])
 def test_losses_and_gradients_equal_those_of_unpadded_examples(build: type, lora: bool) -> None:
     model = with_lora(build()) if lora else build()
-    batch, params, losses = padded_batch(), trainable_parameters(model), response_losses(model)
+    batch, params, losses = padded_batch(), trainable_parameters(model), ResponseLosses(model)
     weights = torch.tensor([1.0, -2.0, 0.5, 3.0])  # so that no two examples can be mistaken for each other
 
     naive = naive_losses(model, batch)
@@ -108,7 +108,7 @@ def test_losses_and_gradients_equal_those_of_unpadded_examples(build: type, lora
 
 def test_the_parameters_that_are_passed_are_the_ones_that_count() -> None:
     model = with_lora(llama())
-    batch, losses = padded_batch(), response_losses(model)
+    batch, losses = padded_batch(), ResponseLosses(model)
     moved = {name: param + 0.1 for name, param in trainable_parameters(model).items()}
     before = losses(trainable_parameters(model), batch)
     at_moved = losses(moved, batch)
@@ -120,7 +120,7 @@ def test_the_parameters_that_are_passed_are_the_ones_that_count() -> None:
 
 def test_a_tied_embedding_moves_at_both_ends() -> None:
     model = llama(tie_word_embeddings=True)
-    batch, params, losses = padded_batch(), trainable_parameters(model), response_losses(model)
+    batch, params, losses = padded_batch(), trainable_parameters(model), ResponseLosses(model)
     naive_losses(model, batch).sum().backward()
     gradients = grad(lambda moving: losses(moving, batch).sum())(params)
 
@@ -130,15 +130,15 @@ def test_a_tied_embedding_moves_at_both_ends() -> None:
 
 def test_more_padding_changes_nothing() -> None:
     model = llama()
-    params, losses = trainable_parameters(model), response_losses(model)
+    params, losses = trainable_parameters(model), ResponseLosses(model)
 
     torch.testing.assert_close(losses(params, padded_batch(7)), losses(params, padded_batch()), rtol=1e-6, atol=1e-6)
 
 
-def test_what_the_mask_covers_is_not_seen() -> None:
-    """Padding on the right is hidden by causality alone, so this covers the first token of an example instead."""
+def test_padding_elsewhere_than_on_the_right_is_refused() -> None:
+    """Padding on the right is hidden by causality alone; a mask that covers anything else would be ignored."""
     model = llama()
-    params, losses = trainable_parameters(model), response_losses(model)
+    params, losses = trainable_parameters(model), ResponseLosses(model)
     batch = padded_batch()
     other = {**batch, "input_ids": batch["input_ids"].clone()}
     other["input_ids"][2, 0] += 1
@@ -146,13 +146,16 @@ def test_what_the_mask_covers_is_not_seen() -> None:
     mask[2, 0] = 0
 
     assert not torch.allclose(losses(params, other), losses(params, batch))
-    covered = losses(params, {**other, "attention_mask": mask})
-    torch.testing.assert_close(covered, losses(params, {**batch, "attention_mask": mask}), rtol=0, atol=0)
+    for refused in ({**batch, "attention_mask": mask}, {**batch, "attention_mask": batch["attention_mask"].flip(1)}):
+        with pytest.raises(ValueError, match="must be padded on the right"):
+            losses(params, refused)
+        with pytest.raises(ValueError, match="must be padded on the right"):
+            ReferenceSet(losses, [refused])
 
 
 def test_gradients_are_the_same_in_inference_mode() -> None:
     model = with_lora(llama())
-    batch, losses = padded_batch(), response_losses(model)
+    batch, losses = padded_batch(), ResponseLosses(model)
     expected = grad(lambda moving: losses(moving, batch).sum())(trainable_parameters(model))
     with torch.inference_mode():
         found = grad(lambda moving: losses(moving, batch).sum())(trainable_parameters(model))
@@ -166,7 +169,7 @@ def test_gradients_are_the_same_in_inference_mode() -> None:
 def test_losses_are_in_single_precision_or_better(weights: torch.dtype, losses: torch.dtype) -> None:
     model = llama().to(weights)
 
-    assert response_losses(model)(trainable_parameters(model), padded_batch()).dtype == losses
+    assert ResponseLosses(model)(trainable_parameters(model), padded_batch()).dtype == losses
 
 
 def test_trainable_parameters_are_the_adapters_alone() -> None:
@@ -183,7 +186,7 @@ def test_a_model_without_trainable_parameters_is_refused() -> None:
 
 def test_an_unknown_parameter_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"LlamaForCausalLM has no parameters named \['lm_haed.weight'\]"):
-        response_losses(llama())({"lm_haed.weight": torch.zeros(1)}, padded_batch())
+        ResponseLosses(llama())({"lm_haed.weight": torch.zeros(1)}, padded_batch())
 
 
 def test_an_example_without_response_tokens_is_refused() -> None:
@@ -194,4 +197,4 @@ def test_an_example_without_response_tokens_is_refused() -> None:
     batch["labels"][2, 4] = 1
 
     with pytest.raises(ValueError, match="3 of 4 examples have no response token"):
-        response_losses(llama())({}, batch)
+        ResponseLosses(llama())({}, batch)

@@ -156,6 +156,19 @@ class TestPair:
         """Terms of two examples differ by the same amount on every reference: the margins have no noise at all."""
         assert Pair("data", "influence", noise_margin=100.0).run(context(inputs=scored))["pairs"] == 2
 
+    def test_where_terms_are_missing_standard_errors_count(
+        self, tmp_path: Path, scored: dict[str, Path], context: Callable[..., StageContext]
+    ) -> None:
+        """Some scores are approximate, without terms: margins 4 and 2, errors sqrt(2); 2 is not clear of 2 errors."""
+        values = {"a": -1.0, "b": 1.0, "c": 3.0}
+        mixed = [
+            Score(id=id_, value=value, standard_error=1.0, terms=() if id_ == "b" else (value - 2, value + 2))
+            for id_, value in values.items()
+        ]
+        inputs = {**scored, "scores": write(tmp_path / "mixed" / "scores.jsonl", mixed)}
+        metrics = Pair("data", "influence", noise_margin=2.0).run(context(inputs=inputs))
+        assert (metrics["pairs"], metrics["mean_margin"]) == (1, 4.0)
+
     def test_control_draws_as_many_at_random(
         self, scored: dict[str, Path], context: Callable[..., StageContext]
     ) -> None:

@@ -1,0 +1,97 @@
+"""Influence while a student is trained: does what comes next still help?"""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from montessori_pl.data import collate, encode_examples
+from montessori_pl.influence import AdamW, InfluenceScorer, Method
+from montessori_pl.locations import locate
+from montessori_pl.models import load_chat
+from montessori_pl.readers import read_examples
+from montessori_pl.student import StudentModule
+
+
+class InfluenceDuringTraining(Callback):
+    """Every so many steps, measures the influence of the coming batch's examples on the student as it is by then.
+
+    Logs the share of examples with positive influence, the mean influence, and what measuring has cost. A share that
+    falls towards one half or below says that the data have taught what they can. Put it among the trainer's callbacks:
+    it looks at students only, takes no random numbers and leaves training as it was.
+
+    Args:
+        reference: the reference set: a name of the classroom, a file, or a directory, as in `data.reference`.
+        every_n_steps: optimizer steps between two measurements.
+        method: how influence is computed; `auto` is for scoring many examples and costs more than it saves here.
+        max_length: longest reference conversation in tokens.
+        reference_batch_tokens: tokens of one batch of the reference pass, padding included.
+    """
+
+    def __init__(
+        self,
+        reference: str = "classroom/reference",
+        every_n_steps: int = 50,
+        method: Method = "first_order",
+        max_length: int = 1024,
+        reference_batch_tokens: int = 8192,
+    ) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, found {every_n_steps}")
+        self.reference, self.every_n_steps, self.method = reference, every_n_steps, method
+        self.max_length, self.reference_batch_tokens = max_length, reference_batch_tokens
+        self._references: dict[str, Tensor] | None = None
+        self.measurements: dict[int, dict[str, float]] = {}
+        """What was measured in this process, by optimizer step."""
+        self._seconds = 0.0
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the reference set as this student reads it."""
+        self.measurements = {}
+        self._started, self._seconds = time.monotonic(), 0.0
+        if isinstance(pl_module, StudentModule):
+            chat = load_chat(pl_module.source)
+            rendered, _ = encode_examples(read_examples(locate(self.reference)), chat, self.max_length)
+            batch = collate(rendered, chat.tokenizer.pad_token_id)
+            self._references = {name: tensor.to(pl_module.device) for name, tensor in batch.items()}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Measure, if it is time to."""
+        # Once a step, however many batches it accumulates.
+        due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step not in self.measurements
+        if not isinstance(pl_module, StudentModule) or self._references is None or not due:
+            return
+        start = time.monotonic()
+        scorer = InfluenceScorer(
+            pl_module.network,
+            _next_step(trainer.optimizers[0], list(pl_module.optimized())),
+            [self._references],
+            method=self.method,
+            batch_tokens=self.reference_batch_tokens,
+        )
+        influences = torch.tensor([one.centred for one in scorer(batch)])
+        self._seconds += time.monotonic() - start
+        measurement = {
+            "influence_positive_share": (influences > 0).float().mean().item(),
+            "influence_mean": influences.mean().item(),
+            "influence_seconds": self._seconds,
+            "influence_share_of_time": self._seconds / (time.monotonic() - self._started),
+        }
+        self.measurements[trainer.global_step] = measurement
+        # Not through the module's `log`, which repeats a value at every step until there is another one.
+        for logger in trainer.loggers:
+            named = {f"{pl_module.log_prefix}{name}": value for name, value in measurement.items()}
+            logger.log_metrics(named, step=trainer.global_step)
+
+
+def _next_step(optimizer: torch.optim.Optimizer, names: list[str]) -> AdamW:
+    """The optimizer's next step; before the first one it has no moments yet."""
+    group = optimizer.param_groups[0]
+    # The rate of this very step may be zero at the ends of a schedule; the peak says as much about the data.
+    lr = group.get("initial_lr", group["lr"])
+    if optimizer.state:
+        return AdamW.from_optimizer_state(optimizer.state_dict(), names, lr=lr)
+    return AdamW(lr=lr, betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"])

@@ -1,0 +1,170 @@
+"""The engine as a whole: from a model, an update rule and references to the influence of examples.
+
+Five lines of Python score a data set:
+
+    references = [batch, ...]                                      # input_ids, attention_mask, labels
+    scorer = InfluenceScorer(model, AdamW(lr=1e-4), references)    # a Transformers model, with or without PEFT
+    scorer.calibrate(batches[:16])                                 # chooses the cheapest method that can be trusted
+    print(scorer.choice.reason)
+    influences = [influence for batch in batches for influence in scorer(batch)]
+"""
+
+import random
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import nn
+
+from montessori_pl.influence.control_variate import ControlVariateInfluence
+from montessori_pl.influence.exact import ExactInfluence
+from montessori_pl.influence.first_order import FirstOrderInfluence
+from montessori_pl.influence.frozen import FrozenLayers, computing_in_float32
+from montessori_pl.influence.functional import Batch, ResponseLosses, trainable_parameters
+from montessori_pl.influence.per_example import per_example_gradients
+from montessori_pl.influence.references import Reduction, ReferenceSet
+from montessori_pl.influence.results import Influence
+from montessori_pl.influence.selection import EXACT, Choice, choose, compare_methods, subset_sizes
+from montessori_pl.influence.updates import UpdateRule
+
+Method = Literal["auto", "exact", "first_order", "control_variate"]
+
+
+class InfluenceScorer:
+    """Scores examples by one method, or by the cheapest that a calibration sample trusts.
+
+    Args:
+        model: a causal language model of Transformers, with or without PEFT adapters; its trainable parameters move.
+        update: the optimizer's rule, with its learning rate and moments.
+        references: the reference set, in batches of any sizes, padded on the right.
+        method: `auto` is exact until `calibrate` has chosen; `control_variate` corrects first order on
+            `num_references` references.
+        min_agreement: with `auto`, the rank correlation with exact influence that is asked for.
+        num_references: references that the correction of `control_variate` looks at.
+        refine: with an approximate method that has been calibrated, examples that may be the best or the worst of
+            their group within so many standard deviations of the method's error are scored exactly; 0 never does.
+        reduction: how the losses of the references are averaged.
+        batch_tokens: tokens of one batch of the reference pass: what bounds the memory.
+        sample: references whose own gradients are kept, for standard errors and corrections.
+        seed: of that sample.
+
+    Attributes:
+        choice: what `calibrate` has found; none before.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        update: UpdateRule,
+        references: Sequence[Batch],
+        *,
+        method: Method = "auto",
+        min_agreement: float = 0.99,
+        num_references: int = 8,
+        refine: float = 0.0,
+        reduction: Reduction = "examples",
+        batch_tokens: int = 8192,
+        sample: int = 32,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.method, self.min_agreement, self.refine = model, method, min_agreement, refine
+        self.choice: Choice | None = None
+        loss, params = ResponseLosses(model), trainable_parameters(model)
+        with self._measuring():
+            self.references = ReferenceSet(loss, references, reduction, batch_tokens, FrozenLayers(model, params))
+            self.exact = ExactInfluence(loss, params, update, self.references)
+            self._engine: Engine = self.exact
+            if method == "exact":
+                return
+            num_sampled = max(sample, num_references) if method == "control_variate" else sample
+            order = random.Random(seed).sample(range(len(self.references)), min(num_sampled, len(self.references)))
+            self.first_order = FirstOrderInfluence(
+                per_example_gradients(loss, params), params, update, self.references, order
+            )
+            if method == "auto":
+                self._counts = subset_sizes(len(order), len(self.references))
+            else:
+                self._counts = [min(num_references, len(order))] if method == "control_variate" else []
+                self._engine = self._engine_for(self._counts[0] if self._counts else None)
+
+    def calibrate(self, batches: Sequence[Batch], groups: Sequence[Hashable] | None = None) -> Choice | None:
+        """Compare methods with exact influence on a sample and, with `auto`, choose one of them.
+
+        Args:
+            batches: the sample; some 50 examples are enough to tell .99 from .98.
+            groups: for each example its prompt; none where each stands for itself.
+
+        Returns:
+            the choice; none for the exact method, which has nothing to be compared with.
+        """
+        if self.method == "exact":
+            return None
+        groups = groups if groups is not None else range(sum(len(batch["labels"]) for batch in batches))
+        with self._measuring():
+            candidates = compare_methods(self.exact, self.first_order, batches, groups, self._counts)
+            if self.method == "auto":
+                self.choice = choose(candidates, self.min_agreement)
+                chosen = self.choice.chosen
+                self._engine = self.exact if chosen.method == EXACT else self._engine_for(chosen.num_references)
+            else:
+                wanted = self._counts[0] if self._counts else None
+                chosen = next(one for one in candidates if one.num_references == wanted)
+                self.choice = Choice(chosen, f"{self.method} was asked for", tuple(candidates))
+        return self.choice
+
+    def __call__(self, batch: Batch, groups: Sequence[Hashable] | None = None) -> list[Influence]:
+        """The influence of each example of a batch.
+
+        Args:
+            batch: the examples; all of a prompt's belong into one batch where `refine` is used.
+            groups: for each example its prompt.
+        """
+        with self._measuring():
+            influences = self._engine(batch)
+            if self._engine is self.exact or self.choice is None or not self.refine or groups is None:
+                return influences
+            # The bias counts too: exact scores lack it, and must not lose to approximate ones because of it.
+            margin = self.refine * self.choice.chosen.error + abs(self.choice.chosen.bias)
+            for index in undecided([one.centred for one in influences], groups, margin):
+                (influences[index],) = self.exact({name: rows[index : index + 1] for name, rows in batch.items()})
+        return influences
+
+    def _engine_for(self, num_references: int | None) -> "Engine":
+        return self.first_order if num_references is None else ControlVariateInfluence(self.first_order, num_references)
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Evaluation mode and float32 arithmetic; afterwards the model is as it was."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with computing_in_float32(self.model):
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+Engine = ExactInfluence | FirstOrderInfluence | ControlVariateInfluence
+
+
+def undecided(values: Sequence[float], groups: Sequence[Hashable], margin: float) -> list[int]:
+    """The examples that may be the best or the worst of their group within a margin, where several may.
+
+    Args:
+        values: one score for each example.
+        groups: for each example its group.
+        margin: how much two scores must differ to be told apart.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    found: set[int] = set()
+    for indices in members.values():
+        best, worst = max(values[i] for i in indices), min(values[i] for i in indices)
+        for rivals in (
+            [i for i in indices if values[i] >= best - margin],
+            [i for i in indices if values[i] <= worst + margin],
+        ):
+            found |= set(rivals) if len(rivals) > 1 else set()
+    return sorted(found)

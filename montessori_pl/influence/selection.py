@@ -1,0 +1,151 @@
+"""Choosing how to compute influence: the cheapest method that agrees with the exact one on examples of the same run.
+
+A calibration sample is scored by every method. The agreement asked for is compared with a lower bound of the agreement
+seen, so that it also holds beyond the sample; a method that cannot be trusted is passed over, down to exact itself.
+
+Costs are in forward passes of one token: a backward pass counts as two.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from montessori_pl.influence.agreement import Agreement, agreement
+from montessori_pl.influence.control_variate import correct
+from montessori_pl.influence.exact import ExactInfluence
+from montessori_pl.influence.first_order import FirstOrderInfluence
+from montessori_pl.influence.functional import Batch
+from montessori_pl.influence.results import Influence
+
+EXACT, FIRST_ORDER = "exact", "first order"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One method on the calibration sample."""
+
+    method: str
+    """Its name."""
+    num_references: int | None
+    """References that a correction looks at; none for first order, all of them for exact."""
+    cost: float
+    """Token forward passes of one example."""
+    agreement: Agreement
+    """With exact influence."""
+    spearman_bound: float
+    """What the rank correlation reaches in 97 of 100 samples of this size."""
+    bias: float
+    """Median of its difference from exact, in nats."""
+    error: float
+    """Spread of that difference around its median in nats, as a standard deviation; a median too, because a few
+    examples with large steps would otherwise speak for all."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The method that was chosen, and why."""
+
+    chosen: Candidate
+    """The method."""
+    reason: str
+    """One sentence."""
+    candidates: tuple[Candidate, ...]
+    """All that were compared, cheapest first."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def compare_methods(
+    exact: ExactInfluence,
+    first_order: FirstOrderInfluence,
+    batches: Sequence[Batch],
+    groups: Sequence[Hashable],
+    counts: Sequence[int],
+) -> list[Candidate]:
+    """Score a calibration sample by every method, cheapest first.
+
+    Args:
+        exact: the truth.
+        first_order: the cheapest method.
+        batches: the sample.
+        groups: for each example its prompt.
+        counts: numbers of references on which first order is corrected, at most as many as it has sampled.
+    """
+    truth: list[Influence] = []
+    estimates: dict[int, list[Influence]] = {0: []}
+    for batch in batches:
+        moved = first_order.move(batch)
+        steps = first_order.steps(moved)
+        one_by_one = [exact.after({name: place[i] for name, place in moved.items()}) for i in range(len(steps))]
+        truth += one_by_one
+        bulk = first_order.of(steps)
+        estimates[0] += bulk
+        differences = torch.stack([one.differences for one in one_by_one if one.differences is not None])
+        for count in counts:
+            corrected = correct(first_order, bulk, steps, differences[:, first_order.sample[:count]])
+            estimates.setdefault(count, []).extend(corrected)
+    reference_tokens = sum(first_order.references.lengths)
+    own_tokens = 3 * sum(batch["input_ids"].numel() for batch in batches) / len(truth)
+    candidates = []
+    for count, found in estimates.items():
+        share = sum(first_order.references.lengths[i] for i in first_order.sample[:count])
+        name = f"{FIRST_ORDER}, corrected on {count} references" if count else FIRST_ORDER
+        candidates.append(_candidate(name, count or None, own_tokens + share, found, truth, groups))
+    candidates.append(
+        _candidate(EXACT, len(first_order.references), own_tokens + reference_tokens, truth, truth, groups)
+    )
+    return sorted(candidates, key=lambda candidate: candidate.cost)
+
+
+def choose(candidates: Sequence[Candidate], min_agreement: float) -> Choice:
+    """The cheapest method whose rank correlation with exact is at least so high; exact always is."""
+    for candidate in candidates:
+        if candidate.method == EXACT or candidate.spearman_bound >= min_agreement:
+            break
+    passed_over = len(candidates) - 1 if candidate.method == EXACT else candidates.index(candidate)
+    reason = (
+        f"of {len(candidates)} methods the cheapest whose rank correlation with exact is at least {min_agreement:g} "
+        f"beyond the {candidate.agreement.count} examples compared (at least {candidate.spearman_bound:.4f}); "
+        f"{passed_over} cheaper ones did not reach it"
+        if candidate.method != EXACT
+        else f"no approximation reached a rank correlation of {min_agreement:g} with exact beyond the "
+        f"{candidate.agreement.count} examples compared"
+    )
+    return Choice(candidate, reason, tuple(candidates))
+
+
+def subset_sizes(num_sampled: int, num_references: int) -> list[int]:
+    """Numbers of references to try: doubling from four, up to what was sampled and a quarter of all."""
+    sizes = []
+    size = 4
+    while size <= min(num_sampled, num_references // 4):
+        sizes.append(size)
+        size *= 2
+    return sizes
+
+
+def _candidate(
+    method: str,
+    num_references: int | None,
+    cost: float,
+    found: Sequence[Influence],
+    truth: Sequence[Influence],
+    groups: Sequence[Hashable],
+) -> Candidate:
+    values, exact = [one.centred for one in found], [one.centred for one in truth]
+    agreed = agreement(values, exact, groups)
+    errors = torch.tensor(values, dtype=torch.float64) - torch.tensor(exact, dtype=torch.float64)
+    return Candidate(
+        method=method,
+        num_references=num_references,
+        cost=cost,
+        agreement=agreed,
+        spearman_bound=1.0 if method == EXACT else agreed.spearman_bound(),
+        bias=errors.median().item(),
+        # 1.4826 makes the median absolute deviation of a normal distribution its standard deviation.
+        error=1.4826 * (errors - errors.median()).abs().median().item(),
+    )

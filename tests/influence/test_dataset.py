@@ -1,0 +1,107 @@
+"""A Hugging Face data set gets a column of influence, without a trainer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import save_tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from montessori_pl.chat import ChatFormat
+from montessori_pl.influence import (
+    AdamW,
+    ExactInfluence,
+    ReferenceSet,
+    ResponseLosses,
+    score_dataset,
+    trainable_parameters,
+)
+
+ROWS = [
+    {"instruction": f"say {letter}", "response": letter * length}
+    for letter, length in zip("abcdef", range(1, 7), strict=True)
+]
+REFERENCE = [
+    {"messages": [{"role": "user", "content": "say g"}, {"role": "assistant", "content": "g"}]},
+    {"messages": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "nobody knows."}]},
+    {"prompt": "say a", "completion": "aa"},
+]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> PeftModel:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(save_tiny_model(tmp_path))
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def exact_one_by_one(model: PeftModel, update: AdamW) -> list[float]:
+    """Each row and each reference rendered and scored by itself."""
+    chat = ChatFormat(tiny_tokenizer())
+
+    def batch(question: str, answer: str) -> dict[str, torch.Tensor]:
+        one = chat.render([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+        ids = torch.tensor([one.input_ids])
+        labels = ids.where(torch.tensor([one.trained]), -100)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+    model.eval()
+    loss = ResponseLosses(model)
+    references = ReferenceSet(loss, [batch("say g", "g"), batch("why?", "nobody knows."), batch("say a", "aa")])
+    engine = ExactInfluence(loss, trainable_parameters(model), update, references)
+    return [engine(batch(row["instruction"], row["response"]))[0].centred for row in ROWS]
+
+
+def test_the_column_holds_exact_influence(model: PeftModel) -> None:
+    update = AdamW(lr=1e-2)
+    scored = score_dataset(
+        model, tiny_tokenizer(), Dataset.from_list(ROWS), REFERENCE, update, method="exact", batch_size=4
+    )
+
+    assert scored["influence"] == pytest.approx(exact_one_by_one(model, update), abs=2e-6)
+    assert max(map(abs, scored["influence"])) > 1e-3
+    assert set(scored["influence_method"]) == {"exact"}
+    assert [row["instruction"] for row in scored] == [row["instruction"] for row in ROWS]
+
+
+def test_the_report_says_what_was_chosen(model: PeftModel, tmp_path: Path) -> None:
+    scored = score_dataset(model, tiny_tokenizer(), Dataset.from_list(ROWS), REFERENCE, AdamW(lr=1e-5))
+    report = json.loads(scored.info.description)
+
+    assert report["chosen"]["method"] in ("exact", "first order")
+    assert {candidate["method"] for candidate in report["candidates"]} == {"exact", "first order"}
+    scored.to_json(tmp_path / "scores.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    # JSON written by Arrow has ten digits behind the point.
+    assert [line["influence"] for line in lines] == pytest.approx(list(scored["influence"]), rel=1e-4)
+
+
+def test_the_model_is_left_as_it_was(model: PeftModel) -> None:
+    model.train()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    score_dataset(model, tiny_tokenizer(), Dataset.from_list(ROWS), REFERENCE, AdamW(lr=1e-2))
+
+    assert model.training
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"instruction": "say", "response": ""}, r"row 2 cannot be scored: empty response"),
+        ({"question_text": "say"}, r"row 2"),
+        ({"instruction": "a" * 200, "response": "b"}, r"row 2 has no response within 1024 tokens and the model's con"),
+    ],
+)
+def test_a_row_that_cannot_be_scored_is_named(model: PeftModel, row: dict[str, str], sentence: str) -> None:
+    rows = [{"instruction": "say a", "response": "a"}, row]
+    with pytest.raises(ValueError, match=sentence):
+        score_dataset(model, tiny_tokenizer(), Dataset.from_list(ROWS), rows, AdamW(lr=1e-2))
