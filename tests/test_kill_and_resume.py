@@ -272,6 +272,8 @@ def _run(arguments: list[str], log: Path, note: Path, moment: Moment | None, end
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # Started in the background of a script, the tests are deaf to Ctrl-C, and so would be what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if moment is not None:
         moment.arm(note, end)
     main(arguments)
