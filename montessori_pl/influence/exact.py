@@ -54,6 +54,7 @@ class ExactInfluence:
     Attributes:
         base_losses: loss of each reference example before any step, shape (R,).
         null_losses: loss of each reference example after a step with zero gradient, shape (R,).
+        null_gain: what a step with zero gradient gains: plain minus centred influence.
 
     Raises:
         ValueError: the parameters are in half precision.
@@ -69,6 +70,7 @@ class ExactInfluence:
         self.null = update(params, {name: torch.zeros_like(param) for name, param in params.items()})
         self.base_losses = references.losses(params)
         self.null_losses = references.losses(self.null)
+        self.null_gain, _ = references.average(self.base_losses - self.null_losses)
 
     def __call__(self, batch: Batch) -> list[Influence]:
         """The influence of each example of a batch."""

@@ -30,6 +30,7 @@ class FirstOrderInfluence:
         update: the optimizer's rule, with its learning rate and moments.
         references: the reference set.
         sample: references whose own gradients are kept: standard errors and corrections are estimated on them.
+        null_gain: what a step with zero gradient gains, where it is known; two passes over the references tell it.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class FirstOrderInfluence:
         update: UpdateRule,
         references: ReferenceSet,
         sample: Sequence[int],
+        null_gain: float | None = None,
     ) -> None:
         self.gradients, self.params, self.update, self.references = gradients, params, update, references
         self.null = update(params, {name: torch.zeros_like(param) for name, param in params.items()})
@@ -46,7 +48,9 @@ class FirstOrderInfluence:
         self.sample = list(sample)
         self.sample_gradients = torch.cat([_flat(gradients(self.null, references.row(i)), 1) for i in self.sample])
         """Gradients of the sampled references, shape (S, P)."""
-        self.shift, _ = references.average(references.losses(params) - references.losses(self.null))
+        if null_gain is None:
+            null_gain, _ = references.average(references.losses(params) - references.losses(self.null))
+        self.shift = null_gain
         """What a step with zero gradient gains: plain minus centred influence."""
 
     def __call__(self, batch: Batch) -> list[Influence]:

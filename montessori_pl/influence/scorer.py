@@ -79,7 +79,7 @@ class InfluenceScorer:
             num_sampled = max(sample, num_references) if method == "control_variate" else sample
             order = random.Random(seed).sample(range(len(self.references)), min(num_sampled, len(self.references)))
             self.first_order = FirstOrderInfluence(
-                per_example_gradients(loss, params), params, update, self.references, order
+                per_example_gradients(loss, params), params, update, self.references, order, self.exact.null_gain
             )
             if method == "auto":
                 self._counts = subset_sizes(len(order), len(self.references))
