@@ -2,8 +2,8 @@
 
 On a processor the model is a Llama of eight million parameters that reads the classroom's tasks for a minute. Its head
 is 7% of it, as in the models of the paper, so that logits weigh as much here as there. Examples are made long by
-putting several tasks into one: their lengths are skewed, as those of real responses. The paper pads references of about
-200 tokens to 1,024, five times as many; here the mean is about a quarter of the longest.
+putting several tasks into one: their lengths are skewed, as those of real responses. References of about 200 tokens
+that the original pads to 1,024 become five times as long; so do ours, about 50 tokens that are padded to 256.
 
 Shapes: B examples, T tokens.
 """
@@ -326,7 +326,8 @@ def in_float64(student: Student) -> Student:
     student = student.copy()
     model = student.model.double()
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
+        children: list[tuple[str, Any]] = list(module.named_children())
+        for name, child in children:
             if type(child).__name__ == "LlamaRMSNorm":
                 norm = nn.RMSNorm(len(child.weight), eps=child.variance_epsilon)
                 norm.weight = child.weight

@@ -56,10 +56,10 @@ class ReferenceSet:
         self._rows = rows
         self.lengths = [row["input_ids"].shape[1] for row in rows]
         self.weights = _weights([int((row["labels"][:, 1:] != IGNORED).sum()) for row in rows], reduction)
-        self._packed = packed(rows, batch_tokens)
         self._frozen = frozen if frozen is not None and frozen.layers else None
-        if self._frozen is not None:
-            self._packed = _with_hidden_states(self._packed, self._frozen, loss, cache_bytes)
+        self._cache_bytes = cache_bytes
+        self._packed = self._pack(range(len(rows)))
+        self._parts: dict[tuple[int, ...], list[tuple[list[int], Batch]]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -69,7 +69,7 @@ class ReferenceSet:
         """The loss of each reference example, or of these, shape (R,)."""
         wanted = range(len(self)) if indices is None else indices
         losses: dict[int, Tensor] = {}
-        for rows, batch in self._packed if indices is None else self._pack_some(indices):
+        for rows, batch in self._packed if indices is None else self._part(tuple(indices)):
             with without_autocast(params), self._onward(batch):
                 losses |= dict(zip(rows, self.loss(params, batch), strict=True))
         return torch.stack([losses[index] for index in wanted])
@@ -104,9 +104,19 @@ class ReferenceSet:
         spread = (self.weights**2 * (terms - mean) ** 2).sum() * len(terms) / (len(terms) - 1)
         return mean.item(), spread.sqrt().item()
 
-    def _pack_some(self, indices: Sequence[int]) -> list[tuple[list[int], Batch]]:
+    def _part(self, indices: tuple[int, ...]) -> list[tuple[list[int], Batch]]:
+        """These examples, packed once: a correction asks for the same few again and again."""
+        if indices not in self._parts:
+            self._parts[indices] = self._pack(indices)
+        return self._parts[indices]
+
+    def _pack(self, indices: Sequence[int]) -> list[tuple[list[int], Batch]]:
+        """These examples in batches, with what the frozen layers make of them."""
         batches = packed([self._rows[i] for i in indices], self.batch_tokens)
-        return [([indices[place] for place in places], batch) for places, batch in batches]
+        found = [([indices[place] for place in places], batch) for places, batch in batches]
+        if self._frozen is None:
+            return found
+        return _with_hidden_states(found, self._frozen, self.loss, self._cache_bytes)
 
     def _onward(self, batch: Batch) -> AbstractContextManager[None]:
         """The frozen layers are skipped for a batch that brings what they have computed."""
