@@ -87,7 +87,10 @@ class _Raise(nn.Module):
 
 @contextmanager
 def computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Inside, weights in half precision are raised to float32 whenever a layer uses them, one layer at a time."""
+    """Inside, weights in half precision are raised to float32 whenever a layer uses them, one layer at a time.
+
+    A pass with gradients holds on to what it has raised until it goes back; only passes without are lean.
+    """
     raised = [
         (module, name)
         for module in list(model.modules())
