@@ -189,7 +189,10 @@ class EpochBatches(Sampler[list[int]]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A loader over `EpochBatches` whose position Lightning keeps in its checkpoints."""
+    """A loader over `EpochBatches` that tells its position; Lightning takes one that does not for not resumable.
+
+    The position that counts after a restart is the data module's (`stages/training.py` says why).
+    """
 
     def __init__(self, dataset: Sequence[Any], batches: EpochBatches, collate_fn: Any) -> None:
         super().__init__(dataset, batch_sampler=batches, collate_fn=collate_fn)  # type: ignore[arg-type]

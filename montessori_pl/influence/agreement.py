@@ -32,8 +32,7 @@ class Agreement:
         continuity four examples in the right order, one chance in 24, would prove perfect agreement.
 
         Args:
-            confidence_z: standard errors below the estimate; 2 holds in 97 of 100 samples. With 1.28, nine
-                of ten, a method was once trusted for .99 that reached .9895.
+            confidence_z: standard errors below the estimate; 2 holds in 97 of 100 samples.
         """
         if self.count < 4 or math.isnan(self.spearman):
             return -1.0

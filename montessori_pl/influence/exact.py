@@ -63,8 +63,9 @@ class ExactInfluence:
     def __init__(self, loss: LossFn, params: Params, update: UpdateRule, references: ReferenceSet) -> None:
         if halves := [name for name, param in params.items() if torch.finfo(param.dtype).bits < 32]:
             raise ValueError(
-                f"exact influence needs parameters in float32, but {halves[0]} is in {params[halves[0]].dtype}: at "
-                "a learning rate of 5e-6 its loss differences are noise (Spearman .23 with float64 in bfloat16)"
+                f"exact influence needs parameters in float32, but {halves[0]} is in {params[halves[0]].dtype}: "
+                "at that precision steps are lost and loss differences are noise (benchmarks/influence.py shows how "
+                "much); keep the trained parameters in float32"
             )
         self.loss, self.params, self.update, self.references = loss, params, update, references
         self.null = update(params, {name: torch.zeros_like(param) for name, param in params.items()})
