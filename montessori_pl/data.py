@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,7 +94,18 @@ def encode_examples(
     return rendered, too_long
 
 
-def encode_pairs(pairs: Sequence[PreferencePair], chat: ChatFormat, max_length: int) -> list[tuple[Rendered, Rendered]]:
+class EncodedPair(NamedTuple):
+    """A preference pair in tokens."""
+
+    chosen: Rendered
+    """Prompt and preferred completion."""
+    rejected: Rendered
+    """Prompt and the other completion."""
+    weight: float = 1.0
+    """How much the pair counts."""
+
+
+def encode_pairs(pairs: Sequence[PreferencePair], chat: ChatFormat, max_length: int) -> list[EncodedPair]:
     """Render both whole completions of each pair exactly as they were sampled; pairs that do not fit are left out."""
     encoded = []
     for pair in pairs:
@@ -108,7 +119,7 @@ def encode_pairs(pairs: Sequence[PreferencePair], chat: ChatFormat, max_length: 
             )
         ]
         if all(any(side.trained) for side in sides):
-            encoded.append((sides[0], sides[1]))
+            encoded.append(EncodedPair(sides[0], sides[1], pair.weight))
     return encoded
 
 
@@ -125,9 +136,10 @@ def collate(rendered: Sequence[Rendered], pad_id: int) -> dict[str, Tensor]:
     return {name: torch.tensor(values) for name, values in rows.items()}
 
 
-def collate_pairs(pairs: Sequence[tuple[Rendered, Rendered]], pad_id: int) -> dict[str, Tensor]:
-    """One batch of 2B sequences: the chosen ones, then the rejected ones."""
-    return collate([chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs], pad_id)
+def collate_pairs(pairs: Sequence[EncodedPair], pad_id: int) -> dict[str, Tensor]:
+    """One batch of 2B sequences, the chosen ones, then the rejected ones, and the pairs' `weights`, shape (B,)."""
+    batch = collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id)
+    return {**batch, "weights": torch.tensor([pair.weight for pair in pairs])}
 
 
 class EpochBatches(Sampler[list[int]]):

@@ -7,12 +7,14 @@ Shapes: B examples or pairs, T tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
 IGNORED = -100
+PairLoss = Literal["sigmoid", "conservative", "robust", "ipo"]
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,23 @@ def mean_response_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dpo_loss(
-    policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float,
+    loss: PairLoss = "sigmoid",
+    label_smoothing: float = 0.0,
+    lengths: tuple[Tensor, Tensor] | None = None,
 ) -> DPOOutput:
-    """Direct preference optimization: -log sigmoid of beta times the difference of the log-ratios.
+    """Direct preference optimization of each pair.
+
+    With h, the log-ratio of the chosen completion minus that of the rejected one, and e, the label smoothing:
+        `sigmoid` (DPO, arXiv 2305.18290, equation 7): -log sigmoid(beta h)
+        `conservative` (cDPO): -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), which stops at a finite margin
+        `robust` (arXiv 2403.00409): (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2e), whose mean over
+        labels that are flipped with probability e is the loss without flips
+        `ipo` (arXiv 2310.12036, equation 17): (h' - 1 / (2 beta))^2, where h' takes log-ratios per token
 
     Args:
         policy_chosen: log-probability of the chosen completions under the policy, shape (B,).
@@ -74,11 +90,20 @@ def dpo_loss(
         reference_chosen: log-probability of the chosen completions under the reference policy, shape (B,).
         reference_rejected: the same for the rejected completions.
         beta: how strongly the policy is held to the reference.
+        loss: which of the losses above.
+        label_smoothing: the share e of pairs that are believed to be the wrong way round, from 0 to less than 1/2.
+        lengths: labelled tokens of the chosen and of the rejected completions, each (B,); `ipo` needs them.
     """
-    chosen_rewards = beta * (policy_chosen - reference_chosen)
-    rejected_rewards = beta * (policy_rejected - reference_rejected)
+    chosen_ratios, rejected_ratios = policy_chosen - reference_chosen, policy_rejected - reference_rejected
+    margins = beta * (chosen_ratios - rejected_ratios)
+    if loss == "ipo":
+        assert lengths is not None, "ipo takes log-ratios per token"
+        losses = (chosen_ratios / lengths[0] - rejected_ratios / lengths[1] - 1 / (2 * beta)) ** 2
+    elif loss == "sigmoid":
+        losses = -logsigmoid(margins)
+    else:
+        right, flipped = -(1 - label_smoothing) * logsigmoid(margins), -label_smoothing * logsigmoid(-margins)
+        losses = right + flipped if loss == "conservative" else (right - flipped) / (1 - 2 * label_smoothing)
     return DPOOutput(
-        loss=-logsigmoid(chosen_rewards - rejected_rewards),
-        chosen_rewards=chosen_rewards.detach(),
-        rejected_rewards=rejected_rewards.detach(),
+        loss=losses, chosen_rewards=(beta * chosen_ratios).detach(), rejected_rewards=(beta * rejected_ratios).detach()
     )

@@ -5,6 +5,7 @@ Knows records; nothing about signals, models or files.
     rule -> pairs clear of noise -> the largest margins -> (control) the same number, drawn at random
 """
 
+import dataclasses
 import itertools
 import math
 import random
@@ -16,6 +17,10 @@ from typing import Literal
 from montessori_pl.records import Example, PreferencePair, Score, stable_id, stable_seed
 
 Rule = Literal["best_worst", "signed"]
+Weights = Literal["equal", "margin"]
+
+LARGEST_WEIGHED = 0.95
+"""Margins above this quantile weigh as much as it does: influence has heavy tails, and few pairs would decide."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ def pair_examples(
     max_pairs_per_prompt: int | None = None,
     noise_margin: float = 0.0,
     differences: Mapping[str, Sequence[float]] | None = None,
+    weights: Weights = "equal",
     shuffle_seed: int | None = None,
 ) -> list[PreferencePair]:
     """Pair the completions of each prompt, a better one with a worse one.
@@ -56,6 +62,7 @@ def pair_examples(
         noise_margin: keep a pair only if its margin is larger than so many of its standard errors; 0 keeps all.
         differences: each example's influence on every reference example, by example id. With them the standard error
             of a margin is paired over reference examples, without them it is sqrt(se_chosen^2 + se_rejected^2).
+        weights: how much each pair counts: all the same, or in proportion to the size of its margin, with a mean of 1.
         shuffle_seed: the random control: as many pairs for each prompt, but each drawn at random among the prompt's
             pairs of different texts, in a random direction, so that margins may be negative.
 
@@ -74,7 +81,7 @@ def pair_examples(
         if shuffle_seed is not None:
             chosen = _draw(samples, len(chosen), random.Random(stable_seed(shuffle_seed, prompt_id)))
         pairs.extend(map(_record, chosen))
-    return pairs
+    return _weighted(pairs) if weights == "margin" else pairs
 
 
 def _by_prompt(examples: Sequence[Example], scores: Mapping[str, Score]) -> dict[str, list[Sample]]:
@@ -131,6 +138,17 @@ def _own_differences(example_id: str, differences: Mapping[str, Sequence[float]]
     if example_id not in differences:
         raise ValueError(f"example {example_id} has no difference per reference example ({len(differences)} others do)")
     return differences[example_id]
+
+
+def _weighted(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """The pairs with weights in proportion to their margins, up to the largest that is weighed."""
+    sizes = sorted(abs(pair.margin) for pair in pairs)
+    if not sizes or not sizes[-1]:
+        return list(pairs)
+    largest = sizes[math.ceil(LARGEST_WEIGHED * len(sizes)) - 1] or sizes[-1]
+    clipped = [min(abs(pair.margin), largest) for pair in pairs]
+    mean = statistics.fmean(clipped)
+    return [dataclasses.replace(pair, weight=size / mean) for pair, size in zip(pairs, clipped, strict=True)]
 
 
 def _draw(samples: Sequence[Sample], num_pairs: int, generator: random.Random) -> list[Pair]:

@@ -140,6 +140,8 @@ class PreferencePair(Record):
     """Id of the example that `rejected` became."""
     margin: float
     """Score of the chosen example minus score of the rejected one."""
+    weight: float = 1.0
+    """How much the pair counts in alignment, beside others."""
     chosen_finished: bool = True
     """Whether the chosen completion ended itself, so that its end token is part of it."""
     rejected_finished: bool = True

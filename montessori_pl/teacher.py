@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.losses import DPOOutput, dpo_loss, sequence_log_probabilities
+from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss, sequence_log_probabilities
 from montessori_pl.models import LoraSettings, Precision
 from montessori_pl.modules import LanguageModule
 
@@ -24,6 +24,10 @@ class TeacherDPOModule(LanguageModule):
         backbone: the teacher's base model: hub id, local directory, or a name of the embedded classroom.
         lora: the adapter that is trained.
         beta: strength of the pull towards the reference policy.
+        loss: `sigmoid` is DPO's; `conservative`, `robust` and `ipo` trust the pairs less (see `losses.dpo_loss`).
+        label_smoothing: for `conservative` and `robust`, the share of pairs believed to be the wrong way round.
+        nll_weight: weight of the negative log-likelihood of the chosen completions, per token. DPO alone widens margins
+            also by making both completions unlikely, and what becomes likely instead nobody has looked at.
         chat: chat layout: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
         base_precision: precision of the frozen base; `bfloat16` halves its memory, the adapter stays in float32.
     """
@@ -33,11 +37,21 @@ class TeacherDPOModule(LanguageModule):
         backbone: str = "classroom/teacher",
         lora: LoraSettings = LoraSettings(r=16, alpha=32),
         beta: float = 0.1,
+        loss: PairLoss = "sigmoid",
+        label_smoothing: float = 0.0,
+        nll_weight: float = 0.0,
         chat: str = "auto",
         base_precision: Precision = "float32",
     ) -> None:
         super().__init__(backbone, lora, chat, base_precision)
-        self.beta = beta
+        if beta <= 0 or nll_weight < 0 or not 0 <= label_smoothing < 0.5:
+            raise ValueError(
+                "beta must be positive, nll_weight not negative, and label_smoothing from 0 to less than 0.5, "
+                f"found {beta}, {nll_weight} and {label_smoothing}"
+            )
+        if label_smoothing and loss not in ("conservative", "robust"):
+            raise ValueError(f"label_smoothing is for the losses conservative and robust, found loss {loss!r}")
+        self.beta, self.loss, self.label_smoothing, self.nll_weight = beta, loss, label_smoothing, nll_weight
 
     def load(self) -> nn.Module:
         """The teacher, with its previous adapter twice where it has one: to be trained, and as the reference."""
@@ -86,15 +100,27 @@ class TeacherDPOModule(LanguageModule):
         policy = sequence_log_probabilities(self.logits(batch), batch["labels"])
         chosen, rejected = policy.chunk(2)
         reference_chosen, reference_rejected = reference.chunk(2)
-        return dpo_loss(chosen, rejected, reference_chosen, reference_rejected, self.beta), chosen, rejected
+        chosen_tokens, rejected_tokens = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).chunk(2)
+        output = dpo_loss(
+            *(chosen, rejected, reference_chosen, reference_rejected),
+            beta=self.beta,
+            loss=self.loss,
+            label_smoothing=self.label_smoothing,
+            lengths=(chosen_tokens, rejected_tokens),
+        )
+        return output, chosen, rejected
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean DPO loss of the batch."""
+        """Weighted mean of the pairs' losses, with the chosen completions' negative log-likelihood per token."""
         output, chosen, rejected = self.dpo(batch)
-        loss = output.loss.mean()
+        weights = batch["weights"]
+        num_tokens = (batch["labels"][: len(chosen), 1:] != IGNORED).sum()
+        nll = -(weights * chosen).sum() / num_tokens
+        loss = (weights * output.loss).mean() + self.nll_weight * nll
         self.log_metrics(
             {
                 "loss": loss.detach(),
+                "chosen_nll": nll.detach(),
                 "reward_accuracy": output.accuracies.mean(),
                 "reward_margin": output.margins.mean(),
                 "chosen_reward": output.chosen_rewards.mean(),

@@ -53,7 +53,7 @@ class AlignTeacher(Stage):
             )
         data = TrainingData(
             encoded,
-            [max(len(chosen.input_ids), len(rejected.input_ids)) for chosen, rejected in encoded],
+            [max(len(pair.chosen.input_ids), len(pair.rejected.input_ids)) for pair in encoded],
             self.training.batch_size,
             context.seed,
             partial(collate_pairs, pad_id=chat.tokenizer.pad_token_id),

@@ -20,6 +20,8 @@ class Pair(Stage):
             above zero with each below.
         max_pairs_per_prompt: keep so many pairs of a prompt, those with the largest margins; null keeps all.
         noise_margin: keep a pair only if its scores differ by more than so many standard errors; 0 keeps all.
+        weights: how much each pair counts in alignment: `equal`, or in proportion to its `margin`. A pair whose scores
+            hardly differ says little, and with equal weights it says it as loudly as the others.
         at_random: the control: as many pairs for each prompt as the rule would make, but both sides drawn at random.
         first_iteration_only: whether later iterations go without this stage.
     """
@@ -34,12 +36,14 @@ class Pair(Stage):
         rule: Literal["best_worst", "signed"] = "signed",
         max_pairs_per_prompt: int | None = None,
         noise_margin: float = 0.0,
+        weights: Literal["equal", "margin"] = "equal",
         at_random: bool = False,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
         self.examples, self.scores, self.rule = examples, scores, rule
-        self.max_pairs_per_prompt, self.noise_margin, self.at_random = max_pairs_per_prompt, noise_margin, at_random
+        self.max_pairs_per_prompt, self.noise_margin, self.weights = max_pairs_per_prompt, noise_margin, weights
+        self.at_random = at_random
 
     def reads(self) -> list[Input]:
         """The examples and their scores."""
@@ -61,6 +65,7 @@ class Pair(Stage):
             noise_margin=self.noise_margin,
             # Where some scores have no terms, as approximate ones, all stand on their own standard errors.
             differences=differences if len(differences) == len(scores) else None,
+            weights=self.weights,
             shuffle_seed=context.seed if self.at_random else None,
         )
         prompts = {example.prompt_id for example in examples if example.prompt_id}

@@ -18,18 +18,21 @@ def diversity(texts: Sequence[str]) -> dict[str, float]:
         `distinct_share`: different texts per text, from 0 to 1.
         `distinct_2`: different pairs of neighbouring words per such pair, from 0 to 1; falls with the amount of text.
         `token_entropy`: entropy of the words, in nats.
+        `opening_entropy`: entropy of the texts' first words, in nats: how many kinds of requests there are.
         `mean_characters`: mean length.
         `mean_max_rouge_l`: mean similarity of a text to its most similar neighbour among 200 texts spread evenly over
         the sequence; 0 when nothing repeats, 1 when all do.
     """
     tokenized = [tokenize(text) for text in texts]
     words = Counter(token for tokens in tokenized for token in tokens)
+    openings = Counter(tokens[0] for tokens in tokenized if tokens)
     ids = {word: number for number, word in enumerate(words)}
     pairs = Counter(pair for tokens in tokenized for pair in pairwise(tokens))
     return {
         "distinct_share": _share(len(set(texts)), len(texts)),
         "distinct_2": _share(len(pairs), pairs.total()),
-        "token_entropy": sum(-count / words.total() * math.log(count / words.total()) for count in words.values()),
+        "token_entropy": _entropy(words),
+        "opening_entropy": _entropy(openings),
         "mean_characters": _share(sum(map(len, texts)), len(texts)),
         "mean_max_rouge_l": _mean_max_rouge_l([[ids[token] for token in tokens] for tokens in tokenized]),
     }
@@ -44,6 +47,11 @@ def _mean_max_rouge_l(texts: Sequence[Sequence[int]]) -> float:
             similarity = token_f1(sample[i], sample[j])
             nearest[i], nearest[j] = max(nearest[i], similarity), max(nearest[j], similarity)
     return _share(sum(nearest), size)
+
+
+def _entropy(counts: Counter[str]) -> float:
+    total = counts.total()
+    return sum(-count / total * math.log(count / total) for count in counts.values())
 
 
 def _share(part: float, whole: int) -> float:

@@ -1,0 +1,63 @@
+"""When has a teacher's writing collapsed? Numbers from before and after its alignment, and how far they may fall.
+
+A teacher that learns too much of too few preferences writes less and less: a few kinds of requests, the same ones again
+and again, or text that it would never have written before. The influence of what it writes can rise all the while,
+because influence is measured on a student that has seen none of it. Knows numbers; nothing about models or files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+LOWER_IS_WORSE = {
+    "parsed_share": "share of completions that hold an instruction",
+    "token_entropy": "entropy of the words",
+    "opening_entropy": "entropy of the first words",
+    "distinct_share": "share of different instructions",
+}
+HIGHER_IS_WORSE = {
+    "surprise": "surprise of the teacher before alignment, in nats per token",
+    "near_duplicate_share": "share of near duplicates",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseLimits:
+    """How far the aligned teacher's writing may move from that of the teacher before; null does not look."""
+
+    parsed_share: float | None = 0.8
+    """Share of completions that hold an instruction, as a part of what it was."""
+    token_entropy: float | None = 0.8
+    """Entropy of the words, as a part of what it was."""
+    opening_entropy: float | None = 0.7
+    """Entropy of the instructions' first words, as a part of what it was."""
+    distinct_share: float | None = 0.8
+    """Share of different instructions, as a part of what it was."""
+    surprise: float | None = 1.25
+    """Nats per token of the writing under the teacher before alignment, as a multiple of what they were. Rises when
+    DPO makes both completions of its pairs unlikely and something malformed takes their place."""
+    near_duplicate_share: float | None = 0.3
+    """By how much the share of near duplicates among the completions may rise."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value < 0:
+                raise ValueError(f"the limit of {field.name} must not be negative, found {value}")
+
+    def crossed(self, before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+        """The limits that the writing has crossed, a clause each; what either side has not measured is not judged.
+
+        Args:
+            before: numbers of the teacher's writing before alignment, by the names of the limits.
+            after: the same after it.
+        """
+        clauses = []
+        for name, title in (LOWER_IS_WORSE | HIGHER_IS_WORSE).items():
+            limit = getattr(self, name)
+            if limit is None or name not in before or name not in after:
+                continue
+            bound = before[name] + limit if name == "near_duplicate_share" else before[name] * limit
+            beyond = after[name] < bound if name in LOWER_IS_WORSE else after[name] > bound
+            if beyond:
+                clauses.append(f"{title} {after[name]:.2f}, before {before[name]:.2f}, limit {bound:.2f}")
+        return clauses
