@@ -8,17 +8,17 @@ from contextlib import closing
 from typing import Any
 
 from montessori_pl.data import normalized
-from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.models import ModelSource
 from montessori_pl.records import Example, Message, Rejection, read_records, stable_seed
+from montessori_pl.stages.authors import Authors, signature
 from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.collapse_guard import EXAMPLES, FALLBACK_TEACHER, REJECTIONS, CollapseGuard, CollapseWatch
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import InstructionFilter, Rejected, ResponseFilter
 from montessori_pl.synthesis.near_duplicates import NearDuplicateIndex
 from montessori_pl.workspace import Journal
-
-EXAMPLES, REJECTIONS = "examples.jsonl", "rejections.jsonl"
 
 
 class Synthesize(Stage):
@@ -43,6 +43,7 @@ class Synthesize(Stage):
         prompts_per_round: prompts between two commits: what a kill can cost.
         max_candidates_per_example: with `num_examples`, give up after so many completions for each example wanted.
         patience: give up after so many completions in a row of which none was accepted.
+        guard: compares what is written with what the teacher wrote before alignment; null does not look.
         first_iteration_only: whether later iterations go without this stage.
     """
 
@@ -67,6 +68,7 @@ class Synthesize(Stage):
         prompts_per_round: int = 32,
         max_candidates_per_example: float = 20,
         patience: int = 1024,
+        guard: CollapseGuard | None = None,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
@@ -85,38 +87,55 @@ class Synthesize(Stage):
         self.max_similarity, self.decontaminate = max_similarity, decontaminate
         self.prompts_per_round = prompts_per_round
         self.max_candidates_per_example, self.patience = max_candidates_per_example, patience
+        self.guard = guard
 
     def reads(self) -> list[Input]:
-        """The teacher."""
-        return [Input("teacher", self.teacher, Kind.TEACHER)]
+        """The teacher, and what its guard compares it with."""
+        guarded = self.guard.reads() if self.guard is not None else []
+        return [Input("teacher", self.teacher, Kind.TEACHER), *guarded]
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write rounds until there is enough."""
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
         examples = read_records(context.directory / EXAMPLES, Example)
         context.progress.start(self.num_examples or self.num_prompts, self._done(len(examples), len(journal.commits)))
+        watch = self._watch(context, journal)
         if self._missing(len(examples), len(journal.commits)):
-            source = context.source(context.teacher(), "teacher")
             with closing(context.backend()) as backend:
-                backend.load(source)
-                self._write_rounds(context, journal, _RoundWriter(self, context, backend, source, examples))
+                self._write_rounds(context, journal, _RoundWriter(self, context, Authors(backend), examples), watch)
         rejections = read_records(context.directory / REJECTIONS, Rejection)
         return {
             "accepted": len(examples),
             "rejected": dict(Counter(rejection.reason for rejection in rejections).most_common()),
             "diversity": diversity([example.instruction for example in examples]),
+            **({"collapse": watch.sentences()} if watch is not None else {}),
         }
 
-    def _write_rounds(self, context: StageContext, journal: Journal, writer: "_RoundWriter") -> None:
+    def _watch(self, context: StageContext, journal: Journal) -> CollapseWatch | None:
+        if self.guard is None:
+            return None
+        return CollapseWatch(self.guard, context, journal, self.synthesizer, self.threshold)
+
+    @property
+    def threshold(self) -> float:
+        """ROUGE-L F1 above which an instruction is a near duplicate; at 1 only the same text is one."""
+        return self.max_similarity if self.max_similarity is not None else 1.0
+
+    def _write_rounds(
+        self, context: StageContext, journal: Journal, writer: "_RoundWriter", watch: CollapseWatch | None
+    ) -> None:
         examples = writer.examples
         while self._missing(len(examples), len(journal.commits)):
             self._check_limits(context, journal)
+            writer.collapsed = watch is not None and watch.alarmed
             accepted, rejected = writer.write(len(journal.commits))
             examples += accepted
+            last = not self._missing(len(examples), len(journal.commits) + 1)
             journal.commit(
                 {EXAMPLES: accepted, REJECTIONS: rejected},
                 candidates=len(accepted) + len(rejected),
                 accepted=len(accepted),
+                **(watch.notes(accepted, rejected, last) if watch is not None else {}),
             )
             context.progress.advance(self._done(len(examples), len(journal.commits)) - context.progress.done)
 
@@ -159,10 +178,11 @@ class _Candidate:
     """A completion on its way to an example."""
 
     id: str
+    author: ModelSource
     prompt_id: str
-    prompt: str
-    seed_ids: tuple[str, ...]
-    completion: Completion
+    prompt: str = ""
+    seed_ids: tuple[str, ...] = ()
+    completion: Completion = Completion(text="", finished=False, num_tokens=0)
     instruction: str = ""
 
 
@@ -173,14 +193,17 @@ class _RoundWriter:
         self,
         stage: Synthesize,
         context: StageContext,
-        backend: GenerationBackend,
-        source: ModelSource,
+        authors: Authors,
         examples: list[Example],
     ) -> None:
-        self.stage, self.context, self.backend, self.examples = stage, context, backend, examples
-        self.teacher = f"{source.backbone} + {source.weights.parent.name}" if source.weights else source.backbone
+        self.stage, self.context, self.authors, self.examples = stage, context, authors, examples
+        self.teacher = context.source(context.teacher(), "teacher")
+        falls_back = FALLBACK_TEACHER in context.inputs
+        self.fallback = context.source(context.teacher(), FALLBACK_TEACHER) if falls_back else self.teacher
+        self.collapsed = False
+        """Whether the guard has raised its alarm."""
         self.seeds = context.data.read("seeds")
-        self.index = NearDuplicateIndex(stage.max_similarity if stage.max_similarity is not None else 1.0)
+        self.index = NearDuplicateIndex(stage.threshold)
         for example in [*self.seeds, *examples]:
             self.index.add(example.id, example.instruction)
         self.held_out: set[str] = set()
@@ -236,28 +259,36 @@ class _RoundWriter:
         last = first + self.stage.prompts_per_round
         if self.stage.num_prompts is not None:
             last = min(last, self.stage.num_prompts)
-        drafts: list[tuple[str, str, tuple[str, ...]]] = []
+        candidates: list[_Candidate] = []
         for index in range(first, last):
             prompt_id = f"{self.context.name}-{self.context.iteration}-{index:05d}"
-            prompt, seed_ids = self._prompt(index)
+            author = self._author(index)
+            prompt, seed_ids = self._prompt(index, author)
             if prompt:
-                drafts += [(prompt_id, prompt, seed_ids)] * self.stage.samples_per_prompt
+                ids = [f"{prompt_id}-{sample}" for sample in range(self.stage.samples_per_prompt)]
+                candidates += [_Candidate(id_, author, prompt_id, prompt, seed_ids) for id_ in ids]
             else:
                 error = Rejected("prompt too long", "not even one shot fits the teacher's context")
-                empty = _Candidate(prompt_id, prompt_id, "", (), Completion(text="", finished=False, num_tokens=0))
-                rejections.append(self._rejection(empty, number, error, ""))
-        ids = [f"{draft[0]}-{i % self.stage.samples_per_prompt}" for i, draft in enumerate(drafts)]
-        requests = [self._request(prompt, id_, "instruction") for (_, prompt, _), id_ in zip(drafts, ids, strict=True)]
-        completions = self.backend.generate(requests, self.stage.instruction_sampling)
-        return [_Candidate(id_, *draft, done) for id_, draft, done in zip(ids, drafts, completions, strict=True)]
+                rejections.append(self._rejection(_Candidate(prompt_id, author, prompt_id), number, error, ""))
+        requests = [self._request(candidate.prompt, candidate.id, "instruction") for candidate in candidates]
+        authors = [candidate.author for candidate in candidates]
+        completions = self.authors.generate(authors, requests, self.stage.instruction_sampling)
+        for candidate, completion in zip(candidates, completions, strict=True):
+            candidate.completion = completion
+        return candidates
 
-    def _prompt(self, index: int) -> tuple[str, tuple[str, ...]]:
+    def _author(self, index: int) -> ModelSource:
+        """Who writes and answers the prompt of this number."""
+        guard = self.stage.guard
+        return self.fallback if self.collapsed and guard is not None and guard.replaces(index) else self.teacher
+
+    def _prompt(self, index: int, author: ModelSource) -> tuple[str, tuple[str, ...]]:
         """The prompt of this number, with fewer shots where all of them do not fit; empty if none does."""
         num_shots: int | None = None
         while num_shots is None or num_shots > 0:
             rng = random.Random(stable_seed(self.context.seed, "prompt", index))
             prompt, seed_ids = self.stage.synthesizer.prompt(rng, self.seeds, self.examples, num_shots)
-            if self.backend.fits(_turn(prompt), self.stage.instruction_sampling):
+            if self.authors.fits(author, _turn(prompt), self.stage.instruction_sampling):
                 return prompt, seed_ids
             num_shots = len(seed_ids) - 1
         return "", ()
@@ -267,10 +298,11 @@ class _RoundWriter:
         fitting = [
             candidate
             for candidate in candidates
-            if self.backend.fits(_turn(candidate.instruction), self.stage.response_sampling)
+            if self.authors.fits(candidate.author, _turn(candidate.instruction), self.stage.response_sampling)
         ]
         requests = [self._request(candidate.instruction, candidate.id, "response") for candidate in fitting]
-        answers = self.backend.generate(requests, self.stage.response_sampling)
+        authors = [candidate.author for candidate in fitting]
+        answers = self.authors.generate(authors, requests, self.stage.response_sampling)
         by_id = {candidate.id: answer for candidate, answer in zip(fitting, answers, strict=True)}
         return [by_id.get(candidate.id) for candidate in candidates]
 
@@ -296,7 +328,7 @@ class _RoundWriter:
             prompt=candidate.prompt,
             completion=candidate.completion.text,
             completion_finished=candidate.completion.finished,
-            teacher=self.teacher,
+            teacher=signature(candidate.author),
             seed_ids=candidate.seed_ids,
             round=number,
         )
