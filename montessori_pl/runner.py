@@ -179,7 +179,12 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         rejected = sum(metrics["rejected"].values())
         parts.append(f"{metrics['accepted']} examples, {rejected} rejected")
     if "positive_share" in metrics:
-        parts.append(f"mean {metrics['mean']:.3g}, positive {metrics['positive_share']:.0%} of {metrics['count']}")
+        breadth = metrics["diversity"]
+        parts += [
+            f"mean {metrics['mean']:.3g}, positive {metrics['positive_share']:.0%} of {metrics['count']}",
+            f"entropy of words {breadth['token_entropy']:.2f}, of first words {breadth['opening_entropy']:.2f}",
+            f"reference loss {metrics['reference_loss']:.3f}",
+        ]
     if "mean_margin" in metrics:
         parts.append(f"{metrics['pairs']} pairs from {metrics['prompts']} prompts")
     if "steps" in metrics:

@@ -39,7 +39,7 @@ class ResponseLoss(Evaluator):
         metrics = {}
         for role in roles:
             examples = data.read(role)
-            losses = self._losses(student, examples)
+            losses = self.losses(student, examples)
             if not len(losses):
                 raise ValueError(
                     f"data.{role}: none of the {len(examples)} examples has a response within max_length "
@@ -52,7 +52,7 @@ class ResponseLoss(Evaluator):
         return metrics
 
     @torch.inference_mode()
-    def _losses(self, student: ModelSource, examples: Sequence[Example]) -> torch.Tensor:
+    def losses(self, student: ModelSource, examples: Sequence[Example]) -> torch.Tensor:
         """Loss of each example that fits, in float64, shape (number of those,)."""
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         model, chat = load_model(student).to(device), load_chat(student)

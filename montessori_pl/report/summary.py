@@ -1,40 +1,55 @@
-"""The summary of a finished or half-finished run: `summary.json`, made from the manifest and the stages' metrics."""
+"""The summary of a finished or half-finished run: `summary.json`, made from the manifest and the stages' metrics.
+
+Influence never stands alone: beside it stand how varied the scored examples are and the loss of the student on which
+it was measured; beside a student's losses, how varied the examples are on which it was trained.
+"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from montessori_pl.workspace import Workspace, write_atomically
 
 MODEL_KINDS = ("student", "teacher")
+INFLUENCE = ("mean", "standard_error", "positive_share", "count")
+BREADTH = ("token_entropy", "opening_entropy", "distinct_share", "mean_max_rouge_l")
 
 
 def summarize(root: Path) -> dict[str, Any]:
     """Collect the numbers of a run.
 
     Returns:
-        `students`: for each student of the last evaluation its losses and accuracy; `evaluations`: the students of
-        every evaluation, by the evaluation's key; `data`: for each stage that made or
+        `warnings`: what the stages warn of, a sentence each; `students`: for each student of the last evaluation its
+        losses and accuracy, and under `data_...` how varied its training examples are; `evaluations`: the students of
+        every evaluation, by the evaluation's key; `influence`: for each stage that scored, by key, the influence, how
+        varied the scored examples are, and the reference loss of the student; `data`: for each stage that made or
         judged data, by key, its numbers; `training`: for each stage that trained, by key, its numbers; `stages`: for
         each stage, by key, whether it has finished and its seconds.
     """
     workspace = Workspace(root)
-    sections = ("students", "evaluations", "data", "training", "stages")
-    summary: dict[str, Any] = {"run": str(root), **{section: {} for section in sections}}
+    sections = ("students", "evaluations", "influence", "data", "training", "stages")
+    summary: dict[str, Any] = {"run": str(root), "warnings": [], **{section: {} for section in sections}}
     for key, entry in workspace.entries.items():
         if not workspace.begun(key):
             continue
         summary["stages"][key] = {"finished": entry.finished, "seconds": entry.seconds}
-        path = workspace.directory(key) / "metrics.json"
-        if not entry.finished or not path.exists():
+        metrics = _metrics(workspace, key)
+        if not metrics:
             continue
-        metrics = json.loads(path.read_text(encoding="utf-8"))
         kind = metrics.pop("kind")
+        summary["warnings"] += [f"{key}: {sentence}" for sentence in metrics.get("collapse", [])]
         if kind == "report":
             if "students" in metrics:
-                summary["students"] = summary["evaluations"][key] = metrics["students"]
+                students = {name: one | _trained_on(workspace, key, name) for name, one in metrics["students"].items()}
+                summary["students"] = summary["evaluations"][key] = students
         else:
             summary["training" if kind in MODEL_KINDS else "data"][key] = metrics
+        if "positive_share" in metrics:
+            numbers = metrics | metrics.get("diversity", {})
+            summary["influence"][key] = {
+                name: numbers[name] for name in (*INFLUENCE, *BREADTH, "reference_loss") if name in numbers
+            }
     return summary
 
 
@@ -43,3 +58,26 @@ def write_summary(root: Path) -> dict[str, Any]:
     summary = summarize(root)
     write_atomically(root / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def _metrics(workspace: Workspace, key: str) -> dict[str, Any]:
+    """The numbers of a stage; none before it has finished."""
+    path = workspace.directory(key) / "metrics.json"
+    if not workspace.finished(key) or not path.exists():
+        return {}
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return metrics
+
+
+def _trained_on(workspace: Workspace, evaluation: str, student: str) -> Mapping[str, float]:
+    """How varied the examples are on which an evaluated student was trained; nothing for a base model."""
+    examples = _source(workspace, _source(workspace, evaluation, f"students.{student}"), "examples")
+    breadth = _metrics(workspace, examples).get("diversity", {})
+    return {f"data_{name}": breadth[name] for name in BREADTH if name in breadth}
+
+
+def _source(workspace: Workspace, key: str, setting: str) -> str:
+    """The key of the stage that a stage read under this setting; empty where it read none."""
+    entry = workspace.entries.get(key)
+    # An input is a key and a digest; for a base model it is another word, which is nobody's key.
+    return entry.inputs.get(setting, "").split(" ")[0] if entry is not None else ""

@@ -7,11 +7,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+DATA = "data_"
+"""Begins the names of a student's numbers that are about the examples it was trained on."""
+
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
-    """Print students, data, and where everything lies."""
+    """Print warnings, students, influence, data, and where everything lies."""
+    for warning in summary["warnings"]:
+        console.print(f"warning: {warning}", style="bold", markup=False)
     if summary["evaluations"]:
         console.print(_students(summary["evaluations"]))
+    if summary["influence"]:
+        console.print(_influence(summary["influence"]))
     if summary["data"]:
         console.print(_data(summary["data"]))
     seconds = sum(stage["seconds"] for stage in summary["stages"].values())
@@ -31,14 +38,49 @@ def _students(evaluations: Mapping[str, Mapping[str, Mapping[str, float]]]) -> T
             if metrics not in students.values():
                 students[name if name not in students else f"{name}, {key.split('/')[0]}"] = metrics
     names = list(dict.fromkeys(name for metrics in students.values() for name in metrics))
-    shown = [name for name in names if not name.endswith("_standard_error")]
+    shown = [name for name in names if not name.endswith("_standard_error") and not name.startswith(DATA)]
     table = Table(title="students", title_justify="left")
     table.add_column("student")
     for name in shown:
         table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("breadth of its data")
     for student, metrics in students.items():
-        table.add_row(student, *[_with_error(metrics, name) for name in shown])
+        data = {name.removeprefix(DATA): value for name, value in metrics.items() if name.startswith(DATA)}
+        table.add_row(student, *[_with_error(metrics, name) for name in shown], _breadth(data, separator="\n"))
     return table
+
+
+def _influence(influence: Mapping[str, Mapping[str, float]]) -> Table:
+    """A row for each stage that scored."""
+    table = Table(
+        title="influence, breadth and held-out loss",
+        title_justify="left",
+        caption="breadth: entropy of the words and of the first words, in nats; share of different\n"
+        "instructions; mean ROUGE-L of an instruction and the one that is most like it",
+        caption_justify="left",
+    )
+    table.add_column("stage")
+    table.add_column("influence")
+    table.add_column("breadth")
+    table.add_column("reference\nloss", justify="right")
+    for key, numbers in influence.items():
+        table.add_row(
+            key.replace("/", "/\n"),  # or a console of 80 columns would break names in their middle
+            f"{numbers['mean']:.3g} ± {numbers['standard_error']:.2g}\npositive {numbers['positive_share']:.0%}",
+            _breadth(numbers, separator=", "),
+            f"{numbers['reference_loss']:.3f}" if "reference_loss" in numbers else "-",
+        )
+    return table
+
+
+def _breadth(numbers: Mapping[str, float], separator: str) -> str:
+    """How varied examples are, on several lines; a dash where nobody has measured it."""
+    if not numbers.keys() >= {"token_entropy", "opening_entropy", "distinct_share", "mean_max_rouge_l"}:
+        return "-"
+    return (
+        f"words {numbers['token_entropy']:.2f}{separator}first {numbers['opening_entropy']:.2f}\n"
+        f"distinct {numbers['distinct_share']:.0%}{separator}ROUGE {numbers['mean_max_rouge_l']:.2f}"
+    )
 
 
 def _with_error(metrics: Mapping[str, float], name: str) -> str:
@@ -70,11 +112,8 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
             f"distinct {diversity['distinct_share']:.0%}, distinct bigrams {diversity['distinct_2']:.0%}, "
             f"mean maximal ROUGE-L {diversity['mean_max_rouge_l']:.2f}"
         )
-    if "positive_share" in metrics:
-        lines.append(
-            f"mean score {metrics['mean']:.3g} ± {metrics['standard_error']:.2g}, "
-            f"positive {metrics['positive_share']:.0%} of {metrics['count']}"
-        )
+    if "references" in metrics:
+        lines.append(f"{metrics['count']} examples scored on {metrics['references']} references")
     if "chosen" in metrics.get("signal", {}):
         chosen = metrics["signal"]["chosen"]
         lines.append(f"by {chosen['method']}, rank correlation with exact {chosen['agreement']['spearman']:.3f}")

@@ -7,11 +7,13 @@ from typing import Any
 
 from montessori_pl.data import encode_examples
 from montessori_pl.distributions import describe
+from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.models import load_chat
 from montessori_pl.records import Example, drop_torn_line, read_records
 from montessori_pl.records import Score as ScoreRecord
 from montessori_pl.signals import REPORT, ScoringData, SignalCallback
 from montessori_pl.stages.base import CHECKPOINT, LATEST, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
 
 SCORES = "scores.jsonl"
@@ -70,7 +72,8 @@ class Score(Stage):
         scored = _scored(context.directory)
         context.progress.start(len(examples), len(scored))
 
-        references, too_long_references = encode_examples(context.data.read("reference"), chat, self.max_length)
+        reference = context.data.read("reference")
+        references, too_long_references = encode_examples(reference, chat, self.max_length)
         if not references:
             raise StageError(
                 f"{context.key}: none of the {len(too_long_references)} examples of the reference set has a response "
@@ -101,6 +104,10 @@ class Score(Stage):
         for part in _parts(context.directory):
             part.unlink()
         values = [score.value for score in scores]
+        # Influence is measured on a student that has seen none of the examples: it can rise while they narrow, and
+        # says nothing without how varied they are and how well the student does. Loaded anew, because a resumed run
+        # that has all scores does not hold the student, and because the number is the evaluation's then.
+        losses = ResponseLoss(max_length=self.max_length).losses(context.source(student, "student"), reference)
         context.log_distribution(f"{context.key}/score", values)
         report = context.directory / REPORT
         return {
@@ -109,6 +116,8 @@ class Score(Stage):
             "references": len(references),
             "references_left_out_as_too_long": len(too_long_references),
             **describe(values),
+            "diversity": diversity([example.instruction for example in examples]),
+            "reference_loss": losses.mean().item(),
         }
 
 
