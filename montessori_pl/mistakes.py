@@ -82,7 +82,9 @@ def find_in_stages(recipe: Mapping[str, Any], stage_type: type) -> ConfigError |
         except ArgumentError as problem:
             return ConfigError(sentence(str(problem), known).replace("stage", f"recipe.{name}", 1))
         except ValueError as problem:
-            return ConfigError(f"recipe.{name}: {problem}")
+            # Of a setting that may be null, jsonargparse says on many lines that null would have been possible.
+            said = str(problem) if "\n" not in str(problem) else sentence(str(problem), known)
+            return ConfigError(f"recipe.{name}: {said}")
     return None
 
 

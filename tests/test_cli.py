@@ -214,6 +214,32 @@ class TestMistakes:
             "found num_examples 4 and num_prompts 4"
         )
 
+    def test_mistakes_of_a_guard(self, mistake: Mistake, recipe: Recipe) -> None:
+        """It may be null, and is described by two nested classes: one sentence all the same."""
+
+        def said(**guard: Any) -> str:
+            settings = {"num_examples": 4, "guard": guard}
+            return mistake("--config", recipe(recipe__written={"class_path": "Synthesize", "init_args": settings}))
+
+        assert said(baseline="recordet") == (
+            "recipe.written: guard names 'recordet', but there is no such stage; "
+            "what can be read there, examples of stages before it: recorded"
+        )
+        assert said(baseline="recorded", fallback_teacher="latest") == (
+            "recipe.written: the guard's fallback_teacher cannot be 'latest', which is the teacher that is guarded; "
+            "give 'base', or the stage that trained the teacher before alignment"
+        )
+        assert said(baseline="recorded", limits={"token_entropy": -1.0}) == (
+            "recipe.written: the limit of token_entropy must not be negative, found -1.0"
+        )
+        assert said(fallback="mixture") == "recipe.written.guard: CollapseGuard needs baseline, which is not set"
+        assert said(baseline="recorded", fallback="half") == (
+            "recipe.written.guard.fallback: expected one of none, mixture, unaligned, found half"
+        )
+        assert said(baseline="recorded", limits={"token_entropi": 1.0}).startswith(
+            "recipe.written.guard: CollapseGuard.limits has no setting 'token_entropi'; did you mean 'token_entropy'?"
+        )
+
     def test_option_that_does_not_exist(self, mistake: Mistake, recipe: Recipe) -> None:
         """Options are not guessed from their beginnings: a run takes hours."""
         said = mistake("--config", recipe(), "--iteration", "2")
@@ -451,6 +477,24 @@ class TestRuns:
         assert summary["data"]["iteration_1/training_data"]["accepted"] == 48
         assert summary["data"]["iteration_1/influence_after"]["count"] == 8
         assert summary["data"]["iteration_1/preferences"]["pairs"] >= 1
+        # Influence never stands alone: beside it the loss of the student on which it was measured, as its evaluation
+        # gives it, and how varied the examples are.
+        assert summary["warnings"] == []
+        assert list(summary["influence"]) == ["iteration_1/influence", "iteration_1/influence_after"]
+        for key, numbers in summary["influence"].items():
+            assert numbers["reference_loss"] == summary["students"]["warmup"]["reference_loss"]
+            for name in ("token_entropy", "opening_entropy", "distinct_share", "mean_max_rouge_l"):
+                assert numbers[name] == summary["data"][key]["diversity"][name] > 0
+            assert re.search(
+                rf"{key}: done in .* \(mean {numbers['mean']:.3g}, positive {numbers['positive_share']:.0%} of \d+; "
+                rf"entropy of words {numbers['token_entropy']:.2f}, of first words {numbers['opening_entropy']:.2f}; "
+                rf"reference loss {numbers['reference_loss']:.3f}\)",
+                printed,
+            )
+        for student, data in (("warmup", "warmup_data"), ("trained", "training_data")):
+            breadth = summary["data"][f"iteration_1/{data}"]["diversity"]
+            assert summary["students"][student]["data_token_entropy"] == breadth["token_entropy"]
+        assert not [name for name in summary["students"]["base"] if name.startswith("data_")]
         assert summary["training"]["iteration_1/warmup"]["steps"] == 6, "24 examples by 8, twice"
         assert len(summary["stages"]) == 10
         assert all(stage["finished"] and stage["seconds"] >= 0 for stage in summary["stages"].values())

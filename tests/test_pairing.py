@@ -1,5 +1,6 @@
 """Pairing, by hand-written prompts of a few scored completions."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -174,6 +175,66 @@ def test_missing_differences_are_named() -> None:
         pair_examples(
             FOUR, scores_of({"a": 0.3, "b": -0.1}), rule="signed", noise_margin=1.0, differences={"a": [0.1, 0.2]}
         )
+
+
+def test_pairs_weigh_the_same_by_default() -> None:
+    equal = pair_examples(FOUR, FOUR_SCORES, rule="signed")
+
+    assert {pair.weight for pair in equal} == {1.0}
+    assert pair_examples(FOUR, FOUR_SCORES, rule="signed", weights="equal") == equal
+
+
+def test_weights_in_proportion_to_margins() -> None:
+    """Margins .7, .5, .4, .2 with the mean .45; of four the 95th percentile is the largest, so that none is cut."""
+    equal = pair_examples(FOUR, FOUR_SCORES, rule="signed")
+    weighed = pair_examples(FOUR, FOUR_SCORES, rule="signed", weights="margin")
+
+    assert [pair.weight for pair in weighed] == pytest.approx([0.7 / 0.45, 0.5 / 0.45, 0.4 / 0.45, 0.2 / 0.45])
+    assert [dataclasses.replace(pair, weight=1.0) for pair in weighed] == equal, "the order and all else are kept"
+
+
+def test_a_huge_margin_weighs_as_much_as_the_95th_percentile() -> None:
+    """Margins 1000, 1, 2, ..., 19, a prompt each: 95 of 100 are at most 19. Mean (19 + 190) / 20 = 10.45."""
+    examples = [example(f"{name}{n}", f"q{n}") for n in range(20) for name in ("good", "bad")]
+    scores = scores_of({f"bad{n}": 0.0 for n in range(20)} | {f"good{n}": float(n or 1000) for n in range(20)})
+    weighed = pair_examples(examples, scores, rule="best_worst", weights="margin")
+
+    assert [pair.margin for pair in weighed] == [1000.0, *range(1, 20)], "prompt by prompt, as without weights"
+    assert [pair.weight for pair in weighed] == pytest.approx([n / 10.45 for n in (19, *range(1, 20))])
+    assert sum(pair.weight for pair in weighed) == pytest.approx(20)
+
+
+def test_margins_of_the_random_control_weigh_by_their_size() -> None:
+    """A pair that was drawn against its scores says as much as one that was drawn along them."""
+    examples, scores = many_prompts()
+    equal = pair_examples(examples, scores, rule="best_worst", shuffle_seed=0)
+    weighed = pair_examples(examples, scores, rule="best_worst", shuffle_seed=0, weights="margin")
+
+    assert ids(weighed) == ids(equal)
+    assert any(pair.margin < 0 for pair in weighed)
+    assert all(pair.weight > 0 for pair in weighed)
+    assert sum(pair.weight for pair in weighed) == pytest.approx(len(weighed))
+    # Of 30 sizes the 29th is the 95th percentile: ceil(28.5). Up to there, weight by size is one constant.
+    by_size = sorted(weighed, key=lambda pair: abs(pair.margin))
+    constant = by_size[0].weight / abs(by_size[0].margin)
+    assert [pair.weight for pair in by_size[:29]] == pytest.approx(
+        [constant * abs(pair.margin) for pair in by_size[:29]]
+    )
+    assert by_size[29].weight == pytest.approx(by_size[28].weight)
+
+
+def test_a_single_pair_weighs_one_whatever_its_margin() -> None:
+    """Of one prompt the control draws one pair, often of two equal scores: no size to be in proportion to."""
+    scores = scores_of({"a": 1.0, "b": 0.0, "c": 0.0, "d": 0.0})
+    drawn = [
+        pair
+        for seed in range(20)
+        for pair in pair_examples(FOUR, scores, rule="best_worst", shuffle_seed=seed, weights="margin")
+    ]
+
+    assert {pair.margin for pair in drawn} == {-1.0, 0.0, 1.0}
+    assert {pair.weight for pair in drawn} == {1.0}
+    assert pair_examples([], {}, rule="best_worst", weights="margin") == []
 
 
 def many_prompts() -> tuple[list[Example], dict[str, Score]]:

@@ -8,7 +8,16 @@ from callbacks import InfluenceProbeCallback
 from montessori_pl.evaluation import ResponseLoss
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.recipe import RecipeError, Step, lay_out
-from montessori_pl.stages import AlignTeacher, Evaluate, Pair, Score, Stage, Synthesize, TrainStudent
+from montessori_pl.stages import (
+    AlignTeacher,
+    CollapseGuard,
+    Evaluate,
+    Pair,
+    Score,
+    Stage,
+    Synthesize,
+    TrainStudent,
+)
 
 TRAINING = TrainingSettings(lr=1e-3)
 
@@ -83,6 +92,19 @@ def test_base_can_be_asked_for_in_every_iteration() -> None:
     assert reads(lay_out(stages, 2))["iteration_2/aligned_teacher"]["teacher"] is None
 
 
+@pytest.mark.parametrize("baseline", ["warmup_data", "probing_data"])
+def test_a_guard_reads_its_baseline_and_the_teacher_that_may_have_to_write(baseline: str) -> None:
+    """What only the first iteration writes is read there; where nobody else will write, no other teacher is read."""
+    for fallback, others in (("none", {}), ("unaligned", {"guard.fallback_teacher": None})):
+        guard = CollapseGuard(baseline=baseline, fallback=fallback)  # type: ignore[arg-type]
+        stages = montessori(training_data=Synthesize(num_examples=4, teacher="aligned_teacher", guard=guard))
+        assert reads(lay_out(stages, 2))["iteration_2/training_data"] == {
+            "teacher": "iteration_2/aligned_teacher",
+            "guard.baseline": f"iteration_{1 if baseline == 'warmup_data' else 2}/{baseline}",
+            **others,
+        }
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -105,6 +127,26 @@ def test_base_can_be_asked_for_in_every_iteration() -> None:
             {"evaluation": Evaluate(["base", "aligned_teacher"], [])},
             "recipe.evaluation: students names 'aligned_teacher', but stage 'aligned_teacher' produces teacher; "
             "what can be read there, student of stages before it: warmup, trained, latest, base",
+        ),
+        (
+            {"training_data": Synthesize(num_examples=4, guard=CollapseGuard(baseline="warmup_dat"))},
+            "recipe.training_data: guard names 'warmup_dat', but there is no such stage; "
+            "what can be read there, examples of stages before it: warmup_data, probing_data",
+        ),
+        (
+            {"warmup_data": Synthesize(num_examples=4, guard=CollapseGuard(baseline="probing_data"))},
+            "recipe.warmup_data: guard names 'probing_data', but stage 'probing_data' comes later; "
+            "what can be read there, examples of stages before it: none",
+        ),
+        (
+            {
+                "training_data": Synthesize(
+                    num_examples=4,
+                    guard=CollapseGuard(baseline="warmup_data", fallback="mixture", fallback_teacher="warmup"),
+                )
+            },
+            "recipe.training_data: guard names 'warmup', but stage 'warmup' produces student; "
+            "what can be read there, teacher of stages before it: aligned_teacher, latest, base",
         ),
         (
             {"warmup_data": Synthesize(num_examples=4, teacher="warmup")},

@@ -55,8 +55,8 @@ def _influence(influence: Mapping[str, Mapping[str, float]]) -> Table:
     table = Table(
         title="influence, breadth and held-out loss",
         title_justify="left",
-        caption="breadth: entropy of the words and of the first words, in nats; share of different\n"
-        "instructions; mean ROUGE-L of an instruction and the one that is most like it",
+        caption="breadth: entropy of the words and of the first words, in nats; share of\n"
+        "different instructions; mean ROUGE-L of an instruction and the one most like it",
         caption_justify="left",
     )
     table.add_column("stage")

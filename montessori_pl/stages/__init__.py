@@ -2,6 +2,7 @@
 
 from montessori_pl.stages.align_teacher import AlignTeacher
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.collapse_guard import CollapseGuard
 from montessori_pl.stages.evaluate import Evaluate
 from montessori_pl.stages.pair import Pair
 from montessori_pl.stages.recorded_examples import RecordedExamples
@@ -11,6 +12,7 @@ from montessori_pl.stages.train_student import TrainStudent
 
 __all__ = [
     "AlignTeacher",
+    "CollapseGuard",
     "Evaluate",
     "Input",
     "Kind",

@@ -150,6 +150,17 @@ class TestPair:
         metrics = Pair("data", "influence", max_pairs_per_prompt=1).run(context(inputs=scored))
         assert (metrics["pairs"], metrics["mean_margin"]) == (1, 4.0)
 
+    def test_pairs_weigh_by_their_margins_on_demand(
+        self, scored: dict[str, Path], context: Callable[..., StageContext]
+    ) -> None:
+        """Margins 4 and 2, mean 3."""
+        here = context(inputs=scored)
+        for weights, expected in (("equal", [1.0, 1.0]), ("margin", [4 / 3, 2 / 3])):
+            metrics = Pair("data", "influence", weights=weights).run(here)  # type: ignore[arg-type]
+            pairs = read_records(here.directory / "pairs.jsonl", PreferencePair)
+            assert [pair.weight for pair in pairs] == pytest.approx(expected)
+            assert (metrics["pairs"], metrics["mean_margin"]) == (2, 3.0)
+
     def test_noise_is_paired_over_reference_examples(
         self, scored: dict[str, Path], context: Callable[..., StageContext]
     ) -> None:

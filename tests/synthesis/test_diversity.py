@@ -6,12 +6,13 @@ from montessori_pl.synthesis.diversity import SAMPLE, diversity
 
 
 def test_numbers_derived_by_hand() -> None:
-    """Words a b a c a b: frequencies 3/6, 2/6, 1/6; pairs ab, ba, ac of which none repeats, then ab again."""
+    """Words a b a b a c: frequencies 3/6, 2/6, 1/6; pairs ab, ab, ba, ac: three of four; both texts begin with a."""
     measured = diversity(["a b", "A b a, c!"])
     assert measured == {
         "distinct_share": 1.0,
         "distinct_2": pytest.approx(3 / 4),
         "token_entropy": pytest.approx(-(1 / 2 * math.log(1 / 2) + 1 / 3 * math.log(1 / 3) + 1 / 6 * math.log(1 / 6))),
+        "opening_entropy": 0.0,
         "mean_characters": (3 + 9) / 2,
         "mean_max_rouge_l": pytest.approx(2 * 2 / (2 + 4)),
     }
@@ -23,6 +24,7 @@ def test_nothing_measures_as_zero(texts: list[str]) -> None:
         "distinct_share": float(len(texts)),
         "distinct_2": 0.0,
         "token_entropy": 0.0,
+        "opening_entropy": 0.0,
         "mean_characters": 0.0,
         "mean_max_rouge_l": 0.0,
     }
@@ -34,6 +36,12 @@ def test_repetition_and_variety_are_the_ends_of_the_scale() -> None:
     assert (different["distinct_share"], different["distinct_2"], different["mean_max_rouge_l"]) == (1.0, 1.0, 0.0)
     assert same["token_entropy"] == pytest.approx(math.log(3))
     assert different["token_entropy"] == pytest.approx(math.log(10))
+
+
+def test_opening_words() -> None:
+    """Name, name, list, why: frequencies 1/2, 1/4, 1/4; case and marks do not count, and "?" holds no word."""
+    texts = ["Name a river", "name: two lakes", "List", '"Why?"', "?"]
+    assert diversity(texts)["opening_entropy"] == pytest.approx(1 / 2 * math.log(2) + 2 * 1 / 4 * math.log(4))
 
 
 def test_the_sample_spreads_over_all_texts() -> None:

@@ -1,0 +1,145 @@
+"""The summary of a run that is written by hand: a manifest and the stages' metrics."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from montessori_pl.report import print_summary, summarize, write_summary
+from montessori_pl.runner import _headline
+from montessori_pl.workspace import Workspace
+
+BREADTH = {"token_entropy": 4.321, "opening_entropy": 2.1, "distinct_share": 0.98, "mean_max_rouge_l": 0.625}
+NARROW = {"token_entropy": 2.5, "opening_entropy": 0.75, "distinct_share": 0.5, "mean_max_rouge_l": 0.875}
+SCORED = {"count": 2613, "mean": 0.0002, "standard_error": 0.00003, "positive_share": 0.54, "references": 96}
+SENTENCE = "after 512 completions the writing had moved beyond the limits (entropy of the words 2.10, before 4.32)"
+
+
+def add(workspace: Workspace, key: str, kind: str, metrics: dict[str, Any], **inputs: str) -> None:
+    """A finished stage."""
+    workspace.begin(key, {}, inputs)
+    path = workspace.directory(key) / "metrics.json"
+    path.write_text(json.dumps({"kind": kind, **metrics}))
+    workspace.finish(key, [path])
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A run of one iteration with everything that the summary shows; its training data have collapsed."""
+    workspace = Workspace(tmp_path / "run")
+    workspace.root.mkdir()
+    accepted = {"accepted": 200, "rejected": {"surplus": 3}}
+    add(
+        workspace,
+        "iteration_1/warmup_data",
+        "examples",
+        {**accepted, "diversity": {**BREADTH, "distinct_2": 0.4}},
+        teacher="base",
+    )
+    add(
+        workspace,
+        "iteration_1/warmup",
+        "student",
+        {"steps": 3, "loss": 1.0},
+        examples="iteration_1/warmup_data 0123456789ab",
+    )
+    add(
+        workspace,
+        "iteration_1/influence",
+        "scores",
+        {**SCORED, "diversity": {**BREADTH, "distinct_2": 0.4}, "reference_loss": 1.0049},
+        examples="iteration_1/warmup_data 0123456789ab",
+        student="iteration_1/warmup ba9876543210",
+    )
+    add(workspace, "iteration_1/aligned", "teacher", {"steps": 3, "loss": 1.0, "collapse": []})
+    add(
+        workspace,
+        "iteration_1/training_data",
+        "examples",
+        {**accepted, "diversity": {**NARROW, "distinct_2": 0.1}, "collapse": [SENTENCE]},
+        teacher="iteration_1/aligned aaaaaaaaaaaa",
+    )
+    add(workspace, "iteration_1/trained", "student", {"steps": 9, "loss": 0.5}, examples="iteration_1/training_data bb")
+    add(
+        workspace,
+        "iteration_1/evaluation",
+        "report",
+        {
+            "students": {
+                name: {"reference_loss": loss} for name, loss in (("base", 1.5), ("warmup", 1.25), ("trained", 1.125))
+            }
+        },
+        **{
+            "students.base": "base",
+            "students.warmup": "iteration_1/warmup cc",
+            "students.trained": "iteration_1/trained dd",
+        },
+    )
+    return workspace
+
+
+def printed(summary: dict[str, Any], width: int = 80) -> str:
+    file = io.StringIO()
+    print_summary(summary, Console(file=file, width=width))
+    return file.getvalue()
+
+
+def test_influence_stands_beside_breadth_and_reference_loss(workspace: Workspace) -> None:
+    summary = write_summary(workspace.root)
+    expected = {name: SCORED[name] for name in ("mean", "standard_error", "positive_share", "count")}
+    assert summary["influence"] == {"iteration_1/influence": {**expected, **BREADTH, "reference_loss": 1.0049}}
+    assert summary["data"]["iteration_1/influence"]["reference_loss"] == 1.0049
+    assert json.loads((workspace.root / "summary.json").read_text()) == summary
+
+
+def test_students_stand_beside_the_breadth_of_what_they_learned(workspace: Workspace) -> None:
+    """Read through the manifest: the evaluation's student, that student's examples, their metrics."""
+    students = summarize(workspace.root)["students"]
+    assert students["base"] == {"reference_loss": 1.5}
+    assert students["warmup"] == {"reference_loss": 1.25, **{f"data_{name}": value for name, value in BREADTH.items()}}
+    assert students["trained"] == {"reference_loss": 1.125, **{f"data_{name}": value for name, value in NARROW.items()}}
+
+
+def test_tables(workspace: Workspace) -> None:
+    """Nothing is broken within a number or a name on a console of 80 columns."""
+    text = printed(summarize(workspace.root))
+    assert max(map(len, text.splitlines())) <= 80
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    for row in (
+        ["base", "1.500", "-"],
+        ["warmup", "1.250", "words 4.32"],
+        ["", "", "first 2.10"],
+        ["", "", "distinct 98%"],
+        ["", "", "ROUGE 0.62"],
+        ["trained", "1.125", "words 2.50"],
+        ["iteration_1/", "0.0002 ± 3e-05", "words 4.32, first 2.10", "1.005"],
+        ["influence", "positive 54%", "distinct 98%, ROUGE 0.62", ""],
+        ["iteration_1/influence", "2613 examples scored on 96 references"],
+    ):
+        assert row in lines
+    assert "positive" not in text.partition("\ndata\n")[2], "no influence without what belongs beside it"
+
+
+def test_warnings_come_first(workspace: Workspace) -> None:
+    summary = summarize(workspace.root)
+    assert summary["warnings"] == [f"iteration_1/training_data: {SENTENCE}"]
+    assert " ".join(printed(summary).split()).startswith(f"warning: iteration_1/training_data: {SENTENCE} students ")
+
+
+def test_stages_that_have_not_finished_say_nothing(workspace: Workspace) -> None:
+    """A run that has only begun, and stages that a version before this one has finished."""
+    workspace.begin("iteration_1/influence_after", {}, {})
+    add(workspace, "iteration_1/old", "scores", SCORED)
+    summary = summarize(workspace.root)
+    assert list(summary["influence"]) == ["iteration_1/influence", "iteration_1/old"]
+    assert not summary["stages"]["iteration_1/influence_after"]["finished"]
+    assert "│ old             │ positive 54%" in printed(summary)
+
+
+def test_last_line_of_a_stage_that_scored() -> None:
+    assert _headline({**SCORED, "diversity": BREADTH, "reference_loss": 1.0049}) == (
+        " (mean 0.0002, positive 54% of 2613; entropy of words 4.32, of first words 2.10; reference loss 1.005)"
+    )
