@@ -147,7 +147,10 @@ class MontessoriCLI(LightningCLI):
             name: {
                 "seed_everything": self._get(self.config, "seed_everything"),
                 f"recipe.{name}": with_version(pinned(_as_dict(config[name]))),
-                **{section: with_version(pinned(_as_dict(self._get(self.config, section)))) for section in stage.uses},
+                **{
+                    section: with_version(pinned(_as_dict(self._get(self.config, section)), section in stage.trains))
+                    for section in stage.uses
+                },
             }
             for name, stage in stages.items()
         }

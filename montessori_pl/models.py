@@ -110,7 +110,7 @@ def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrai
     import torch
     from transformers import AutoModelForCausalLM
 
-    adapter = source.weights is not None and (source.weights / "adapter_config.json").exists()
+    adapter = source.weights is not None and holds_adapter(source.weights)
     location = locate(source.backbone) if adapter or source.weights is None else str(source.weights)
     try:
         model = AutoModelForCausalLM.from_pretrained(location, dtype=getattr(torch, source.base_precision))
@@ -123,6 +123,11 @@ def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrai
 
         model = PeftModel.from_pretrained(model, str(source.weights), is_trainable=trainable_adapter)
     return model.eval()
+
+
+def holds_adapter(weights: Path) -> bool:
+    """Whether a directory of trained weights holds a LoRA adapter rather than a whole model."""
+    return (weights / "adapter_config.json").exists()
 
 
 def attach_lora(model: "PreTrainedModel", lora: LoraSettings) -> "PeftModel":

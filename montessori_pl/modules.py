@@ -33,15 +33,11 @@ class LanguageModule(lightning.LightningModule):
 
     def __init__(self, backbone: str, lora: LoraSettings | None, chat: str, base_precision: Precision) -> None:
         super().__init__()
-        if lora is None and base_precision != "float32":
-            raise ValueError(
-                f"base_precision {base_precision!r} is for a base that stays frozen under an adapter; without `lora` "
-                "all weights are trained, and steps would be lost in their rounding: use float32, and "
-                "trainer.precision bf16-mixed to compute in half precision"
-            )
         self.backbone, self.lora, self.chat = backbone, lora, chat
         self.source = ModelSource(backbone, chat=chat, base_precision=base_precision)
         """What `configure_model` loads; a stage sets it to go on from trained weights."""
+        if lora is None:
+            self.train_all_weights()
         self.training_settings: TrainingSettings | None = None
         """How `fit` trains; a stage sets it."""
         self.seed = 0
@@ -57,6 +53,20 @@ class LanguageModule(lightning.LightningModule):
         if self.model is not None:
             return
         self.model = self.load()
+
+    def train_all_weights(self) -> None:
+        """Train no adapter but the model itself; to be said before it is loaded.
+
+        Raises:
+            ValueError: the base is not in float32.
+        """
+        if self.source.base_precision != "float32":
+            raise ValueError(
+                f"base_precision {self.source.base_precision!r} is for a base that stays frozen under an adapter; "
+                "without an adapter all weights are trained, and steps would be lost in their rounding: use float32, "
+                "and trainer.precision bf16-mixed to compute in half precision"
+            )
+        self.lora = None
 
     def load(self) -> nn.Module:
         """The model that this module trains, in evaluation mode."""

@@ -32,6 +32,8 @@ class TeacherDPOModule(LanguageModule):
         base_precision: precision of the frozen base; `bfloat16` halves its memory, the adapter stays in float32.
     """
 
+    for_training = ("beta", "loss", "label_smoothing", "nll_weight")
+
     def __init__(
         self,
         backbone: str = "classroom/teacher",

@@ -52,3 +52,9 @@ def test_names_of_the_classroom_are_pinned_with_its_version() -> None:
         "data": {"seeds": f"classroom@3/seeds[:4] (version {version})", "test": "mine.jsonl"},
         "students": [f"classroom/student (version {version})", 1],
     }
+
+
+def test_how_a_model_is_trained_matters_to_stages_that_train_it() -> None:
+    teacher = {"class_path": "montessori_pl.TeacherDPOModule", "init_args": {"backbone": "b", "beta": 0.2, "lora": {}}}
+    assert pinned(teacher, trained=True) == teacher
+    assert pinned(teacher, trained=False)["init_args"] == {"backbone": "b", "lora": {}}

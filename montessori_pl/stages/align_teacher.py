@@ -24,6 +24,7 @@ class AlignTeacher(Stage):
     produces = Kind.TEACHER
     artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
     uses = ("teacher",)
+    trains = ("teacher",)
     unpinned = ("training.checkpoint_every_n_steps",)
     distributed = True
 

@@ -112,6 +112,8 @@ class Stage(ABC):
     """Patterns of the files that others may read; their hashes are kept."""
     uses: ClassVar[tuple[str, ...]] = ()
     """Sections of the configuration that the result depends on: `student`, `teacher`, `generation`, `data`."""
+    trains: ClassVar[tuple[str, ...]] = ()
+    """Which of them it trains: only then does the result depend on settings such as DPO's `beta`."""
     unpinned: ClassVar[tuple[str, ...]] = ()
     """Settings that say how fast or how long, not what: they may be changed after the stage has begun."""
     distributed: ClassVar[bool] = False

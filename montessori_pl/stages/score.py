@@ -8,11 +8,11 @@ from typing import Any
 from montessori_pl.data import encode_examples
 from montessori_pl.distributions import describe
 from montessori_pl.evaluation.losses import ResponseLoss
-from montessori_pl.models import load_chat
+from montessori_pl.models import holds_adapter, load_chat
 from montessori_pl.records import Example, drop_torn_line, read_records
 from montessori_pl.records import Score as ScoreRecord
 from montessori_pl.signals import REPORT, ScoringData, SignalCallback
-from montessori_pl.stages.base import CHECKPOINT, LATEST, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
 
@@ -61,6 +61,9 @@ class Score(Stage):
         directory = context.inputs["examples"]
         assert directory is not None
         student = context.student()
+        checkpoint = context.inputs["student"]
+        if checkpoint is not None and not holds_adapter(checkpoint / WEIGHTS):
+            student.train_all_weights()  # what the probe moves is what that stage has trained
         chat = load_chat(student.source)
         examples = read_records(directory / "examples.jsonl", Example)
         if self.max_examples is not None and self.max_examples < len(examples):
@@ -84,7 +87,6 @@ class Score(Stage):
             rendered, _ = encode_examples(examples, chat, self.max_length)
             self.signal.output = context.directory / f"scores.part{trainer.global_rank}.jsonl"
             drop_torn_line(self.signal.output)
-            checkpoint = context.inputs["student"]
             trainer.predict(
                 student,
                 datamodule=ScoringData(

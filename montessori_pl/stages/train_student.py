@@ -17,6 +17,8 @@ class TrainStudent(Stage):
     Args:
         examples: the stage whose examples are learned.
         training: how.
+        all_weights: train the model itself, although the student section names an adapter. Influence is cheap to
+            measure on the adapter of a warm-up; what is learned in the end need not be held to the adapter's rank.
         first_iteration_only: whether later iterations go without this stage.
     """
 
@@ -26,9 +28,11 @@ class TrainStudent(Stage):
     unpinned = ("training.checkpoint_every_n_steps",)
     distributed = True
 
-    def __init__(self, examples: str, training: TrainingSettings, first_iteration_only: bool = False) -> None:
+    def __init__(
+        self, examples: str, training: TrainingSettings, all_weights: bool = False, first_iteration_only: bool = False
+    ) -> None:
         super().__init__(first_iteration_only)
-        self.examples, self.training = examples, training
+        self.examples, self.training, self.all_weights = examples, training, all_weights
 
     def reads(self) -> list[Input]:
         """The examples."""
@@ -39,6 +43,8 @@ class TrainStudent(Stage):
         directory = context.inputs["examples"]
         assert directory is not None
         student = context.student()
+        if self.all_weights:
+            student.train_all_weights()
         chat = load_chat(student.source)
         examples = read_records(directory / "examples.jsonl", Example)
         rendered, too_long = encode_examples(examples, chat, self.training.max_length)

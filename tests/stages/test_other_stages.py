@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Trainer
 from tiny_models import save_tiny_model, tiny_tokenizer
 
+from callbacks import InfluenceProbeCallback
+from montessori_pl import stages
 from montessori_pl.chat import ChatFormat
 from montessori_pl.data import DataSources
 from montessori_pl.evaluation import Evaluator, ExactMatch, ResponseLoss
@@ -26,6 +29,7 @@ from montessori_pl.records import (
     append_records,
     read_records,
 )
+from montessori_pl.signals import ScoringData
 from montessori_pl.stages import AlignTeacher, Evaluate, Pair, RecordedExamples, StageContext, StageError, TrainStudent
 from montessori_pl.student import StudentModule
 from montessori_pl.teacher import TeacherDPOModule
@@ -351,6 +355,54 @@ def slow_losses(source: ModelSource, examples: Sequence[Example]) -> list[float]
         with torch.no_grad():
             losses.append(model(input_ids=ids, labels=labels).loss.item())
     return losses
+
+
+@pytest.mark.filterwarnings("ignore:.*custom batch sampler", "ignore:.*does not have many workers")
+class TestAllWeights:
+    """The warm-up may train an adapter and the last training the model itself, under one student section."""
+
+    @pytest.fixture
+    def trained(self, tmp_path: Path, context: Callable[..., StageContext]) -> Path:
+        examples = [Example(id=str(n), instruction=f"why {n}?", response="it is so") for n in range(4)]
+        directory = write(tmp_path / "data" / "examples.jsonl", examples)
+        stage = TrainStudent("data", TrainingSettings(lr=1e-2, batch_size=2), all_weights=True)
+        here = context(inputs={"examples": directory}, trainer=trainer)
+        assert stage.run(here)["steps"] == 2
+        return here.directory
+
+    def test_the_model_itself_is_saved(self, trained: Path, backbone: str) -> None:
+        assert not (trained / "weights" / "adapter_config.json").exists()
+        before = load_model(ModelSource(backbone)).state_dict()
+        after = load_model(ModelSource(backbone, trained / "weights")).state_dict()
+        assert before.keys() == after.keys()
+        assert sum(not before[name].equal(after[name]) for name in before) > len(before) // 2
+
+    def test_influence_is_measured_on_what_was_trained(
+        self, trained: Path, tmp_path: Path, context: Callable[..., StageContext]
+    ) -> None:
+        """The student section still names an adapter; the probe moves all weights, with their moments."""
+        example = Example(id="1", instruction="so", response="a", prompt_id="p")
+        moved: list[int] = []
+
+        class Counting(InfluenceProbeCallback):
+            def prepare(self, student: StudentModule, data: ScoringData) -> None:
+                super().prepare(student, data)
+                moved.append(len(student.optimized()))
+
+        here = context(
+            directory=tmp_path,
+            inputs={"examples": write(tmp_path / "new" / "examples.jsonl", [example]), "student": trained},
+            data=DataSources("none", str(write(tmp_path / "set" / "reference.jsonl", [example]) / "reference.jsonl")),
+            trainer=trainer,
+        )
+        metrics = stages.Score("new", Counting(method="exact")).run(here)
+        assert moved == [len(list(load_model(ModelSource(str(trained / "weights"))).parameters()))]
+        assert metrics["mean"] > 0, "a step on the only reference lowers its loss"
+
+
+def trainer(callbacks: list[Any], **arguments: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", callbacks=callbacks, use_distributed_sampler=False, **quiet, **arguments)
 
 
 class TestNothingToLearn:
