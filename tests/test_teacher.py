@@ -116,7 +116,7 @@ def test_before_the_first_step_nothing_is_preferred(teacher: TeacherDPOModule, b
 def test_training_loss_weighs_pairs_and_adds_the_likelihood_of_the_chosen(
     backbone: str, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, nll_weight: float
 ) -> None:
-    """By hand, pair by pair: mean of w log(1 + exp(-beta h)), and the weighted nats of the chosen per token of theirs."""
+    """By hand, pair by pair: mean of w log(1 + exp(-beta h)), and weighted nats per chosen token."""
     teacher = TeacherDPOModule(backbone, lora=LORA, beta=0.3, nll_weight=nll_weight)
     teacher.configure_model()
     perturb(teacher, seed=2)
