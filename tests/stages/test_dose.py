@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import itertools
 import json
 import math
+import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -97,8 +99,14 @@ class Killed(BaseException):
     """Stands for `kill -9`: nothing in the program catches it."""
 
 
+AT_THE_END = -1
+
+
 class Notes(Callback):
-    """Notes what every batch holds and the adapter after every step; ends the process before a given batch."""
+    """Notes what every batch holds and the adapter after every step; ends the process before a given batch.
+
+    Or at the end of training, when the last epoch's checkpoint has been written, and the stage's last one has not.
+    """
 
     def __init__(self, kill_at: int | None = None) -> None:
         self.kill_at = kill_at
@@ -116,6 +124,10 @@ class Notes(Callback):
         assert isinstance(pl_module, TeacherDPOModule)
         weights = {name: parameter.detach().clone() for name, parameter in pl_module.optimized().items()}
         self.adapters[trainer.global_step] = weights
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.kill_at == AT_THE_END:
+            raise Killed
 
 
 Align = Callable[..., dict[str, Any]]
@@ -528,66 +540,83 @@ def outcome(directory: Path, metrics: dict[str, Any]) -> Any:
     return (directory / "looks.jsonl").read_bytes(), weights_of(directory / "weights"), json.dumps(metrics)
 
 
-@pytest.mark.parametrize("kind", ["to the end", "stopped", "kept"])
+def settings_of(kind: str) -> dict[str, Any]:
+    """A training that goes to its end, one that is stopped, or one that keeps all teachers."""
+    gentle = dataclasses.replace(WATCH, every_n_steps=3, num_samples=4)
+    return {
+        "watch": TestOverdose.WATCH if kind == "stopped" else gentle,
+        "training": OVERDOSE if kind == "stopped" else GENTLE,
+        "keep_teachers": kind == "kept",
+    }
+
+
+MOMENTS = {
+    "an adapter": (dose_module, "save_weights", ""),
+    "the rows": (dose_module, "write_atomically", ""),
+    "the chosen adapter": (shutil, "copytree", ""),
+    "adapters that go": (os, "replace", "looks"),
+    "adapters that have gone": (shutil, "rmtree", "looks.draft"),
+}
+"""What is written or deleted: module, function, and the name of its first argument where it is not the only caller."""
+
+
+@pytest.mark.slow
 class TestKilled:
     """A training that was killed and started again leaves the same looks, weights and metrics."""
 
-    def settings(self, kind: str) -> dict[str, Any]:
-        watch = TestOverdose.WATCH if kind == "stopped" else dataclasses.replace(WATCH, every_n_steps=3)
-        training = OVERDOSE if kind == "stopped" else GENTLE
-        return {"watch": watch, "training": training, "keep_teachers": kind == "kept"}
-
+    @pytest.mark.parametrize("kind", ["to the end", "stopped"])
     def test_before_any_batch(self, align: Align, tmp_path: Path, kind: str) -> None:
-        notes = Notes()
-        whole = outcome(tmp_path / "whole", align(tmp_path / "whole", notes=notes, **self.settings(kind)))
-        for kill_at in range(1, len(notes.adapters) + 1):
+        notes, settings = Notes(), settings_of(kind)
+        whole = outcome(tmp_path / "whole", align(tmp_path / "whole", notes=notes, **settings))
+        for kill_at in [*range(1, len(notes.adapters) + 1), AT_THE_END]:
             directory = tmp_path / str(kill_at)
             with pytest.raises(Killed):
-                align(directory, notes=Notes(kill_at), **self.settings(kind))
-            assert outcome(directory, align(directory, **self.settings(kind))) == whole
-            shutil.rmtree(directory)
+                align(directory, notes=Notes(kill_at), **settings)
+            assert outcome(directory, align(directory, **settings)) == whole
 
-    @pytest.mark.parametrize("moment", ["save_weights", "write_atomically", "copytree", "replace", "rmtree"])
+    @pytest.mark.parametrize("survives", [False, True], ids=["before", "after"])
+    @pytest.mark.parametrize(
+        ("kind", "moment"),
+        [*((kind, moment) for kind in ("to the end", "stopped") for moment in MOMENTS), ("kept", "the chosen adapter")],
+    )
     def test_within_a_look_and_at_the_end(
-        self, align: Align, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, moment: str
+        self, align: Align, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, moment: str, survives: bool
     ) -> None:
-        """Before the call and after it, at any look; and again when the stage is done, but nobody has written it."""
-        whole = outcome(tmp_path / "whole", align(tmp_path / "whole", **self.settings(kind)))
+        """Before a call or after it, at some looks; and once more when all is done, but nobody has noted it."""
+        settings = settings_of(kind)
+        whole = outcome(tmp_path / "whole", align(tmp_path / "whole", **settings))
         num_looks = len(looks_of(tmp_path / "whole"))
-        owner: Any = {"copytree": dose_module.shutil, "replace": dose_module.os, "rmtree": dose_module.shutil}.get(
-            moment, dose_module
-        )
-        in_looks = owner is dose_module
-        original = getattr(owner, moment)
-        for call in range(num_looks if in_looks else 1):
-            for survives in (False, True):
-                directory = tmp_path / f"{call}-{survives}"
-                calls = 0
+        owner, function, name = MOMENTS[moment]
+        original = getattr(owner, function)
+        for call in sorted({1, num_looks // 2, num_looks}) if owner is dose_module else [1]:
+            directory = tmp_path / str(call)
+            calls = itertools.count(1)
 
-                def dying(
-                    *args: Any, call: int = call, survives: bool = survives, directory: Path = directory, **kwargs: Any
-                ) -> Any:
-                    nonlocal calls
-                    ours = in_looks or (moment == "copytree") or Path(args[0]).name.startswith("looks")
-                    if not ours or calls > call:
-                        return original(*args, **kwargs)
-                    calls += 1
-                    if calls == call + 1:
-                        if survives:
-                            original(*args, **kwargs)
-                        raise Killed
-                    return original(*args, **kwargs)
+            def dying(*args: Any, calls: Any = calls, call: int = call, **kwargs: Any) -> None:
+                fatal = (not name or Path(args[0]).name == name) and next(calls) == call
+                if survives or not fatal:
+                    original(*args, **kwargs)
+                if fatal:
+                    raise Killed
 
-                with monkeypatch.context() as patch:
-                    patch.setattr(owner, moment, dying)
-                    if kind == "kept" and moment in ("replace", "rmtree"):  # nothing is deleted
-                        align(directory, **self.settings(kind))
-                        assert calls == 0 or moment == "replace"
-                    else:
-                        with pytest.raises(Killed):
-                            align(directory, **self.settings(kind))
-                for _ in range(2):
-                    assert outcome(directory, align(directory, **self.settings(kind))) == whole
-                assert (directory / "looks").exists() is (kind == "kept")
-                assert not list(directory.rglob("*.draft"))
-                shutil.rmtree(directory)
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, function, dying)
+                with pytest.raises(Killed):
+                    align(directory, **settings)
+            for _ in range(2):
+                assert outcome(directory, align(directory, **settings)) == whole
+            assert (directory / "looks").exists() is (kind == "kept")
+            assert not list(directory.rglob("*.draft"))
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3, 4])
+def test_killed_when_it_has_stopped(align: Align, tmp_path: Path, patience: int) -> None:
+    """In the middle of an epoch or at its end: a resumed session finds that training had stopped, and leaves it so."""
+    watch = dataclasses.replace(TestOverdose.WATCH, patience=patience)
+    whole = outcome(tmp_path / "whole", align(tmp_path / "whole", watch, OVERDOSE))
+    with pytest.raises(Killed):
+        align(tmp_path / "killed", watch, OVERDOSE, Notes(AT_THE_END))
+    notes = Notes()
+    assert outcome(tmp_path / "killed", align(tmp_path / "killed", watch, OVERDOSE, notes)) == whole
+    assert not notes.sequences
+    assert json.loads(whole[2])["watch"]["stopped_at_step"] is not None
