@@ -64,8 +64,9 @@ class Observer:
 
             On the live sample, where there is one: `parsed_share` (completions with an instruction in them), the
             numbers of `diversity` over the instructions, `tokens` (per completion), `kl` (mean log-ratio of teacher and
-            reference policy, in nats per completion: an estimate of their divergence on the teacher's own samples),
-            `surprise` (of the reference policy, in nats per token) and `samples`, some texts.
+            reference policy, in nats per completion: an estimate of their divergence on the teacher's own samples, and
+            without bias only where `sampling` changes no probability), `surprise` (of the reference policy, in nats per
+            token) and `samples`, some texts.
         """
         with _undisturbed(self.teacher.network):
             return {
