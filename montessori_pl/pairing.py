@@ -3,6 +3,7 @@
 Knows records; nothing about signals, models or files.
 
     rule -> pairs clear of noise -> the largest margins -> (control) the same number, drawn at random
+         -> weights by margin -> no kind of request above its share
 """
 
 import dataclasses
@@ -46,6 +47,7 @@ def pair_examples(
     noise_margin: float = 0.0,
     differences: Mapping[str, Sequence[float]] | None = None,
     weights: Weights = "equal",
+    max_opening_share: float | None = None,
     shuffle_seed: int | None = None,
 ) -> list[PreferencePair]:
     """Pair the completions of each prompt, a better one with a worse one.
@@ -63,6 +65,8 @@ def pair_examples(
         differences: each example's influence on every reference example, by example id. With them the standard error
             of a margin is paired over reference examples, without them it is sqrt(se_chosen^2 + se_rejected^2).
         weights: how much each pair counts: all the same, or in proportion to the size of its margin, with a mean of 1.
+        max_opening_share: the largest share of the total weight that pairs may have whose chosen instructions begin with
+            the same word; the weights of a larger group are scaled down to it. None leaves all as they are.
         shuffle_seed: the random control: as many pairs for each prompt, but each drawn at random among the prompt's
             pairs of different texts, in a random direction, so that margins may be negative.
 
@@ -81,7 +85,11 @@ def pair_examples(
         if shuffle_seed is not None:
             chosen = _draw(samples, len(chosen), random.Random(stable_seed(shuffle_seed, prompt_id)))
         pairs.extend(map(_record, chosen))
-    return _weighted(pairs) if weights == "margin" else pairs
+    if weights == "margin":
+        pairs = _weighted(pairs)
+    if max_opening_share is not None:
+        pairs = _spread(pairs, {example.id: example for example in examples}, max_opening_share)
+    return pairs
 
 
 def _by_prompt(examples: Sequence[Example], scores: Mapping[str, Score]) -> dict[str, list[Sample]]:
@@ -149,6 +157,25 @@ def _weighted(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     clipped = [min(abs(pair.margin), largest) for pair in pairs]
     mean = statistics.fmean(clipped)
     return [dataclasses.replace(pair, weight=size / mean) for pair, size in zip(pairs, clipped, strict=True)]
+
+
+def _spread(
+    pairs: Sequence[PreferencePair], examples: Mapping[str, Example], largest_share: float
+) -> list[PreferencePair]:
+    """The pairs with smaller weights where too many prefer the same kind of request; the mean stays what it was.
+
+    Influence is local: the tenth example of a kind still scores high on a student that has seen none of them. What one
+    kind may count in all is therefore bounded.
+    """
+    openings = [next(iter(examples[pair.chosen_id].instruction.lower().split()), "") for pair in pairs]
+    groups: dict[str, float] = {}
+    for opening, pair in zip(openings, pairs, strict=True):
+        groups[opening] = groups.get(opening, 0.0) + pair.weight
+    total = sum(groups.values())
+    scales = {opening: min(1.0, largest_share * total / weight) for opening, weight in groups.items() if weight}
+    weights = [pair.weight * scales.get(opening, 1.0) for opening, pair in zip(openings, pairs, strict=True)]
+    mean = sum(weights) / total if total else 1.0
+    return [dataclasses.replace(pair, weight=weight / mean) for pair, weight in zip(pairs, weights, strict=True)]
 
 
 def _draw(samples: Sequence[Sample], num_pairs: int, generator: random.Random) -> list[Pair]:

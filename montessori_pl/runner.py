@@ -114,6 +114,8 @@ class Runner:
         patterns = (*step.stage.artifacts, METRICS)
         self.workspace.finish(step.key, sorted(path for pattern in patterns for path in directory.glob(pattern)))
         self.display.say(f"{title}: done in {time.monotonic() - start:.1f} s{_headline(metrics)}")
+        for sentence in metrics.get("collapse", ()):
+            self.display.say(f"  warning: {sentence}")
 
     def _follow(self, step: Step) -> None:
         directory = self.workspace.directory(step.key)
@@ -189,4 +191,6 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         parts.append(f"{metrics['pairs']} pairs from {metrics['prompts']} prompts")
     if "steps" in metrics:
         parts.append(f"{metrics['steps']} steps, last loss {metrics['loss']:.3f}")
+    if "watch" in metrics and metrics["watch"]["chosen_step"] != metrics["steps"]:
+        parts.append(f"the teacher of step {metrics['watch']['chosen_step']}")
     return f" ({'; '.join(parts)})" if parts else ""

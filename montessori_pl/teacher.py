@@ -91,15 +91,19 @@ class TeacherDPOModule(LanguageModule):
             for parameter in trained:
                 parameter.requires_grad_(True)
 
+    def log_probabilities(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-probability of each sequence's labelled tokens under the policy and under the reference, each (B,)."""
+        with self.reference_policy():
+            reference = sequence_log_probabilities(self.logits(batch), batch["labels"])
+        return sequence_log_probabilities(self.logits(batch), batch["labels"]), reference
+
     def dpo(self, batch: dict[str, Tensor]) -> tuple[DPOOutput, Tensor, Tensor]:
         """The DPO loss of a batch of 2B sequences: B chosen, then the B rejected of the same prompts.
 
         Returns:
             losses and rewards, and the policy's log-probabilities of the chosen and of the rejected, each (B,).
         """
-        with self.reference_policy():
-            reference = sequence_log_probabilities(self.logits(batch), batch["labels"])
-        policy = sequence_log_probabilities(self.logits(batch), batch["labels"])
+        policy, reference = self.log_probabilities(batch)
         chosen, rejected = policy.chunk(2)
         reference_chosen, reference_rejected = reference.chunk(2)
         chosen_tokens, rejected_tokens = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).chunk(2)
@@ -112,13 +116,28 @@ class TeacherDPOModule(LanguageModule):
         )
         return output, chosen, rejected
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Weighted mean of the pairs' losses, with the chosen completions' negative log-likelihood per token."""
-        output, chosen, rejected = self.dpo(batch)
-        weights = batch["weights"]
-        num_tokens = (batch["labels"][: len(chosen), 1:] != IGNORED).sum()
+    def objective(
+        self, losses: Tensor, chosen: Tensor, weights: Tensor, num_tokens: Tensor | int
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted mean of the pairs' losses, with the chosen completions' negative log-likelihood per token.
+
+        Args:
+            losses: loss of each pair, shape (B,).
+            chosen: the policy's log-probability of each chosen completion, shape (B,).
+            weights: how much each pair counts, shape (B,).
+            num_tokens: labelled tokens of all chosen completions together.
+
+        Returns:
+            the loss that is trained, and the negative log-likelihood, in nats per token, that is a part of it.
+        """
         nll = -(weights * chosen).sum() / num_tokens
-        loss = (weights * output.loss).mean() + self.nll_weight * nll
+        return (weights * losses).mean() + self.nll_weight * nll, nll
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The objective of one batch."""
+        output, chosen, rejected = self.dpo(batch)
+        num_tokens = (batch["labels"][: len(chosen), 1:] != IGNORED).sum()
+        loss, nll = self.objective(output.loss, chosen, batch["weights"], num_tokens)
         self.log_metrics(
             {
                 "loss": loss.detach(),

@@ -49,7 +49,15 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             "influence": {"batch_tokens": 16, "signal.init_args.calibration_examples": 8},
             "influence_after": {"max_examples": 8},
             "warmup": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 8},
-            "aligned_teacher": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 4},
+            "aligned_teacher": {
+                "training.checkpoint_every_n_steps": 1,
+                "training.batch_size": 4,
+                "watch": {
+                    "every_n_steps": 2,
+                    "num_samples": 8,
+                    "sampling": {"presence_penalty": 0.0, "max_tokens": 40},
+                },
+            },
             "trained": {"training.checkpoint_every_n_steps": 1},
         }
         for source in (counts, changes):

@@ -439,6 +439,18 @@ class TestConfigs:
 class TestRuns:
     """Runs to their ends."""
 
+    def test_what_a_stage_warns_of_is_said_behind_its_last_line(
+        self, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Any stage's: the sentences of its metrics under `collapse`."""
+        Path("warning_stages.py").write_text(PLUGIN.replace("return {}", 'return {"collapse": ["less and less"]}'))
+        Path("mended").touch()
+        stage = {"class_path": "warning_stages.Breaks", "init_args": {"until": "mended"}}
+        main(["fit", "--config", recipe(recipe__warns=stage)])
+        said = capsys.readouterr().out
+        assert re.search(r"recorded: done in .*\n\[2/2\]", said), "who warns of nothing says nothing"
+        assert re.search(r"warns: done in .*\n  warning: less and less\n", said)
+
     def test_plugin_beside_the_recipe_and_a_later_stage_that_changes(self, mistake: Mistake, recipe: Recipe) -> None:
         """The second stage, a class in a file of the working directory, stops the first session.
 

@@ -15,11 +15,13 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from montessori_pl.losses import (
+    PairLoss,
     dpo_loss,
     mean_response_loss,
     sequence_log_probabilities,
     token_log_probabilities,
 )
+from montessori_pl.teacher import TeacherDPOModule
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +121,32 @@ def test_a_policy_that_is_its_reference_loses_log_two() -> None:
     assert output.accuracies.tolist() == [0.0, 0.0]
 
 
+def test_conservative_loss_is_that_of_the_pair_and_of_the_swapped_pair() -> None:
+    """(1 - e) times DPO's loss + e times its loss when the sides are exchanged.
+
+    Log-ratios +1 and -2 make h = 3: with beta 1/2, sigmoid(1.5) = 0.8175745 and sigmoid(-1.5) = 0.1824255, so with
+    e = 0.1 the loss is 0.9 * 0.2014133 + 0.1 * 1.7014133 = 0.3514133.
+    """
+    chosen, rejected = (torch.tensor([-1.0]), torch.tensor([-2.0])), (torch.tensor([-3.0]), torch.tensor([-1.0]))
+    sides = (chosen[0], rejected[0], chosen[1], rejected[1])
+    swapped = (rejected[0], chosen[0], rejected[1], chosen[1])
+    found = dpo_loss(*sides, beta=0.5, loss="conservative", label_smoothing=0.1)
+
+    assert found.loss.item() == pytest.approx(0.3514133, abs=1e-6)
+    expected = 0.9 * dpo_loss(*sides, beta=0.5).loss + 0.1 * dpo_loss(*swapped, beta=0.5).loss
+    torch.testing.assert_close(found.loss, expected)
+    torch.testing.assert_close(dpo_loss(*sides, beta=0.5, loss="conservative").loss, dpo_loss(*sides, beta=0.5).loss)
+
+
+def test_robust_loss_is_unbiased() -> None:
+    """Its mean over labels that are flipped with probability e is DPO's loss of the labels as they were."""
+    sides = tuple(torch.tensor([value]) for value in (-1.0, -3.0, -2.0, -1.0))
+    swapped = (sides[1], sides[0], sides[3], sides[2])
+    right, flipped = (dpo_loss(*some, beta=0.5, loss="robust", label_smoothing=0.2).loss for some in (sides, swapped))
+
+    torch.testing.assert_close(0.8 * right + 0.2 * flipped, dpo_loss(*sides, beta=0.5).loss)
+
+
 def tiny_llama(vocab_size: int) -> LlamaForCausalLM:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, initializer_range=0.2, **sizes))
@@ -139,8 +167,16 @@ def randomize_adapter(model: nn.Module) -> None:
             nn.init.normal_(param, std=0.1)
 
 
-def test_loss_rewards_and_gradients_equal_those_of_trl(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("loss", "label_smoothing", "nll_weight"),
+    [("sigmoid", 0.0, 0.0), ("robust", 0.2, 0.0), ("ipo", 0.0, 0.0), ("sigmoid", 0.0, 0.5), ("robust", 0.1, 0.25)],
+)
+def test_loss_rewards_and_gradients_equal_those_of_trl(
+    tmp_path: Path, loss: PairLoss, label_smoothing: float, nll_weight: float
+) -> None:
     """TRL computes its loss with its own collator, fused head and reference pass; ours is written out below.
+
+    What we call `nll_weight` is the weight of TRL's `sft` beside the other loss.
 
     Both start from the same weights, an adapter over a frozen model whose adapter-free self is the reference.
     """
@@ -160,6 +196,9 @@ def test_loss_rewards_and_gradients_equal_those_of_trl(tmp_path: Path) -> None:
         args=trl.DPOConfig(
             output_dir=str(tmp_path),
             beta=0.3,
+            loss_type=[loss, "sft"] if nll_weight else [loss],
+            loss_weights=[1.0, nll_weight] if nll_weight else None,
+            label_smoothing=label_smoothing,
             use_cpu=True,
             bf16=False,
             gradient_checkpointing=False,
@@ -185,11 +224,21 @@ def test_loss_rewards_and_gradients_equal_those_of_trl(tmp_path: Path) -> None:
     policy = sequence_log_probabilities(ours(**inputs).logits, labels)
     with torch.no_grad(), ours.disable_adapter():
         reference = sequence_log_probabilities(ours(**inputs).logits, labels)
-    output = dpo_loss(*policy.chunk(2), *reference.chunk(2), beta=0.3)
-    output.loss.mean().backward()
+    teacher = TeacherDPOModule(beta=0.3, loss=loss, label_smoothing=label_smoothing, nll_weight=nll_weight)
+    lengths = (labels[:, 1:] != -100).sum(dim=1).chunk(2)
+    output = dpo_loss(
+        *policy.chunk(2),
+        *reference.chunk(2),
+        beta=0.3,
+        loss=loss,
+        label_smoothing=label_smoothing,
+        lengths=(lengths[0], lengths[1]),
+    )
+    our_loss, _ = teacher.objective(output.loss, policy.chunk(2)[0], torch.ones(len(rows)), lengths[0].sum())
+    our_loss.backward()
 
-    assert output.loss.mean().item() == pytest.approx(trl_loss.item(), rel=1e-5)
-    assert abs(trl_loss.item() - math.log(2)) > 0.01, "policy and reference must differ for this to mean something"
+    assert our_loss.item() == pytest.approx(trl_loss.item(), rel=1e-5)
+    assert (output.margins.abs() > 0.001).all(), "policy and reference must differ for this to mean something"
     for name, values in (
         ("rewards/chosen", output.chosen_rewards),
         ("rewards/rejected", output.rejected_rewards),

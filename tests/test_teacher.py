@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from montessori_pl.chat import ChatFormat
 from montessori_pl.data import collate_pairs, encode_pairs
-from montessori_pl.losses import sequence_log_probabilities
+from montessori_pl.losses import IGNORED, sequence_log_probabilities
 from montessori_pl.models import LoraSettings, ModelSource, load_model, save_weights
 from montessori_pl.records import PreferencePair
 from montessori_pl.teacher import TeacherDPOModule
@@ -110,6 +110,31 @@ def test_before_the_first_step_nothing_is_preferred(teacher: TeacherDPOModule, b
     assert output.chosen_rewards.tolist() == [0.0, 0.0]
     assert output.rejected_rewards.tolist() == [0.0, 0.0]
     assert output.loss.tolist() == pytest.approx([math.log(2)] * 2)
+
+
+@pytest.mark.parametrize("nll_weight", [0.0, 0.5])
+def test_training_loss_weighs_pairs_and_adds_the_likelihood_of_the_chosen(
+    backbone: str, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, nll_weight: float
+) -> None:
+    """By hand, pair by pair: mean of w log(1 + exp(-beta h)), and weighted nats per chosen token."""
+    teacher = TeacherDPOModule(backbone, lora=LORA, beta=0.3, nll_weight=nll_weight)
+    teacher.configure_model()
+    perturb(teacher, seed=2)
+    weights = [0.25, 3.0]
+    policy, reference = log_probabilities(teacher, batch).tolist(), reference_of(teacher, batch).tolist()
+    num_chosen_tokens = sum(label != IGNORED for row in batch["labels"][:2].tolist() for label in row)
+    expected = nll = 0.0
+    for pair, weight in enumerate(weights):
+        h = (policy[pair] - reference[pair]) - (policy[2 + pair] - reference[2 + pair])
+        expected += weight * math.log(1 + math.exp(-0.3 * h)) / 2
+        nll -= weight * policy[pair] / num_chosen_tokens
+    logged: dict[str, Tensor | float] = {}
+    monkeypatch.setattr(teacher, "log_metrics", lambda metrics, batch_size: logged.update(metrics))
+    loss = teacher.training_step({**batch, "weights": torch.tensor(weights)}, 0)
+    assert loss.item() == pytest.approx(expected + nll_weight * nll, rel=1e-5)
+    assert (float(logged["loss"]), float(logged["chosen_nll"])) == pytest.approx((loss.item(), nll), rel=1e-5)
+    assert loss.requires_grad
+    assert not any(isinstance(value, Tensor) and value.requires_grad for value in logged.values())
 
 
 def test_gradients_reach_the_trained_adapter_alone(teacher: TeacherDPOModule, batch: dict[str, Tensor]) -> None:

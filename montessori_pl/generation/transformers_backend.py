@@ -45,13 +45,23 @@ class TransformersBackend(GenerationBackend):
         self._chat = load_chat(source)
         self._model = load_model(source).to(self.device)
 
+    def serve(self, model: "nn.Module", chat: ChatFormat) -> None:
+        """Sample from a model that somebody else has loaded, as it is and where it is, for example while it is trained.
+
+        The model must be in evaluation mode while it generates: in training mode it drops out, and with gradient
+        checkpointing it keeps no cache. `close` leaves it alone.
+        """
+        self._model, self._chat = model, chat
+        self.device = next(model.parameters()).device
+
     def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
         """Whether prompt and completion stay within the model's positions."""
         model, chat = self._loaded()
         limit = getattr(model.config, "max_position_embeddings", None)
         return limit is None or len(chat.prompt_ids(messages)) + sampling.max_tokens <= limit
 
-    @torch.inference_mode()
+    # Not `inference_mode`: what a model keeps of it, as some rotary embeddings do, could never be trained with again.
+    @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Sample in batches of similar length."""
         _, chat = self._loaded()

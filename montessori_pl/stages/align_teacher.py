@@ -1,38 +1,60 @@
 """AlignTeacher: DPO of the teacher on preference pairs, with the teacher before alignment as the reference policy."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from montessori_pl.data import collate_pairs, encode_pairs
+from montessori_pl.chat import ChatFormat
+from montessori_pl.data import EncodedPair, collate_pairs, encode_pairs
 from montessori_pl.models import load_chat
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.records import PreferencePair, read_records
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.dose import LOOKS, TEACHERS, DoseControl, DoseWatch, num_held_out, prompts_in_order
+from montessori_pl.stages.looks import Observer
 from montessori_pl.stages.training import TrainingData, fit
+from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
+from montessori_pl.teacher import TeacherDPOModule
 
 
 class AlignTeacher(Stage):
-    """Train the teacher to prefer what helped the student.
+    """Train the teacher to prefer what helped the student, as long as its writing stays within limits.
 
     Args:
         pairs: the stage whose preference pairs are learned.
         training: how.
         teacher: the stage whose teacher is trained further, and is the reference policy; `latest`, or `base`.
+        watch: when the teacher is looked at while it is trained, what is too much, and which look becomes the teacher;
+            null trains on all pairs to the end, without a look.
+        keep_teachers: whether the adapter of every look stays, in `looks/step_000010` and so on. One of them can be
+            used wherever an adapter's path can, for example `ModelSource(backbone, weights=Path(...))`.
+        synthesizer: finds the instructions in what the watched teacher writes.
         first_iteration_only: whether later iterations go without this stage.
     """
 
     produces = Kind.TEACHER
-    artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
+    artifacts = (CHECKPOINT, f"{WEIGHTS}/*", LOOKS, f"{TEACHERS}/*/*")
     uses = ("teacher",)
     trains = ("teacher",)
     unpinned = ("training.checkpoint_every_n_steps",)
     distributed = True
 
     def __init__(
-        self, pairs: str, training: TrainingSettings, teacher: str = LATEST, first_iteration_only: bool = False
+        self,
+        pairs: str,
+        training: TrainingSettings,
+        teacher: str = LATEST,
+        watch: DoseWatch | None = DoseWatch(),
+        keep_teachers: bool = False,
+        synthesizer: Synthesizer | None = None,
+        first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
+        if keep_teachers and watch is None:
+            raise ValueError("keep_teachers keeps the teachers of the looks, and without `watch` there is no look")
         self.pairs, self.training, self.teacher = pairs, training, teacher
+        self.watch, self.keep_teachers = watch, keep_teachers
+        self.synthesizer = synthesizer or SelfInstruct()
 
     def reads(self) -> list[Input]:
         """The pairs and the teacher to start from."""
@@ -46,21 +68,50 @@ class AlignTeacher(Stage):
         teacher.source = context.source(teacher, "teacher")
         chat = load_chat(teacher.source)
         pairs = read_records(directory / "pairs.jsonl", PreferencePair)
-        encoded = encode_pairs(pairs, chat, self.training.max_length)
-        if not encoded:
+        max_length = self.training.max_length
+        fitting = [(pair.prompt, encoded) for pair in pairs for encoded in encode_pairs([pair], chat, max_length)]
+        if not fitting:
             raise StageError(
                 f"{context.key} has nothing to learn: of {len(pairs)} pairs in {directory}, none fits within "
-                f"max_length {self.training.max_length} tokens"
+                f"max_length {max_length} tokens"
             )
+        prompts = prompts_in_order([prompt for prompt, _ in fitting], context.seed)
+        watched = set(prompts[: num_held_out(len(prompts), self.watch.held_out)]) if self.watch else set[str]()
+        learned = [encoded for prompt, encoded in fitting if prompt not in watched]
+        held_out = [encoded for prompt, encoded in fitting if prompt in watched]
+        dose = self._dose_control(context, teacher, chat, held_out, prompts)
         data = TrainingData(
-            encoded,
-            [max(len(pair.chosen.input_ids), len(pair.rejected.input_ids)) for pair in encoded],
+            learned,
+            [max(len(pair.chosen.input_ids), len(pair.rejected.input_ids)) for pair in learned],
             self.training.batch_size,
             context.seed,
             partial(collate_pairs, pad_id=chat.tokenizer.pad_token_id),
         )
-        return {
-            "pairs": len(encoded),
-            "left_out_as_too_long": len(pairs) - len(encoded),
-            **fit(context, teacher, data, self.training),
-        }
+        counts = {"pairs": len(learned), "left_out_as_too_long": len(pairs) - len(fitting)}
+        if dose is None:
+            return {**counts, **fit(context, teacher, data, self.training)}
+        metrics = fit(context, teacher, data, self.training, [dose], dose.leave_weights)
+        return {**counts, "held_out_pairs": len(held_out), **metrics, **dose.metrics()}
+
+    def _dose_control(
+        self,
+        context: StageContext,
+        teacher: TeacherDPOModule,
+        chat: ChatFormat,
+        held_out: Sequence[EncodedPair],
+        prompts: Sequence[str],
+    ) -> DoseControl | None:
+        if self.watch is None:
+            return None
+        observer = Observer(
+            teacher=teacher,
+            chat=chat,
+            held_out=held_out,
+            prompts=prompts,
+            num_samples=self.watch.num_samples,
+            sampling=self.watch.sampling,
+            synthesizer=self.synthesizer,
+            seed=context.seed,
+            batch_size=self.training.batch_size,
+        )
+        return DoseControl(self.watch, observer, context.directory, self.keep_teachers)

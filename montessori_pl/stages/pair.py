@@ -22,6 +22,8 @@ class Pair(Stage):
         noise_margin: keep a pair only if its scores differ by more than so many standard errors; 0 keeps all.
         weights: how much each pair counts in alignment: `equal`, or in proportion to its `margin`. A pair whose scores
             hardly differ says little, and with equal weights it says it as loudly as the others.
+        max_opening_share: keeps breadth: the largest share of all weight for pairs whose chosen instructions begin with
+            the same word; null does not look.
         at_random: the control: as many pairs for each prompt as the rule would make, but both sides drawn at random.
         first_iteration_only: whether later iterations go without this stage.
     """
@@ -37,13 +39,16 @@ class Pair(Stage):
         max_pairs_per_prompt: int | None = None,
         noise_margin: float = 0.0,
         weights: Literal["equal", "margin"] = "equal",
+        max_opening_share: float | None = None,
         at_random: bool = False,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
         self.examples, self.scores, self.rule = examples, scores, rule
         self.max_pairs_per_prompt, self.noise_margin, self.weights = max_pairs_per_prompt, noise_margin, weights
-        self.at_random = at_random
+        self.max_opening_share, self.at_random = max_opening_share, at_random
+        if max_opening_share is not None and not 0 < max_opening_share <= 1:
+            raise ValueError(f"max_opening_share must be above 0 and at most 1, found {max_opening_share:g}")
 
     def reads(self) -> list[Input]:
         """The examples and their scores."""
@@ -66,6 +71,7 @@ class Pair(Stage):
             # Where some scores have no terms, as approximate ones, all stand on their own standard errors.
             differences=differences if len(differences) == len(scores) else None,
             weights=self.weights,
+            max_opening_share=self.max_opening_share,
             shuffle_seed=context.seed if self.at_random else None,
         )
         prompts = {example.prompt_id for example in examples if example.prompt_id}

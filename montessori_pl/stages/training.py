@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from montessori_pl.data import EpochBatches, ResumableLoader
@@ -97,9 +97,23 @@ class LastCheckpoint(Checkpoint):
 
 
 def fit(
-    context: StageContext, module: LanguageModule, data: TrainingData, training: TrainingSettings
+    context: StageContext,
+    module: LanguageModule,
+    data: TrainingData,
+    training: TrainingSettings,
+    callbacks: Sequence[Callback] = (),
+    leave_weights: Callable[[Trainer], None] | None = None,
 ) -> dict[str, Any]:
     """Train from the start or from the last checkpoint; save weights and a last checkpoint.
+
+    Args:
+        context: the stage's.
+        module: what is trained.
+        data: on what.
+        training: how.
+        callbacks: who takes part besides those of the trainer's section.
+        leave_weights: puts the weights into the stage's directory when training has ended, in all processes; none saves
+            those of the last step.
 
     Returns:
         the number of optimizer steps, and the metrics of the last logged step.
@@ -108,12 +122,14 @@ def fit(
     module.log_prefix = f"{context.key}/"
     path = context.directory / CHECKPOINT
     checkpoint = LastCheckpoint(path, training.checkpoint_every_n_steps)
-    trainer = context.trainer(callbacks=[checkpoint], **training.trainer_arguments())
+    trainer = context.trainer(callbacks=[*callbacks, checkpoint], **training.trainer_arguments())
     trainer.fit(module, datamodule=data, ckpt_path=str(path) if path.exists() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
     checkpoint.save(trainer)  # once more: callbacks such as weight averaging change the weights when training ends
-    if trainer.is_global_zero:
+    if leave_weights is not None:
+        leave_weights(trainer)
+    elif trainer.is_global_zero:
         save_weights(module.network, context.directory / WEIGHTS)
     metrics = {name.removeprefix(module.log_prefix): value for name, value in module.last_metrics().items()}
     return {"steps": trainer.global_step, **metrics}

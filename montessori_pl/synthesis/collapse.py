@@ -57,7 +57,7 @@ class CollapseLimits:
             if limit is None or name not in before or name not in after:
                 continue
             bound = before[name] + limit if name == "near_duplicate_share" else before[name] * limit
-            beyond = after[name] < bound if name in LOWER_IS_WORSE else after[name] > bound
-            if beyond:
+            within = after[name] >= bound if name in LOWER_IS_WORSE else after[name] <= bound
+            if not within:  # neither is a number that is none
                 clauses.append(f"{title} {after[name]:.2f}, before {before[name]:.2f}, limit {bound:.2f}")
         return clauses

@@ -1,0 +1,622 @@
+"""The dose of alignment: what a look sees, that it disturbs nothing, and which teacher stays."""
+
+import dataclasses
+import inspect
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
+from tiny_models import save_tiny_model, tiny_tokenizer
+from torch import Tensor
+
+from montessori_pl.chat import ChatFormat
+from montessori_pl.data import DataSources, encode_pairs
+from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
+from montessori_pl.models import LoraSettings, ModelSource, load_model, save_weights
+from montessori_pl.optimization import TrainingSettings
+from montessori_pl.progress import Progress
+from montessori_pl.records import Example, PreferencePair, append_records, read_lines, stable_seed
+from montessori_pl.stages import AlignTeacher, StageContext, Synthesize
+from montessori_pl.stages import dose as dose_module
+from montessori_pl.stages.base import CHECKPOINT
+from montessori_pl.stages.dose import DoseWatch, num_held_out, prompts_in_order
+from montessori_pl.stages.looks import Look, Observer
+from montessori_pl.synthesis.base import Synthesizer
+from montessori_pl.synthesis.collapse import CollapseLimits
+from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.filters import Rejected
+from montessori_pl.teacher import TeacherDPOModule
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
+
+SEED = 3
+NO_LIMITS = CollapseLimits(**{field.name: None for field in dataclasses.fields(CollapseLimits)})
+SHORT = Sampling(temperature=1.0, top_p=0.9, max_tokens=12)
+PROMPTS = ["write", "ask", "invent a task.", "a question?", "say", "think of it"]
+"""Two pairs each: six batches of two pairs, without those that are held out."""
+WATCH = DoseWatch(held_out=0.2, every_n_steps=1, num_samples=8, sampling=SHORT, limits=NO_LIMITS)
+GENTLE = TrainingSettings(lr=1e-3, epochs=2, batch_size=2, checkpoint_every_n_steps=2)
+OVERDOSE = dataclasses.replace(GENTLE, lr=1e-1, epochs=4, schedule="constant")
+LIMITS = CollapseLimits(surprise=1.25)
+
+
+class Whatever(Synthesizer):
+    """Takes every completion with an `a` in it for an instruction."""
+
+    def prompt(
+        self, rng: random.Random, seeds: Sequence[Example], written: Sequence[Example], num_shots: int | None = None
+    ) -> tuple[str, tuple[str, ...]]:
+        raise AssertionError("nobody writes prompts here")
+
+    def instruction(self, completion: str) -> str:
+        if "a" not in completion:
+            raise Rejected("no a", completion)
+        return completion.strip()
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of twelve pairs of six prompts, with unequal weights."""
+    records = [
+        PreferencePair(
+            id=f"{prompt}-{number}",
+            prompt=prompt,
+            chosen=["a task.", "why is it so?"][number],
+            rejected=["no no no", "b"][number],
+            chosen_id="c",
+            rejected_id="r",
+            margin=1.0,
+            weight=0.5 + number,
+            chosen_finished=number == 0,
+        )
+        for prompt in PROMPTS
+        for number in range(2)
+    ]
+    directory = tmp_path_factory.mktemp("pairs")
+    append_records(directory / "pairs.jsonl", records)
+    return directory
+
+
+class Killed(BaseException):
+    """Stands for `kill -9`: nothing in the program catches it."""
+
+
+AT_THE_END = -1
+
+
+class Notes(Callback):
+    """Notes what every batch holds and the adapter after every step; ends the process before a given batch.
+
+    Or at the end of training, when the last epoch's checkpoint has been written, and the stage's last one has not.
+    """
+
+    def __init__(self, kill_at: int | None = None) -> None:
+        self.kill_at = kill_at
+        self.sequences: list[list[int]] = []
+        self.adapters: dict[int, dict[str, Tensor]] = {}
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        if trainer.fit_loop.total_batch_idx + 1 == self.kill_at:
+            raise Killed
+        self.sequences += batch["input_ids"].tolist()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        assert isinstance(pl_module, TeacherDPOModule)
+        weights = {name: parameter.detach().clone() for name, parameter in pl_module.optimized().items()}
+        self.adapters[trainer.global_step] = weights
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.kill_at == AT_THE_END:
+            raise Killed
+
+
+Align = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def align(backbone: str, pairs: Path) -> Align:
+    """One session of the stage, as the runner begins it; returns its metrics."""
+
+    def run(
+        directory: Path,
+        watch: DoseWatch | None = WATCH,
+        training: TrainingSettings = GENTLE,
+        notes: Callback | None = None,
+        previous: Path | None = None,
+        logger: Any = False,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        lightning.seed_everything(SEED, verbose=False)
+        directory.mkdir(parents=True, exist_ok=True)
+
+        def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
+            return Trainer(
+                accelerator="cpu",
+                callbacks=[*([notes] if notes else []), *callbacks],
+                default_root_dir=directory,
+                logger=logger,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                **arguments,
+            )
+
+        def never(*arguments: Any) -> Any:
+            raise AssertionError("not needed")
+
+        context = StageContext(
+            key="iteration_1/aligned",
+            name="aligned",
+            iteration=1,
+            directory=directory,
+            seed=SEED,
+            inputs={"pairs": pairs, "teacher": previous},
+            data=DataSources(seeds="", reference=""),
+            student=never,
+            teacher=lambda: TeacherDPOModule(backbone, lora=LoraSettings(r=2, alpha=4, dropout=0.1), nll_weight=0.1),
+            backend=never,
+            trainer=trainer,
+            progress=Progress(lambda done, total: None, lambda seconds: None),
+            log_distribution=never,
+        )
+        stage = AlignTeacher("pairs", training, watch=watch, synthesizer=Whatever(), **settings)
+        return stage.run(context)
+
+    return run
+
+
+def looks_of(directory: Path) -> list[Look]:
+    return list(read_lines(directory / "looks.jsonl"))
+
+
+def weights_of(directory: Path) -> dict[str, bytes]:
+    """The files of an adapter."""
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("settings", "sentence"),
+        [
+            ({"held_out": 1.0}, "held_out is a share of the prompts, from 0 to less than 1, found 1.0"),
+            ({"every_n_steps": 0}, "every_n_steps and patience must be at least 1 and num_samples not negative, found"),
+            ({"patience": 0}, "every_n_steps and patience must be at least 1 and num_samples not negative, found"),
+            ({"num_samples": -1}, "every_n_steps and patience must be at least 1 and num_samples not negative, found"),
+            ({"max_margin": 0.0}, "max_margin is in nats and must be positive, found 0.0"),
+            ({"held_out": 0, "max_margin": 1.0}, "look at held-out pairs, and held_out is 0"),
+            ({"held_out": 0, "choose": "lowest_loss"}, "look at held-out pairs, and held_out is 0"),
+            ({"held_out": 0, "num_samples": 0}, "watches nothing; write watch: null instead"),
+        ],
+    )
+    def test_mistakes_are_one_sentence(self, settings: dict[str, Any], sentence: str) -> None:
+        with pytest.raises(ValueError, match=sentence):
+            DoseWatch(**settings)
+
+    def test_keep_teachers_needs_looks(self) -> None:
+        with pytest.raises(ValueError, match="without `watch` there is no look"):
+            AlignTeacher("pairs", GENTLE, watch=None, keep_teachers=True)
+
+    def test_samples_are_drawn_as_synthesize_draws(self) -> None:
+        default = inspect.signature(Synthesize).parameters["instruction_sampling"].default
+        assert DoseWatch().sampling == default
+
+    def test_written_as_yaml(self) -> None:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(AlignTeacher, "stage")
+        common = ["--stage.pairs", "p", "--stage.training", '{"lr": 0.1}']
+        written = '{"every_n_steps": 5, "limits": {"surprise": null}, "sampling": {"max_tokens": 7}}'
+        stage = parser.instantiate_classes(parser.parse_args([*common, "--stage.watch", written])).stage
+        assert stage.watch.every_n_steps == 5
+        assert stage.watch.limits == CollapseLimits(surprise=None)
+        assert stage.watch.sampling.max_tokens == 7
+        assert parser.instantiate_classes(parser.parse_args([*common, "--stage.watch", "null"])).stage.watch is None
+        assert parser.instantiate_classes(parser.parse_args(common)).stage.watch == DoseWatch()
+
+
+def row(step: int, beyond: bool = False, loss: float = 0.0) -> Look:
+    return {"step": step, "loss": loss, "beyond": ["too much"] if beyond else []}
+
+
+class TestDecisions:
+    """Which look stays and when training stops, from rows written by hand."""
+
+    @pytest.mark.parametrize(
+        ("looks", "latest", "lowest"),
+        [
+            ([row(0)], 0, 0),
+            ([row(0, loss=0.1), row(1, loss=0.3), row(2, loss=0.2), row(3, loss=0.4)], 3, 2),
+            ([row(0), row(1, loss=0.5), row(2, beyond=True, loss=0.1)], 1, 1),
+            ([row(0), row(1, beyond=True), row(2, loss=0.5)], 2, 2),
+            ([row(0, loss=0.5), row(1, beyond=True), row(2, beyond=True)], 0, 0),
+        ],
+    )
+    def test_choice(self, looks: list[Look], latest: int, lowest: int) -> None:
+        assert DoseWatch().choice(looks)["step"] == latest
+        assert DoseWatch(choose="lowest_loss").choice(looks)["step"] == lowest
+
+    @pytest.mark.parametrize(
+        ("beyond", "stops"),
+        [([], False), ([1], False), ([1, 1], True), ([1, 0, 1], False), ([0, 1, 1], True), ([1, 1, 0], False)],
+    )
+    def test_stops_after_patience(self, beyond: list[int], stops: bool) -> None:
+        looks = [row(0), *(row(step, bool(flag)) for step, flag in enumerate(beyond, start=1))]
+        assert DoseWatch(patience=2).stops(looks) is stops
+
+    def test_limits(self) -> None:
+        watch = DoseWatch(max_margin=2.0)
+        first = {"token_entropy": 4.0, "surprise": 1.0, "margin": 0.0}
+        assert watch.beyond(first, {"token_entropy": 3.5, "surprise": 1.2, "margin": 1.9}) == []
+        assert watch.beyond(first, {"token_entropy": 3.0, "surprise": 1.3, "margin": 2.5}) == [
+            "entropy of the words 3.00, before 4.00, limit 3.20",
+            "surprise of the teacher before alignment, in nats per token 1.30, before 1.00, limit 1.25",
+            "margin of the held-out pairs 2.50 nats, limit 2.00",
+        ]
+        lost = watch.beyond(first, {"surprise": math.nan, "kl": math.inf, "samples": [""]})
+        assert len(lost) == 2, "a number that is none is not within a limit, nor is it where there is no limit"
+        assert lost[1] == "no finite number for surprise, kl"
+
+
+class TestHeldOut:
+    def test_share(self) -> None:
+        """At least one where any shall be held out, never all."""
+        counts = [(10, 0.1), (10, 0.25), (10, 0.0), (3, 0.1), (2, 0.99), (1, 0.5), (0, 0.5)]
+        assert [num_held_out(*count) for count in counts] == [1, 2, 0, 1, 1, 0, 0]
+
+    def test_order_depends_on_the_seed_alone(self) -> None:
+        order = prompts_in_order(PROMPTS, 1)
+        assert sorted(order) == sorted(PROMPTS)
+        assert prompts_in_order([*PROMPTS[::-1], *PROMPTS], 1) == order
+        assert any(prompts_in_order(PROMPTS, seed) != order for seed in range(2, 5))
+
+    def test_prompts_stay_whole(self, align: Align, tmp_path: Path) -> None:
+        """A held-out prompt is in no batch, any other prompt is, with all its pairs."""
+        notes = Notes()
+        metrics = align(tmp_path, dataclasses.replace(WATCH, held_out=0.34), notes=notes)
+        assert (metrics["pairs"], metrics["held_out_pairs"]) == (8, 4)
+        chat = ChatFormat(tiny_tokenizer())
+        beginnings = {text: chat.prompt_ids([{"role": "user", "content": text}]) for text in PROMPTS}
+        found = {
+            text: sum(sequence[: len(ids)] == ids for sequence in notes.sequences) for text, ids in beginnings.items()
+        }
+        held_out = prompts_in_order(PROMPTS, SEED)[:2]
+        assert found == {text: 0 if text in held_out else 2 * 2 * GENTLE.epochs for text in PROMPTS}
+
+
+def slow_log_probability(source: ModelSource, chat: ChatFormat, prompt: str, text: str, finished: bool) -> float:
+    """Of one completion, token by token."""
+    model = load_model(source)
+    ids, response = chat.prompt_ids([{"role": "user", "content": prompt}]), chat.response_ids(text, finished)
+    total = 0.0
+    for token in response:
+        with torch.no_grad():
+            total += float(model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(dim=0)[token])
+        ids = [*ids, token]
+    return total
+
+
+@pytest.fixture(params=["first", "second"])
+def observer(request: pytest.FixtureRequest, backbone: str, pairs: Path, tmp_path: Path) -> Observer:
+    """Looks at a teacher that has moved away from its reference, in the first iteration and in the second one."""
+    generator = torch.Generator().manual_seed(4)
+
+    def moved(teacher: TeacherDPOModule) -> TeacherDPOModule:
+        teacher.configure_model()
+        with torch.no_grad():
+            for parameter in teacher.optimized().values():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        return teacher
+
+    lora = LoraSettings(r=2, alpha=4, dropout=0.5)
+    teacher = TeacherDPOModule(backbone, lora=lora, beta=0.3, nll_weight=0.5)
+    if request.param == "second":
+        save_weights(moved(TeacherDPOModule(backbone, lora=lora)).network, tmp_path / "previous")  # type: ignore[arg-type]
+        teacher.source = dataclasses.replace(teacher.source, weights=tmp_path / "previous")
+    moved(teacher).network.train()
+    chat = ChatFormat(tiny_tokenizer(), context=96)
+    records = [PreferencePair.from_dict(line) for line in read_lines(pairs / "pairs.jsonl")][:5]
+    return Observer(
+        teacher=teacher,
+        chat=chat,
+        held_out=encode_pairs(records, chat, 64),
+        prompts=PROMPTS,
+        num_samples=8,
+        sampling=SHORT,
+        synthesizer=Whatever(),
+        seed=SEED,
+        batch_size=2,
+    )
+
+
+class TestLook:
+    def test_numbers_of_the_pairs(self, observer: Observer, pairs: Path, tmp_path: Path) -> None:
+        """Against log-probabilities of one completion at a time, under two models that are loaded anew."""
+        look = observer.look()
+        teacher = observer.teacher
+        save_weights(teacher.network, tmp_path / "moved")  # type: ignore[arg-type]
+        policy, reference = ModelSource(teacher.backbone, tmp_path / "moved"), teacher.source
+        ratios: dict[str, list[float]] = {"chosen": [], "rejected": []}
+        losses, nll, tokens = [], 0.0, 0
+        for line in list(read_lines(pairs / "pairs.jsonl"))[:5]:
+            for side, values in ratios.items():
+                completion = (observer.chat, line["prompt"], line[side], line[f"{side}_finished"])
+                log_probability = slow_log_probability(policy, *completion)
+                values.append(log_probability - slow_log_probability(reference, *completion))
+                if side == "chosen":
+                    nll -= line["weight"] * log_probability
+                    tokens += len(observer.chat.response_ids(line["chosen"], line["chosen_finished"]))
+            margin = ratios["chosen"][-1] - ratios["rejected"][-1]
+            losses.append(line["weight"] * math.log(1 + math.exp(-0.3 * margin)))
+        margins = [one - other for one, other in zip(ratios["chosen"], ratios["rejected"], strict=True)]
+        assert look["loss"] == pytest.approx(sum(losses) / 5 + 0.5 * nll / tokens, rel=1e-4)
+        assert look["margin"] == pytest.approx(sum(margins) / 5, rel=1e-4, abs=1e-4)
+        assert look["chosen_log_ratio"] == pytest.approx(sum(ratios["chosen"]) / 5, rel=1e-4, abs=1e-4)
+        assert look["rejected_log_ratio"] == pytest.approx(sum(ratios["rejected"]) / 5, rel=1e-4, abs=1e-4)
+        assert look["reward_accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / 5)
+
+    def test_numbers_of_the_writing(self, observer: Observer, tmp_path: Path) -> None:
+        """The same completions as of the saved teacher, loaded by the engine itself; scored one at a time."""
+        look = observer.look()
+        teacher, chat = observer.teacher, observer.chat
+        save_weights(teacher.network, tmp_path / "moved")  # type: ignore[arg-type]
+        policy, reference = ModelSource(teacher.backbone, tmp_path / "moved"), teacher.source
+        engine = TransformersBackend(device="cpu")
+        engine.load(policy)
+        asked = [*PROMPTS, *PROMPTS[:2]]
+        requests = [
+            Request(messages=[{"role": "user", "content": text}], seed=stable_seed(SEED, "look", number))
+            for number, text in enumerate(asked)
+        ]
+        completions: list[Completion] = engine.generate(requests, SHORT)
+        ratios, nats, tokens = [], 0.0, 0
+        for prompt, completion in zip(asked, completions, strict=True):
+            scored = (chat, prompt, completion.text, completion.finished)
+            before = slow_log_probability(reference, *scored)
+            ratios.append(slow_log_probability(policy, *scored) - before)
+            nats -= before
+            tokens += len(chat.response_ids(completion.text, completion.finished))
+        instructions = [completion.text.strip() for completion in completions if "a" in completion.text]
+        assert look["samples"] == [completion.text for completion in completions[:3]]
+        assert look["parsed_share"] == len(instructions) / 8
+        assert {name: look[name] for name in diversity([])} == diversity(instructions)
+        assert look["tokens"] == sum(completion.num_tokens for completion in completions) / 8
+        assert look["kl"] == pytest.approx(sum(ratios) / 8, rel=1e-4, abs=1e-4)
+        assert look["surprise"] == pytest.approx(nats / tokens, rel=1e-4)
+
+    def test_disturbs_nothing(self, observer: Observer) -> None:
+        """Mode of each module, gradients, what is trained, weights and random states; and no tensor of inference."""
+        network = observer.teacher.network
+        for parameter in observer.teacher.optimized().values():
+            parameter.grad = torch.ones_like(parameter)
+        next(network.children()).eval()  # one part, as a callback might
+
+        def state() -> Any:
+            return (
+                [module.training for module in network.modules()],
+                {name: parameter.requires_grad for name, parameter in network.named_parameters()},
+                {name: parameter.grad.sum().item() for name, parameter in observer.teacher.optimized().items()},  # type: ignore[union-attr]
+                {name: parameter.detach().double().sum().item() for name, parameter in network.named_parameters()},
+                torch.get_rng_state().tolist(),
+                random.getstate(),
+            )
+
+        before, look = state(), observer.look()
+        assert state() == before
+        assert observer.look() == look, "and the next one sees the same"
+        assert not any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers()))
+
+    def test_completions_end_with_the_context(self, observer: Observer) -> None:
+        """The default limit of 1,024 tokens is more than small models have positions."""
+        look = dataclasses.replace(observer, sampling=Sampling(max_tokens=1024)).look()
+        assert look["tokens"] <= 96
+
+    def test_before_the_first_step_nothing_has_moved(self, align: Align, tmp_path: Path) -> None:
+        align(tmp_path)
+        first, _, *others = looks_of(tmp_path)  # the learning rate rises from zero: the first step moves nothing
+        assert [first[name] for name in ("margin", "chosen_log_ratio", "kl", "reward_accuracy")] == [0, 0, 0, 0]
+        assert all(look["kl"] != 0 and look["margin"] != 0 for look in others)
+
+
+class TestTraining:
+    def test_is_the_same_without_looks(self, align: Align, tmp_path: Path) -> None:
+        """On the same pairs, with dropout: weights, both moments and metrics are equal, bit for bit."""
+        training = dataclasses.replace(GENTLE, accumulate_grad_batches=2)
+        without = align(tmp_path / "without", None, training)
+        watched = align(tmp_path / "watched", dataclasses.replace(WATCH, held_out=0), training)
+        assert {name: watched[name] for name in without} == without
+        assert (watched["held_out_pairs"], watched["collapse"]) == (0, [])
+        assert weights_of(tmp_path / "watched" / "weights") == weights_of(tmp_path / "without" / "weights")
+        one, two = (torch.load(tmp_path / name / CHECKPOINT, weights_only=False) for name in ("watched", "without"))
+        for index, state in one["optimizer_states"][0]["state"].items():
+            other = two["optimizer_states"][0]["state"][index]
+            assert all(torch.equal(value, other[name]) for name, value in state.items())
+        assert not (tmp_path / "without" / "looks.jsonl").exists()
+        assert [look["step"] for look in looks_of(tmp_path / "watched")] == list(range(7))
+
+    def test_looks_are_taken_at_their_steps(self, align: Align, tmp_path: Path) -> None:
+        metrics = align(tmp_path, dataclasses.replace(WATCH, every_n_steps=4))
+        assert [look["step"] for look in looks_of(tmp_path)] == [0, 4, 8, 10]
+        assert metrics["watch"]["looks"] == 4
+        assert (metrics["watch"]["chosen_step"], metrics["watch"]["stopped_at_step"]) == (10, None)
+        assert metrics["watch"]["first"].keys() == metrics["watch"]["chosen"].keys()
+        assert not (tmp_path / "looks").exists()
+
+    def test_looks_are_logged(self, align: Align, tmp_path: Path) -> None:
+        logger = CSVLogger(tmp_path, name="log", version="")
+        align(tmp_path, logger=logger)
+        logger.save()
+        header = (tmp_path / "log" / "metrics.csv").read_text().splitlines()[0].split(",")
+        assert {"iteration_1/aligned/watch/margin", "iteration_1/aligned/watch/kl"} <= set(header)
+
+    def test_teachers_are_kept(self, align: Align, backbone: str, tmp_path: Path) -> None:
+        """One directory for each look, with the adapter as it was after that step."""
+        notes = Notes()
+        align(tmp_path, notes=notes, keep_teachers=True)
+        assert sorted(path.name for path in (tmp_path / "looks").iterdir()) == [f"step_{n:06d}" for n in range(11)]
+        for step, weights in notes.adapters.items():
+            saved = load_file(tmp_path / "looks" / f"step_{step:06d}" / "adapter_model.safetensors")
+            named = {name.replace(".default", ""): tensor for name, tensor in weights.items()}
+            assert saved.keys() == named.keys()
+            assert all(torch.equal(tensor, named[name]) for name, tensor in saved.items())
+        load_model(ModelSource(backbone, tmp_path / "looks" / "step_000003"))
+        assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "looks" / "step_000010")
+
+    def test_lowest_loss(self, align: Align, tmp_path: Path) -> None:
+        metrics = align(tmp_path, dataclasses.replace(WATCH, choose="lowest_loss"), OVERDOSE, keep_teachers=True)
+        losses = {look["step"]: look["loss"] for look in looks_of(tmp_path)[1:]}
+        best = min(losses, key=lambda step: losses[step])
+        assert metrics["watch"]["chosen_step"] == best < metrics["steps"]
+        assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "looks" / f"step_{best:06d}")
+
+    def test_second_iteration(self, align: Align, tmp_path: Path) -> None:
+        """From the previous adapter; a watch that allows nothing leaves exactly that one."""
+        align(tmp_path / "first")
+        nothing = dataclasses.replace(WATCH, max_margin=1e-9, limits=CollapseLimits(surprise=0.0), patience=1)
+        metrics = align(tmp_path / "second", nothing, previous=tmp_path / "first")
+        assert (metrics["watch"]["chosen_step"], metrics["watch"]["stopped_at_step"], metrics["steps"]) == (0, 1, 1)
+        name = "adapter_model.safetensors"
+        assert weights_of(tmp_path / "second" / "weights")[name] == weights_of(tmp_path / "first" / "weights")[name]
+        assert metrics["collapse"][0].endswith(
+            "; alignment was stopped and the teacher as it was before alignment is kept"
+        )
+
+
+class TestOverdose:
+    """A hundred times the learning rate."""
+
+    WATCH = dataclasses.replace(WATCH, limits=LIMITS, num_samples=24)
+
+    def test_is_found_and_taken_back(self, align: Align, tmp_path: Path) -> None:
+        notes = Notes()
+        metrics = align(tmp_path, self.WATCH, OVERDOSE, notes, keep_teachers=True)
+        looks = looks_of(tmp_path)
+        stopped, chosen = metrics["watch"]["stopped_at_step"], metrics["watch"]["chosen_step"]
+        assert stopped == metrics["steps"] == max(notes.adapters) < 20, "of twenty steps"
+        assert [bool(look["beyond"]) for look in looks[-3:]] == [False, True, True]
+        assert chosen == stopped - 2
+        assert metrics["watch"]["chosen"]["surprise"] == looks[chosen]["surprise"]
+        assert metrics["collapse"] == [
+            f"at step {stopped} the teacher's writing had moved beyond the limits ({'; '.join(looks[-1]['beyond'])}); "
+            f"alignment was stopped and the teacher of step {chosen} is kept"
+        ]
+        saved = load_file(tmp_path / "weights" / "adapter_model.safetensors")
+        expected = {name.replace(".default", ""): tensor for name, tensor in notes.adapters[chosen].items()}
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in saved.items())
+        assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "looks" / f"step_{chosen:06d}")
+
+    def test_a_gentle_dose_stays_within_the_same_limits(self, align: Align, tmp_path: Path) -> None:
+        metrics = align(tmp_path, self.WATCH)
+        assert metrics["collapse"] == []
+        assert metrics["watch"]["chosen_step"] == metrics["steps"] == 10
+
+    def test_without_patience_to_stop_it_is_said_all_the_same(self, align: Align, tmp_path: Path) -> None:
+        metrics = align(tmp_path, dataclasses.replace(self.WATCH, patience=99), OVERDOSE)
+        assert metrics["watch"]["stopped_at_step"] is None
+        assert metrics["steps"] == 20
+        assert len(metrics["collapse"]) == 1
+        assert "alignment was stopped" not in metrics["collapse"][0]
+
+
+def outcome(directory: Path, metrics: dict[str, Any]) -> Any:
+    return (directory / "looks.jsonl").read_bytes(), weights_of(directory / "weights"), json.dumps(metrics)
+
+
+def settings_of(kind: str) -> dict[str, Any]:
+    """A training that goes to its end, one that is stopped, or one that keeps all teachers."""
+    gentle = dataclasses.replace(WATCH, every_n_steps=3, num_samples=4)
+    return {
+        "watch": TestOverdose.WATCH if kind == "stopped" else gentle,
+        "training": OVERDOSE if kind == "stopped" else GENTLE,
+        "keep_teachers": kind == "kept",
+    }
+
+
+MOMENTS = {
+    "an adapter": (dose_module, "save_weights", ""),
+    "the rows": (dose_module, "write_atomically", ""),
+    "the chosen adapter": (shutil, "copytree", ""),
+    "adapters that go": (os, "replace", "looks"),
+    "adapters that have gone": (shutil, "rmtree", "looks.draft"),
+}
+"""What is written or deleted: module, function, and the name of its first argument where it is not the only caller."""
+
+
+@pytest.mark.slow
+class TestKilled:
+    """A training that was killed and started again leaves the same looks, weights and metrics."""
+
+    @pytest.mark.parametrize("kind", ["to the end", "stopped"])
+    def test_before_any_batch(self, align: Align, tmp_path: Path, kind: str) -> None:
+        notes, settings = Notes(), settings_of(kind)
+        whole = outcome(tmp_path / "whole", align(tmp_path / "whole", notes=notes, **settings))
+        for kill_at in [*range(1, len(notes.adapters) + 1), AT_THE_END]:
+            directory = tmp_path / str(kill_at)
+            with pytest.raises(Killed):
+                align(directory, notes=Notes(kill_at), **settings)
+            assert outcome(directory, align(directory, **settings)) == whole
+
+    @pytest.mark.parametrize("survives", [False, True], ids=["before", "after"])
+    @pytest.mark.parametrize(
+        ("kind", "moment"),
+        [*((kind, moment) for kind in ("to the end", "stopped") for moment in MOMENTS), ("kept", "the chosen adapter")],
+    )
+    def test_within_a_look_and_at_the_end(
+        self, align: Align, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, moment: str, survives: bool
+    ) -> None:
+        """Before a call or after it, at some looks; and once more when all is done, but nobody has noted it."""
+        settings = settings_of(kind)
+        whole = outcome(tmp_path / "whole", align(tmp_path / "whole", **settings))
+        num_looks = len(looks_of(tmp_path / "whole"))
+        owner, function, name = MOMENTS[moment]
+        original = getattr(owner, function)
+        for call in sorted({1, num_looks // 2, num_looks}) if owner is dose_module else [1]:
+            directory = tmp_path / str(call)
+            calls = itertools.count(1)
+
+            def dying(*args: Any, calls: Any = calls, call: int = call, **kwargs: Any) -> None:
+                fatal = (not name or Path(args[0]).name == name) and next(calls) == call
+                if survives or not fatal:
+                    original(*args, **kwargs)
+                if fatal:
+                    raise Killed
+
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, function, dying)
+                with pytest.raises(Killed):
+                    align(directory, **settings)
+            for _ in range(2):
+                assert outcome(directory, align(directory, **settings)) == whole
+            assert (directory / "looks").exists() is (kind == "kept")
+            assert not list(directory.rglob("*.draft"))
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3, 4])
+def test_killed_when_it_has_stopped(align: Align, tmp_path: Path, patience: int) -> None:
+    """In the middle of an epoch or at its end: a resumed session finds that training had stopped, and leaves it so."""
+    watch = dataclasses.replace(TestOverdose.WATCH, patience=patience)
+    whole = outcome(tmp_path / "whole", align(tmp_path / "whole", watch, OVERDOSE))
+    with pytest.raises(Killed):
+        align(tmp_path / "killed", watch, OVERDOSE, Notes(AT_THE_END))
+    notes = Notes()
+    assert outcome(tmp_path / "killed", align(tmp_path / "killed", watch, OVERDOSE, notes)) == whole
+    assert not notes.sequences
+    assert json.loads(whole[2])["watch"]["stopped_at_step"] is not None
