@@ -3,8 +3,9 @@
 Colours are those of Okabe and Ito, which the colour-blind can tell apart; worlds differ in their markers too.
 """
 
+import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from montessori_pl.classroom.curriculum import EASY_SKILLS, HARD_SKILLS
 from montessori_pl.classroom.tasks import DISTRACTORS
@@ -47,8 +49,8 @@ def draw(cells: Sequence[Cell], settings: Settings, directory: Path) -> list[Pat
 def draw_students(cells: Sequence[Cell], settings: Settings) -> Figure | None:
     """Accuracy and test loss against the baseline: cells, their mean and its interval."""
     measures = {
-        "accuracy": "accuracy on the test set (right is better)",
-        "test loss": "test loss, nats per token (left is better)",
+        "accuracy": "difference in accuracy on the test set\n(right is better)",
+        "test loss": "difference in test loss, nats per token\n(left is better)",
     }
     found = compare(cells, [(name, settings.baseline) for name in settings.chosen if name != settings.baseline])
     arms = list(dict.fromkeys(one.ours for one in found))
@@ -58,14 +60,17 @@ def draw_students(cells: Sequence[Cell], settings: Settings) -> Figure | None:
     figure, panels = _panels(settings, arms, len(measures))
     for axes, (measure, label) in zip(panels, measures.items(), strict=True):
         axes.axvline(0, color="black", linewidth=1)
-        for row, one in enumerate(one for one in found if one.measure == measure):
-            _points(axes, row, one.interval.differences, settings)
-            ends = one.interval.worlds if by_worlds else one.interval.t
-            _mean_mark(axes, row, one.interval.mean, ends)
-        axes.set_xlabel(f"difference in {label}")
+        rows = [
+            _Row(one.ours, one.interval.differences, one.interval.mean, one.interval.worlds or one.interval.t)
+            for one in found
+            if one.measure == measure
+        ]
+        _fill(axes, rows, settings)
+        axes.set_xlabel(label)
     baseline = settings.arms[settings.baseline].title
     kind = "bootstrap over worlds and seeds" if by_worlds else "Student's t over cells"
-    figure.suptitle(f"Students of each arm minus {baseline}'s: cells, mean and 95% interval ({kind})")
+    known = f"mean and 95% interval ({kind})" if found[0].interval.t else "mean"
+    figure.suptitle(f"Students of each arm minus {baseline}'s: cells, {known}")
     _legend(figure, cells, settings)
     return figure
 
@@ -74,7 +79,7 @@ def draw_trade_off(cells: Sequence[Cell], settings: Settings) -> Figure | None:
     """Influence, breadth and held-out loss side by side."""
     measures = {
         "influence after": "influence of the training data,\n1e-3 nats per token (right is better)",
-        "family entropy": "breadth: entropy over task\nfamilies, nats (right is better)",
+        "family entropy": "breadth: entropy over task\nfamilies, nats (right is broader)",
         "test loss": "the student's test loss,\nnats per token (left is better)",
     }
     arms = [name for name in settings.chosen if finished(cells, name)]
@@ -82,14 +87,13 @@ def draw_trade_off(cells: Sequence[Cell], settings: Settings) -> Figure | None:
         return None
     figure, panels = _panels(settings, arms, len(measures))
     for axes, (measure, label) in zip(panels, measures.items(), strict=True):
-        for row, name in enumerate(arms):
+        rows = []
+        for name in arms:
             values: dict[int, list[float]] = {}
             for cell in finished(cells, name).values():
-                if measure in cell.measures:
-                    values.setdefault(cell.world, []).append(cell.measures[measure])
-            if values:
-                _points(axes, row, values, settings)
-                _mean_mark(axes, row, statistics.fmean(value for ours in values.values() for value in ours), None)
+                values.setdefault(cell.world, []).append(cell.measures[measure])
+            rows.append(_Row(name, values, statistics.fmean(one for ours in values.values() for one in ours), None))
+        _fill(axes, rows, settings)
         axes.set_xlabel(label)
     figure.suptitle("What the teacher writes, and what the student learns from it: cells and their mean")
     _legend(figure, cells, settings)
@@ -104,7 +108,7 @@ def draw_families(cells: Sequence[Cell], settings: Settings) -> Figure | None:
     groups = {**{name: (name,) for name in (*EASY_SKILLS, *HARD_SKILLS)}, "distractors": tuple(DISTRACTORS)}
     groups[MALFORMED] = (MALFORMED,)
     shares = np.array(
-        [[_share(list(finished(cells, arm).values()), names) for names in groups.values()] for arm in arms]
+        [[_percent(list(finished(cells, arm).values()), names) for names in groups.values()] for arm in arms]
     )
     figure = Figure(figsize=(WIDTH, 1.9 + 0.42 * len(arms)), layout="constrained")
     axes = figure.subplots()
@@ -114,7 +118,7 @@ def draw_families(cells: Sequence[Cell], settings: Settings) -> Figure | None:
     image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=largest, aspect="auto")
     for (row, column), share in np.ndenumerate(shares):
         colour = "white" if share < 0.6 * largest else "black"
-        axes.text(column, row, f"{100 * share:.1f}", ha="center", va="center", color=colour, fontsize=9)
+        axes.text(column, row, f"{share:.1f}", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(len(groups)), list(groups), rotation=35, ha="right")
     axes.set_yticks(range(len(arms)), settings.titles(arms))
     for boundary in (len(EASY_SKILLS), skills):
@@ -123,14 +127,13 @@ def draw_families(cells: Sequence[Cell], settings: Settings) -> Figure | None:
     middles = [(len(EASY_SKILLS) - 1) / 2, len(EASY_SKILLS) + (len(HARD_SKILLS) - 1) / 2]
     top.set_xticks(middles, ["target skills that the base student knows", "target skills that it lacks"])
     top.tick_params(length=0)
-    bar = figure.colorbar(image, extend="max", pad=0.01)
-    bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
+    figure.colorbar(image, extend="max", pad=0.01, ticks=MaxNLocator(5, integer=True), format="%d%%")
     figure.suptitle("What the training data ask for: share of each family of tasks, percent, mean over cells")
     return figure
 
 
-def _share(cells: Sequence[Cell], names: Sequence[str]) -> float:
-    return statistics.fmean(
+def _percent(cells: Sequence[Cell], names: Sequence[str]) -> float:
+    return 100 * statistics.fmean(
         sum(cell.families.get(name, 0) for name in names) / sum(cell.families.values()) for cell in cells
     )
 
@@ -152,21 +155,49 @@ def _panels(settings: Settings, arms: Sequence[str], number: int) -> tuple[Figur
     return figure, panels
 
 
-def _points(axes: Axes, row: int, values: dict[int, Any], settings: Settings) -> None:
-    """The cells of an arm, each world a little below the one before it."""
-    for world, ours in values.items():
-        index = settings.worlds.index(world)
-        height = row + 0.12 + 0.24 * (index + 0.5) / len(settings.worlds)
-        axes.scatter(ours, [height] * len(ours), s=22, alpha=0.75, linewidths=0, **_look(index))
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """What is drawn for an arm in one panel."""
+
+    arm: str
+    values: Mapping[int, Sequence[float]]
+    """One for each cell, by world."""
+    mean: float
+    ends: tuple[float, float] | None
+    """Of the interval."""
+
+    @property
+    def numbers(self) -> list[float]:
+        """All that must fit into the panel."""
+        return [one for ours in self.values.values() for one in ours] + list(self.ends or ())
 
 
-def _mean_mark(axes: Axes, row: int, mean: float, ends: tuple[float, float] | None) -> None:
-    """The mean above the cells, with its interval."""
-    if ends is not None:
-        axes.plot(ends, [row - 0.14] * 2, color="black", linewidth=2.2, solid_capstyle="butt")
-    axes.scatter([mean], [row - 0.14], s=42, color="black", marker="|" if ends is None else "o", zorder=3)
-    if ends is None:
-        axes.scatter([mean], [row - 0.14], s=42, color="black", marker="o", zorder=3)
+def _fill(axes: Axes, rows: Sequence[_Row], settings: Settings) -> None:
+    """The rows of a panel, from the top.
+
+    The overdosed arms would press all others together: where they leave the others' range, an arrow stands at its edge.
+    """
+    usual = [row for row in rows if row.arm not in settings.overdosed] or rows
+    numbers = [number for row in usual for number in row.numbers]
+    margin = 0.06 * (max(numbers) - min(numbers)) or 0.01
+    low, high = min(numbers) - margin, max(numbers) + margin
+    axes.set_xlim(low, high)
+    for place, row in enumerate(rows):
+        for world, values in row.values.items():
+            index = settings.worlds.index(world)
+            height = place + 0.12 + 0.24 * (index + 0.5) / len(settings.worlds)
+            inside = [value for value in values if low <= value <= high]
+            axes.scatter(inside, [height] * len(inside), s=22, alpha=0.75, linewidths=0, **_look(index))
+        if row.ends is not None:
+            axes.plot(row.ends, [place - 0.14] * 2, color="black", linewidth=2.2, solid_capstyle="butt")
+        axes.scatter([row.mean], [place - 0.14], s=42, color="black", zorder=3)
+        beyond = [number for number in [row.mean, *row.numbers] if not low <= number <= high]
+        for edge, side, arrow in ((low, "left", "\u2190"), (high, "right", "\u2192")):
+            outside = [number for number in beyond if (number < low) == (edge == low)]
+            if outside:
+                extreme = min(outside) if edge == low else max(outside)
+                text = f"{arrow} to {extreme:.2f}" if edge == low else f"to {extreme:.2f} {arrow}"
+                axes.text(edge, place - 0.36, text, ha=side, va="center", fontsize=8)
 
 
 def _look(index: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from study.comparisons import SPREADS, Comparison, collapse_limits, collapsed, compare, finished
@@ -84,7 +85,7 @@ def _comparison(rows: Sequence[Comparison], settings: Settings) -> Table:
             f"{row.interval.mean:+.{one.digits}f}",
             f"{word} in {row.wins} of {num_cells}",
             *(
-                "-" if each is None else rf"\[{', '.join(f'{end:+.{one.digits}f}' for end in each)}]"
+                "-" if each is None else escape(f"[{', '.join(f'{end:+.{one.digits}f}' for end in each)}]")
                 for each in intervals
             ),
         )
@@ -133,7 +134,7 @@ def _overdosed(cells: Sequence[Cell], settings: Settings, names: Sequence[str]) 
         table.add_row(
             *(str(cell.world), str(cell.seed), settings.arms[cell.arm].title, *numbers),
             "-" if cell.failed else "yes" if (cell.world, cell.seed, cell.arm) in fallen else "no",
-            f"failed: {cell.failed}" if cell.failed else "\n".join(said),
+            escape(f"failed: {cell.failed}" if cell.failed else "\n".join(said)),
         )
     return table
 
