@@ -22,7 +22,7 @@ try:
     from study.comparisons import collapse_limits, collapsed, compare
     from study.figures import draw
     from study.intervals import interval, t_quantile
-    from study.measures import ALL_MEASURES, MEASURES, Cell, content, entropy
+    from study.measures import ALL_MEASURES, MEASURES, Cell, alarms, content, entropy
     from study.runs import CellRuns, Run, as_argument, copy_stages, manifest, override, shared_stages
     from study.settings import Settings, read_settings
     from study.tables import print_study
@@ -368,6 +368,15 @@ def test_an_unfair_cell_is_refused(runs: CellRuns, run: str, change: dict[str, A
         _write_run(runs.directory, each, **(change if each == run else {}))
     with pytest.raises(StudyError, match=message):
         check_cell(runs, [runs.settings.arms[name] for name in ARMS], [_example("sort a b")])
+
+
+def test_alarms_of_all_iterations(settings: Settings, tmp_path: Path) -> None:
+    for iteration, sentence in ((1, "fewer kinds"), (2, "too many repeats")):
+        directory = tmp_path / f"iteration_{iteration}" / "training_data"
+        directory.mkdir(parents=True)
+        (directory / "metrics.json").write_text(json.dumps({"collapse": [sentence]}))
+    assert alarms(tmp_path, settings.arms["two_iterations"]) == {"guard": ["fewer kinds", "too many repeats"]}
+    assert alarms(tmp_path, settings.arms["montessori"]) == {"guard": ["fewer kinds"]}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -171,7 +171,6 @@ def measure(runs: CellRuns, arm: Arm) -> Cell:
         "other reasons": sum(rejections.values()) - sum(reasons.values()),
         "seconds": sum(entry["seconds"] for entry in manifest(run).values()),
     }
-    spoken = {"dose control": alignment.get("collapse"), "guard": data.get("collapse")}
     return Cell(
         world=runs.world,
         seed=runs.seed,
@@ -180,8 +179,21 @@ def measure(runs: CellRuns, arm: Arm) -> Cell:
         students=named,
         rejections=rejections,
         families=families,
-        alarms={who: list(sentences) for who, sentences in spoken.items() if sentences},
+        alarms=alarms(run, arm),
     )
+
+
+def alarms(run: Path, arm: Arm) -> dict[str, list[str]]:
+    """What was said about a collapsed teacher, in any iteration, by who said it."""
+    found = {
+        who: [
+            sentence
+            for iteration in range(1, arm.iterations + 1)
+            for sentence in metrics(run, f"iteration_{iteration}/{stage}").get("collapse", [])
+        ]
+        for who, stage in (("dose control", "aligned_teacher"), ("guard", "training_data"))
+    }
+    return {who: sentences for who, sentences in found.items() if sentences}
 
 
 def _named(numbers: Mapping[str, float]) -> dict[str, float]:

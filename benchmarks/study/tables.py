@@ -54,7 +54,7 @@ def _means(title: str, cells: Sequence[Cell], settings: Settings) -> Table:
     table = _table(f"{title}: means over cells", "measure")
     of_arm = {name: list(finished(cells, name).values()) for name in settings.chosen}
     for name, ours in of_arm.items():
-        table.add_column(f"{settings.arms[name].title}\n({len(ours)} cells)", justify="right")
+        table.add_column(f"{settings.arms[name].title}\n({_count(len(ours), 'cell')})", justify="right")
     for one in MEASURES[title]:
         table.add_row(
             one.name,
@@ -67,10 +67,8 @@ def _comparison(rows: Sequence[Comparison], settings: Settings) -> Table:
     """One arm against one rival."""
     ours, rival = settings.titles([rows[0].ours, rows[0].rival])
     num_cells = len(rows[0].interval.values)
-    title = (
-        f"{ours} minus {rival}, {num_cells} cell{'s' * (num_cells != 1)} in {len(rows[0].interval.differences)} world"
-    )
-    table = _table(title + "s" * (len(rows[0].interval.differences) != 1), "measure")
+    worlds = _count(len(rows[0].interval.differences), "world")
+    table = _table(f"{ours} minus {rival}, {_count(num_cells, 'cell')} in {worlds}", "measure")
     for heading in ("mean difference", "", "95% by t", "95% over cells", "95% over worlds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -156,6 +154,10 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _mean(values: Sequence[float | None], digits: int) -> str:
