@@ -65,8 +65,8 @@ def pair_examples(
         differences: each example's influence on every reference example, by example id. With them the standard error
             of a margin is paired over reference examples, without them it is sqrt(se_chosen^2 + se_rejected^2).
         weights: how much each pair counts: all the same, or in proportion to the size of its margin, with a mean of 1.
-        max_opening_share: the largest share of the total weight that pairs may have whose chosen instructions begin with
-            the same word; the weights of a larger group are scaled down to it. None leaves all as they are.
+        max_opening_share: the largest share of the total weight for pairs whose chosen instructions begin with the same
+            word; the weights of a larger group are scaled down to it. None leaves all as they are.
         shuffle_seed: the random control: as many pairs for each prompt, but each drawn at random among the prompt's
             pairs of different texts, in a random direction, so that margins may be negative.
 

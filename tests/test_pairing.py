@@ -295,3 +295,33 @@ def test_whatever_comes_in_every_pair_prefers_the_better_of_two_texts(rows: list
         assert prompts[pair.chosen_id] == prompts[pair.rejected_id]
     assert len(best) == len({pair.prompt for pair in best}) <= 3
     assert {pair.prompt for pair in signed} <= {pair.prompt for pair in best}
+
+
+def test_no_kind_of_request_has_more_than_its_share() -> None:
+    """Six prompts, four of whose chosen instructions begin with `sort`: of a weight of 6 these have 4, and may have 3.
+
+    They are scaled by 3/4, which leaves 3 + 2 = 5 in all; the mean stays 1, so that all are scaled up by 6/5.
+    """
+    instructions = ["sort a", "Sort b", "sort c", "sort d", "count e", "say f"]
+    examples, values = [], {}
+    for number, instruction in enumerate(instructions):
+        good, bad = (example(f"{number}{side}", f"p{number}") for side in ("good", "bad"))
+        examples += [dataclasses.replace(good, instruction=instruction), bad]
+        values |= {good.id: 1.0, bad.id: 0.0}
+    pairs = pair_examples(examples, scores_of(values), rule="best_worst", max_opening_share=0.5)
+    assert [pair.weight for pair in pairs] == pytest.approx([0.9] * 4 + [1.2] * 2)
+
+    equal = pair_examples(examples, scores_of(values), rule="best_worst", max_opening_share=0.7)
+    assert [pair.weight for pair in equal] == [1.0] * 6, "nobody has more than .7"
+
+
+def test_shares_are_those_of_the_weights_by_margin() -> None:
+    """Margins 3 and 1: weights 1.5 and .5, shares .75 and .25; at most half each leaves 1 and .5, with the mean 1."""
+    examples = [
+        dataclasses.replace(example(f"{prompt}{side}", prompt), instruction=f"{prompt} it")
+        for prompt in ("sort", "say")
+        for side in ("good", "bad")
+    ]
+    scores = scores_of({"sortgood": 3.0, "sortbad": 0.0, "saygood": 1.0, "saybad": 0.0})
+    pairs = pair_examples(examples, scores, rule="best_worst", weights="margin", max_opening_share=0.5)
+    assert [pair.weight for pair in pairs] == pytest.approx([4 / 3, 2 / 3])

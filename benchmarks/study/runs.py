@@ -237,10 +237,10 @@ def as_argument(value: Any) -> str:
 def shared_stages(config: Mapping[str, Any], donor: Run) -> list[str]:
     """The keys of the finished stages of another run that a run with this configuration would do alike.
 
-    These are the stages for which all sections are equal to which the donor's manifest has pinned them, and which read
-    only stages of this kind. What is written out in one configuration and left to a default in the other counts as
-    different: a stage is then done again without need. When the run goes on, the program compares settings and hashes
-    of what was copied once more.
+    These are the stages for which all sections are equal to which the donor's manifest has pinned them, as far as they
+    are pinned, and which read only stages of this kind. What is written out in one configuration and left to a default
+    in the other counts as different: a stage is then done again without need. When the run goes on, the program
+    compares settings and hashes of what was copied once more.
     """
     theirs = donor.config
     shared: list[str] = []
@@ -250,11 +250,23 @@ def shared_stages(config: Mapping[str, Any], donor: Run) -> list[str]:
             entry["finished"]
             and name in config["recipe"]
             and int(iteration) <= config["iterations"]
-            and all(_section(config, section) == _section(theirs, section) for section in entry["settings"])
+            and all(_alike(_section(config, n), _section(theirs, n), kept) for n, kept in entry["settings"].items())
             and all(source == "base" or source.split()[0] in shared for source in entry["inputs"].values())
         ):
             shared.append(key)
     return shared
+
+
+def _alike(section: Any, theirs: Any, kept: Any) -> bool:
+    """Whether two sections are equal but for what the stage is not pinned to, such as DPO's `beta` where it writes."""
+    if not isinstance(kept, dict) or "init_args" not in kept:
+        return bool(section == theirs)
+    sections = [
+        {**one, "init_args": {k: v for k, v in one["init_args"].items() if k in kept["init_args"]}}
+        for one in (section, theirs)
+        if one is not None and "init_args" in one
+    ]
+    return len(sections) == 2 and sections[0] == sections[1]
 
 
 def _section(config: Mapping[str, Any], name: str) -> Any:
