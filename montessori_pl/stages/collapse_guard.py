@@ -34,7 +34,7 @@ class CollapseGuard:
     baseline: str
     """The stage whose examples the teacher wrote before alignment, under the same settings; a `Synthesize`."""
     limits: CollapseLimits = CollapseLimits()
-    """How far the writing may move; surprise is not measured here."""
+    """How far the writing may move; divergence is not measured here."""
     window: int = 256
     """Completions that are compared, accepted or not: the last ones of both stages. A baseline with fewer is compared
     as a whole; a stage that ends with fewer is compared at its end."""

@@ -65,8 +65,8 @@ class Observer:
             On the live sample, where there is one: `parsed_share` (completions with an instruction in them), the
             numbers of `diversity` over the instructions, `tokens` (per completion), `kl` (mean log-ratio of teacher and
             reference policy, in nats per completion: an estimate of their divergence on the teacher's own samples, and
-            without bias only where `sampling` changes no probability), `surprise` (of the reference policy, in nats per
-            token) and `samples`, some texts.
+            without bias only where `sampling` changes no probability), `divergence` (the same per token), `surprise`
+            (of the reference policy, in nats per token) and `samples`, some texts.
         """
         with _undisturbed(self.teacher.network):
             return {
@@ -108,6 +108,7 @@ class Observer:
             **diversity(instructions),
             "tokens": sum(completion.num_tokens for completion in completions) / len(completions),
             "kl": float((policy - reference).mean()),
+            "divergence": float((policy - reference).sum()) / max(num_tokens, 1),
             "surprise": -float(reference.sum()) / max(num_tokens, 1),
             "samples": [completion.text for completion in completions[:NUM_TEXTS]],
         }

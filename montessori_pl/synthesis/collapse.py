@@ -15,7 +15,7 @@ LOWER_IS_WORSE = {
     "distinct_share": "share of different instructions",
 }
 HIGHER_IS_WORSE = {
-    "surprise": "surprise of the teacher before alignment, in nats per token",
+    "divergence": "divergence from the teacher before alignment, in nats per token",
     "near_duplicate_share": "share of near duplicates",
 }
 
@@ -32,9 +32,10 @@ class CollapseLimits:
     """Entropy of the instructions' first words, as a part of what it was."""
     distinct_share: float | None = 0.8
     """Share of different instructions, as a part of what it was."""
-    surprise: float | None = 1.25
-    """Nats per token of the writing under the teacher before alignment, as a multiple of what they were. Rises when
-    DPO makes both completions of its pairs unlikely and something malformed takes their place."""
+    divergence: float | None = 0.3
+    """By how much the divergence from the teacher before alignment may rise, in nats per token (KL, estimated on the
+    writing). It rises when the writing narrows, and also when DPO makes both completions of its pairs unlikely and
+    something malformed takes their place."""
     near_duplicate_share: float | None = 0.3
     """By how much the share of near duplicates among the completions may rise."""
 
@@ -56,8 +57,9 @@ class CollapseLimits:
             limit = getattr(self, name)
             if limit is None or name not in before or name not in after:
                 continue
-            bound = before[name] + limit if name == "near_duplicate_share" else before[name] * limit
-            within = after[name] >= bound if name in LOWER_IS_WORSE else after[name] <= bound
+            falls = name in LOWER_IS_WORSE
+            bound = before[name] * limit if falls else before[name] + limit
+            within = after[name] >= bound if falls else after[name] <= bound
             if not within:  # neither is a number that is none
                 clauses.append(f"{title} {after[name]:.2f}, before {before[name]:.2f}, limit {bound:.2f}")
         return clauses

@@ -50,7 +50,7 @@ PROMPTS = ["write", "ask", "invent a task.", "a question?", "say", "think of it"
 WATCH = DoseWatch(held_out=0.2, every_n_steps=1, num_samples=8, sampling=SHORT, limits=NO_LIMITS)
 GENTLE = TrainingSettings(lr=1e-3, epochs=2, batch_size=2, checkpoint_every_n_steps=2)
 OVERDOSE = dataclasses.replace(GENTLE, lr=1e-1, epochs=4, schedule="constant")
-LIMITS = CollapseLimits(surprise=1.25)
+LIMITS = CollapseLimits(divergence=0.3)
 
 
 class Whatever(Synthesizer):
@@ -224,10 +224,10 @@ class TestSettings:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(AlignTeacher, "stage")
         common = ["--stage.pairs", "p", "--stage.training", '{"lr": 0.1}']
-        written = '{"every_n_steps": 5, "limits": {"surprise": null}, "sampling": {"max_tokens": 7}}'
+        written = '{"every_n_steps": 5, "limits": {"divergence": null}, "sampling": {"max_tokens": 7}}'
         stage = parser.instantiate_classes(parser.parse_args([*common, "--stage.watch", written])).stage
         assert stage.watch.every_n_steps == 5
-        assert stage.watch.limits == CollapseLimits(surprise=None)
+        assert stage.watch.limits == CollapseLimits(divergence=None)
         assert stage.watch.sampling.max_tokens == 7
         assert parser.instantiate_classes(parser.parse_args([*common, "--stage.watch", "null"])).stage.watch is None
         assert parser.instantiate_classes(parser.parse_args(common)).stage.watch == DoseWatch()
@@ -264,16 +264,16 @@ class TestDecisions:
 
     def test_limits(self) -> None:
         watch = DoseWatch(max_margin=2.0)
-        first = {"token_entropy": 4.0, "surprise": 1.0, "margin": 0.0}
-        assert watch.beyond(first, {"token_entropy": 3.5, "surprise": 1.2, "margin": 1.9}) == []
-        assert watch.beyond(first, {"token_entropy": 3.0, "surprise": 1.3, "margin": 2.5}) == [
+        first = {"token_entropy": 4.0, "divergence": 0.0, "margin": 0.0}
+        assert watch.beyond(first, {"token_entropy": 3.5, "divergence": 0.2, "margin": 1.9}) == []
+        assert watch.beyond(first, {"token_entropy": 3.0, "divergence": 0.4, "margin": 2.5}) == [
             "entropy of the words 3.00, before 4.00, limit 3.20",
-            "surprise of the teacher before alignment, in nats per token 1.30, before 1.00, limit 1.25",
+            "divergence from the teacher before alignment, in nats per token 0.40, before 0.00, limit 0.30",
             "margin of the held-out pairs 2.50 nats, limit 2.00",
         ]
-        lost = watch.beyond(first, {"surprise": math.nan, "kl": math.inf, "samples": [""]})
+        lost = watch.beyond(first, {"divergence": math.nan, "kl": math.inf, "samples": [""]})
         assert len(lost) == 2, "a number that is none is not within a limit, nor is it where there is no limit"
-        assert lost[1] == "no finite number for surprise, kl"
+        assert lost[1] == "no finite number for divergence, kl"
 
 
 class TestHeldOut:
@@ -400,6 +400,7 @@ class TestLook:
         assert {name: look[name] for name in diversity([])} == diversity(instructions)
         assert look["tokens"] == sum(completion.num_tokens for completion in completions) / 8
         assert look["kl"] == pytest.approx(sum(ratios) / 8, rel=1e-4, abs=1e-4)
+        assert look["divergence"] == pytest.approx(sum(ratios) / tokens, rel=1e-4, abs=1e-4)
         assert look["surprise"] == pytest.approx(nats / tokens, rel=1e-4)
 
     def test_disturbs_nothing(self, observer: Observer) -> None:
@@ -490,7 +491,7 @@ class TestTraining:
     def test_second_iteration(self, align: Align, tmp_path: Path) -> None:
         """From the previous adapter; a watch that allows nothing leaves exactly that one."""
         align(tmp_path / "first")
-        nothing = dataclasses.replace(WATCH, max_margin=1e-9, limits=CollapseLimits(surprise=0.0), patience=1)
+        nothing = dataclasses.replace(WATCH, max_margin=1e-9, limits=CollapseLimits(token_entropy=100.0), patience=1)
         metrics = align(tmp_path / "second", nothing, previous=tmp_path / "first")
         assert (metrics["watch"]["chosen_step"], metrics["watch"]["stopped_at_step"], metrics["steps"]) == (0, 1, 1)
         name = "adapter_model.safetensors"
@@ -513,7 +514,7 @@ class TestOverdose:
         assert stopped == metrics["steps"] == max(notes.adapters) < 20, "of twenty steps"
         assert [bool(look["beyond"]) for look in looks[-3:]] == [False, True, True]
         assert chosen == stopped - 2
-        assert metrics["watch"]["chosen"]["surprise"] == looks[chosen]["surprise"]
+        assert metrics["watch"]["chosen"]["divergence"] == looks[chosen]["divergence"]
         assert metrics["collapse"] == [
             f"at step {stopped} the teacher's writing had moved beyond the limits ({'; '.join(looks[-1]['beyond'])}); "
             f"alignment was stopped and the teacher of step {chosen} is kept"

@@ -9,7 +9,7 @@ BEFORE = {
     "token_entropy": 4.0,
     "opening_entropy": 2.0,
     "distinct_share": 0.5,
-    "surprise": 1.6,
+    "divergence": 0.1,
     "near_duplicate_share": 0.2,
 }
 
@@ -25,12 +25,12 @@ BEFORE = {
         ("opening_entropy", 1.401, 1.39, "entropy of the first words 1.39, before 2.00, limit 1.40"),
         # .8 of .5
         ("distinct_share", 0.401, 0.39, "share of different instructions 0.39, before 0.50, limit 0.40"),
-        # 1.25 times 1.6
+        # .1 and .3
         (
-            "surprise",
-            1.999,
-            2.01,
-            "surprise of the teacher before alignment, in nats per token 2.01, before 1.60, limit 2.00",
+            "divergence",
+            0.399,
+            0.41,
+            "divergence from the teacher before alignment, in nats per token 0.41, before 0.10, limit 0.40",
         ),
         # .2 and .3
         ("near_duplicate_share", 0.499, 0.51, "share of near duplicates 0.51, before 0.20, limit 0.50"),
@@ -65,7 +65,7 @@ def test_all_at_once_in_a_fixed_order() -> None:
 
 def test_null_does_not_look() -> None:
     blind = CollapseLimits(**dict.fromkeys(BEFORE))
-    assert blind.crossed(BEFORE, dict.fromkeys(BEFORE, 0.0) | {"surprise": 100.0}) == []
+    assert blind.crossed(BEFORE, dict.fromkeys(BEFORE, 0.0) | {"divergence": 100.0}) == []
 
 
 @pytest.mark.parametrize("name", BEFORE)
