@@ -8,7 +8,7 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,13 @@ WATCH = DoseWatch(held_out=0.2, every_n_steps=1, num_samples=8, sampling=SHORT, 
 GENTLE = TrainingSettings(lr=1e-3, epochs=2, batch_size=2, checkpoint_every_n_steps=2)
 OVERDOSE = dataclasses.replace(GENTLE, lr=1e-1, epochs=4, schedule="constant")
 LIMITS = CollapseLimits(divergence=0.3)
+
+
+class Nothing(DoseWatch):
+    """Allows no step at all."""
+
+    def beyond(self, first: Mapping[str, Any], look: Mapping[str, Any]) -> list[str]:
+        return ["it moved"]
 
 
 class Whatever(Synthesizer):
@@ -491,7 +498,8 @@ class TestTraining:
     def test_second_iteration(self, align: Align, tmp_path: Path) -> None:
         """From the previous adapter; a watch that allows nothing leaves exactly that one."""
         align(tmp_path / "first")
-        nothing = dataclasses.replace(WATCH, max_margin=1e-9, limits=CollapseLimits(token_entropy=100.0), patience=1)
+        settings = {field.name: getattr(WATCH, field.name) for field in dataclasses.fields(DoseWatch)}
+        nothing = Nothing(**settings | {"patience": 1})
         metrics = align(tmp_path / "second", nothing, previous=tmp_path / "first")
         assert (metrics["watch"]["chosen_step"], metrics["watch"]["stopped_at_step"], metrics["steps"]) == (0, 1, 1)
         name = "adapter_model.safetensors"
