@@ -10,6 +10,7 @@ from torch import Tensor
 from montessori_pl.data import collate, encode_examples
 from montessori_pl.influence import AdamW, InfluenceScorer, Method
 from montessori_pl.locations import locate
+from montessori_pl.losses import IGNORED
 from montessori_pl.models import load_chat
 from montessori_pl.readers import read_examples
 from montessori_pl.student import StudentModule
@@ -18,9 +19,10 @@ from montessori_pl.student import StudentModule
 class InfluenceDuringTraining(Callback):
     """Every so many steps, measures the influence of the coming batch's examples on the student as it is by then.
 
-    Logs the share of examples with positive influence, the mean influence, and what measuring has cost. A share that
-    falls towards one half or below says that the data have taught what they can. Put it among the trainer's callbacks:
-    it looks at students only, takes no random numbers and leaves training as it was.
+    Logs the share of examples with positive influence, the mean influence, and what measuring has cost; and beside them
+    the loss on the reference set and the entropy of the batch's response tokens, for influence alone can rise while the
+    data narrow. A share that falls towards one half or below says that the data have taught what they can. Put it among
+    the trainer's callbacks: it looks at students only, takes no random numbers and leaves training as it was.
 
     Args:
         reference: the reference set: a name of the classroom, a file, or a directory, as in `data.reference`.
@@ -77,6 +79,8 @@ class InfluenceDuringTraining(Callback):
         measurement = {
             "influence_positive_share": (influences > 0).float().mean().item(),
             "influence_mean": influences.mean().item(),
+            "reference_loss": scorer.exact.base_losses.mean().item(),
+            "response_token_entropy": _entropy(batch["labels"]),
             "influence_seconds": self._seconds,
             "influence_share_of_time": self._seconds / (time.monotonic() - self._started),
         }
@@ -85,6 +89,13 @@ class InfluenceDuringTraining(Callback):
         for logger in trainer.loggers:
             named = {f"{pl_module.log_prefix}{name}": value for name, value in measurement.items()}
             logger.log_metrics(named, step=trainer.global_step)
+
+
+def _entropy(labels: Tensor) -> float:
+    """Entropy in nats of the distribution of the labelled tokens."""
+    _, counts = labels[labels != IGNORED].unique(return_counts=True)
+    shares = counts / counts.sum()
+    return float(-(shares * shares.log()).sum())
 
 
 def _next_step(optimizer: torch.optim.Optimizer, names: list[str]) -> AdamW:

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from callbacks import InfluenceDuringTraining
 from montessori_pl.chat import ChatFormat
 from montessori_pl.data import collate
 from montessori_pl.influence import AdamW, InfluenceScorer
+from montessori_pl.losses import mean_response_loss
 from montessori_pl.models import LoraSettings
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.stages.training import TrainingData
@@ -81,6 +84,11 @@ class _Watch(Callback):
             update = AdamW.from_optimizer_state(optimizer.state_dict(), list(pl_module.optimized()), lr=1e-2)
             scorer = InfluenceScorer(copy.deepcopy(pl_module.network), update, [self.reference], method="exact")
             self.expected = [one.centred for one in scorer(batch)]
+            with torch.no_grad():
+                losses = mean_response_loss(pl_module.logits(self.reference), self.reference["labels"])
+            self.reference_loss = losses.mean().item()
+            tokens = Counter(batch["labels"][batch["labels"] != -100].tolist())
+            self.entropy = sum(-n / tokens.total() * math.log(n / tokens.total()) for n in tokens.values())
 
 
 def test_it_measures_the_coming_batch_with_the_moments_of_the_moment(tmp_path: Path, reference: str) -> None:
@@ -95,6 +103,8 @@ def test_it_measures_the_coming_batch_with_the_moments_of_the_moment(tmp_path: P
     assert len(watch.expected) == 2
     assert callback.measurements[4]["influence_mean"] == pytest.approx(sum(watch.expected) / 2, rel=1e-4)
     assert callback.measurements[4]["influence_positive_share"] == sum(value > 0 for value in watch.expected) / 2
+    assert callback.measurements[4]["reference_loss"] == pytest.approx(watch.reference_loss, rel=1e-5)
+    assert callback.measurements[4]["response_token_entropy"] == pytest.approx(watch.entropy, rel=1e-5)
 
 
 def test_it_measures_every_n_steps_and_says_what_that_costs(tmp_path: Path, reference: str) -> None:
