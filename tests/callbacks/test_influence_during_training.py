@@ -85,7 +85,9 @@ class _Watch(Callback):
             scorer = InfluenceScorer(copy.deepcopy(pl_module.network), update, [self.reference], method="exact")
             self.expected = [one.centred for one in scorer(batch)]
             with torch.no_grad():
-                losses = mean_response_loss(pl_module.logits(self.reference), self.reference["labels"])
+                inputs = {name: self.reference[name] for name in ("input_ids", "attention_mask")}
+                logits = copy.deepcopy(pl_module.network).eval()(**inputs).logits
+                losses = mean_response_loss(logits, self.reference["labels"])
             self.reference_loss = losses.mean().item()
             tokens = Counter(batch["labels"][batch["labels"] != -100].tolist())
             self.entropy = sum(-n / tokens.total() * math.log(n / tokens.total()) for n in tokens.values())
