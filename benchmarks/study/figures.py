@@ -59,18 +59,18 @@ def draw_students(cells: Sequence[Cell], settings: Settings) -> Figure | None:
     by_worlds = all(one.interval.worlds for one in found)
     figure, panels = _panels(settings, arms, len(measures))
     for axes, (measure, label) in zip(panels, measures.items(), strict=True):
-        axes.axvline(0, color="black", linewidth=1)
         rows = [
             _Row(one.ours, one.interval.differences, one.interval.mean, one.interval.worlds or one.interval.t)
             for one in found
             if one.measure == measure
         ]
-        _fill(axes, rows, settings)
+        _fill(axes, rows, settings, [0.0])
+        axes.axvline(0, color="black", linewidth=1)
         axes.set_xlabel(label)
     baseline = settings.arms[settings.baseline].title
     kind = "bootstrap over worlds and seeds" if by_worlds else "Student's t over cells"
-    known = f"mean and 95% interval ({kind})" if found[0].interval.t else "mean"
-    figure.suptitle(f"Students of each arm minus {baseline}'s: cells, {known}")
+    known = f", mean and 95% interval ({kind})" if found[0].interval.t else " and mean"
+    figure.suptitle(f"Students of each arm minus {baseline}'s: cells{known}")
     _legend(figure, cells, settings)
     return figure
 
@@ -93,7 +93,7 @@ def draw_trade_off(cells: Sequence[Cell], settings: Settings) -> Figure | None:
             for cell in finished(cells, name).values():
                 values.setdefault(cell.world, []).append(cell.measures[measure])
             rows.append(_Row(name, values, statistics.fmean(one for ours in values.values() for one in ours), None))
-        _fill(axes, rows, settings)
+        _fill(axes, rows, settings, [])
         axes.set_xlabel(label)
     figure.suptitle("What the teacher writes, and what the student learns from it: cells and their mean")
     _legend(figure, cells, settings)
@@ -172,13 +172,13 @@ class _Row:
         return [one for ours in self.values.values() for one in ours] + list(self.ends or ())
 
 
-def _fill(axes: Axes, rows: Sequence[_Row], settings: Settings) -> None:
-    """The rows of a panel, from the top.
+def _fill(axes: Axes, rows: Sequence[_Row], settings: Settings, shown: Sequence[float]) -> None:
+    """The rows of a panel, from the top, with these numbers within the panel in any case.
 
     The overdosed arms would press all others together: where they leave the others' range, an arrow stands at its edge.
     """
     usual = [row for row in rows if row.arm not in settings.overdosed] or rows
-    numbers = [number for row in usual for number in row.numbers]
+    numbers = [*shown, *(number for row in usual for number in row.numbers)]
     margin = 0.06 * (max(numbers) - min(numbers)) or 0.01
     low, high = min(numbers) - margin, max(numbers) + margin
     axes.set_xlim(low, high)
