@@ -92,6 +92,44 @@ def pair_examples(
     return pairs
 
 
+def mean_scores(several: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
+    """One score for each example from several, as from students that were warmed up apart.
+
+    One student's influence is a noisy judge: it says as much about where its short training happened to end as about
+    the example. The scores of each student are divided by their root mean square, so that none outvotes the others and
+    signs stay, and averaged. Standard errors are averaged too, as if they were fully correlated: the students share
+    the reference set.
+
+    Args:
+        several: the scores of each judge by example id; examples that a judge has not scored are left out.
+
+    Raises:
+        ValueError: all scores of a judge are zero.
+    """
+    sizes = [math.sqrt(statistics.fmean(score.value**2 for score in scores.values())) for scores in several]
+    if not all(sizes):
+        raise ValueError("scores cannot be averaged with others when all of them are zero")
+    found = {}
+    for id_ in several[0]:
+        scores = [one[id_] for one in several if id_ in one]
+        if len(scores) == len(several):
+            found[id_] = _mean_score(scores, sizes)
+    return found
+
+
+def _mean_score(scores: Sequence[Score], sizes: Sequence[float]) -> Score:
+    weighed = list(zip(scores, sizes, strict=True))
+    errors = [score.standard_error / size for score, size in weighed if score.standard_error is not None]
+    terms = [[term / size for term in score.terms] for score, size in weighed]
+    return Score(
+        id=scores[0].id,
+        value=statistics.fmean(score.value / size for score, size in weighed),
+        standard_error=statistics.fmean(errors) if len(errors) == len(scores) else None,
+        method=f"mean of {len(scores)}: {scores[0].method}",
+        terms=tuple(map(statistics.fmean, zip(*terms, strict=True))) if all(terms) else (),
+    )
+
+
 def _by_prompt(examples: Sequence[Example], scores: Mapping[str, Score]) -> dict[str, list[Sample]]:
     """The scored samples of each prompt."""
     groups: dict[str, list[Sample]] = {}
