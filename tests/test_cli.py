@@ -150,7 +150,7 @@ class TestMistakes:
         stage = {"class_path": "TrainStudent", "init_args": {"exmples": "recorded", "training": {"lr": 1e-3}}}
         assert mistake("--config", recipe(recipe__warmup=stage)) == (
             "recipe.warmup: TrainStudent has no setting 'exmples'; did you mean 'examples'? "
-            "there are: examples, training, first_iteration_only"
+            "there are: examples, training, all_weights, first_iteration_only"
         )
 
     def test_misspelt_nested_setting(self, mistake: Mistake, recipe: Recipe) -> None:
@@ -492,9 +492,11 @@ class TestRuns:
         # Influence never stands alone: beside it the loss of the student on which it was measured, as its evaluation
         # gives it, and how varied the examples are.
         assert summary["warnings"] == []
-        assert list(summary["influence"]) == ["iteration_1/influence", "iteration_1/influence_after"]
+        judged = ("influence", "influence_2", "influence_3", "influence_after")
+        assert list(summary["influence"]) == [f"iteration_1/{name}" for name in judged]
         for key, numbers in summary["influence"].items():
-            assert numbers["reference_loss"] == summary["students"]["warmup"]["reference_loss"]
+            same = numbers["reference_loss"] == summary["students"]["warmup"]["reference_loss"]
+            assert same is (key.split("_")[-1] not in "23"), "the other two were warmed up apart"
             for name in ("token_entropy", "opening_entropy", "distinct_share", "mean_max_rouge_l"):
                 assert numbers[name] == summary["data"][key]["diversity"][name] > 0
             assert re.search(
@@ -508,10 +510,10 @@ class TestRuns:
             assert summary["students"][student]["data_token_entropy"] == breadth["token_entropy"]
         assert not [name for name in summary["students"]["base"] if name.startswith("data_")]
         assert summary["training"]["iteration_1/warmup"]["steps"] == 6, "24 examples by 8, twice"
-        assert len(summary["stages"]) == 10
+        assert len(summary["stages"]) == 14
         assert all(stage["finished"] and stage["seconds"] >= 0 for stage in summary["stages"].values())
         assert summary["stages"]["iteration_1/training_data"]["seconds"] > 0
-        for text in ("[1/10] iteration_1/warmup_data: Synthesize", "24 examples accepted", "summary.json"):
+        for text in ("[1/14] iteration_1/warmup_data: Synthesize", "24 examples accepted", "summary.json"):
             assert text in printed
         for student, metrics in summary["students"].items():
             assert re.search(rf"│ {student} +│ +{metrics['reference_loss']:.3f} ± ", printed)
@@ -525,15 +527,15 @@ class TestRuns:
         main(arguments)
         assert time.monotonic() - start < 10
         printed = capsys.readouterr().out
-        assert printed.count("finished before") == 10
-        assert "All 10 stages had finished; nothing was left to do." in printed
+        assert printed.count("finished before") == 14
+        assert "All 14 stages had finished; nothing was left to do." in printed
 
         # More iterations go on from there; the run directory holds its own recipe file.
         main(["fit", "--config", str(run / "config.yaml"), "--iterations", "2"])
         assert contents(run / "iteration_1") == before
         entries = Workspace(run).entries
         second = [key.removeprefix("iteration_2/") for key in entries if key.startswith("iteration_2/")]
-        assert second == list(yaml.safe_load((shipped_configs() / "iter1.yaml").read_text())["recipe"])[2:]
+        assert second == list(yaml.safe_load((shipped_configs() / "iter1.yaml").read_text())["recipe"])[4:]
         assert _read_by(entries["iteration_2/probing_data"].inputs, "teacher") == "iteration_1/aligned_teacher"
         assert _read_by(entries["iteration_2/influence"].inputs, "student") == "iteration_1/trained"
         assert _read_by(entries["iteration_2/aligned_teacher"].inputs, "teacher") == "iteration_1/aligned_teacher"

@@ -89,7 +89,7 @@ def test_two_processes_score_as_one(recipe: Path, finished: Path, tmp_path: Path
     shutil.rmtree((run / SCORES).parent)  # which undoes the stage
     said = fit(recipe, run, *TWO_PROCESSES)
     assert said.count("influence: done") == 1
-    assert "[5/10] iteration_1/preferences: finished before" in said
+    assert "[9/14] iteration_1/preferences: finished before" in said
     assert (run / SCORES).read_bytes() == (finished / SCORES).read_bytes()
     assert [path.name for path in (run / SCORES).parent.glob("*.part*")] == []
 
@@ -134,10 +134,10 @@ def test_whole_recipe_by_two_processes(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = fit(recipe, run, *TWO_PROCESSES)
     stages = Workspace(run).entries
-    assert len(stages) == 10
+    assert len(stages) == 14
     for number, stage in enumerate(stages, start=1):
         assert Workspace(run).finished(stage)
-        assert said.count(f"[{number}/10] {stage}: done") == 1
+        assert said.count(f"[{number}/14] {stage}: done") == 1
     assert said.count("summary.json") == 1
     assert not members(run)
     assert set(json.loads((run / "summary.json").read_text())["students"]) == {"base", "warmup", "trained"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from montessori_pl.pairing import Rule, pair_examples
+from montessori_pl.pairing import Rule, mean_scores, pair_examples
 from montessori_pl.records import Example, PreferencePair, Score, stable_id
 
 
@@ -325,3 +325,37 @@ def test_shares_are_those_of_the_weights_by_margin() -> None:
     scores = scores_of({"sortgood": 3.0, "sortbad": 0.0, "saygood": 1.0, "saybad": 0.0})
     pairs = pair_examples(examples, scores, rule="best_worst", weights="margin", max_opening_share=0.5)
     assert [pair.weight for pair in pairs] == pytest.approx([4 / 3, 2 / 3])
+
+
+def test_the_mean_of_scores_of_different_sizes() -> None:
+    """Root mean squares 5 (of 3, 4, 5 sqrt 2) and .5: values are divided by them, standard errors and terms too."""
+    first = scores_of({"a": 3.0, "b": -4.0, "c": math.sqrt(50.0)}, standard_error=1.0)
+    second = scores_of({"c": 0.5, "a": -0.5, "b": -0.5}, standard_error=0.1)
+    first["a"] = dataclasses.replace(first["a"], terms=(2.0, 4.0))
+    second["a"] = dataclasses.replace(second["a"], terms=(-1.0, 0.0))
+    found = mean_scores([first, second])
+
+    assert list(found) == ["a", "b", "c"]
+    assert {name: score.value for name, score in found.items()} == pytest.approx(
+        {"a": (0.6 - 1.0) / 2, "b": (-0.8 - 1.0) / 2, "c": (math.sqrt(2.0) + 1.0) / 2}
+    )
+    assert [score.standard_error for score in found.values()] == pytest.approx([(0.2 + 0.2) / 2] * 3)
+    assert found["a"].terms == pytest.approx(((0.4 - 2.0) / 2, (0.8 + 0.0) / 2))
+    assert found["a"].value == pytest.approx(math.fsum(found["a"].terms) / 2)
+    assert found["b"].terms == ()
+
+
+def test_mean_scores_need_all_judges_and_more_than_zeros() -> None:
+    one, other = scores_of({"a": 1.0, "b": 2.0}, standard_error=0.1), scores_of({"a": 1.0})
+    assert list(mean_scores([one, other])) == ["a"]
+    assert mean_scores([one, other])["a"].standard_error is None
+    with pytest.raises(ValueError, match="all of them are zero"):
+        mean_scores([one, scores_of({"a": 0.0, "b": 0.0})])
+
+
+def test_scaling_a_judge_changes_nothing() -> None:
+    one, other = FOUR_SCORES, scores_of({"a": 0.1, "b": 0.5, "c": -0.2, "d": 0.3})
+    thousandfold = {name: dataclasses.replace(score, value=1000 * score.value) for name, score in other.items()}
+    assert {n: s.value for n, s in mean_scores([one, other]).items()} == pytest.approx(
+        {n: s.value for n, s in mean_scores([one, thousandfold]).items()}
+    )

@@ -165,6 +165,49 @@ class TestPair:
             assert [pair.weight for pair in pairs] == pytest.approx(expected)
             assert (metrics["pairs"], metrics["mean_margin"]) == (2, 3.0)
 
+    def test_several_judges_are_averaged(
+        self, tmp_path: Path, scored: dict[str, Path], context: Callable[..., StageContext]
+    ) -> None:
+        """Another judge, twice as sure and of another mind on `a`: what it puts last is the worst of both.
+
+        Root mean squares sqrt(15 / 4) and sqrt(24 / 4) of (-1, 1, 3, 2) and (2, -2, 4, 0).
+        """
+        values = {"a": 2.0, "b": -2.0, "c": 4.0, "d": 0.0}
+        other = write(tmp_path / "other" / "scores.jsonl", [Score(id=id_, value=v) for id_, v in values.items()])
+        stage = Pair("data", ["influence", "other"], rule="best_worst")
+        assert [(one.setting, one.name) for one in stage.reads()] == [
+            ("examples", "data"),
+            ("scores.influence", "influence"),
+            ("scores.other", "other"),
+        ]
+        inputs = {"examples": scored["examples"], "scores.influence": scored["scores"], "scores.other": other}
+        here = context(inputs=inputs)
+        metrics = stage.run(here)
+        (pair,) = read_records(here.directory / "pairs.jsonl", PreferencePair)
+        assert (pair.chosen, pair.rejected) == ("I write c", "I write b")
+        first, second = math.sqrt(15 / 4), math.sqrt(24 / 4)
+        assert metrics["mean_margin"] == pytest.approx((3 / first + 4 / second) / 2 - (1 / first - 2 / second) / 2)
+
+    def test_a_judge_that_says_nothing(
+        self, tmp_path: Path, scored: dict[str, Path], context: Callable[..., StageContext]
+    ) -> None:
+        silent = write(tmp_path / "silent" / "scores.jsonl", [Score(id=id_, value=0.0) for id_ in "abcd"])
+        inputs = {"examples": scored["examples"], "scores.influence": scored["scores"], "scores.silent": silent}
+        with pytest.raises(StageError) as error:
+            Pair("data", ["influence", "silent"]).run(context(inputs=inputs))
+        assert str(error.value) == (
+            "iteration_1/it, scores influence, silent: scores cannot be averaged with others when all of them are zero"
+        )
+
+    @pytest.mark.parametrize("scores", [[], ["influence", "influence"]])
+    def test_judges_are_named_once(self, scores: list[str]) -> None:
+        with pytest.raises(ValueError, match="scores must name at least one stage, and none twice"):
+            Pair("data", scores)
+
+    def test_a_share_is_a_share(self) -> None:
+        with pytest.raises(ValueError, match="max_opening_share must be above 0 and at most 1, found 0"):
+            Pair("data", "influence", max_opening_share=0.0)
+
     def test_noise_is_paired_over_reference_examples(
         self, scored: dict[str, Path], context: Callable[..., StageContext]
     ) -> None:
