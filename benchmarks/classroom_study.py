@@ -51,7 +51,8 @@ def run_cell(runs: CellRuns) -> tuple[list[Cell], dict[str, int]]:
     """Run, check and measure all arms in one world under one seed; an arm that fails does not stop the others."""
     donors: list[Run] = []
     failed = {}
-    for arm in (runs.settings.arms[name] for name in runs.settings.chosen):
+    arms = [runs.settings.arms[name] for name in runs.settings.chosen]
+    for arm in (arm for arm in arms if not arm.seeds or runs.seed in arm.seeds):
         start = time.monotonic()
         failed[arm.name] = runs.fit(arm, donors)
         how = "FAILED" if failed[arm.name] else "done"

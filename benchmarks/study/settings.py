@@ -29,6 +29,8 @@ class Arm:
     """Settings by their dotted names on the program's command line."""
     iterations: int = 1
     """How often the recipe is gone through; what is measured is the last time."""
+    seeds: tuple[int, ...] = ()
+    """The arm is run under these of the study's seeds only; empty: under all."""
 
     @property
     def last(self) -> str:
@@ -108,6 +110,9 @@ def read_settings(path: Path) -> Settings:
             _known(name, arms, f"{path}: compare")
     for name in content["overdosed"]:
         _known(name, arms, f"{path}: overdosed")
+    for arm in arms.values():
+        if not set(arm.seeds) <= set(content["seeds"]):
+            raise StudyError(f"{path}: arm {arm.name!r} has seeds {list(arm.seeds)}; the study has {content['seeds']}")
     for key in ("worlds", "seeds"):
         if not content[key] or not all(isinstance(one, int) and one >= 0 for one in content[key]):
             raise StudyError(f"{path}: {key} must be a list of numbers from 0, found {content[key]!r}")
@@ -131,11 +136,11 @@ def _arm(name: str, given: Any, path: Path) -> Arm:
     where = f"{path}: arm {name!r}"
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise StudyError(f"{where} becomes a directory: use letters, digits and '_'")
-    _keys(given, {"title", "config"}, {"title", "config", "overrides", "iterations"}, where)
+    _keys(given, {"title", "config"}, {"title", "config", "overrides", "iterations", "seeds"}, where)
     if not (shipped_configs() / given["config"]).is_file():
         names = ", ".join(sorted(one.name for one in shipped_configs().glob("*.yaml")))
         raise StudyError(f"{where} has the recipe {given['config']!r}; those that ship are: {names}")
-    arm = Arm(name, **given)
+    arm = Arm(name, **given | {"seeds": tuple(given.get("seeds", ()))})
     if not isinstance(arm.overrides, dict):
         raise StudyError(f"{where}: overrides must be a mapping of dotted names to values, found {arm.overrides!r}")
     if not isinstance(arm.iterations, int) or arm.iterations < 1:
