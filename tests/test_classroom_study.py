@@ -60,6 +60,10 @@ def _example(instruction: str, response: str = "x") -> Example:
         ({"arms": {"a/b": {"title": "A", "config": "iter1.yaml"}}}, "arm 'a/b' becomes a directory"),
         ({"arms": {"a": {"title": "A", "config": "iter1.yaml", "override": {}}}}, "has no setting override; there are"),
         ({"arms": {"a": {"title": "A", "config": "iter1.yaml", "iterations": 0}}}, "iterations must be at least 1"),
+        (
+            {"arms": {"a": {"title": "A", "config": "iter1.yaml", "seeds": [7]}}},
+            r"arm 'a' has seeds \[7\]; the study has \[100, ",
+        ),
         ({"student_seeds": 0}, "student_seeds must be at least 1, found 0"),
         ({"worlds": []}, "worlds must be a list of numbers from 0"),
         ({"pairs": []}, "has no setting pairs"),

@@ -101,6 +101,9 @@ def read_settings(path: Path) -> Settings:
     fields = {field.name for field in dataclasses.fields(Settings)} - {"chosen"}
     _keys(content, fields, fields, str(path))
     arms = {name: _arm(name, given, path) for name, given in content["arms"].items()}
+    for arm in arms.values():
+        if not set(arm.seeds) <= set(content["seeds"]):
+            raise StudyError(f"{path}: arm {arm.name!r} has seeds {list(arm.seeds)}; the study has {content['seeds']}")
     for key in ("main", "baseline", "control"):
         _known(content[key], arms, f"{path}: {key}")
     for pair in content["compare"]:
@@ -110,9 +113,6 @@ def read_settings(path: Path) -> Settings:
             _known(name, arms, f"{path}: compare")
     for name in content["overdosed"]:
         _known(name, arms, f"{path}: overdosed")
-    for arm in arms.values():
-        if not set(arm.seeds) <= set(content["seeds"]):
-            raise StudyError(f"{path}: arm {arm.name!r} has seeds {list(arm.seeds)}; the study has {content['seeds']}")
     for key in ("worlds", "seeds"):
         if not content[key] or not all(isinstance(one, int) and one >= 0 for one in content[key]):
             raise StudyError(f"{path}: {key} must be a list of numbers from 0, found {content[key]!r}")
