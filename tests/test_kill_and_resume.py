@@ -170,6 +170,8 @@ MOMENTS = [
     Moment("warmup_data", OPEN, file="/journal.jsonl"),  # both are there, and the journal does not know it
     Moment("warmup_data", OPEN, half_a_line, file="/journal.jsonl", call=2),  # inside the journal's line
     Moment("warmup_data", OPEN, half_a_line, file="/metrics.json.draft"),  # all done, and the stage cannot say so
+    Moment("warmup_2", STUDENT_STEP, call=2),
+    Moment("warmup_3", REPLACE, file="/weights.draft"),
     Moment("warmup", "montessori_pl.workspace.Workspace.begin"),  # between two stages
     Moment("warmup", STUDENT_STEP, call=2),
     Moment("warmup", "shutil.move", half_a_move, call=2),  # inside a checkpoint
@@ -184,8 +186,11 @@ MOMENTS = [
     Moment("influence", OPEN, half_a_line, file="/scores.part0.jsonl"),  # the torn line gives way to the next one
     Moment("influence", "callbacks.InfluenceProbeCallback.score_batch", call=2),
     Moment("influence", "montessori_pl.stages.score.write_atomically", everything),  # the parts are still there
+    Moment("influence_2", "callbacks.InfluenceProbeCallback.score_batch"),
+    Moment("influence_3", OPEN, half_a_line, file="/scores.part0.jsonl"),
     Moment("preferences", OPEN, half_a_line, file="/pairs.jsonl.draft"),
     Moment("aligned_teacher", "montessori_pl.teacher.TeacherDPOModule.dpo", call=3),
+    Moment("aligned_teacher", OPEN, half_a_line, file="/looks.jsonl.draft", call=2),  # its adapter is there
     Moment("aligned_teacher", "peft.peft_model.safe_save_file", half_a_tensor_file),
     Moment("aligned_teacher", REPLACE, file="/weights.draft"),
     Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=3),
