@@ -25,7 +25,7 @@ from montessori_pl.student import StudentModule
 
 
 class GradientCosineSignal(QuantitySignal):
-    """The cosine between an example's direction and the mean gradient of the reference set, after LESS (arXiv 2402.04333).
+    """The cosine of an example's direction and the reference set's mean gradient, after LESS (arXiv 2402.04333).
 
         cos(Gamma(z), g_R)     g_R = mean over r in R of grad loss(r),  Gamma(z) = grad loss(z)     or, preconditioned,
         Gamma(z) = m' / (sqrt(v') + eps)

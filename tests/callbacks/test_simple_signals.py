@@ -308,7 +308,7 @@ def test_rewards_are_those_of_a_direct_call(score: Scoring, tmp_path: Path, pad_
     signal = RewardModelSignal(path, batch_size=3)
     found = score(signal)
     assert values(found) == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    # <user>, 22 characters, <assistant>, 9 characters and <end>: 34 tokens; and none is beyond the context of 40.
+    # The longest, e0: 8 characters of `<system>` and 8 behind it, then 1 + 11 + 1 + 8 + 1 tokens; 38 of 40.
     assert signal.summary(found)["cut_to_context"] == 0
     assert not hasattr(signal, "_network"), "the reward model has left memory"
 
