@@ -1,6 +1,22 @@
 """The plugins that ship with Montessori PL; they enter a recipe by `class_path`, as a stranger's plugin would."""
 
+from callbacks.controls import RandomSignal, ResponseLengthSignal
+from callbacks.gradient_cosine import GradientCosineSignal
 from callbacks.influence_during_training import InfluenceDuringTraining
 from callbacks.influence_probe import InfluenceProbeCallback
+from callbacks.instruction_difficulty import IFDSignal
+from callbacks.rank_surprisal import RankSurprisalSignal
+from callbacks.reward_model import RewardModelSignal
+from callbacks.training_loss import TrainingLossSignal
 
-__all__ = ["InfluenceDuringTraining", "InfluenceProbeCallback"]
+__all__ = [
+    "GradientCosineSignal",
+    "IFDSignal",
+    "InfluenceDuringTraining",
+    "InfluenceProbeCallback",
+    "RandomSignal",
+    "RankSurprisalSignal",
+    "ResponseLengthSignal",
+    "RewardModelSignal",
+    "TrainingLossSignal",
+]

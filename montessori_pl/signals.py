@@ -116,7 +116,11 @@ class SignalCallback(Callback, ABC):
         return
 
     def report(self) -> dict[str, Any]:
-        """What there is to say about the scores as a whole, as plain JSON values; kept beside them."""
+        """What there is to say before the first score, as plain JSON values; kept beside the scores."""
+        return {}
+
+    def summary(self, scores: Sequence[Score]) -> dict[str, Any]:
+        """What there is to say about all scores together, whoever computed them and when; added to the report."""
         return {}
 
     def score(self, student: StudentModule, example: Example, batch: dict[str, Tensor], loss: Tensor) -> Score:

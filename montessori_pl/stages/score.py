@@ -111,9 +111,9 @@ class Score(Stage):
         # that has all scores does not hold the student, and because the number is the evaluation's then.
         losses = ResponseLoss(max_length=self.max_length).losses(context.source(student, "student"), reference)
         context.log_distribution(f"{context.key}/score", values)
-        report = context.directory / REPORT
+        report = self._report(context.directory / REPORT, scores)
         return {
-            **({"signal": json.loads(report.read_text(encoding="utf-8"))} if report.exists() else {}),
+            **({"signal": report} if report else {}),
             "left_out_as_too_long": len(too_long),
             "references": len(references),
             "references_left_out_as_too_long": len(too_long_references),
@@ -121,6 +121,14 @@ class Score(Stage):
             "diversity": diversity([example.instruction for example in examples]),
             "reference_loss": losses.mean().item(),
         }
+
+    def _report(self, path: Path, scores: list[ScoreRecord]) -> dict[str, Any]:
+        """What the signal said before it began, with what it says about all scores, which is added to the file."""
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if summary := self.signal.summary(scores):
+            report |= summary
+            write_atomically(path, json.dumps(report, indent=1) + "\n")
+        return report
 
 
 def _parts(directory: Path) -> list[Path]:

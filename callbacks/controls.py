@@ -1,0 +1,61 @@
+"""Signals that look at no model: what a signal has to beat."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from callbacks.quantity import Columns, Direction, QuantitySignal
+from montessori_pl.losses import IGNORED
+from montessori_pl.records import Example, stable_seed
+from montessori_pl.student import StudentModule
+
+
+class RandomSignal(QuantitySignal):
+    """A number drawn uniformly from [0, 1): the control that knows nothing.
+
+    It depends on the seed and on the example's id alone, so that neither batches nor a restart change it.
+
+    Args:
+        seed: of the draws; another seed is another control.
+    """
+
+    quantity = "draw"
+    unit = "uniform in [0, 1)"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def report(self) -> dict[str, Any]:
+        """What is measured, and the seed."""
+        return {**super().report(), "seed": self.seed}
+
+    def measure(
+        self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
+    ) -> Columns:
+        """One draw for each id."""
+        draws = [random.Random(stable_seed("random signal", self.seed, example.id)).random() for example in examples]
+        return {self.quantity: draws}
+
+
+class ResponseLengthSignal(QuantitySignal):
+    """The number of response tokens that the student is trained on, end token included.
+
+    A baseline of CAR (arXiv 2411.07133), and the bias that many other signals share.
+
+    Args:
+        direction: whether short (`low`) or long responses (`high`) are preferred.
+    """
+
+    quantity = "response_tokens"
+    unit = "tokens"
+
+    def __init__(self, direction: Direction) -> None:
+        self.direction = direction
+
+    def measure(
+        self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
+    ) -> Columns:
+        """Labelled tokens of each example."""
+        return {self.quantity: (batch["labels"] != IGNORED).sum(dim=1).tolist()}

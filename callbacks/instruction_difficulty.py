@@ -1,0 +1,88 @@
+"""Instruction-following difficulty: how little an instruction helps the student to its response."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from callbacks.quantity import Columns, Direction, QuantitySignal
+from montessori_pl.chat import Rendered
+from montessori_pl.data import collate
+from montessori_pl.losses import IGNORED
+from montessori_pl.models import load_chat
+from montessori_pl.records import Example, Score
+from montessori_pl.signals import ScoringData
+from montessori_pl.student import StudentModule
+
+FLOOR = 1e-12
+"""Smallest loss that is divided by, in nats per token."""
+
+
+class IFDSignal(QuantitySignal):
+    """Instruction-following difficulty of Cherry LLM (arXiv 2308.12032).
+
+        IFD(x, y) = PPL(y | x) / PPL(y) = exp(loss(y | x) - loss(y))          `of: perplexities`
+        IFD(x, y) = loss(y | x) / loss(y)                                     `of: losses`
+
+    with losses in nats per response token under the student. The first form is how CAR (arXiv 2411.07133) writes it,
+    the second is what the code published with Cherry LLM computes; both are 1 where the instruction changes nothing.
+    From 1 on the instruction makes its own response less likely: the original counts such examples as misaligned and
+    drops them. Of the others it keeps the highest.
+
+    For loss(y) the response answers an empty user turn, without a system message: the chat format keeps its own text
+    around the turns, because many templates refuse a conversation without a user turn, and only what the user said is
+    gone. The response tokens are the same ones, end token included, also where a response was cut.
+
+    Args:
+        direction: whether low or high difficulty is preferred.
+        of: what the ratio is taken of.
+        misaligned_last: whether examples with a ratio from 1 on are worse than all others, the higher the worse (their
+            score is 1 minus the ratio); it makes a difference where high is preferred.
+    """
+
+    quantity = "ifd"
+    unit = "ratio"
+
+    def __init__(
+        self,
+        direction: Direction = "high",
+        of: Literal["perplexities", "losses"] = "perplexities",
+        misaligned_last: bool = True,
+    ) -> None:
+        self.direction, self.of, self.misaligned_last = direction, of, misaligned_last
+
+    def prepare(self, student: StudentModule, data: ScoringData) -> None:
+        """Render the empty question that every response answers."""
+        self._question = load_chat(student.source).prompt_ids([{"role": "user", "content": ""}])
+        self._pad_id = data.pad_id
+
+    def report(self) -> dict[str, Any]:
+        """What is measured, and what becomes of misaligned examples."""
+        return {**super().report(), "of": self.of, "misaligned_last": self.misaligned_last}
+
+    def summary(self, scores: Sequence[Score]) -> dict[str, Any]:
+        """Beside the quantiles the share of examples whose instruction does not help."""
+        misaligned = [score.details[self.quantity] >= 1 for score in scores]
+        return {**super().summary(scores), "misaligned_share": sum(misaligned) / max(len(misaligned), 1)}
+
+    def preference(self, quantity: float) -> float:
+        """Ratios from 1 on get what is below all others, unless they are taken as they are."""
+        misaligned = quantity >= 1 and self.misaligned_last and self.direction == "high"
+        return 1 - quantity if misaligned else super().preference(quantity)
+
+    def measure(
+        self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
+    ) -> Columns:
+        """The ratio, and the loss of each response with its instruction and alone."""
+        responses = [labels[labels != IGNORED].tolist() for labels in batch["labels"]]
+        num_asked = len(self._question)
+        alone = [Rendered(self._question + ids, [False] * num_asked + [True] * len(ids)) for ids in responses]
+        tensors = {name: rows.to(student.device) for name, rows in collate(alone, self._pad_id).items()}
+        # By the strategy, so that both losses are computed at the trainer's precision.
+        unconditional: Tensor = student.trainer.strategy.predict_step(tensors, 0)
+        if self.of == "perplexities":
+            ratios = torch.exp(losses - unconditional)
+        else:
+            ratios = losses / unconditional.clamp_min(FLOOR)
+        return {self.quantity: ratios.tolist(), "loss": losses.tolist(), "loss_alone": unconditional.tolist()}

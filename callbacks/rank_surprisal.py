@@ -1,0 +1,61 @@
+"""Rank-surprisal ratio: responses that the student finds unlikely, made of tokens that it ranks high."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from callbacks.quantity import Columns, Direction, QuantitySignal
+from montessori_pl.losses import IGNORED, token_log_probabilities
+from montessori_pl.records import Example
+from montessori_pl.student import StudentModule
+
+FLOOR = 1e-12
+"""Smallest surprisal of a whole response that is divided by, in nats."""
+
+
+class RankSurprisalSignal(QuantitySignal):
+    """The rank-surprisal ratio (arXiv 2601.14249, as in the code published with it).
+
+        RSR(x, y) = sum_t min(rank_t, max_rank) / sum_t -log p(y_t | x, y_<t)          ranks per nat
+
+    where rank_t is 1 plus the number of tokens that the student finds likelier than y_t. Low is preferred there: the
+    response is informative (large surprisal) and still close to what the student would say (small ranks). Here the sums
+    go over what the student is trained on, which includes the response's end token; the original leaves that out.
+
+    Args:
+        direction: whether low or high ratios are preferred.
+        max_rank: ranks beyond this one count as this one.
+    """
+
+    quantity = "rank_surprisal_ratio"
+    unit = "ranks per nat"
+
+    def __init__(self, direction: Direction = "low", max_rank: int = 100) -> None:
+        if max_rank < 1:
+            raise ValueError(f"max_rank must be at least 1, found {max_rank}")
+        self.direction, self.max_rank = direction, max_rank
+
+    def report(self) -> dict[str, Any]:
+        """What is measured, and where ranks are clipped."""
+        return {**super().report(), "max_rank": self.max_rank}
+
+    def measure(
+        self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
+    ) -> Columns:
+        """The ratio, with the means of its two sums per token."""
+        with torch.no_grad(), student.trainer.precision_plugin.predict_step_context():
+            logits = student.logits(batch)
+        surprisals = -token_log_probabilities(logits, batch["labels"]).sum(dim=1)
+        answered = batch["labels"][:, 1:] != IGNORED
+        rows = logits[:, :-1][answered]  # (N, V), the N response tokens of the batch
+        chosen = rows.gather(1, batch["labels"][:, 1:][answered][:, None])
+        ranks = torch.zeros_like(batch["labels"][:, 1:])
+        ranks[answered] = (1 + (rows > chosen).sum(dim=1)).clamp_max(self.max_rank)
+        counts, totals = answered.sum(dim=1), ranks.sum(dim=1)
+        return {
+            self.quantity: (totals / surprisals.clamp_min(FLOOR)).tolist(),
+            "mean_rank": (totals / counts).tolist(),
+            "mean_surprisal": (surprisals / counts).tolist(),
+        }

@@ -1,0 +1,135 @@
+"""The opinion of a reward model as a signal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.quantity import Columns, QuantitySignal
+from montessori_pl.chat import Rendered
+from montessori_pl.data import collate
+from montessori_pl.locations import locate
+from montessori_pl.models import Precision
+from montessori_pl.records import Example, Score
+from montessori_pl.signals import ScoringData
+from montessori_pl.student import StudentModule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class RewardModelSignal(QuantitySignal):
+    """The one logit of a sequence-classification checkpoint, higher is better; the student has no say in it.
+
+    The whole conversation is rendered by the reward model's own chat template, as its authors call it: text that looks
+    like a special token is one there. It is the example as a record, also where the student sees a cut response. The
+    model is frozen, and leaves memory when all is scored.
+
+    Args:
+        model: hub id or local directory of a checkpoint with one label and a chat template.
+        batch_size: conversations that it reads at a time; one by one if it has no padding token.
+        precision: of its weights.
+        device: where it runs, for example `cuda:1`; null runs it where the student is.
+    """
+
+    quantity = "reward"
+    unit = "logit"
+    unpinned = ("batch_size", "device")
+
+    def __init__(
+        self, model: str, batch_size: int = 8, precision: Precision = "float32", device: str | None = None
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+        self.model, self.batch_size, self.precision, self.device = model, batch_size, precision, device
+
+    def prepare(self, student: StudentModule, data: ScoringData) -> None:
+        """Load the reward model.
+
+        Raises:
+            ValueError: there is no such model, it has no trained score or several labels, or no chat template.
+        """
+        self._network, self._tokenizer = load_reward_model(self.model, self.precision)
+        self._network.to(self.device or student.device)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the reward model."""
+        del self._network, self._tokenizer
+
+    def report(self) -> dict[str, Any]:
+        """What is measured, and by which model."""
+        return {**super().report(), "model": self.model}
+
+    def summary(self, scores: Sequence[Score]) -> dict[str, Any]:
+        """Beside the quantiles the number of conversations that were too long for the reward model."""
+        cut = sum(score.details["tokens_cut"] > 0 for score in scores)
+        return {**super().summary(scores), "cut_to_context": cut}
+
+    def measure(
+        self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
+    ) -> Columns:
+        """The reward, and how many tokens behind the reward model's context it has not seen."""
+        rendered: list[list[int]] = [
+            self._tokenizer.apply_chat_template(example.messages(), return_dict=True)["input_ids"]
+            for example in examples
+        ]
+        config = self._network.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None)
+        # Without a padding token the model cannot tell where a padded conversation ends.
+        batch_size = self.batch_size if config.pad_token_id is not None else 1
+        order = sorted(range(len(rendered)), key=lambda index: len(rendered[index]))
+        rewards: dict[int, float] = {}
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            rewards |= zip(rows, self._rewards([rendered[row][:context] for row in rows]), strict=True)
+        return {
+            self.quantity: [rewards[row] for row in range(len(rendered))],
+            "tokens_cut": [float(len(ids[context:]) if context is not None else 0) for ids in rendered],
+        }
+
+    @torch.no_grad()
+    def _rewards(self, conversations: Sequence[list[int]]) -> list[float]:
+        pad_id = self._network.config.get_text_config().pad_token_id
+        tensors = collate([Rendered(ids, [False] * len(ids)) for ids in conversations], pad_id or 0)
+        inputs = {name: tensors[name].to(self._network.device) for name in ("input_ids", "attention_mask")}
+        logits: Tensor = self._network(**inputs).logits
+        return [float(logit) for logit in logits[:, 0]]
+
+
+def load_reward_model(name: str, precision: Precision) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A frozen sequence-classification model of one label, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ValueError: there is no such model, it has no trained score or several labels, or no chat template.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate(name))
+        network, loading = AutoModelForSequenceClassification.from_pretrained(
+            locate(name), dtype=getattr(torch, precision), output_loading_info=True
+        )
+    except OSError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"no reward model {name!r}: give a hub id or a local directory of a sequence-classification checkpoint "
+            f"({first_line})"
+        ) from error
+    if network.config.num_labels != 1:
+        raise ValueError(
+            f"the reward model {name!r} has {network.config.num_labels} labels, so that it gives no single reward; "
+            "give a checkpoint with one label"
+        )
+    # A language model without the head would get a random one, with no more than a warning.
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"the checkpoint {name!r} lacks weights of a reward model ({', '.join(missing[:3])}), which would be random"
+        )
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"the tokenizer of the reward model {name!r} brings no chat template, so that it is not known how it reads "
+            "a conversation; give a checkpoint with one"
+        )
+    return network.eval().requires_grad_(False), tokenizer
