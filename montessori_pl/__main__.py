@@ -1,6 +1,24 @@
-"""`python -m montessori_pl` is the command `montessori-pl`."""
+"""`python -m montessori_pl` is the command `montessori-pl`: the door, from which each command has its own way."""
 
-from montessori_pl.cli import main
+import sys
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The program.
+
+    Args:
+        arguments: the command line without the program's name; none takes the process's own.
+    """
+    command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    if command == "compare":  # without what `fit` needs, and without the seconds that importing it takes
+        from montessori_pl.report.command import main as compare
+
+        compare(rest[:-1])
+    else:
+        from montessori_pl.cli import main as fit
+
+        fit(arguments)
+
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,194 @@
+"""A comparison as text for a console, as CSV and as Markdown. What no run has is left out of each."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from montessori_pl.report.comparison import INFLUENCE, MEASURES, STUDENT, Comparison, scored_by
+from montessori_pl.report.groups import Group
+from montessori_pl.report.statistics import Estimate
+
+NOTHING = "-"
+MEANS = "Means over seeds; ± is half of the 95% interval by Student's t, which there is from 3 seeds on."
+DIFFERENCES = "Differences are over the seeds that both have (pairs); unpaired: of means, with Welch's interval."
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column for people."""
+
+    section: str
+    title: str
+    cells: list[str]
+    """One for each group."""
+
+
+def as_text(comparison: Comparison, width: int) -> str:
+    """Tables of a few columns each, so that they fit a console, and the warnings."""
+    file = io.StringIO()
+    console = Console(file=file, width=width, highlight=False, soft_wrap=True)
+    for table in _tables(_values(comparison), _names(comparison.groups), ""):
+        console.print(table)
+    console.print(MEANS, markup=False)
+    if comparison.differences:
+        names, columns = list(comparison.differences), _difference_columns(comparison)
+        for table in _tables(columns, names, f" minus {comparison.baseline}"):
+            console.print(table)
+        console.print(DIFFERENCES, markup=False)
+    for warning in _warnings(comparison):
+        console.print(f"warning: {warning}", markup=False)
+    return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """One table as GitHub shows it, another for the differences, and the warnings."""
+    blocks = [_markdown_table(_names(comparison.groups), _values(comparison)), MEANS]
+    if comparison.differences:
+        columns = _difference_columns(comparison)
+        pairs = _Column("", "pairs", columns[0].cells)
+        rest = [column for column in columns if column.title != pairs.title]
+        blocks += [
+            f"Minus {_escaped(comparison.baseline)}:",
+            _markdown_table(list(comparison.differences), [pairs, *rest]),
+            DIFFERENCES,
+        ]
+    if warnings := _warnings(comparison):
+        blocks += ["Warnings:", "\n".join(f"- {_escaped(warning)}" for warning in warnings)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def as_csv(comparison: Comparison) -> str:
+    """A row for each group, numbers in full, the limits of intervals under `..._low` and `..._high`."""
+    rows = []
+    for group in comparison.groups:
+        row: dict[str, object] = {"group": group.name, "seeds": len(group.finished)}
+        row["unfinished"] = len(group.unfinished) or ""
+        row |= {"last_stage": _last_stages(group), "student": _students(group)}
+        row["influence_stage"] = ", ".join(scored_by(group))
+        for one in MEASURES:
+            row |= _numbers(one.name, comparison.means[group.name].get(one.name))
+        row["warnings"] = _count_warnings(group)
+        difference = comparison.differences.get(group.name)
+        row |= {"baseline": comparison.baseline if difference else "", "pairs": difference.pairs if difference else ""}
+        for one in MEASURES:
+            row |= _numbers(f"{one.name}_difference", difference.measures.get(one.name) if difference else None)
+        rows.append(row)
+    names = [name for name in rows[0] if any(row[name] != "" for row in rows)]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _names(groups: Iterable[Group]) -> list[str]:
+    return [group.name for group in groups]
+
+
+def _values(comparison: Comparison) -> list[_Column]:
+    """All columns of the groups' own numbers, in order."""
+    groups = comparison.groups
+    columns = [
+        _Column(STUDENT, "seeds", [_seeds(group) for group in groups]),
+        _Column(STUDENT, "last finished stage", [_last_stages(group) or NOTHING for group in groups]),
+        _Column(STUDENT, "student", [_students(group) or NOTHING for group in groups]),
+    ]
+    warned = _Column(STUDENT, "warnings", [str(_count_warnings(group)) for group in groups])
+    stages = _Column(INFLUENCE, "scored by", [", ".join(scored_by(group)) or NOTHING for group in groups])
+    for one in MEASURES:
+        cells = [_shown(comparison.means[group.name].get(one.name), one.digits) for group in groups]
+        columns.append(_Column(one.section, one.title, cells))
+    first = next(index for index, column in enumerate(columns) if column.section == INFLUENCE)
+    columns.insert(first, stages)
+    return _present([*columns, warned])
+
+
+def _difference_columns(comparison: Comparison) -> list[_Column]:
+    """All columns of differences; that of the pairs stands in every section."""
+    differences = comparison.differences.values()
+    pairs = [str(one.pairs) if one.pairs else "unpaired" for one in differences]
+    columns: list[_Column] = []
+    for one in MEASURES:
+        column = _Column(
+            one.section, one.title, [_shown(each.measures.get(one.name), "+" + one.digits) for each in differences]
+        )
+        if set(column.cells) == {NOTHING}:
+            continue
+        if one.section not in (before.section for before in columns):
+            columns.append(_Column(one.section, "pairs", pairs))
+        columns.append(column)
+    return columns
+
+
+def _present(columns: Iterable[_Column]) -> list[_Column]:
+    return [column for column in columns if set(column.cells) != {NOTHING}]
+
+
+def _tables(columns: Sequence[_Column], names: Sequence[str], title: str) -> Iterator[Table]:
+    """A table for each section, with intervals below their means."""
+    for section in dict.fromkeys(column.section for column in columns):
+        table = Table(title=section + title, title_justify="left")
+        table.add_column("group")
+        shown = [column for column in columns if column.section == section]
+        for column in shown:
+            table.add_column(column.title, justify="right")
+        for number, name in enumerate(names):
+            table.add_row(name, *(column.cells[number].replace(" ± ", "\n± ") for column in shown))
+        yield table
+
+
+def _markdown_table(names: Sequence[str], columns: Sequence[_Column]) -> str:
+    rows = [["group", *(column.title for column in columns)], ["---", *["---:"] * len(columns)]]
+    rows += [[_escaped(name), *(column.cells[number] for column in columns)] for number, name in enumerate(names)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _shown(estimate: Estimate | None, digits: str) -> str:
+    if estimate is None:
+        return NOTHING
+    if estimate.half_width is None:
+        return format(estimate.mean, digits)
+    return f"{estimate.mean:{digits}} ± {estimate.half_width:{digits.lstrip('+').replace('.3g', '.2g')}}"
+
+
+def _numbers(name: str, estimate: Estimate | None) -> dict[str, object]:
+    """The three numbers of an estimate; empty where there is none."""
+    half = estimate.half_width if estimate is not None else None
+    if estimate is None or half is None:
+        return {name: estimate.mean if estimate is not None else "", f"{name}_low": "", f"{name}_high": ""}
+    return {name: estimate.mean, f"{name}_low": estimate.mean - half, f"{name}_high": estimate.mean + half}
+
+
+def _seeds(group: Group) -> str:
+    return f"{len(group.finished)} of {len(group.runs)}" if group.unfinished else str(len(group.runs))
+
+
+def _last_stages(group: Group) -> str:
+    """How far the runs have come that have not finished."""
+    return ", ".join(dict.fromkeys(run.last_stage or "none" for run in group.unfinished))
+
+
+def _students(group: Group) -> str:
+    return ", ".join(dict.fromkeys(run.student for run in group.finished if run.student))
+
+
+def _count_warnings(group: Group) -> int:
+    return sum(len(run.warnings) for run in group.runs)
+
+
+def _warnings(comparison: Comparison) -> list[str]:
+    """Every run's, a sentence each."""
+    return [
+        f"{group.name}, seed {run.seed}: {warning}"
+        for group in comparison.groups
+        for run in group.runs
+        for warning in run.warnings
+    ]

@@ -1,0 +1,131 @@
+"""One run of a comparison: what its directory says, in numbers that can be averaged over seeds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from montessori_pl.report.summary import summarize
+from montessori_pl.workspace import Workspace, WorkspaceError
+
+MANY = 16
+"""So many names are listed."""
+SEED = "seed_everything"
+TOKENS = "generated_tokens"
+"""How a stage that counts what its model has written calls the number of tokens."""
+
+
+class CompareError(ValueError):
+    """Why runs cannot be compared, in a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is compared of one run directory."""
+
+    root: Path
+    seed: int
+    settings: str
+    """Those that the stages are pinned to, apart from the seed, as one text."""
+    iteration: int
+    """The last that has begun."""
+    students: tuple[str, ...]
+    """Those of the last iteration's evaluation; none before it has finished."""
+    student: str
+    """The one that is compared; empty where the evaluation has none of this name."""
+    scored_by: str
+    """Name of the last stage that scored; empty if none did."""
+    measures: dict[str, float]
+    """The numbers; none before the evaluation has finished, for then not all of them are final."""
+    warnings: tuple[str, ...]
+    """What the stages warn of."""
+    last_stage: str
+    """Key of the stage that finished last; empty before the first."""
+
+
+def read_run(root: Path, student: str | None) -> Run:
+    """Read a run directory.
+
+    Args:
+        root: the directory.
+        student: the one whose numbers are read; none: the last of the evaluation.
+
+    Raises:
+        CompareError: it is no run directory, or is damaged.
+    """
+    _check(root)
+    try:
+        workspace, summary = Workspace(root), summarize(root)
+    except WorkspaceError as error:
+        raise CompareError(
+            f"{root / 'manifest.json'} is not a manifest of this program ({error.__cause__}); restore it, or leave the "
+            "run out"
+        ) from error
+    except (json.JSONDecodeError, KeyError) as error:
+        raise CompareError(f"the metrics of {root} cannot be read ({error}); restore them, or leave it out") from error
+    begun = {key: entry.settings for key, entry in workspace.entries.items() if workspace.begun(key)}
+    seeds = [settings[SEED] for settings in begun.values() if SEED in settings]
+    if not seeds:
+        raise CompareError(f"no stage of {root} has begun; leave it out")
+    iteration = max(_iteration(key) for key in begun)
+    evaluations = [one for key, one in summary["evaluations"].items() if _iteration(key) == iteration]
+    evaluated = evaluations[-1] if evaluations else {}
+    chosen = student or next(reversed(evaluated), "")
+    influence = list(summary["influence"])[-1:]
+    finished = [key for key in begun if workspace.finished(key)]
+    return Run(
+        root=root,
+        seed=int(seeds[0]),
+        settings=json.dumps(
+            {key: {name: value for name, value in one.items() if name != SEED} for key, one in begun.items()},
+            sort_keys=True,
+        ),
+        iteration=iteration,
+        students=tuple(evaluated),
+        student=chosen if chosen in evaluated else "",
+        scored_by=influence[0].partition("/")[2] if influence else "",
+        measures={**evaluated.get(chosen, {}), **_around(summary, influence)} if evaluated else {},
+        warnings=tuple(summary["warnings"]),
+        last_stage=finished[-1] if finished else "",
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence, the first of them if there are many."""
+    more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
+    return ", ".join(names[:MANY]) + more
+
+
+def _around(summary: dict[str, Any], scored: Sequence[str]) -> dict[str, float]:
+    """The numbers that are not the student's: the last influence, and what the run cost."""
+    numbers = {"seconds": sum(stage["seconds"] for stage in summary["stages"].values())}
+    stages = [*summary["data"].values(), *summary["training"].values()]
+    if tokens := [metrics[TOKENS] for metrics in stages if TOKENS in metrics]:
+        numbers[TOKENS] = sum(tokens)
+    for key in scored:
+        numbers["influence"] = summary["influence"][key]["mean"]
+        numbers["positive_share"] = summary["influence"][key]["positive_share"]
+    return numbers
+
+
+def _iteration(key: str) -> int:
+    """`iteration_2/warmup` -> 2."""
+    return int(key.partition("/")[0].removeprefix("iteration_"))
+
+
+def _check(root: Path) -> None:
+    if not root.is_dir():
+        above = next(parent for parent in root.absolute().parents if parent.is_dir())
+        raise CompareError(f"there is no directory {root}; {_holds(above)}; correct the path")
+    if not (root / "manifest.json").exists():
+        raise CompareError(
+            f"{root} is no run directory, for it holds no manifest.json; {_holds(root)}; give the directory that "
+            "`fit` was given with --run"
+        )
+
+
+def _holds(directory: Path) -> str:
+    """What lies in a directory."""
+    names = sorted(path.name + "/" * path.is_dir() for path in directory.iterdir() if not path.name.startswith("."))
+    return f"{directory} holds {listed(names) or 'nothing'}"
