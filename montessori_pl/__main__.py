@@ -9,11 +9,11 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the command line without the program's name; none takes the process's own.
     """
-    command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
-    if command == "compare":  # without what `fit` needs, and without the seconds that importing it takes
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["compare"]:  # without what `fit` needs, and without the seconds that importing it takes
         from montessori_pl.report.command import main as compare
 
-        compare(rest[:-1])
+        compare(given[1:])
     else:
         from montessori_pl.cli import main as fit
 

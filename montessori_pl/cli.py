@@ -39,6 +39,8 @@ from montessori_pl.student import StudentModule
 from montessori_pl.teacher import TeacherDPOModule
 from montessori_pl.workspace import Workspace, write_atomically
 
+BESIDE = "Beside fit there is compare, one table over runs: python -m montessori_pl compare --help"
+"""What `--help` says of the command that is not Lightning's."""
 INTERRUPTED = "interrupted; the same command goes on from here"
 """What is said after Ctrl-C."""
 
@@ -266,10 +268,10 @@ def _quiet() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The program. Mistakes of the user end in one sentence and exit status 2.
+    """The command `fit`. Mistakes of the user end in one sentence and exit status 2.
 
     Args:
-        arguments: the command line without the program's name; none takes the process's own.
+        arguments: the command line, `fit` included, without the program's name; none takes the process's own.
     """
     _quiet()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -279,7 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
         MontessoriCLI(
             args=arguments,
             parser_class=SentenceParser,
-            parser_kwargs={"allow_abbrev": False},
+            parser_kwargs={"allow_abbrev": False, "epilog": BESIDE},
             seed_everything_default=42,
             save_config_callback=None,
             auto_configure_optimizers=False,

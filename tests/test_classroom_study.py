@@ -21,7 +21,7 @@ try:
     from study.checks import check_cell, overlap
     from study.comparisons import collapse_limits, collapsed, compare
     from study.figures import draw
-    from study.intervals import interval, t_quantile
+    from study.intervals import interval
     from study.measures import ALL_MEASURES, MEASURES, Cell, alarms, content, entropy
     from study.runs import CellRuns, Run, as_argument, copy_stages, manifest, override, shared_stages
     from study.settings import Settings, read_settings
@@ -94,13 +94,6 @@ def test_entropy() -> None:
     assert entropy({"sort": 2, "copy": 1, "story": 1}) == pytest.approx(1.5 * math.log(2))
     assert entropy({"sort": 7, "copy": 0}) == 0
     assert entropy({}) == 0
-
-
-@pytest.mark.parametrize(
-    ("degrees", "quantile"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (7, 2.36462), (10, 2.22814), (200, 1.97190)]
-)
-def test_t_quantiles_are_those_of_the_tables(degrees: int, quantile: float) -> None:
-    assert t_quantile(degrees) == pytest.approx(quantile, rel=1e-5)
 
 
 def test_interval_by_hand() -> None:

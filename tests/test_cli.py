@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from montessori_pl.__main__ import main as door
 from montessori_pl.classroom import version
 from montessori_pl.cli import MontessoriCLI, find_configs, main, shipped_configs
 from montessori_pl.mistakes import SentenceParser, sentence
@@ -254,9 +255,10 @@ class TestMistakes:
     @pytest.mark.parametrize(("arguments", "found"), [([], ""), (["fitt"], ", found 'fitt'")])
     def test_command(self, arguments: list[str], found: str, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="2"):
-            main(arguments)
+            door(arguments)
         assert capsys.readouterr().err == (
-            f"error: the command is fit{found}; for example: python -m montessori_pl fit --config iter1.yaml\n"
+            f"error: the command is fit or compare{found}; "
+            "for example: python -m montessori_pl fit --config iter1.yaml\n"
         )
 
     def test_override_of_a_stage_that_does_not_exist(self, mistake: Mistake, recipe: Recipe) -> None:
@@ -422,7 +424,7 @@ class TestConfigs:
         module = [sys.executable, "-m", "montessori_pl"]
         printed = subprocess.run([*module, *arguments], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
         (command,) = entry_points(group="console_scripts", name="montessori-pl")
-        assert command.load() is main
+        assert command.load() is door
         with pytest.raises(SystemExit, match="0"):
             command.load()(arguments)
         assert capsys.readouterr().out == printed

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from montessori_pl.report.statistics import t_quantile
+
 NUM_RESAMPLES = 10_000
 MIN_CELLS = 3
 """Cells from which on there are intervals."""
@@ -83,24 +85,3 @@ def _percentiles(means: NDArray[np.float64]) -> tuple[float, float]:
     """The 2.5th and the 97.5th of the means, both of which occur among them."""
     ordered = np.sort(means)
     return float(ordered[round(0.025 * len(ordered))]), float(ordered[round(0.975 * len(ordered)) - 1])
-
-
-def t_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """The t with `confidence` of Student's distribution between -t and t, by bisection."""
-    low, high = 0.0, 1000.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, degrees) < confidence else (low, middle)
-    return high
-
-
-def _t_within(t: float, degrees: int) -> float:
-    """Probability of Student's distribution between -t and t; Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    theta = math.atan(t / math.sqrt(degrees))
-    term = math.cos(theta) if degrees % 2 else 1.0
-    terms = 0.0
-    for power in range(1 if degrees % 2 else 0, degrees - 1, 2):
-        terms += term
-        term *= math.cos(theta) ** 2 * (power + 1) / (power + 2)
-    sine = math.sin(theta) * terms
-    return (theta + sine) * 2 / math.pi if degrees % 2 else sine

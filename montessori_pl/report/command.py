@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     try:
         _compare(_parser().parse_args(arguments))
-    except (CompareError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--baseline", default="", metavar="NAME", help="the group from which differences are taken")
     parser.add_argument(
-        "--student", metavar="NAME", help="the evaluated student whose numbers are shown; default: the evaluation's last"
+        "--student",
+        metavar="NAME",
+        help="the student whose numbers are shown; default: the evaluation's last",
     )
     parser.add_argument("--format", choices=("text", "csv", "markdown"), default="text", help="default: text")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there, in one piece, instead of printing")

@@ -22,7 +22,7 @@ class Measure:
     """Format of what is shown."""
 
 
-STUDENT, DATA, INFLUENCE, COST = "student", "its training data", "influence", "cost"
+SECTIONS = STUDENT, DATA, INFLUENCE, COST = ("student", "its training data", "influence", "cost")
 MEASURES = (
     Measure("accuracy", "accuracy", STUDENT, ".3f"),
     Measure("reference_loss", "reference loss", STUDENT, ".3f"),
@@ -80,7 +80,9 @@ def compare(groups: Sequence[Group], baseline: str = "") -> Comparison:
         )
     by_name = {group.name: group for group in groups}
     if baseline and baseline not in by_name:
-        raise CompareError(f"--baseline names {baseline!r}, but there is no such group; there are: {listed([*by_name])}")
+        raise CompareError(
+            f"--baseline names {baseline!r}, but there is no such group; there are: {listed([*by_name])}"
+        )
     if baseline and not by_name[baseline].finished:
         raise CompareError(f"the baseline {baseline!r} has not finished its evaluation; finish it, or choose another")
     return Comparison(

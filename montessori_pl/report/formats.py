@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from montessori_pl.report.comparison import INFLUENCE, MEASURES, STUDENT, Comparison, scored_by
+from montessori_pl.report.comparison import COST, INFLUENCE, MEASURES, SECTIONS, STUDENT, Comparison, scored_by
 from montessori_pl.report.groups import Group
 from montessori_pl.report.statistics import Estimate
 
@@ -31,12 +32,11 @@ def as_text(comparison: Comparison, width: int) -> str:
     """Tables of a few columns each, so that they fit a console, and the warnings."""
     file = io.StringIO()
     console = Console(file=file, width=width, highlight=False, soft_wrap=True)
-    for table in _tables(_values(comparison), _names(comparison.groups), ""):
+    for table in _tables(_leading(comparison.groups), _values(comparison)):
         console.print(table)
     console.print(MEANS, markup=False)
     if comparison.differences:
-        names, columns = list(comparison.differences), _difference_columns(comparison)
-        for table in _tables(columns, names, f" minus {comparison.baseline}"):
+        for table in _tables(_pairs(comparison), _differences(comparison), f" minus {comparison.baseline}"):
             console.print(table)
         console.print(DIFFERENCES, markup=False)
     for warning in _warnings(comparison):
@@ -46,14 +46,11 @@ def as_text(comparison: Comparison, width: int) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """One table as GitHub shows it, another for the differences, and the warnings."""
-    blocks = [_markdown_table(_names(comparison.groups), _values(comparison)), MEANS]
+    blocks = [_markdown_table([*_leading(comparison.groups), *_values(comparison)]), MEANS]
     if comparison.differences:
-        columns = _difference_columns(comparison)
-        pairs = _Column("", "pairs", columns[0].cells)
-        rest = [column for column in columns if column.title != pairs.title]
         blocks += [
             f"Minus {_escaped(comparison.baseline)}:",
-            _markdown_table(list(comparison.differences), [pairs, *rest]),
+            _markdown_table([*_pairs(comparison), *_differences(comparison)]),
             DIFFERENCES,
         ]
     if warnings := _warnings(comparison):
@@ -85,65 +82,68 @@ def as_csv(comparison: Comparison) -> str:
     return file.getvalue()
 
 
-def _names(groups: Iterable[Group]) -> list[str]:
-    return [group.name for group in groups]
+def _leading(groups: Iterable[Group]) -> list[_Column]:
+    """What begins every table."""
+    return [_Column("", "group", [group.name for group in groups])]
 
 
 def _values(comparison: Comparison) -> list[_Column]:
-    """All columns of the groups' own numbers, in order."""
+    """The groups' own numbers."""
     groups = comparison.groups
     columns = [
         _Column(STUDENT, "seeds", [_seeds(group) for group in groups]),
         _Column(STUDENT, "last finished stage", [_last_stages(group) or NOTHING for group in groups]),
         _Column(STUDENT, "student", [_students(group) or NOTHING for group in groups]),
     ]
-    warned = _Column(STUDENT, "warnings", [str(_count_warnings(group)) for group in groups])
-    stages = _Column(INFLUENCE, "scored by", [", ".join(scored_by(group)) or NOTHING for group in groups])
-    for one in MEASURES:
-        cells = [_shown(comparison.means[group.name].get(one.name), one.digits) for group in groups]
-        columns.append(_Column(one.section, one.title, cells))
-    first = next(index for index, column in enumerate(columns) if column.section == INFLUENCE)
-    columns.insert(first, stages)
-    return _present([*columns, warned])
+    for section in SECTIONS:
+        if section == INFLUENCE:
+            stages = [", ".join(scored_by(group)) or NOTHING for group in groups]
+            columns.append(_Column(section, "scored by", stages))
+        for one in MEASURES:
+            if one.section == section:
+                cells = [_shown(comparison.means[group.name].get(one.name), one.digits) for group in groups]
+                columns.append(_Column(section, one.title, cells))
+    columns.append(_Column(COST, "warnings", [str(_count_warnings(group)) for group in groups]))
+    return _present(columns)
 
 
-def _difference_columns(comparison: Comparison) -> list[_Column]:
-    """All columns of differences; that of the pairs stands in every section."""
-    differences = comparison.differences.values()
-    pairs = [str(one.pairs) if one.pairs else "unpaired" for one in differences]
-    columns: list[_Column] = []
-    for one in MEASURES:
-        column = _Column(
-            one.section, one.title, [_shown(each.measures.get(one.name), "+" + one.digits) for each in differences]
+def _pairs(comparison: Comparison) -> list[_Column]:
+    """What begins every table of differences."""
+    groups = [group for group in comparison.groups if group.name in comparison.differences]
+    pairs = [str(one.pairs) if one.pairs else "unpaired" for one in comparison.differences.values()]
+    return [*_leading(groups), _Column("", "pairs", pairs)]
+
+
+def _differences(comparison: Comparison) -> list[_Column]:
+    """The groups' differences to the baseline."""
+    found = comparison.differences.values()
+    return _present(
+        _Column(
+            one.section, one.title, [_shown(difference.measures.get(one.name), one.digits, "+") for difference in found]
         )
-        if set(column.cells) == {NOTHING}:
-            continue
-        if one.section not in (before.section for before in columns):
-            columns.append(_Column(one.section, "pairs", pairs))
-        columns.append(column)
-    return columns
+        for one in MEASURES
+    )
 
 
 def _present(columns: Iterable[_Column]) -> list[_Column]:
     return [column for column in columns if set(column.cells) != {NOTHING}]
 
 
-def _tables(columns: Sequence[_Column], names: Sequence[str], title: str) -> Iterator[Table]:
+def _tables(leading: Sequence[_Column], columns: Sequence[_Column], title: str = "") -> Iterator[Table]:
     """A table for each section, with intervals below their means."""
     for section in dict.fromkeys(column.section for column in columns):
-        table = Table(title=section + title, title_justify="left")
-        table.add_column("group")
-        shown = [column for column in columns if column.section == section]
+        table = Table(title=escape(section + title), title_justify="left")
+        shown = [*leading, *(column for column in columns if column.section == section)]
         for column in shown:
-            table.add_column(column.title, justify="right")
-        for number, name in enumerate(names):
-            table.add_row(name, *(column.cells[number].replace(" ± ", "\n± ") for column in shown))
+            table.add_column(column.title, justify="left" if column is shown[0] else "right")
+        for cells in zip(*(column.cells for column in shown), strict=True):
+            table.add_row(*(escape(cell.replace(" ± ", "\n± ")) for cell in cells))
         yield table
 
 
-def _markdown_table(names: Sequence[str], columns: Sequence[_Column]) -> str:
-    rows = [["group", *(column.title for column in columns)], ["---", *["---:"] * len(columns)]]
-    rows += [[_escaped(name), *(column.cells[number] for column in columns)] for number, name in enumerate(names)]
+def _markdown_table(columns: Sequence[_Column]) -> str:
+    rows = [[column.title for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
+    rows += [[_escaped(cell) for cell in cells] for cells in zip(*(column.cells for column in columns), strict=True)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -151,12 +151,11 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _shown(estimate: Estimate | None, digits: str) -> str:
+def _shown(estimate: Estimate | None, digits: str, sign: str = "") -> str:
     if estimate is None:
         return NOTHING
-    if estimate.half_width is None:
-        return format(estimate.mean, digits)
-    return f"{estimate.mean:{digits}} ± {estimate.half_width:{digits.lstrip('+').replace('.3g', '.2g')}}"
+    mean = format(estimate.mean, sign + digits)
+    return mean if estimate.half_width is None else f"{mean} ± {format(estimate.half_width, digits)}"
 
 
 def _numbers(name: str, estimate: Estimate | None) -> dict[str, object]:

@@ -1,9 +1,9 @@
 """Runs of the same settings under different seeds, together, under a name."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from montessori_pl.report.runs import CompareError, Run
@@ -93,7 +93,12 @@ def _common_parts(roots: Sequence[Path]) -> list[str]:
 def _common(names: Sequence[str]) -> str:
     if len(set(names)) == 1:
         return "" if _SEED.fullmatch(names[0]) else names[0]
-    if start := _SEED.sub("", os.path.commonprefix(names), count=1):
+    if start := _SEED.sub("", _shared_start(names), count=1):
         return start
-    end = os.path.commonprefix([name[::-1] for name in names])[::-1].lstrip("-_. ")
+    end = _shared_start([name[::-1] for name in names])[::-1].lstrip("-_. ")
     return "" if _SEED.fullmatch(end) else end
+
+
+def _shared_start(names: Sequence[str]) -> str:
+    shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in shared)

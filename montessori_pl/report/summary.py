@@ -21,11 +21,11 @@ def summarize(root: Path) -> dict[str, Any]:
 
     Returns:
         `warnings`: what the stages warn of, a sentence each; `students`: for each student of the last evaluation its
-        losses and accuracy, and under `data_...` how varied its training examples are; `evaluations`: the students of
-        every evaluation, by the evaluation's key; `influence`: for each stage that scored, by key, the influence, how
-        varied the scored examples are, and the reference loss of the student; `data`: for each stage that made or
-        judged data, by key, its numbers; `training`: for each stage that trained, by key, its numbers; `stages`: for
-        each stage, by key, whether it has finished and its seconds.
+        losses and accuracy, and under `data_...` how many and how varied its training examples are; `evaluations`: the
+        students of every evaluation, by the evaluation's key; `influence`: for each stage that scored, by key, the
+        influence, how varied the scored examples are, and the reference loss of the student; `data`: for each stage
+        that made or judged data, by key, its numbers; `training`: for each stage that trained, by key, its numbers;
+        `stages`: for each stage, by key, whether it has finished and its seconds.
     """
     workspace = Workspace(root)
     sections = ("students", "evaluations", "influence", "data", "training", "stages")
@@ -70,10 +70,11 @@ def _metrics(workspace: Workspace, key: str) -> dict[str, Any]:
 
 
 def _trained_on(workspace: Workspace, evaluation: str, student: str) -> Mapping[str, float]:
-    """How varied the examples are on which an evaluated student was trained; nothing for a base model."""
+    """How many and how varied the examples are on which a student was trained; nothing for a base model."""
     examples = _source(workspace, _source(workspace, evaluation, f"students.{student}"), "examples")
-    breadth = _metrics(workspace, examples).get("diversity", {})
-    return {f"data_{name}": breadth[name] for name in BREADTH if name in breadth}
+    metrics = _metrics(workspace, examples)
+    numbers = metrics | metrics.get("diversity", {})
+    return {f"data_{name}": numbers[name] for name in ("accepted", *BREADTH) if name in numbers}
 
 
 def _source(workspace: Workspace, key: str, setting: str) -> str:
