@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -394,7 +395,7 @@ class TestFormats:
         assert ["", "", "", "± 0.248", "± 0.248"] in cells
         assert ["[red]", "1", "trained", "0.500", "0.500"] in cells
         assert ["mine", "1", "+0.100", "-0.100"] in cells
-        titles = [line for line, below in zip(lines, lines[1:], strict=False) if below.startswith("┏")]
+        titles = [line for line, below in pairwise(lines) if below.startswith("┏")]
         sections = ["student", "its training data", "influence", "cost"]
         assert titles == [*sections, *(f"{section} minus [red]" for section in sections)]
         assert lines[-1] == f"warning: [red], seed 1: iteration_1/training_data: {SENTENCE}"

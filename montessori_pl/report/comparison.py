@@ -80,9 +80,7 @@ def compare(groups: Sequence[Group], baseline: str = "") -> Comparison:
         )
     by_name = {group.name: group for group in groups}
     if baseline and baseline not in by_name:
-        raise CompareError(
-            f"--baseline names {baseline!r}, but there is no such group; there are: {listed([*by_name])}"
-        )
+        raise CompareError(f"--baseline names {baseline!r}, which is no group; there are: {listed([*by_name])}")
     if baseline and not by_name[baseline].finished:
         raise CompareError(f"the baseline {baseline!r} has not finished its evaluation; finish it, or choose another")
     return Comparison(

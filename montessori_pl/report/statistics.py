@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MIN_VALUES = 3
-"""Values from which on there is an interval: with two, it is more than six times as wide as they lie apart."""
+"""Values from which on there is an interval: with two, it would reach six times as far as they lie apart."""
 
 
 @dataclass(frozen=True)
