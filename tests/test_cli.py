@@ -180,7 +180,9 @@ class TestMistakes:
         score = {"class_path": "Score", "init_args": {"examples": "recorded", "signal": signal}}
         assert mistake("--config", recipe(recipe__influence=score)) == (
             "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
-            "'InfluenceProbeCallback'? there are: InfluenceDuringTraining, InfluenceProbeCallback"
+            "'InfluenceProbeCallback'? there are: GradientCosineSignal, IFDSignal, InfluenceDuringTraining, "
+            "InfluenceProbeCallback, RandomSignal, RankSurprisalSignal, ResponseLengthSignal, RewardModelSignal, "
+            "TrainingLossSignal"
         )
 
     def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
