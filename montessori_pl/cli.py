@@ -29,6 +29,7 @@ from montessori_pl.locations import with_version
 from montessori_pl.mistakes import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
 from montessori_pl.models import load_chat
 from montessori_pl.pinning import pinned
+from montessori_pl.pool import UNPINNED, PoolTeacher
 from montessori_pl.progress import ConsoleDisplay
 from montessori_pl.recipe import lay_out
 from montessori_pl.records import stable_id
@@ -74,6 +75,9 @@ class MontessoriCLI(LightningCLI):
             required=True,
             help="The model that writes what is learned.",
         )
+        parser.add_argument(
+            "--teachers", type=dict[str, PoolTeacher], default={}, help="The pool: teachers that only write, by name."
+        )
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.add_argument(
             "--generation", type=Callable[[], GenerationBackend], required=True, help="The engine that samples text."
@@ -112,7 +116,8 @@ class MontessoriCLI(LightningCLI):
         root = Path(self._get(self.config, "run"))
         display = ConsoleDisplay()
         iterations = self._get(self.config, "iterations")
-        steps = lay_out(self._get(self.config_init, "recipe"), iterations)
+        pool: dict[str, PoolTeacher] = self._get(self.config_init, "teachers")
+        steps = lay_out(self._get(self.config_init, "recipe"), iterations, pool)
         data: DataSources = self._get(self.config_init, "data")
         workspace = Workspace(root)
         if not all(workspace.finished(step.key) for step in steps):  # a finished run does not need them any more
@@ -127,6 +132,7 @@ class MontessoriCLI(LightningCLI):
             backend=self._get(self.config_init, "generation"),
             trainer=self._trainer,
             logger=None,
+            pool=pool,
         )
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
@@ -145,6 +151,7 @@ class MontessoriCLI(LightningCLI):
         """For each stage, the settings that its result depends on."""
         config = self._get(self.config, "recipe")
         stages = self._get(self.config_init, "recipe")
+        pool = {name: _as_dict(one) for name, one in self._get(self.config, "teachers").items()}
         return {
             name: {
                 "seed_everything": self._get(self.config, "seed_everything"),
@@ -152,6 +159,11 @@ class MontessoriCLI(LightningCLI):
                 **{
                     section: with_version(pinned(_as_dict(self._get(self.config, section)), section in stage.trains))
                     for section in stage.uses
+                },
+                **{
+                    f"teachers.{name}": with_version(pinned({k: v for k, v in pool[name].items() if k not in UNPINNED}))
+                    for name in stage.asks()
+                    if name in pool
                 },
             }
             for name, stage in stages.items()

@@ -109,8 +109,8 @@ def encode_pairs(pairs: Sequence[PreferencePair], chat: ChatFormat, max_length: 
     """Render both whole completions of each pair exactly as they were sampled; pairs that do not fit are left out."""
     encoded = []
     for pair in pairs:
-        prompt: list[Message] = [{"role": "user", "content": pair.prompt}]
-        ids = chat.prompt_ids(prompt)
+        system: list[Message] = [{"role": "system", "content": pair.system}] if pair.system else []
+        ids = chat.prompt_ids([*system, {"role": "user", "content": pair.prompt}])
         sides = [
             chat.cut(Rendered(ids + response, [False] * len(ids) + [True] * len(response)), max_length)
             for response in (

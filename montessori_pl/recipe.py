@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from montessori_pl.stages.base import BASE, LATEST, Input, Kind, Stage
 
@@ -27,15 +27,21 @@ class Step:
     """For each setting that names a stage, the key of the step that it reads; none for the base model."""
 
 
-def lay_out(stages: Mapping[str, Stage], iterations: int) -> list[Step]:
+def lay_out(stages: Mapping[str, Stage], iterations: int, pool: Collection[str] = ()) -> list[Step]:
     """The steps of all iterations in order, each with what it reads.
 
     A name stands for the last step of that name before the one that reads it, in this iteration or an earlier one.
     From the second iteration on, the teacher therefore goes on from the previous iteration's, influence is measured on
     the previous iteration's student, and stages of the first iteration only are read where they were left.
 
+    Args:
+        stages: the stages by name, in order.
+        iterations: how often they are gone through.
+        pool: names of teachers that no stage trains; they can be asked wherever a teacher can.
+
     Raises:
-        RecipeError: the recipe is empty, a name is no name, or a stage reads what no step before it produces.
+        RecipeError: the recipe is empty, a name is no name or stands for two things, or a stage reads what no step
+            before it produces.
     """
     if not stages:
         raise RecipeError("the recipe has no stages")
@@ -45,6 +51,10 @@ def lay_out(stages: Mapping[str, Stage], iterations: int) -> list[Step]:
                 f"a stage cannot be called {name!r}: its name becomes a directory, so use letters, digits, '_', '-' "
                 f"and '.'; {LATEST!r} and {BASE!r} are taken"
             )
+        if name in pool:
+            raise RecipeError(
+                f"{name!r} is a stage of the recipe and a teacher of the pool; call one of them otherwise"
+            )
     if iterations < 1:
         raise RecipeError(f"iterations must be at least 1, found {iterations}")
     steps: list[Step] = []
@@ -52,13 +62,17 @@ def lay_out(stages: Mapping[str, Stage], iterations: int) -> list[Step]:
         for name, stage in stages.items():
             if iteration > 1 and stage.first_iteration_only:
                 continue
-            inputs = {one.setting: _resolve(one, name, stages, steps) for one in stage.reads()}
+            inputs = {one.setting: _resolve(one, name, stages, steps, pool) for one in stage.reads()}
             steps.append(Step(f"iteration_{iteration}/{name}", name, iteration, stage, inputs))
     return steps
 
 
-def _resolve(wanted: Input, reader: str, stages: Mapping[str, Stage], earlier: list[Step]) -> str | None:
-    """The key of the step that this input means; none for a base model."""
+def _resolve(
+    wanted: Input, reader: str, stages: Mapping[str, Stage], earlier: list[Step], pool: Collection[str]
+) -> str | None:
+    """The key of the step that this input means; none for a model that no stage trains, or for what need not be."""
+    if wanted.kind is Kind.TEACHER and wanted.name in pool:
+        return None
     is_model = wanted.kind in (Kind.STUDENT, Kind.TEACHER)
     fitting = [step for step in earlier if step.stage.produces is wanted.kind]
     if is_model and wanted.name == BASE:
@@ -68,8 +82,11 @@ def _resolve(wanted: Input, reader: str, stages: Mapping[str, Stage], earlier: l
     found = [step for step in fitting if step.name == wanted.name]
     if found:
         return found[-1].key
+    if wanted.optional and wanted.name in stages:
+        return None
     names = dict.fromkeys(step.name for step in fitting)
-    exist = ", ".join([*names, *([LATEST, BASE] if is_model else [])]) or "none"
+    others = [*([LATEST, BASE] if is_model else []), *(pool if wanted.kind is Kind.TEACHER else [])]
+    exist = ", ".join([*names, *others]) or "none"
     if wanted.name in stages and stages[wanted.name].produces is not wanted.kind:
         why = f"stage {wanted.name!r} produces {stages[wanted.name].produces.value}"
     elif wanted.name in stages:

@@ -138,6 +138,8 @@ class PreferencePair(Record):
     """Id of the example that `chosen` became."""
     rejected_id: str
     """Id of the example that `rejected` became."""
+    system: str = ""
+    """System message of the conversation; empty when there is none."""
     margin: float
     """Score of the chosen example minus score of the rejected one."""
     weight: float = 1.0

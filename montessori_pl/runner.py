@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from montessori_pl.data import DataSources
 from montessori_pl.generation.base import GenerationBackend
+from montessori_pl.pool import PoolTeacher
 from montessori_pl.progress import ConsoleDisplay, Progress, ProgressCallback
 from montessori_pl.recipe import Step
 from montessori_pl.records import stable_seed
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from montessori_pl.student import StudentModule
     from montessori_pl.teacher import TeacherDPOModule
 
-METRICS = "metrics.json"
+METRICS, REQUESTS = "metrics.json", "requests"
 SECONDS_BETWEEN_LOOKS = 1.0
 """How often a process that waits for the first one looks at the manifest."""
 
@@ -60,6 +61,8 @@ class Runner:
     """Makes a trainer; takes arguments that go on top of the configured ones."""
     logger: "Logger | None"
     """Where metrics go."""
+    pool: Mapping[str, PoolTeacher] = dataclasses.field(default_factory=dict)
+    """Teachers that only write, by name."""
     parent: int = dataclasses.field(default_factory=os.getppid)
     """The process that started this one; for all but the first, whose end ends them too."""
 
@@ -153,12 +156,24 @@ class Runner:
             data=self.data,
             student=self.student,
             teacher=self.teacher,
-            backend=self.backend,
+            backend=self._backend,
             trainer=trainer,
             progress=progress,
             log_distribution=lambda name, values: log_distribution(self.logger, name, values),
+            pool=self.pool,
+            requests=self._requests,
         )
         return step.stage.run(context)
+
+    @property
+    def _requests(self) -> Path:
+        """Where engines keep what must not be paid for twice: the run's, for stages may be done again."""
+        return self.workspace.root / REQUESTS
+
+    def _backend(self) -> GenerationBackend:
+        backend = self.backend()
+        backend.keep(self._requests)
+        return backend
 
     def _identity(self, key: str | None) -> str:
         """What stands in the manifest for an input; a stage that has not finished yet has no digest."""

@@ -200,14 +200,14 @@ class Journal:
     def __init__(self, directory: Path, names: Sequence[str]) -> None:
         self._paths = {name: directory / name for name in names}
         self._journal = directory / "journal.jsonl"
-        self.commits: list[dict[str, int]] = list(read_lines(self._journal)) if self._journal.exists() else []
+        self.commits: list[dict[str, Any]] = list(read_lines(self._journal)) if self._journal.exists() else []
         """The sizes in bytes after each commit, and what the commits remember."""
         sizes = self.commits[-1] if self.commits else {}
         for name, path in self._paths.items():
             _truncate(path, sizes.get(name, 0))
         _truncate(self._journal, sum(len(_line(commit)) for commit in self.commits))
 
-    def commit(self, records: Mapping[str, Sequence[Record]], **notes: int) -> None:
+    def commit(self, records: Mapping[str, Sequence[Record]], **notes: float) -> None:
         """Append records to the files, all or none, with numbers to remember."""
         for name, path in self._paths.items():
             append_records(path, records.get(name, ()))
@@ -272,7 +272,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _line(row: Mapping[str, int]) -> bytes:
+def _line(row: Mapping[str, float]) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
 

@@ -14,7 +14,7 @@ FLOORS = [
         *("distributions", "synthesis"),
     ],
     ["models", "data", "generation", "progress"],
-    ["modules", "student", "teacher", "signals", "evaluation"],
+    ["modules", "student", "teacher", "signals", "evaluation", "pool"],
     ["stages"],
     ["recipe", "runner", "tracking"],
     ["cli"],

@@ -3,6 +3,7 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from montessori_pl.models import ModelSource
@@ -50,6 +51,26 @@ class Completion:
     """Whether the model ended it (False: cut at the token limit)."""
     num_tokens: int
     """Sampled tokens, the end token included."""
+    num_prompt_tokens: int = 0
+    """Tokens of the rendered conversation, where the engine knows them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """What tokens cost, in US dollars per million."""
+
+    input: float
+    """Of tokens that the model reads."""
+    output: float
+    """Of tokens that it writes."""
+
+    def __post_init__(self) -> None:
+        if self.input < 0 or self.output < 0:
+            raise ValueError(f"a price cannot be negative, found input {self.input} and output {self.output}")
+
+    def cost(self, num_prompt_tokens: float, num_tokens: float) -> float:
+        """US dollars for so many tokens."""
+        return (self.input * num_prompt_tokens + self.output * num_tokens) / 1e6
 
 
 class GenerationBackend(ABC):
@@ -61,6 +82,15 @@ class GenerationBackend(ABC):
 
     unpinned: ClassVar[tuple[str, ...]] = ()
     """Settings that change the speed and not the text; they may be changed in the middle of a run."""
+    price: Price | None = None
+    """What tokens cost, where the engine's settings say so."""
+
+    def keep(self, directory: Path) -> None:
+        """Where an engine may keep answers that must not be paid for twice; called before `load`.
+
+        The directory is the run's. By default nothing is kept.
+        """
+        return
 
     @abstractmethod
     def load(self, source: ModelSource) -> None:

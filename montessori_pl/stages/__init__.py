@@ -1,6 +1,7 @@
 """The stages of which recipes are made, one file each."""
 
 from montessori_pl.stages.align_teacher import AlignTeacher
+from montessori_pl.stages.answer import Answer
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.collapse_guard import CollapseGuard
 from montessori_pl.stages.evaluate import Evaluate
@@ -12,6 +13,7 @@ from montessori_pl.stages.train_student import TrainStudent
 
 __all__ = [
     "AlignTeacher",
+    "Answer",
     "CollapseGuard",
     "Evaluate",
     "Input",

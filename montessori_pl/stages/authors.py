@@ -1,51 +1,138 @@
-"""Who writes: each request goes to the teacher that shall answer it, and one teacher at a time is in memory."""
+"""Who writes: each request goes to the model that shall answer it, and one model at a time is in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models import ModelSource
 from montessori_pl.records import Message
+from montessori_pl.stages.base import StageContext
+
+USAGE = ("prompt_tokens", "generated_tokens", "cost")
+"""What is counted while authors write; the cost is in US dollars."""
+
+
+@dataclass(frozen=True)
+class Author:
+    """Somebody who writes: a model, and the engine that runs it."""
+
+    name: str
+    """How examples name it."""
+    source: ModelSource
+    """The model."""
+    member: str = ""
+    """Its name in the pool, where it has an engine and a price of its own; empty for who is not of the pool."""
+
+
+def teacher(context: StageContext, setting: str, name: str) -> Author:
+    """The teacher that a setting names: of the pool, or the one that a stage has trained.
+
+    Args:
+        context: the stage's.
+        setting: the setting, as the stage's `reads` calls it.
+        name: what it says.
+    """
+    if name in context.pool:
+        return Author(name, context.pool[name].source(), member=name)
+    return _unpooled(context.source(context.teacher(), setting))
+
+
+def student(context: StageContext, setting: str) -> Author:
+    """The student of the stage that a setting names."""
+    return _unpooled(context.source(context.student(), setting))
+
+
+def _unpooled(source: ModelSource) -> Author:
+    return Author(f"{source.backbone} + {source.weights.parent.name}" if source.weights else source.backbone, source)
 
 
 class Authors:
-    """Teachers that share a backbone, and an engine that holds one of them.
+    """The authors of one stage, and the engines that run them; a context manager that closes what it has opened.
 
     Args:
-        backend: the engine; nothing is loaded before it is needed.
+        context: the stage's.
     """
 
-    def __init__(self, backend: GenerationBackend) -> None:
-        self.backend = backend
-        self._loaded: ModelSource | None = None
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+        self._usage: dict[str, float] = {}
+        self._engines: dict[str, GenerationBackend] = {}
+        self._loaded: Author | None = None
 
-    def fits(self, author: ModelSource, messages: Sequence[Message], sampling: Sampling) -> bool:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._loaded is not None:
+            self._engine(self._loaded).close()
+
+    def fits(self, author: Author, messages: Sequence[Message], sampling: Sampling) -> bool:
         """Whether the conversation and a completion of full length fit the author's context."""
-        if self._loaded is None:
+        loaded = self._loaded
+        # Two adapters of a backbone share its context: asking one for the other spares loading.
+        if loaded is None or (loaded.member, loaded.source.backbone) != (author.member, author.source.backbone):
             self._load(author)
-        return self.backend.fits(messages, sampling)  # whoever is loaded: the context is the backbone's
+        return self._engine(author).fits(messages, sampling)
 
-    def generate(
-        self, authors: Sequence[ModelSource], requests: Sequence[Request], sampling: Sampling
-    ) -> list[Completion]:
+    def generate(self, authors: Sequence[Author], requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion of each request by its author, in order."""
         completions: dict[int, Completion] = {}
         # Who is loaded goes first: two teachers that write and answer change places twice and not four times.
         for author in sorted(dict.fromkeys(authors), key=lambda author: author != self._loaded):
             self._load(author)
             mine = [place for place, other in enumerate(authors) if other == author]
-            answers = self.backend.generate([requests[place] for place in mine], sampling)
+            answers = self._engine(author).generate([requests[place] for place in mine], sampling)
+            self._count(author, answers)
             completions |= dict(zip(mine, answers, strict=True))
         return [completions[place] for place in range(len(requests))]
 
-    def _load(self, author: ModelSource) -> None:
+    def take_usage(self) -> dict[str, float]:
+        """What was read and written since the last call: notes for a journal.
+
+        Returns:
+            `prompt_tokens` and `generated_tokens`, and `cost` in US dollars where prices are known.
+        """
+        notes, self._usage = self._usage, {}
+        return notes
+
+    def _load(self, author: Author) -> None:
         if author == self._loaded:
             return
         if self._loaded is not None:
-            self.backend.close()  # or both would be in memory while the second is loaded
-        self.backend.load(author)
+            self._engine(self._loaded).close()  # or both would be in memory while the second is loaded
+            self._loaded = None
+        self._engine(author).load(author.source)
         self._loaded = author
 
+    def _engine(self, author: Author) -> GenerationBackend:
+        if author.member not in self._engines:
+            member = self.context.pool.get(author.member)
+            if member is not None and member.generation is not None:
+                engine = member.generation()
+                if self.context.requests is not None:
+                    engine.keep(self.context.requests)
+            else:
+                engine = self.context.backend()
+            self._engines[author.member] = engine
+        return self._engines[author.member]
 
-def signature(author: ModelSource) -> str:
-    """How an example names its author: the backbone, and the adapter's stage where there is one."""
-    return f"{author.backbone} + {author.weights.parent.name}" if author.weights else author.backbone
+    def _count(self, author: Author, completions: Sequence[Completion]) -> None:
+        read = sum(completion.num_prompt_tokens for completion in completions)
+        written = sum(completion.num_tokens for completion in completions)
+        counts: dict[str, float] = {"prompt_tokens": read, "generated_tokens": written}
+        member = self.context.pool.get(author.member)
+        price = (member.price if member is not None else None) or self._engine(author).price
+        if price is not None:
+            counts["cost"] = price.cost(read, written)
+        for name, count in counts.items():
+            self._usage[name] = self._usage.get(name, 0) + count
+
+
+def usage_metrics(commits: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The usage of all rounds of a journal, for a stage's metrics."""
+    names = [name for name in USAGE if any(name in commit for commit in commits)]
+    return {name: sum(commit.get(name, 0) for commit in commits) for name in names}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from montessori_pl.data import DataSources
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models import ModelSource
+from montessori_pl.pool import PoolTeacher
 from montessori_pl.progress import Progress
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Input:
     """The stage that it names, or `latest`, or `base`."""
     kind: Kind
     """What that stage must produce."""
+    optional: bool = False
+    """Whether there need be no such stage before this one, as in the first iteration of what grows."""
 
 
 class StageError(ValueError):
@@ -73,7 +76,7 @@ class StageContext:
     seed: int
     """Depends on the run's seed, the iteration and the stage's name."""
     inputs: Mapping[str, Path | None]
-    """For each setting that names a stage, that stage's verified directory; none for the base model."""
+    """For each setting that names a stage, that stage's verified directory; none for a model that no stage trained."""
     data: DataSources
     """Seeds, reference and test set."""
     student: "Callable[[], StudentModule]"
@@ -81,13 +84,17 @@ class StageContext:
     teacher: "Callable[[], TeacherDPOModule]"
     """Makes a fresh teacher."""
     backend: Callable[[], GenerationBackend]
-    """Makes a generation engine."""
+    """Makes a generation engine of the recipe's kind."""
     trainer: "Callable[..., Trainer]"
     """Makes a trainer from the `trainer` section, with the stage's own arguments on top."""
     progress: Progress
     """What the console shows."""
     log_distribution: Callable[[str, list[float]], None]
     """Sends numbers to the logger as a histogram."""
+    pool: Mapping[str, PoolTeacher] = dataclasses.field(default_factory=dict)
+    """Teachers that only write, by name."""
+    requests: Path | None = None
+    """The run's directory for answers that must not be paid for twice."""
 
     def source(self, module: "LanguageModule", setting: str) -> ModelSource:
         """The model of this module with the weights of the stage that the setting names."""
@@ -124,6 +131,10 @@ class Stage(ABC):
 
     def reads(self) -> list[Input]:
         """The settings that name other stages."""
+        return []
+
+    def asks(self) -> list[str]:
+        """Names of teachers; those of the pool are settings that the result depends on."""
         return []
 
     @abstractmethod

@@ -12,6 +12,7 @@ from typing import Literal
 
 from montessori_pl.records import Example, Rejection, read_records
 from montessori_pl.stages.base import BASE, LATEST, Input, Kind, StageContext, StageError
+from montessori_pl.stages.writing import EXAMPLES, REJECTIONS
 from montessori_pl.synthesis.base import Synthesizer
 from montessori_pl.synthesis.collapse import CollapseLimits
 from montessori_pl.synthesis.diversity import diversity
@@ -19,7 +20,6 @@ from montessori_pl.synthesis.filters import Rejected
 from montessori_pl.synthesis.near_duplicates import NearDuplicateIndex
 from montessori_pl.workspace import Journal
 
-EXAMPLES, REJECTIONS = "examples.jsonl", "rejections.jsonl"
 BASELINE, FALLBACK_TEACHER = "guard.baseline", "guard.fallback_teacher"
 ALARM = "alarm"
 """Note in the journal, at the round after which the alarm went off."""

@@ -1,0 +1,37 @@
+"""The pool: teachers beside the one that is aligned, each with its engine, its price and a note on its licence."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from montessori_pl.generation.base import GenerationBackend, Price
+from montessori_pl.locations import locate
+from montessori_pl.models import ModelSource, Precision
+
+UNPINNED = ("price", "license")
+"""Settings of a teacher of the pool that do not change what it writes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolTeacher:
+    """A teacher that only writes."""
+
+    backbone: str
+    """Hub id, local directory, name of the embedded classroom, or what an endpoint calls the model."""
+    adapter: str | None = None
+    """A LoRA adapter on the backbone: a local directory, or a name of the classroom."""
+    chat: str = "auto"
+    """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file; an endpoint has its own."""
+    base_precision: Precision = "float32"
+    """Precision of the backbone."""
+    generation: Callable[[], GenerationBackend] | None = None
+    """The engine that runs it; null takes the recipe's."""
+    price: Price | None = None
+    """What its tokens cost."""
+    license: str = ""
+    """What its licence says of the use of its texts; goes into data cards."""
+
+    def source(self) -> ModelSource:
+        """The model, with its adapter."""
+        weights = Path(locate(self.adapter)) if self.adapter is not None else None
+        return ModelSource(self.backbone, weights, self.chat, self.base_precision)
