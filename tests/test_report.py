@@ -49,12 +49,12 @@ def workspace(tmp_path: Path) -> Workspace:
         examples="iteration_1/warmup_data 0123456789ab",
         student="iteration_1/warmup ba9876543210",
     )
-    add(workspace, "iteration_1/aligned", "teacher", {**learned, "collapse": []})
+    add(workspace, "iteration_1/aligned", "teacher", {**learned, "warnings": []})
     add(
         workspace,
         "iteration_1/training_data",
         "examples",
-        {**accepted, "diversity": {**NARROW, "distinct_2": 0.1}, "collapse": [SENTENCE]},
+        {**accepted, "diversity": {**NARROW, "distinct_2": 0.1}, "warnings": [SENTENCE]},
         teacher="iteration_1/aligned aaaaaaaaaaaa",
     )
     add(workspace, "iteration_1/trained", "student", learned, examples="iteration_1/training_data bb")
