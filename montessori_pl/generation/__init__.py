@@ -1,6 +1,7 @@
 """Engines that sample completions; each is a `GenerationBackend`, chosen by `class_path`."""
 
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.generation.classroom_judge import ClassroomJudge
 from montessori_pl.generation.transformers_backend import TransformersBackend
 
-__all__ = ["Completion", "GenerationBackend", "Request", "Sampling", "TransformersBackend"]
+__all__ = ["ClassroomJudge", "Completion", "GenerationBackend", "Request", "Sampling", "TransformersBackend"]
