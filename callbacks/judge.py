@@ -229,8 +229,8 @@ class JudgeSignal(SignalCallback):
             raise ValueError(
                 f"{tally.failed} of {tally.total} judgements ({tally.failed / tally.total:.0%}) hold no score, more "
                 f"than max_failed_share {self.max_failed_share:g} allows; found, for example, "
-                f"{_shortened(tally.samples[None])}; take another judge, a prompt that it understands or longer "
-                "judgements, or raise max_failed_share, and what was judged is kept"
+                f"{_shortened(tally.samples[None])}; take another judge, another prompt or other "
+                "sampling.max_tokens, or raise max_failed_share, and what was judged is kept"
             )
         score, count = tally.most_common
         if count > self.max_same_share * tally.counts.total():

@@ -168,5 +168,5 @@ def _ties(examples: Sequence[Example], scored: Mapping[str, ScoreRecord]) -> dic
     for example in examples:
         if example.prompt_id and example.id in scored:
             values.setdefault(example.prompt_id, []).append(scored[example.id].value)
-    several = [values for values in values.values() if len(values) > 1]
-    return {"prompts_with_several": len(several), "tied_prompts": sum(len(set(values)) == 1 for values in several)}
+    several = [samples for samples in values.values() if len(samples) > 1]
+    return {"prompts_with_several": len(several), "tied_prompts": sum(len(set(samples)) == 1 for samples in several)}
