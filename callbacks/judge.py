@@ -30,7 +30,7 @@ class JudgeSignal(SignalCallback):
 
     A judgement without a score is left out of the mean; an example without any is left unscored, and no pair is made of
     it. Each judgement has a seed of its own, from the example's id and the judgement's number. The judge's texts are
-    kept with the scores.
+    kept with the scores. No score is negative, so that pairs are made by the rule `best_worst`.
 
     A judge that says the same of nearly everything, or whose judgements mostly hold no score, would make preferences by
     chance. It stops the run, with its judgements kept: under a higher limit the run goes on without asking again.
