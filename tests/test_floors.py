@@ -24,7 +24,9 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = {
     "classroom": {"records", "chat", "synthesis"},
     "mistakes": set[str](),
-    "report": {"records", "workspace", "distributions"},
+    "commands": {"workspace"},
+    "report": {"records", "workspace", "distributions", "commands"},
+    "export": {"records", "workspace", "commands", "__version__"},
 }
 """Rooms that stand beside the house, and all that they know of it."""
 SIBLINGS = {
