@@ -98,8 +98,8 @@ def _hf(source: Source) -> list[str]:
         value, error = score_columns(judge.key)
         fields.append(f"`{value}` and `{error}`: its score and the score's standard error; empty where there is none.")
     load = 'from datasets import load_from_disk\n\ndataset = load_from_disk(".")["train"]'
-    remark = """This is to be looked into and selected from. A student is not to be trained on `prompt` and `completion`,
-        which some trainers look for, but on `instruction` and `response`, as the other formats hold them."""
+    remark = """This is to be looked into and selected from. A student is to be trained on `instruction` and `response`,
+        as the other formats hold them, and not on `prompt` and `completion`, which some trainers look for."""
     return [prose("A row is a whole record:"), bullets(fields), code(load, "python"), prose(remark)]
 
 
