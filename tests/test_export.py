@@ -461,12 +461,17 @@ class TestCard:
         assert "No stage of the run has scored these examples." in card
         assert DatasetCard.load(directory / "README.md").data.tags == ["montessori-pl"]
 
-    def test_pairs(self) -> None:
+    def test_pairs(self, run: HandMade) -> None:
+        """The scores are those that the pairs come from, not whatever else has scored the examples."""
+        inputs = ["examples=iteration_1/data"]
+        run.add("iteration_1/length", "Score", {"scores": SCORES}, {"count": 2}, inputs=inputs, student="base")
         card = (exported("dpo") / "README.md").read_text(encoding="utf-8")
         assert f"| `{TEACHER}` | 2 |\n| `org/teacher` | 2 |" in card
         assert "2 pairs (2 left out, with a completion cut at its token limit); of 9 prompts 3 gave some;" in card
         assert "the rule `signed`" in card
         assert "| `iteration_1/influence` | `InfluenceProbeCallback` |" in card
+        assert "iteration_1/length" not in card
+        assert "iteration_1/length" in (exported("hf", output="hf") / "README.md").read_text(encoding="utf-8")
 
     @pytest.mark.parametrize("format", ["alpaca", "dpo"])
     def test_settings_of_the_engine_are_not_published(self, format: str) -> None:

@@ -68,7 +68,7 @@ def _title(source: Source) -> str:
 def _summary(source: Source) -> str:
     if source.pairs:
         return _PAIRS.format(count=len(source.pairs))
-    who = "a teacher language model wrote both" if _synthetic(source) else "they were not written in the run"
+    who = "a teacher language model wrote them" if _synthetic(source) else "they were not written in the run"
     return _EXAMPLES.format(count=len(source.examples), who=who)
 
 

@@ -110,7 +110,7 @@ def choose_stage(workspace: Workspace, kind: str, name: str | None, iteration: i
     Raises:
         ExportError: there is none; the sentence lists those that there are.
     """
-    kinds = {key: _metrics(workspace, key)["kind"] for key in workspace.entries if workspace.finished(key)}
+    kinds = {key: _metrics(workspace, key).get("kind") for key in workspace.entries if workspace.finished(key)}
     possible = [key for key, one in kinds.items() if one == kind]
     exist = f"stages of {workspace.root} that have finished and hold {kind}: {listed(possible) or 'none'}"
     wanted = [key for key in workspace.entries if _is_called(key, name, iteration)]
@@ -215,7 +215,7 @@ def _judges(workspace: Workspace, stage: Stage, origin: Stage | None) -> list[St
         _stage(workspace, key)
         for key, entry in workspace.entries.items()
         if workspace.finished(key) and entry.inputs.get("examples") == judged
-        if _metrics(workspace, key)["kind"] == SCORES and (stage is origin or _as_input(workspace, key) in inputs)
+        if _metrics(workspace, key).get("kind") == SCORES and (stage is origin or _as_input(workspace, key) in inputs)
     ]
 
 
@@ -225,10 +225,10 @@ def _as_input(workspace: Workspace, key: str) -> str:
 
 
 def _steps(workspace: Workspace, key: str) -> list[Step]:
-    needed, open_ = {key}, [key]
-    while open_:
-        read = set(_reads(workspace.entries[open_.pop()]).values()) & workspace.entries.keys()
-        open_ += read - needed
+    needed, unread = {key}, [key]
+    while unread:
+        read = set(_reads(workspace.entries[unread.pop()]).values()) & workspace.entries.keys()
+        unread += read - needed
         needed |= read
     return [_step(workspace, one) for one in workspace.entries if one in needed]
 
