@@ -1,6 +1,10 @@
 """`python -m montessori_pl` is the command `montessori-pl`: the door, from which each command has its own way."""
 
 import sys
+from importlib import import_module
+
+BESIDE = {"compare": "montessori_pl.report.command", "export": "montessori_pl.export.command"}
+"""Commands without what `fit` needs, and without the seconds that importing it takes; each module has a `main`."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -10,10 +14,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the command line without the program's name; none takes the process's own.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["compare"]:  # without what `fit` needs, and without the seconds that importing it takes
-        from montessori_pl.report.command import main as compare
-
-        compare(given[1:])
+    if given and given[0] in BESIDE:
+        import_module(BESIDE[given[0]]).main(given[1:])
     else:
         from montessori_pl.cli import main as fit
 

@@ -40,8 +40,11 @@ from montessori_pl.student import StudentModule
 from montessori_pl.teacher import TeacherDPOModule
 from montessori_pl.workspace import Workspace, write_atomically
 
-BESIDE = "Beside fit there is compare, one table over runs: python -m montessori_pl compare --help"
-"""What `--help` says of the command that is not Lightning's."""
+BESIDE = (
+    "Beside fit there are compare, one table over runs, and export, what a run has written for other trainers: "
+    "python -m montessori_pl compare --help"
+)
+"""What `--help` says of the commands that are not Lightning's."""
 INTERRUPTED = "interrupted; the same command goes on from here"
 """What is said after Ctrl-C."""
 

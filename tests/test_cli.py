@@ -260,7 +260,7 @@ class TestMistakes:
         with pytest.raises(SystemExit, match="2"):
             door(arguments)
         assert capsys.readouterr().err == (
-            f"error: the command is fit or compare{found}; "
+            f"error: the command is fit, compare or export{found}; "
             "for example: python -m montessori_pl fit --config iter1.yaml\n"
         )
 

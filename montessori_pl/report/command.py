@@ -7,24 +7,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
+from montessori_pl.commands import CommandParser, listed, mistakes_end_in_a_sentence
 from montessori_pl.report.comparison import compare
 from montessori_pl.report.formats import as_csv, as_markdown, as_text
 from montessori_pl.report.groups import form_groups
-from montessori_pl.report.runs import CompareError, Run, listed, read_run
+from montessori_pl.report.runs import CompareError, Run, read_run
 from montessori_pl.workspace import write_atomically
 
 PROGRAM = "python -m montessori_pl compare"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises its mistakes instead of printing its usage and leaving."""
-
-    def error(self, message: str) -> NoReturn:
-        raise CompareError(f"{message}; `{PROGRAM} --help` lists what exists")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -33,15 +26,12 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: what stands behind `compare`.
     """
-    try:
+    with mistakes_end_in_a_sentence():
         _compare(_parser().parse_args(arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog=PROGRAM,
         allow_abbrev=False,
         description="One table over runs. Runs of the same settings but for the seed are a group, and a row.",

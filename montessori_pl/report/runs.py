@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from montessori_pl.commands import open_run
 from montessori_pl.report.summary import summarize
-from montessori_pl.workspace import Workspace, WorkspaceError
 
-MANY = 16
-"""So many names are listed."""
 SEED = "seed_everything"
 TOKENS = "generated_tokens"
 """How a stage that counts what its model has written calls the number of tokens."""
@@ -52,16 +50,12 @@ def read_run(root: Path, student: str | None) -> Run:
         student: the one whose numbers are read; none: the last of the evaluation.
 
     Raises:
-        CompareError: it is no run directory, or is damaged.
+        CommandError: it is no run directory, or its manifest is damaged.
+        CompareError: no stage of it has begun, or its numbers are damaged.
     """
-    _check(root)
+    workspace = open_run(root)
     try:
-        workspace, summary = Workspace(root), summarize(root)
-    except WorkspaceError as error:
-        raise CompareError(
-            f"{root / 'manifest.json'} is not a manifest of this program ({error.__cause__}); restore it, or leave the "
-            "run out"
-        ) from error
+        summary = summarize(root)
     except (json.JSONDecodeError, KeyError) as error:
         raise CompareError(f"the metrics of {root} cannot be read ({error}); restore them, or leave it out") from error
     begun = {key: entry.settings for key, entry in workspace.entries.items() if workspace.begun(key)}
@@ -91,12 +85,6 @@ def read_run(root: Path, student: str | None) -> Run:
     )
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names in a sentence, the first of them if there are many."""
-    more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
-    return ", ".join(names[:MANY]) + more
-
-
 def _around(summary: dict[str, Any], scored: Sequence[str]) -> dict[str, float]:
     """The numbers that are not the student's: the last influence, and what the run cost."""
     numbers = {"seconds": sum(stage["seconds"] for stage in summary["stages"].values())}
@@ -112,20 +100,3 @@ def _around(summary: dict[str, Any], scored: Sequence[str]) -> dict[str, float]:
 def _iteration(key: str) -> int:
     """`iteration_2/warmup` -> 2."""
     return int(key.partition("/")[0].removeprefix("iteration_"))
-
-
-def _check(root: Path) -> None:
-    if not root.is_dir():
-        above = next(parent for parent in root.absolute().parents if parent.is_dir())
-        raise CompareError(f"there is no directory {root}; {_holds(above)}; correct the path")
-    if not (root / "manifest.json").exists():
-        raise CompareError(
-            f"{root} is no run directory, for it holds no manifest.json; {_holds(root)}; give the directory that "
-            "`fit` was given with --run"
-        )
-
-
-def _holds(directory: Path) -> str:
-    """What lies in a directory."""
-    names = sorted(path.name + "/" * path.is_dir() for path in directory.iterdir() if not path.name.startswith("."))
-    return f"{directory} holds {listed(names) or 'nothing'}"

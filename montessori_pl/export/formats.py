@@ -1,0 +1,133 @@
+"""The rows of a stage in the layouts that other trainers read.
+
+All text is as it was written, without an end token: who trains on it puts one behind each response. Files are JSON
+lines, which TRL (through `datasets`), LLaMA-Factory and axolotl all document; beside them stands what LLaMA-Factory
+wants to know of a data set.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from montessori_pl.export.source import EXAMPLES, PAIRS, Source
+from montessori_pl.records import Example, Score
+
+TRAIN = "train.jsonl"
+"""The rows, in all formats but `hf`; the Hugging Face hub finds its split in the name."""
+RANKED = "pairs_for_llama_factory.jsonl"
+"""Pairs once more: LLaMA-Factory takes no lists of messages for a preferred response."""
+DATASET_INFO = "dataset_info.json"
+"""How LLaMA-Factory calls its description of data sets."""
+
+
+def write_alpaca(source: Source, directory: Path) -> None:
+    """`instruction`, `input` (always empty), `output`, and `system` where some example has a system message."""
+    with_system = has_system(source)
+    _write_rows(
+        directory / TRAIN,
+        (
+            {"id": example.id, "instruction": example.instruction, "input": "", "output": example.response}
+            | ({"system": example.system} if with_system else {})
+            for example in source.examples
+        ),
+    )
+    columns = {"prompt": "instruction", "query": "input", "response": "output"}
+    _describe(source, directory, {"columns": columns | ({"system": "system"} if with_system else {})})
+
+
+def write_messages(source: Source, directory: Path) -> None:
+    """`messages`, each a role and a content."""
+    _write_rows(directory / TRAIN, ({"id": one.id, "messages": one.messages()} for one in source.examples))
+    roles = {f"{role}_tag": role for role in ("user", "assistant", "system")}
+    tags = {"role_tag": "role", "content_tag": "content", **roles}
+    _describe(source, directory, {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags})
+
+
+def write_dpo(source: Source, directory: Path) -> None:
+    """`prompt`, `chosen` and `rejected`, each a list of messages; and the same as text for LLaMA-Factory."""
+    _write_rows(
+        directory / TRAIN,
+        (
+            {
+                "id": pair.id,
+                "prompt": [{"role": "user", "content": pair.prompt}],
+                "chosen": [{"role": "assistant", "content": pair.chosen}],
+                "rejected": [{"role": "assistant", "content": pair.rejected}],
+                # Not `margin`: some trainers subtract a column of this name from the difference of rewards.
+                "score_margin": pair.margin,
+                "weight": pair.weight,
+            }
+            for pair in source.pairs
+        ),
+    )
+    _write_rows(
+        directory / RANKED,
+        (
+            {"id": pair.id, "instruction": pair.prompt, "input": "", "chosen": pair.chosen, "rejected": pair.rejected}
+            for pair in source.pairs
+        ),
+    )
+    columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+    _describe(source, directory, {"ranking": True, "columns": columns}, RANKED)
+
+
+def write_hf(source: Source, directory: Path) -> None:
+    """The whole records as split `train` of a saved `DatasetDict`, with the scores of each stage that scored them."""
+    from datasets import Dataset, DatasetDict, Features, disable_progress_bars
+
+    rows = [asdict(example) for example in source.examples]
+    features = {name: _feature(hint) for name, hint in get_type_hints(Example).items()}
+    hints = get_type_hints(Score)
+    for key, scores in source.scores().items():
+        for column, field in score_columns(key).items():
+            features[column] = _feature(hints[field])
+            for row in rows:
+                row[column] = getattr(scores.get(row["id"]), field, None)
+    disable_progress_bars()
+    DatasetDict({"train": Dataset.from_list(rows, features=Features(features))}).save_to_disk(directory)
+
+
+WRITERS: dict[str, tuple[str, Callable[[Source, Path], None]]] = {
+    "alpaca": (EXAMPLES, write_alpaca),
+    "messages": (EXAMPLES, write_messages),
+    "dpo": (PAIRS, write_dpo),
+    "hf": (EXAMPLES, write_hf),
+}
+"""The formats: which kind of stage each takes, and who writes it."""
+
+
+def has_system(source: Source) -> bool:
+    """Whether some example has a system message."""
+    return any(example.system for example in source.examples)
+
+
+def dataset_name(source: Source) -> str:
+    """How the data set is called where a name is asked for."""
+    return f"{source.run.resolve().name}_{source.stage.name}"
+
+
+def score_columns(key: str) -> dict[str, str]:
+    """The columns with the scores of a stage, and the field of a score that each holds."""
+    return {key: "value", f"{key}/standard_error": "standard_error"}
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _describe(source: Source, directory: Path, description: Mapping[str, Any], file_name: str = TRAIN) -> None:
+    """Write the file in which LLaMA-Factory looks data sets up."""
+    content = {dataset_name(source): {"file_name": file_name, **description}}
+    (directory / DATASET_INFO).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _feature(hint: Any) -> Any:
+    """The column type of a record's field."""
+    from datasets import List, Value
+
+    if get_origin(hint) is tuple:
+        return List(_feature(get_args(hint)[0]))
+    return Value({str: "string", bool: "bool", int: "int64", float: "float64", float | None: "float64"}[hint])

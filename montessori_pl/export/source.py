@@ -1,0 +1,244 @@
+"""What is exported: one finished stage of a run, read after a look at its files, with all that led to it."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from montessori_pl.commands import listed
+from montessori_pl.records import Example, PreferencePair, Score, read_records, stable_id
+from montessori_pl.workspace import StageEntry, Workspace
+
+EXAMPLES, PAIRS, SCORES = "examples", "pairs", "scores"
+"""Kinds of stages, as their metrics name them; each writes a file of JSON lines of this name."""
+
+
+class ExportError(ValueError):
+    """Why something cannot be exported, in a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage, whose files are what it wrote."""
+
+    key: str
+    """`iteration_1/training_data`."""
+    directory: Path
+    """Where its files lie."""
+    sections: Mapping[str, Any]
+    """All settings that its result depends on."""
+    reads: Mapping[str, str]
+    """For each setting that names a stage, that stage's key, or `base`."""
+    metrics: Mapping[str, Any]
+    """Its numbers."""
+
+    @property
+    def name(self) -> str:
+        """The stage's name in the recipe."""
+        return self.key.partition("/")[2]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Its own settings, as they stand in the recipe; none where the manifest has none."""
+        settings: Mapping[str, Any] = self.sections.get(f"recipe.{self.name}", {}).get("init_args", {})
+        return settings
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage that was needed for another, as the manifest tells."""
+
+    key: str
+    """`iteration_1/warmup`."""
+    what: str
+    """Name of its class."""
+    reads: Mapping[str, str]
+    """For each setting that names a stage, that stage's key, or `base`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that the export of one stage needs to know."""
+
+    run: Path
+    """The run directory."""
+    stage: Stage
+    """What is exported."""
+    origin: Stage | None
+    """The stage that wrote the examples: the same, or for pairs the one that they were made of, if any."""
+    examples: Sequence[Example]
+    """Its examples."""
+    pairs: Sequence[PreferencePair]
+    """The pairs, where pairs are exported."""
+    cut: int
+    """Pairs that are left out, because a completion was cut at its token limit."""
+    judges: Sequence[Stage]
+    """The stages that scored the examples; for pairs those whose scores they come from."""
+    steps: Sequence[Step]
+    """What led to the stage, itself included, in the order in which it began."""
+    settings_digest: str
+    """Stands for the settings of all these steps, seeds included."""
+
+    @property
+    def count(self) -> int:
+        """Rows that are exported."""
+        return len(self.pairs or self.examples)
+
+    def teachers(self) -> Counter[str]:
+        """Who wrote how many of the examples, or of the completions in pairs; empty for whom nobody has recorded."""
+        if not self.pairs:
+            return Counter(example.teacher for example in self.examples)
+        teachers = {example.id: example.teacher for example in self.examples}
+        return Counter(teachers.get(id_, "") for pair in self.pairs for id_ in (pair.chosen_id, pair.rejected_id))
+
+    def scores(self) -> dict[str, dict[str, Score]]:
+        """The scores of each judge, by its key and the example's id."""
+        return {judge.key: {one.id: one for one in _records(judge, SCORES, Score)} for judge in self.judges}
+
+
+def choose_stage(workspace: Workspace, kind: str, name: str | None, iteration: int | None) -> str:
+    """The key of the last finished stage that holds what is wanted.
+
+    Args:
+        workspace: the run.
+        kind: what it must hold.
+        name: its name in the recipe; none takes any.
+        iteration: its iteration; none takes any.
+
+    Raises:
+        ExportError: there is none; the sentence lists those that there are.
+    """
+    kinds = {key: _metrics(workspace, key).get("kind") for key in workspace.entries if workspace.finished(key)}
+    possible = [key for key, one in kinds.items() if one == kind]
+    exist = f"stages of {workspace.root} that have finished and hold {kind}: {listed(possible) or 'none'}"
+    wanted = [key for key in workspace.entries if _is_called(key, name, iteration)]
+    if found := [key for key in possible if key in wanted]:
+        return found[-1]
+    asked = " and ".join(
+        [f"--stage {name}"] * (name is not None) + [f"--iteration {iteration}"] * (iteration is not None)
+    )
+    if not asked:
+        raise ExportError(f"there are no {kind} to export yet; {exist}")
+    if name is not None and (finished := [key for key in wanted if key in kinds]):
+        raise ExportError(f"{finished[-1]} holds no {kind} but {kinds[finished[-1]]}, choose another format; {exist}")
+    if name is not None and (begun := [key for key in wanted if workspace.begun(key)]):
+        raise ExportError(f"{begun[-1]} has not finished, run `fit` again to go on; {exist}")
+    raise ExportError(f"{asked} names no stage that has begun and holds {kind}; {exist}")
+
+
+def read_source(workspace: Workspace, key: str, kind: str) -> Source:
+    """Read what a stage wrote, and what the card says about it.
+
+    Args:
+        workspace: the run.
+        key: a finished stage.
+        kind: what it holds.
+
+    Raises:
+        ExportError: nothing is left to be exported, or what pairs were made of is gone.
+        WorkspaceError: a file is missing or is not what the stage wrote.
+    """
+    stage = _stage(workspace, key)
+    origin = stage if kind == EXAMPLES else _origin(workspace, stage)
+    written = _records(stage, PAIRS, PreferencePair) if kind == PAIRS else []
+    pairs = [pair for pair in written if pair.chosen_finished and pair.rejected_finished]
+    examples = _records(origin, EXAMPLES, Example) if origin is not None else []
+    if not (pairs if kind == PAIRS else examples):
+        why = f", for all {len(written)} hold a completion that was cut at its token limit" if written else ""
+        raise ExportError(f"{key} leaves no {kind} to export{why}; choose another stage")
+    steps = _steps(workspace, key)
+    return Source(
+        run=workspace.root,
+        stage=stage,
+        origin=origin,
+        examples=examples,
+        pairs=pairs,
+        cut=len(written) - len(pairs),
+        judges=_judges(workspace, stage, origin),
+        steps=steps,
+        settings_digest=stable_id(
+            json.dumps({step.key: workspace.entries[step.key].settings for step in steps}, sort_keys=True)
+        ),
+    )
+
+
+def _is_called(key: str, name: str | None, iteration: int | None) -> bool:
+    place, _, own = key.partition("/")
+    return name in (None, own) and (iteration is None or place == f"iteration_{iteration}")
+
+
+def _metrics(workspace: Workspace, key: str) -> dict[str, Any]:
+    path = workspace.directory(key) / "metrics.json"
+    try:
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ExportError(
+            f"the metrics of {key} cannot be read ({error}); restore {path}, or delete {path.parent} and run `fit` "
+            "again to do the stage again"
+        ) from error
+    return metrics
+
+
+def _stage(workspace: Workspace, key: str) -> Stage:
+    directory = workspace.verify(key)
+    entry = workspace.entries[key]
+    return Stage(key, directory, entry.settings, _reads(entry), _metrics(workspace, key))
+
+
+def _records(stage: Stage, kind: str, record: type[Any]) -> list[Any]:
+    return read_records(stage.directory / f"{kind}.jsonl", record)
+
+
+def _origin(workspace: Workspace, stage: Stage) -> Stage | None:
+    """The stage of whose examples the pairs were made."""
+    read = workspace.entries[stage.key].inputs.get("examples")
+    if read is None:
+        return None
+    key = read.split(" ")[0]
+    if not workspace.finished(key) or read != _as_input(workspace, key):
+        raise ExportError(
+            f"{stage.key} was made of the examples of {key}, which is gone or was done again since; delete "
+            f"{stage.directory} and run `fit` again to make the pairs anew"
+        )
+    return _stage(workspace, key)
+
+
+def _judges(workspace: Workspace, stage: Stage, origin: Stage | None) -> list[Stage]:
+    """The finished stages that scored these examples, as they are; for pairs those that the pairs were made by."""
+    if origin is None:
+        return []
+    judged = _as_input(workspace, origin.key)
+    inputs = workspace.entries[stage.key].inputs.values()
+    return [
+        _stage(workspace, key)
+        for key, entry in workspace.entries.items()
+        if workspace.finished(key) and entry.inputs.get("examples") == judged
+        if _metrics(workspace, key).get("kind") == SCORES and (stage is origin or _as_input(workspace, key) in inputs)
+    ]
+
+
+def _as_input(workspace: Workspace, key: str) -> str:
+    """How a stage that reads this one names it in the manifest."""
+    return f"{key} {workspace.digest(key)}"
+
+
+def _steps(workspace: Workspace, key: str) -> list[Step]:
+    needed, unread = {key}, [key]
+    while unread:
+        read = set(_reads(workspace.entries[unread.pop()]).values()) & workspace.entries.keys()
+        unread += read - needed
+        needed |= read
+    return [_step(workspace, one) for one in workspace.entries if one in needed]
+
+
+def _step(workspace: Workspace, key: str) -> Step:
+    entry = workspace.entries[key]
+    class_path = entry.settings.get(f"recipe.{key.partition('/')[2]}", {}).get("class_path", "")
+    return Step(key, class_path.rpartition(".")[2], _reads(entry))
+
+
+def _reads(entry: StageEntry) -> dict[str, str]:
+    """The inputs without their digests."""
+    return {setting: read.split(" ")[0] for setting, read in entry.inputs.items()}
