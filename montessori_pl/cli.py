@@ -253,9 +253,11 @@ def _as_dict(config: Any) -> Any:
 
 
 def _quiet() -> None:
-    """Leave the console to the stages: Lightning's and Transformers' notices repeat at each of them."""
+    """Leave the console to the stages: the libraries' notices repeat at each of them."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("openai", "httpx2"):  # a line for each request
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", module=r"peft\..*")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

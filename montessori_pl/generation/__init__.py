@@ -1,6 +1,17 @@
 """Engines that sample completions; each is a `GenerationBackend`, chosen by `class_path`."""
 
-from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
+from montessori_pl.generation.endpoint import EndpointError
+from montessori_pl.generation.openai_backend import OpenAIBackend
 from montessori_pl.generation.transformers_backend import TransformersBackend
 
-__all__ = ["Completion", "GenerationBackend", "Request", "Sampling", "TransformersBackend"]
+__all__ = [
+    "Completion",
+    "EndpointError",
+    "GenerationBackend",
+    "OpenAIBackend",
+    "Price",
+    "Request",
+    "Sampling",
+    "TransformersBackend",
+]

@@ -3,6 +3,7 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from montessori_pl.models import ModelSource
@@ -50,6 +51,26 @@ class Completion:
     """Whether the model ended it (False: cut at the token limit)."""
     num_tokens: int
     """Sampled tokens, the end token included."""
+    num_prompt_tokens: int = 0
+    """Tokens of the conversation that was answered; 0 where the engine does not count them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """What an engine's tokens cost."""
+
+    input: float
+    """US dollars for a million prompt tokens; discounts for cached prompts are not counted."""
+    output: float
+    """US dollars for a million sampled tokens."""
+
+    def __post_init__(self) -> None:
+        if self.input < 0 or self.output < 0:
+            raise ValueError(f"a price must not be negative, found input {self.input} and output {self.output}")
+
+    def cost(self, num_prompt_tokens: int, num_tokens: int) -> float:
+        """US dollars for so many prompt tokens and sampled tokens."""
+        return (num_prompt_tokens * self.input + num_tokens * self.output) / 1_000_000
 
 
 class GenerationBackend(ABC):
@@ -61,6 +82,13 @@ class GenerationBackend(ABC):
 
     unpinned: ClassVar[tuple[str, ...]] = ()
     """Settings that change the speed and not the text; they may be changed in the middle of a run."""
+
+    def keep(self, directory: Path) -> None:
+        """Where the engine may keep answers that must not be paid for twice; called before `load`, or not at all.
+
+        The directory belongs to the whole run. By default nothing is kept.
+        """
+        return
 
     @abstractmethod
     def load(self, source: ModelSource) -> None:

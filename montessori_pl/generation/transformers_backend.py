@@ -97,11 +97,13 @@ class TransformersBackend(GenerationBackend):
             generation_config=config,
             logits_processor=_processors(sampling, seeds, length),
         )
-        return [self._completion(row, chat) for row in output[:, length:].tolist()]
+        rows = output[:, length:].tolist()
+        return [self._completion(row, chat, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
 
-    def _completion(self, ids: list[int], chat: ChatFormat) -> Completion:
+    def _completion(self, ids: list[int], chat: ChatFormat, num_prompt_tokens: int) -> Completion:
         text, finished = chat.decode(ids)
-        return Completion(text=text, finished=finished, num_tokens=ids.index(chat.end_id) + 1 if finished else len(ids))
+        num_tokens = ids.index(chat.end_id) + 1 if finished else len(ids)
+        return Completion(text=text, finished=finished, num_tokens=num_tokens, num_prompt_tokens=num_prompt_tokens)
 
     def _loaded(self) -> tuple["nn.Module", ChatFormat]:
         assert self._model is not None, "load a model first"
