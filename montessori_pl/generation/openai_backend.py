@@ -86,7 +86,7 @@ class OpenAIBackend(GenerationBackend):
                 f"found max_concurrency {max_concurrency}, timeout {timeout}, max_retries {max_retries}"
             )
         if budget is not None and price is None:
-XX
+            raise ValueError(f"a budget of {budget} dollars needs a price: set price.input and price.output")
         self.base_url, self.api_key_env, self.model = base_url, api_key_env, model
         self.max_concurrency, self.timeout, self.max_retries = max_concurrency, timeout, max_retries
         self.context_length, self.limit_parameter = context_length, limit_parameter
