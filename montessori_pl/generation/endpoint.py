@@ -22,7 +22,7 @@ TRANSIENT = (408, 409, 429)
 """Status codes below 500 after which the same request may succeed."""
 LONGEST_REASON = 300
 """Characters of a server's message that are repeated."""
-NO_KEY = "none"
+NO_KEY = "no-key"
 """What is sent as key to a server that needs none; the client wants to send something."""
 
 
@@ -62,10 +62,10 @@ class Endpoint:
         except ImportError as error:
             raise EndpointError("an endpoint needs the package openai: pip install 'montessori-pl[api]'") from error
         key = os.environ.get(api_key_env, "").strip() if api_key_env is not None else NO_KEY
-        if not key:
+        if not key or not key.isascii():
             raise EndpointError(
-                f"the environment variable {api_key_env} (setting api_key_env) holds no key; set it, or set "
-                "api_key_env to null for a server that needs none"
+                f"the environment variable {api_key_env} {'holds something else than a key' if key else 'is not set'}; "
+                "put the endpoint's key there, or set api_key_env to null for a server that needs none"
             )
         self._key_env = api_key_env
         # Whether to ask again is decided here for all faults alike; the client knows nothing of budgets and torn JSON.

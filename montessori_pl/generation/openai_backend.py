@@ -11,7 +11,7 @@ import random
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,16 +170,23 @@ class OpenAIBackend(GenerationBackend):
         self._check_budget()
         if self._endpoint is None:
             self._endpoint = Endpoint(self.base_url, self.api_key_env, self.timeout)
-        stop = threading.Event()
-        with ThreadPoolExecutor(min(self.max_concurrency, len(bodies))) as pool:
-            futures = [pool.submit(self._ask, self._endpoint, body, stop) for body in bodies]
+        endpoint, stop = self._endpoint, threading.Event()
+
+        def ask(body: Mapping[str, Any]) -> None:
             try:
-                wait(futures, return_when=FIRST_EXCEPTION)
+                self._ask(endpoint, body, stop)
+            except BaseException:
+                stop.set()  # nothing more is sent; what is in flight is answered and kept
+                raise
+
+        with ThreadPoolExecutor(min(self.max_concurrency, len(bodies))) as pool:
+            try:
+                futures = [pool.submit(ask, body) for body in bodies]
+                wait(futures)
             except KeyboardInterrupt:
+                stop.set()
                 log.warning("waiting for the requests in flight, which are paid for")
                 raise
-            finally:
-                stop.set()  # what is in flight is answered, and nothing more is sent
         for future in futures:
             future.result()
 
