@@ -49,12 +49,12 @@ class OpenAIBackend(GenerationBackend):
         api_key_env: name of the environment variable that holds the key; null for a server that needs none.
         model: name of the model at the endpoint; null takes the backbone's.
         max_concurrency: requests that are sent at the same time.
-        timeout: seconds without a sign of life after which an attempt is given up.
+        timeout: seconds without a sign of life after which an attempt is given up; the endpoint may bill it all the same.
         max_retries: how often a request is repeated after rate limits, server errors, timeouts and torn answers.
         context_length: positions of the model; prompts are estimated as a token for each four bytes, and those that do
             not fit are made shorter. Null lets everything fit.
         limit_parameter: what the endpoint calls the token limit; OpenAI's newer models want `max_completion_tokens`.
-        price: of the endpoint's tokens; null leaves the cost unknown.
+        price: of the endpoint's tokens, with which all answers of the run are counted; null leaves the cost unknown.
         budget: US dollars for all answers of the run together; when they are spent, nothing more is sent. It is
             exceeded by the requests in flight at most. Null sets no limit.
         extra_body: more parameters of a request; null as a value leaves a parameter out.

@@ -96,7 +96,7 @@ class RequestJournal:
 
     def __str__(self) -> str:
         """How many answers are kept, and where."""
-        kept = f"kept in {self._path}" if self._path is not None else "in memory"
+        kept = f"kept in {self._path}" if self._path is not None else "in memory only"
         return f"{len(self.answers):,} answers are {kept}"
 
     def _count(self, answer: Answer) -> None:
