@@ -22,7 +22,7 @@ def status(code: int, said: str = "told to", **headers: str) -> Misbehaviour:
     return lambda handler: send(handler, {"error": {"message": said}}, code, headers)
 
 
-def hang(seconds: float = 1.0) -> Misbehaviour:
+def hang(seconds: float = 2.0) -> Misbehaviour:
     """Nothing for a while, and then no answer either."""
     return lambda handler: time.sleep(seconds)
 

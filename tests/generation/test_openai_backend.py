@@ -87,7 +87,7 @@ def engine(endpoint: FaultyEndpoint) -> Iterator[Engine]:
     made: list[OpenAIBackend] = []
 
     def make(directory: Path | None = None, backbone: str = "a-model", **settings: Any) -> OpenAIBackend:
-        made.append(OpenAIBackend(**{"base_url": endpoint.base_url, "timeout": 0.5, "max_retries": 3, **settings}))
+        made.append(OpenAIBackend(**{"base_url": endpoint.base_url, "timeout": 30, "max_retries": 3, **settings}))
         if directory is not None:
             made[-1].keep(directory)
         made[-1].load(ModelSource(backbone))
@@ -149,14 +149,19 @@ PASSING: dict[str, Misbehaviour] = {
 class TestAnswers:
     """Completions of a willing endpoint."""
 
-    def test_order_is_that_of_the_requests(self, endpoint: FaultyEndpoint, engine: Engine) -> None:
-        """Later requests are answered earlier."""
+    def test_order_is_that_of_the_requests(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
+        """Of eight at a time, which must all be there before one is answered, the later ones are answered earlier."""
         requests = asks(40)
-        endpoint.answer = lambda question, seed: (
-            time.sleep(0.02 * random.Random(seed).random()) or completion(answer_to(question, seed))  # type: ignore[func-returns-value]
-        )
-        assert engine(max_concurrency=8).generate(requests, SAMPLING) == expected(requests)
-        assert [body["seed"] for body in endpoint.bodies] != [request.seed for request in requests]
+        together = threading.Barrier(8)
+
+        def answer(question: str, seed: int) -> dict[str, Any]:
+            together.wait()
+            time.sleep(0.01 * (7 - seed % 8))
+            return completion(answer_to(question, seed))
+
+        endpoint.answer = answer
+        assert engine(tmp_path, max_concurrency=8).generate(requests, SAMPLING) == expected(requests)
+        assert [answer.text for answer in kept(tmp_path)] != [one.text for one in expected(requests)]
         assert endpoint.most_in_flight == 8
         assert endpoint.asked == Counter({f"question {index}": 1 for index in range(40)})
 
@@ -269,7 +274,8 @@ class TestFaults:
         requests = asks(8)
         endpoint.faults["question 2"] = [PASSING[fault]]
         endpoint.faults["question 5"] = [PASSING[fault]] * 2
-        assert engine(tmp_path).generate(requests, SAMPLING) == expected(requests)
+        timeout = 1 if fault == "hang" else 30
+        assert engine(tmp_path, timeout=timeout).generate(requests, SAMPLING) == expected(requests)
         again = {"question 2": 2, "question 5": 3}
         assert endpoint.asked == Counter({f"question {index}": 1 for index in range(8)} | again)
         assert set(endpoint.answered.values()) == {1}
@@ -282,8 +288,9 @@ class TestFaults:
         """After two repetitions; the same command goes on and asks for nothing that is there."""
         requests = asks(5)
         endpoint.faults["question 3"] = [PASSING[fault]] * 3
+        timeout = 1 if fault == "hang" else 30
         with pytest.raises(EndpointError, match="3 times in a row") as error:
-            engine(tmp_path, max_retries=2, max_concurrency=1, timeout=0.3).generate(requests, SAMPLING)
+            engine(tmp_path, max_retries=2, max_concurrency=1, timeout=timeout).generate(requests, SAMPLING)
         assert f"3 answers are kept in {tmp_path / ANSWERS}, and the same command goes on" in str(error.value)
         assert endpoint.asked["question 3"] == 3
         assert engine(tmp_path).generate(requests, SAMPLING) == expected(requests)
@@ -753,7 +760,7 @@ class TestRealModel:
         url = f"http://127.0.0.1:{server.server_address[1]}/v1"
         requests = [ask(question, seed) for question in self.QUESTIONS for seed in (0, 2**31 - 1)]
         try:
-            answers = engine(base_url=url, backbone=backbone, timeout=30).generate(requests, sampling)
+            answers = engine(base_url=url, backbone=backbone).generate(requests, sampling)
         finally:
             server.shutdown()
             server.server_close()
