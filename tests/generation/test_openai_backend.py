@@ -152,7 +152,7 @@ class TestAnswers:
     def test_order_is_that_of_the_requests(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
         """Of eight at a time, which must all be there before one is answered, the later ones are answered earlier."""
         requests = asks(40)
-        together = threading.Barrier(8)
+        together = threading.Barrier(8, timeout=20)
 
         def answer(question: str, seed: int) -> dict[str, Any]:
             together.wait()
