@@ -100,7 +100,7 @@ class JudgeSignal(SignalCallback):
         self._running = engine = self.engine or TransformersBackend()
         if self.judge is not None:
             if self.requests is not None:
-                engine.keep(self.requests)
+                engine.keep(self.requests / "judge")
             engine.load(self.judge)
         else:
             assert isinstance(engine, TransformersBackend)

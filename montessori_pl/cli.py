@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from montessori_pl.recipe import lay_out
 from montessori_pl.records import stable_id
 from montessori_pl.report import print_summary, write_summary
 from montessori_pl.runner import Runner
-from montessori_pl.stages import Stage
+from montessori_pl.stages import Kind, Stage
 from montessori_pl.student import StudentModule
 from montessori_pl.teacher import TeacherDPOModule
 from montessori_pl.workspace import Workspace, write_atomically
@@ -74,9 +74,9 @@ class MontessoriCLI(LightningCLI):
         parser.add_argument("--student", type=Callable[[], StudentModule], required=True, help="The model that learns.")
         parser.add_argument(
             "--teacher",
-            type=Callable[[], TeacherDPOModule],
-            required=True,
-            help="The model that writes what is learned.",
+            type=Callable[[], TeacherDPOModule] | None,
+            default=None,
+            help="The model that writes what is learned; null where only teachers of the pool are asked.",
         )
         parser.add_argument(
             "--teachers", type=dict[str, PoolTeacher], default={}, help="The pool: teachers that only write, by name."
@@ -131,7 +131,7 @@ class MontessoriCLI(LightningCLI):
             seed=int(self._get(self.config, "seed_everything")),
             data=data,
             student=self._get(self.config_init, "student"),
-            teacher=self._get(self.config_init, "teacher"),
+            teacher=self._get(self.config_init, "teacher") or _no_teacher,
             backend=self._get(self.config_init, "generation"),
             trainer=self._trainer,
             logger=None,
@@ -162,6 +162,7 @@ class MontessoriCLI(LightningCLI):
                 **{
                     section: with_version(pinned(_as_dict(self._get(self.config, section)), section in stage.trains))
                     for section in stage.uses
+                    if section != "teacher" or _asks_the_teacher(stage, pool)
                 },
                 **{
                     f"teachers.{name}": with_version(pinned({k: v for k, v in pool[name].items() if k not in UNPINNED}))
@@ -212,7 +213,13 @@ class MontessoriCLI(LightningCLI):
             if getattr(data, role) is not None:
                 data.read(role)
         data.check_disjoint()
+        recipe: dict[str, Stage] = self._get(self.config_init, "recipe")
+        for name, stage in recipe.items():
+            if _asks_the_teacher(stage, pool) and self._get(self.config_init, "teacher") is None:
+                raise ConfigError(f"recipe.{name} asks the teacher, and the recipe file has no section `teacher`")
         for role in ("student", "teacher"):
+            if role == "teacher" and not any(_asks_the_teacher(stage, pool) for stage in recipe.values()):
+                continue
             try:
                 load_chat(self._get(self.config_init, role)().source)
             except ValueError as error:
@@ -259,6 +266,16 @@ def find_configs(arguments: list[str]) -> list[str]:
     return found
 
 
+def _asks_the_teacher(stage: Stage, pool: Collection[str]) -> bool:
+    """Whether a stage depends on the section `teacher`; one that asks only teachers of the pool does not."""
+    asked = [one.name for one in stage.reads() if one.kind is Kind.TEACHER]
+    return "teacher" in stage.uses and not (asked and set(asked) <= set(pool))
+
+
+def _no_teacher() -> TeacherDPOModule:
+    raise ConfigError("the recipe file has no section `teacher`")
+
+
 @contextmanager
 def _error_kept(root: Path) -> Iterator[None]:
     """Keep the traceback of what ends a run; the user sees one sentence."""
@@ -274,9 +291,11 @@ def _as_dict(config: Any) -> Any:
 
 
 def _quiet() -> None:
-    """Leave the console to the stages: Lightning's and Transformers' notices repeat at each of them."""
+    """Leave the console to the stages: the libraries' notices repeat at each of them."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("openai", "httpx2"):  # a line for each request
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", module=r"peft\..*")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

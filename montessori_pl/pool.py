@@ -27,7 +27,7 @@ class PoolTeacher:
     generation: Callable[[], GenerationBackend] | None = None
     """The engine that runs it; null takes the recipe's."""
     price: Price | None = None
-    """What its tokens cost."""
+    """What its tokens cost; null takes the price that its engine names, if it names one."""
     license: str = ""
     """What its licence says of the use of its texts; goes into data cards."""
 

@@ -313,6 +313,14 @@ class TestMistakes:
         said = mistake("--config", recipe(teachers={"recorded": {"backbone": "classroom/teacher"}}))
         assert said == "'recorded' is a stage of the recipe and a teacher of the pool; call one of them otherwise"
 
+    def test_the_teacher_is_needed_only_where_it_is_asked(self, mistake: Mistake, recipe: Recipe) -> None:
+        pool = {"anna": {"backbone": "classroom/teacher"}}
+        stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "latest"}}
+        said = mistake("--config", recipe(teacher=None, teachers=pool, recipe__more=stage))
+        assert said == "recipe.more asks the teacher, and the recipe file has no section `teacher`"
+        stage["init_args"]["teachers"] = "anna"  # type: ignore[index]
+        main(["fit", "--config", recipe(teacher=None, teachers=pool, recipe__more=stage)])
+
     def test_teacher_that_is_not_in_the_pool(self, mistake: Mistake, recipe: Recipe) -> None:
         stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "ann"}}
         said = mistake("--config", recipe(teachers={"anna": {"backbone": "classroom/teacher"}}, recipe__more=stage))

@@ -2,12 +2,16 @@
 
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.classroom_judge import ClassroomJudge
+from montessori_pl.generation.endpoint import EndpointError
+from montessori_pl.generation.openai_backend import OpenAIBackend
 from montessori_pl.generation.transformers_backend import TransformersBackend
 
 __all__ = [
     "ClassroomJudge",
     "Completion",
+    "EndpointError",
     "GenerationBackend",
+    "OpenAIBackend",
     "Price",
     "Request",
     "Sampling",

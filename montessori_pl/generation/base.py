@@ -52,25 +52,25 @@ class Completion:
     num_tokens: int
     """Sampled tokens, the end token included."""
     num_prompt_tokens: int = 0
-    """Tokens of the rendered conversation, where the engine knows them."""
+    """Tokens of the conversation that was answered; 0 where the engine does not count them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """What tokens cost, in US dollars per million."""
+    """What an engine's tokens cost."""
 
     input: float
-    """Of tokens that the model reads."""
+    """US dollars for a million prompt tokens; discounts for cached prompts are not counted."""
     output: float
-    """Of tokens that it writes."""
+    """US dollars for a million sampled tokens."""
 
     def __post_init__(self) -> None:
         if self.input < 0 or self.output < 0:
-            raise ValueError(f"a price cannot be negative, found input {self.input} and output {self.output}")
+            raise ValueError(f"a price must not be negative, found input {self.input} and output {self.output}")
 
-    def cost(self, num_prompt_tokens: float, num_tokens: float) -> float:
-        """US dollars for so many tokens."""
-        return (self.input * num_prompt_tokens + self.output * num_tokens) / 1e6
+    def cost(self, num_prompt_tokens: int, num_tokens: int) -> float:
+        """US dollars for so many prompt tokens and sampled tokens."""
+        return (num_prompt_tokens * self.input + num_tokens * self.output) / 1_000_000
 
 
 class GenerationBackend(ABC):
@@ -85,18 +85,18 @@ class GenerationBackend(ABC):
     price: Price | None = None
     """What tokens cost, where the engine's settings say so."""
 
-    def keep(self, directory: Path) -> None:
-        """Where an engine may keep answers that must not be paid for twice; called before `load`.
-
-        The directory is the run's. By default nothing is kept.
-        """
-        return
-
     def check(self, source: ModelSource) -> None:
         """Look, before anything runs, at whether this model could be loaded; by default nothing is looked at.
 
         Raises:
             ValueError: it could not.
+        """
+        return
+
+    def keep(self, directory: Path) -> None:
+        """Where the engine may keep answers that must not be paid for twice; called before `load`, or not at all.
+
+        The directory belongs to the whole run. By default nothing is kept.
         """
         return
 

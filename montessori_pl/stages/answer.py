@@ -35,7 +35,6 @@ class Answer(Stage):
 
     produces = Kind.EXAMPLES
     artifacts = (EXAMPLES, REJECTIONS)
-    uses = ("student", "teacher", "generation")
 
     def __init__(
         self,
@@ -55,6 +54,7 @@ class Answer(Stage):
             )
         if min(samples, instructions_per_round) < 1:
             raise ValueError("samples and instructions_per_round must be at least 1")
+        self.uses = ("generation", "student" if student is not None else "teacher")
         self.instructions, self.student = instructions, student
         self.teachers = [teachers] if isinstance(teachers, str) else teachers or []
         if len(set(self.teachers)) < len(self.teachers):

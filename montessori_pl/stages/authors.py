@@ -114,7 +114,7 @@ class Authors:
             if member is not None and member.generation is not None:
                 engine = member.generation()
                 if self.context.requests is not None:
-                    engine.keep(self.context.requests)
+                    engine.keep(self.context.requests / author.member)  # each has a price of its own
             else:
                 engine = self.context.backend()
             self._engines[author.member] = engine

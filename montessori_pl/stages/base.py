@@ -117,7 +117,7 @@ class Stage(ABC):
     """What the stage leaves behind."""
     artifacts: ClassVar[tuple[str, ...]]
     """Patterns of the files that others may read; their hashes are kept."""
-    uses: ClassVar[tuple[str, ...]] = ()
+    uses: tuple[str, ...] = ()
     """Sections of the configuration that the result depends on: `student`, `teacher`, `generation`, `data`."""
     trains: ClassVar[tuple[str, ...]] = ()
     """Which of them it trains: only then does the result depend on settings such as DPO's `beta`."""

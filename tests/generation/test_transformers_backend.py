@@ -187,6 +187,12 @@ def test_end_at_the_limit_still_counts_as_finished(backend: TransformersBackend)
     assert (cut.text, cut.finished, cut.num_tokens) == (completion.text, False, completion.num_tokens - 1)
 
 
+def test_prompts_are_counted_without_padding(backend: TransformersBackend) -> None:
+    """`<user>`, a token for each character, `<assistant>`; all stand in one batch."""
+    completions = backend.generate(requests(1), GREEDY)
+    assert [completion.num_prompt_tokens for completion in completions] == [len(text) + 2 for text in QUESTIONS]
+
+
 def test_prompt_and_completion_must_fit_the_positions(backend: TransformersBackend) -> None:
     """`<user>` + 20 letters + `<assistant>` are 22 of 96 positions, so that 74 tokens fit and 75 do not."""
     assert backend.fits(turn("a" * 20), Sampling(max_tokens=74))

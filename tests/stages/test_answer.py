@@ -181,7 +181,7 @@ def test_a_teacher_of_the_pool_has_its_own_engine_and_price(tmp_path: Path) -> N
     }
     room = Room(tmp_path, pool=pool)
     metrics = room.run(teachers=["dear", "free"])
-    assert events == ["keep requests", "load d", "close d", "load d", "close d"]
+    assert events == ["keep dear", "load d", "close d", "load d", "close d"]
     assert (metrics["prompt_tokens"], metrics["generated_tokens"]) == (6 * 3, 6 * 7)
     assert metrics["cost"] == pytest.approx(3 * (10 * 3 + 30 * 7) / 1e6)
 

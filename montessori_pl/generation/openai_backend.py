@@ -1,0 +1,234 @@
+"""Generation by any OpenAI-compatible endpoint: what was paid for is never lost and never paid for twice.
+
+Requests go out in parallel, each answer is kept the moment it arrives, and a request that was answered before, in
+whatever session of the run, is not sent again.
+"""
+
+import dataclasses
+import json
+import logging
+import random
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Literal
+
+from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
+from montessori_pl.generation.endpoint import Endpoint, EndpointError, Fault
+from montessori_pl.generation.request_journal import RequestJournal, request_id
+from montessori_pl.generation.spending import Estimate, Usage, estimate, prompt_tokens
+from montessori_pl.models import ModelSource
+from montessori_pl.records import Message
+from montessori_pl.workspace import write_atomically
+
+log = logging.getLogger(__name__)
+
+SPENDING = "spending.json"
+FIRST_WAIT = 0.5
+"""Seconds before the first repetition; they double with each further one."""
+LONGEST_WAIT = 120.0
+"""Seconds before a repetition at most; who is asked to wait longer stops."""
+MAX_SEED = 2**31
+"""Seeds of the API are smaller: servers differ in how many bits they take."""
+
+
+class OpenAIBackend(GenerationBackend):
+    """Samples from a model behind an OpenAI-compatible chat endpoint.
+
+    Sends model, messages, temperature, top_p, the token limit and the seed, and a presence penalty where there is one:
+    a penalty of 0 is every server's default, and some refuse to hear of penalties. Temperature and top_p are always
+    sent, because servers take their defaults from the model. `extra_body` adds to this, replaces, and leaves out.
+
+    An endpoint answers with the model that it has: a teacher or student that was trained in the run is refused.
+
+    Args:
+        base_url: address of the API, for example http://localhost:8000/v1; null takes OpenAI's, or what the environment
+            variable OPENAI_BASE_URL says. It may be changed in the middle of a run.
+        api_key_env: name of the environment variable that holds the key; null for a server that needs none.
+        model: name of the model at the endpoint; null takes the backbone's.
+        max_concurrency: requests that are sent at the same time.
+        timeout: seconds without a sign of life after which an attempt is given up; it may be billed all the same.
+        max_retries: how often a request is repeated after rate limits, server errors, timeouts and torn answers.
+        context_length: positions of the model; prompts are estimated as a token for each four bytes, and those that do
+            not fit are made shorter. Null lets everything fit.
+        limit_parameter: what the endpoint calls the token limit; OpenAI's newer models want `max_completion_tokens`.
+        price: of the endpoint's tokens, with which all answers of the run are counted; null leaves the cost unknown.
+        budget: US dollars for all answers of the run together; when they are spent, nothing more is sent. It is
+            exceeded by the requests in flight at most. Null sets no limit.
+        extra_body: more parameters of a request; null as a value leaves a parameter out.
+    """
+
+    unpinned = ("base_url", "api_key_env", "max_concurrency", "timeout", "max_retries", "price", "budget")
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key_env: str | None = "OPENAI_API_KEY",
+        model: str | None = None,
+        max_concurrency: int = 16,
+        timeout: float = 300.0,
+        max_retries: int = 8,
+        context_length: int | None = None,
+        limit_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+        price: Price | None = None,
+        budget: float | None = None,
+        extra_body: dict[str, Any] | None = None,
+    ) -> None:
+        if base_url is not None and not re.match(r"https?://", base_url):
+            raise ValueError(f"base_url must begin with http:// or https://, found {base_url!r}")
+        if api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
+            raise ValueError("api_key_env is the name of an environment variable, and not the key itself")
+        if max_concurrency < 1 or timeout <= 0 or max_retries < 0:
+            raise ValueError(
+                "an endpoint needs max_concurrency >= 1, timeout > 0 and max_retries >= 0, "
+                f"found max_concurrency {max_concurrency}, timeout {timeout}, max_retries {max_retries}"
+            )
+        if budget is not None and price is None:
+            raise ValueError(f"a budget of {budget} dollars needs a price: set price.input and price.output")
+        self.base_url, self.api_key_env, self.model = base_url, api_key_env, model
+        self.max_concurrency, self.timeout, self.max_retries = max_concurrency, timeout, max_retries
+        self.context_length, self.limit_parameter = context_length, limit_parameter
+        self.price, self.budget, self.extra_body = price, budget, extra_body or {}
+        self._directory: Path | None = None
+        self._journal = RequestJournal(None)
+        self._endpoint: Endpoint | None = None
+        self._name = ""
+
+    def keep(self, directory: Path) -> None:
+        """Keep answers and their cost in this directory, and go on from those that lie there."""
+        self._directory, self._journal = directory, RequestJournal(directory)
+
+    def load(self, source: ModelSource) -> None:
+        """Make this the model that is asked for by name.
+
+        Raises:
+            ValueError: the model has weights that were trained in the run.
+        """
+        if source.weights is not None:
+            raise ValueError(
+                f"{source.backbone} with the weights in {source.weights} is not what an endpoint answers with; "
+                "let the stage take the base model, or choose an engine that loads weights"
+            )
+        self._name = self.model or source.backbone
+
+    def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
+        """Whether the estimated prompt and a completion of full length stay within `context_length`."""
+        return self.context_length is None or prompt_tokens(messages) + sampling.max_tokens <= self.context_length
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """Ask for what has not been answered yet, in parallel.
+
+        Raises:
+            EndpointError: the endpoint refuses, does not answer after all repetitions, or the budget is spent. What was
+                in flight by then has been answered and kept.
+        """
+        bodies = [self._body(request, sampling) for request in requests]
+        names = [request_id(body) for body in bodies]
+        missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in self._journal.answers}
+        if missing:
+            try:
+                self._ask_all(list(missing.values()))
+            except EndpointError as error:
+                raise EndpointError(f"{error}; {self._journal}, and the same command goes on") from None
+            finally:
+                self._report()
+        return [self._journal.answers[name].completion() for name in names]
+
+    def estimate(self, requests: Sequence[Request], sampling: Sampling) -> Estimate:
+        """What `generate` would use for these requests, without sending any."""
+        missing = {request_id(body): body for body in (self._body(request, sampling) for request in requests)}
+        conversations = [body["messages"] for name, body in missing.items() if name not in self._journal.answers]
+        return estimate(conversations, sampling.max_tokens, self._journal.usage, self.price)
+
+    @property
+    def usage(self) -> Usage:
+        """What all answers of the run have used."""
+        return self._journal.usage
+
+    def close(self) -> None:
+        """Close the connections; what was kept stays."""
+        if self._endpoint is not None:
+            self._endpoint.close()
+            self._endpoint = None
+
+    def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        assert self._name, "load a model first"
+        body = {
+            "model": self._name,
+            "messages": [dict(message) for message in request.messages],
+            "temperature": float(sampling.temperature),
+            "top_p": float(sampling.top_p),
+            "presence_penalty": float(sampling.presence_penalty) or None,
+            self.limit_parameter: sampling.max_tokens,
+            "seed": request.seed % MAX_SEED,
+        }
+        return {name: value for name, value in (body | self.extra_body).items() if value is not None}
+
+    def _ask_all(self, bodies: Sequence[Mapping[str, Any]]) -> None:
+        self._check_budget()
+        if self._endpoint is None:
+            self._endpoint = Endpoint(self.base_url, self.api_key_env, self.timeout)
+        endpoint, stop = self._endpoint, threading.Event()
+
+        def ask(body: Mapping[str, Any]) -> None:
+            try:
+                self._ask(endpoint, body, stop)
+            except BaseException:
+                stop.set()  # nothing more is sent; what is in flight is answered and kept
+                raise
+
+        with ThreadPoolExecutor(min(self.max_concurrency, len(bodies))) as pool:
+            try:
+                futures = [pool.submit(ask, body) for body in bodies]
+                wait(futures)
+            except KeyboardInterrupt:
+                stop.set()
+                log.warning("waiting for the requests in flight, which are paid for")
+                raise
+        for future in futures:
+            future.result()
+
+    def _ask(self, endpoint: Endpoint, body: Mapping[str, Any], stop: threading.Event) -> None:
+        """Ask until there is an answer, or until all shall stop."""
+        attempt = 0
+        while not stop.is_set():
+            self._check_budget()
+            try:
+                self._journal.add(endpoint.ask(body))
+                return
+            except Fault as fault:
+                if fault.billed is not None:
+                    self._journal.add(fault.billed)
+                reason, retry_after = str(fault), fault.retry_after
+            if retry_after is not None and retry_after > LONGEST_WAIT:
+                raise EndpointError(f"{reason}, and asks to wait for {retry_after:,.0f} seconds")
+            if attempt == self.max_retries:
+                raise EndpointError(f"{reason}, {attempt + 1} times in a row")
+            stop.wait(_seconds_to_wait(attempt, retry_after))
+            attempt += 1
+
+    def _check_budget(self) -> None:
+        dollars = self.usage.dollars(self.price)
+        if self.budget is not None and dollars is not None and dollars >= self.budget:
+            raise EndpointError(
+                f"the answers of this run have cost ${dollars:,.4f}, and the budget is ${self.budget:,.4f}; "
+                "raise the setting budget to go on"
+            )
+
+    def _report(self) -> None:
+        """Write down what has been spent, for people; nothing here reads it."""
+        if self._directory is not None and self._directory.exists():
+            dollars = self.usage.dollars(self.price)
+            content = {**dataclasses.asdict(self.usage), "dollars": dollars, "budget": self.budget}
+            write_atomically(self._directory / SPENDING, json.dumps(content, indent=1) + "\n")
+
+
+def _seconds_to_wait(attempt: int, retry_after: float | None) -> float:
+    """What the server asks for, or twice as long each time; scattered by a quarter, or all would come back at once."""
+    # Not the global generator: it belongs to the stages, and threads would draw from it in any order.
+    jitter = random.SystemRandom().uniform(0, 0.25)
+    if retry_after is not None:
+        return retry_after * (1 + jitter)
+    return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * (1 - jitter)

@@ -1,0 +1,105 @@
+"""Answers that were paid for, one line each as they arrive, found again by what was asked.
+
+The name of a request is a hash of the body that is sent: the model's name, the conversation, the sampling, the seed and
+whatever else goes to the server. Where it is sent, how many are sent at once and what they cost is not part of it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from montessori_pl.generation.base import Completion
+from montessori_pl.generation.spending import Usage
+from montessori_pl.records import Record, append_records, drop_torn_line, read_records
+
+ANSWERS = "answers.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer(Record):
+    """What came back for a request; `id` is the request's."""
+
+    text: str
+    """The completion."""
+    finished: bool
+    """Whether the model ended it itself."""
+    num_tokens: int
+    """Sampled tokens, as they are billed."""
+    num_prompt_tokens: int
+    """Tokens of the conversation, as they are billed."""
+    estimated: bool = False
+    """Whether the server did not count the tokens, so that they are estimated."""
+    usable: bool = True
+    """Whether there is a completion in it; an answer without one may have been billed all the same."""
+
+    def completion(self) -> Completion:
+        """The answer as an engine returns it."""
+        return Completion(
+            text=self.text,
+            finished=self.finished,
+            num_tokens=self.num_tokens,
+            num_prompt_tokens=self.num_prompt_tokens,
+        )
+
+    def usage(self) -> Usage:
+        """What this one answer has used."""
+        return Usage(
+            num_answers=1,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_tokens=self.num_tokens,
+            num_estimated=int(self.estimated),
+        )
+
+
+def request_id(body: Mapping[str, Any]) -> str:
+    """The name of the request with this body: 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+class RequestJournal:
+    """All answers of a run. Threads may add to it at the same time.
+
+    Args:
+        directory: where `answers.jsonl` lies, created if absent; none keeps answers in memory only.
+
+    Raises:
+        ValueError: the file holds something else than answers.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._path = directory / ANSWERS if directory is not None else None
+        self._lock = threading.Lock()
+        self.answers: dict[str, Answer] = {}
+        """Usable answers by request."""
+        self.usage = Usage()
+        """What all answers have used, those that could not be used included."""
+        if self._path is not None and self._path.exists():
+            drop_torn_line(self._path)
+            for answer in read_records(self._path, Answer):
+                self._count(answer)
+
+    def add(self, answer: Answer) -> None:
+        """Keep an answer; when this returns, a killed process cannot lose it."""
+        with self._lock:
+            if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    append_records(self._path, [answer])
+                except OSError:  # a full disk: the next answer must not continue half a line
+                    drop_torn_line(self._path)
+                    raise
+            self._count(answer)
+
+    def __str__(self) -> str:
+        """How many answers are kept, and where."""
+        kept = f"kept in {self._path}" if self._path is not None else "in memory only"
+        return f"{len(self.answers):,} answers are {kept}"
+
+    def _count(self, answer: Answer) -> None:
+        if answer.usable:
+            self.answers[answer.id] = answer
+        self.usage += answer.usage()
