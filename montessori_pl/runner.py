@@ -119,6 +119,8 @@ class Runner:
         self.display.say(f"{title}: done in {time.monotonic() - start:.1f} s{_headline(metrics)}")
         for sentence in metrics.get("collapse", ()):
             self.display.say(f"  warning: {sentence}")
+        for sentence in metrics.get("notes", ()):
+            self.display.say(f"  {sentence}")
 
     def _follow(self, step: Step) -> None:
         directory = self.workspace.directory(step.key)
@@ -195,6 +197,8 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     if "accepted" in metrics:
         rejected = sum(metrics["rejected"].values())
         parts.append(f"{metrics['accepted']} examples, {rejected} rejected")
+    if "mistakes" in metrics:
+        parts.append(f"{metrics['mistakes']} mistakes in {metrics['looked_at']} examples")
     if "positive_share" in metrics:
         breadth = metrics["diversity"]
         parts += [

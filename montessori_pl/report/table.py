@@ -112,6 +112,9 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
             f"distinct {diversity['distinct_share']:.0%}, distinct bigrams {diversity['distinct_2']:.0%}, "
             f"mean maximal ROUGE-L {diversity['mean_max_rouge_l']:.2f}"
         )
+    if "mistakes" in metrics:
+        lines.append(f"{metrics['mistakes']} mistakes in {metrics['looked_at']} examples")
+    lines += metrics.get("notes", [])
     if "references" in metrics:
         lines.append(f"{metrics['count']} examples scored on {metrics['references']} references")
     if "chosen" in metrics.get("signal", {}):
