@@ -70,7 +70,7 @@ class Augment(Stage):
                 "Augment needs either per_example or num_examples, "
                 f"found per_example {per_example} and num_examples {num_examples}"
             )
-        if min(per_example or 1, num_examples or 1, max_attempts, prompts_per_round) < 1:
+        if any(n is not None and n < 1 for n in (per_example, num_examples, max_attempts, prompts_per_round)):
             raise ValueError("per_example, num_examples, max_attempts and prompts_per_round must be at least 1")
         self.examples, self.per_example, self.num_examples = examples, per_example, num_examples
         self.max_attempts, self.unlike, self.teacher = max_attempts, unlike or [], teacher
