@@ -5,6 +5,7 @@ from callbacks.gradient_cosine import GradientCosineSignal
 from callbacks.influence_during_training import InfluenceDuringTraining
 from callbacks.influence_probe import InfluenceProbeCallback
 from callbacks.instruction_difficulty import IFDSignal
+from callbacks.judge import JudgeSignal
 from callbacks.rank_surprisal import RankSurprisalSignal
 from callbacks.reward_model import RewardModelSignal
 from callbacks.training_loss import TrainingLossSignal
@@ -14,6 +15,7 @@ __all__ = [
     "IFDSignal",
     "InfluenceDuringTraining",
     "InfluenceProbeCallback",
+    "JudgeSignal",
     "RandomSignal",
     "RankSurprisalSignal",
     "ResponseLengthSignal",

@@ -11,7 +11,7 @@ from montessori_pl.chat import Rendered
 from montessori_pl.data import collate
 from montessori_pl.losses import IGNORED
 from montessori_pl.models import load_chat
-from montessori_pl.records import Example, Score
+from montessori_pl.records import Example, Rejection, Score
 from montessori_pl.signals import ScoringData
 from montessori_pl.student import StudentModule
 
@@ -61,10 +61,10 @@ class IFDSignal(QuantitySignal):
         """What is measured, and what becomes of misaligned examples."""
         return {**super().report(), "of": self.of, "misaligned_last": self.misaligned_last}
 
-    def summary(self, scores: Sequence[Score]) -> dict[str, Any]:
+    def summary(self, scores: Sequence[Score], unscored: Sequence[Rejection] = ()) -> dict[str, Any]:
         """Beside the quantiles the share of examples whose instruction does not help."""
         misaligned = [score.details[self.quantity] >= 1 for score in scores]
-        return {**super().summary(scores), "misaligned_share": sum(misaligned) / max(len(misaligned), 1)}
+        return {**super().summary(scores, unscored), "misaligned_share": sum(misaligned) / max(len(misaligned), 1)}
 
     def preference(self, quantity: float) -> float:
         """Ratios from 1 on get what is below all others, unless they are taken as they are."""

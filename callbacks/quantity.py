@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from montessori_pl.distributions import describe
-from montessori_pl.records import Example, Score
+from montessori_pl.records import Example, Rejection, Score
 from montessori_pl.signals import SignalCallback
 from montessori_pl.student import StudentModule
 
@@ -47,7 +47,7 @@ class QuantitySignal(SignalCallback):
         """What is measured, and which end of it is preferred."""
         return {"quantity": self.quantity, "unit": self.unit, "direction": self.direction}
 
-    def summary(self, scores: Sequence[Score]) -> dict[str, Any]:
+    def summary(self, scores: Sequence[Score], unscored: Sequence[Rejection] = ()) -> dict[str, Any]:
         """Quantiles of the quantity, and how many examples share their score with another: no pair tells them apart."""
         counts = Counter(score.value for score in scores)
         return {

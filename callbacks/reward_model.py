@@ -12,7 +12,7 @@ from montessori_pl.chat import Rendered
 from montessori_pl.data import collate
 from montessori_pl.locations import locate
 from montessori_pl.models import Precision
-from montessori_pl.records import Example, Score
+from montessori_pl.records import Example, Rejection, Score
 from montessori_pl.signals import ScoringData
 from montessori_pl.student import StudentModule
 
@@ -62,10 +62,10 @@ class RewardModelSignal(QuantitySignal):
         """What is measured, and by which model."""
         return {**super().report(), "model": self.model}
 
-    def summary(self, scores: Sequence[Score]) -> dict[str, Any]:
+    def summary(self, scores: Sequence[Score], unscored: Sequence[Rejection] = ()) -> dict[str, Any]:
         """Beside the quantiles the number of conversations that were too long for the reward model."""
         cut = sum(score.details["tokens_cut"] > 0 for score in scores)
-        return {**super().summary(scores), "cut_to_context": cut}
+        return {**super().summary(scores, unscored), "cut_to_context": cut}
 
     def measure(
         self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor

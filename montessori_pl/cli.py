@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class MontessoriCLI(LightningCLI):
         data: DataSources = self._get(self.config_init, "data")
         workspace = Workspace(root)
         if not all(workspace.finished(step.key) for step in steps):  # a finished run does not need them any more
-            self._check_sources(data)
+            self._check_sources(data, pool)
         runner = Runner(
             workspace=workspace,
             display=display,
@@ -203,7 +203,7 @@ class MontessoriCLI(LightningCLI):
             logger._wandb_init["settings"] = wandb.Settings(console="off", silent=True)
         return logger if isinstance(logger, Logger) else None
 
-    def _check_sources(self, data: DataSources) -> None:
+    def _check_sources(self, data: DataSources, pool: Mapping[str, PoolTeacher]) -> None:
         """Look at the data, for the models and at the trainer before anything runs."""
         for role in ("seeds", "reference", "test"):
             if getattr(data, role) is not None:
@@ -214,6 +214,12 @@ class MontessoriCLI(LightningCLI):
                 load_chat(self._get(self.config_init, role)().source)
             except ValueError as error:
                 raise ConfigError(f"{role}: {error}") from error
+        for name, member in pool.items():
+            engine = (member.generation or self._get(self.config_init, "generation"))()
+            try:
+                engine.check(member.source())
+            except ValueError as error:
+                raise ConfigError(f"teachers.{name}: {error}") from error
         try:
             self._trainer([])
         except (TypeError, ValueError, MisconfigurationException) as error:

@@ -91,7 +91,7 @@ class Example(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rejection(Record):
-    """A candidate that did not become an example, and why."""
+    """A candidate that did not become an example, or an example that could not be scored, and why."""
 
     reason: str
     """One word or two, counted in the summary: `no instruction tag`, `near duplicate`, ..."""
@@ -119,9 +119,12 @@ class Score(Record):
     """What else the signal knows about the example."""
     terms: tuple[float, ...] = ()
     """The numbers whose mean is `value`, one for each reference example, where the signal has them."""
+    texts: tuple[str, ...] = ()
+    """What the signal said of the example in words, where it speaks."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", tuple(self.terms))
+        object.__setattr__(self, "texts", tuple(self.texts))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -117,10 +117,8 @@ class Runner:
         patterns = (*step.stage.artifacts, METRICS)
         self.workspace.finish(step.key, sorted(path for pattern in patterns for path in directory.glob(pattern)))
         self.display.say(f"{title}: done in {time.monotonic() - start:.1f} s{_headline(metrics)}")
-        for sentence in metrics.get("collapse", ()):
+        for sentence in metrics.get("warnings", ()):
             self.display.say(f"  warning: {sentence}")
-        for sentence in metrics.get("notes", ()):
-            self.display.say(f"  {sentence}")
 
     def _follow(self, step: Step) -> None:
         directory = self.workspace.directory(step.key)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from montessori_pl.chat import Rendered
 from montessori_pl.data import FixedBatches, collate
-from montessori_pl.records import Example, Score, append_records
+from montessori_pl.records import Example, Rejection, Score, append_records
 from montessori_pl.student import StudentModule
 from montessori_pl.workspace import write_atomically
 
@@ -31,7 +31,7 @@ class ScoringData(LightningDataModule):
         reference: the reference set, rendered, in its own order.
         pad_id: token that pads.
         batch_tokens: tokens of one batch of examples, padding included; a prompt with more is a batch of its own.
-        scored: ids of examples that have been scored already.
+        scored: ids of examples that have been scored already, or were found to have no score.
     """
 
     def __init__(
@@ -103,13 +103,18 @@ class SignalCallback(Callback, ABC):
 
     Implement `score`, or `score_batch` where a batch is cheaper than its examples, and `prepare` where something must
     be computed once. Scores are appended to a file of this process as they come, so that a killed run goes on at the
-    next batch.
+    next batch. An example that the signal cannot score gets a `Rejection` with its id in place of a score: it is not
+    asked about again, and no pair is made of it.
     """
 
     unpinned: ClassVar[tuple[str, ...]] = ()
     """Settings that change the speed and not the scores; they may be changed in the middle of a run."""
     output: Path
     """Where the scores go; the stage sets it, one file for each process."""
+    unscored: Path
+    """Where the examples go that have no score, in the same way."""
+    requests: Path | None = None
+    """Directory in which an engine of the signal may keep answers that were paid for; the stage sets it."""
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Compute what all examples share; called once, with the student loaded and on its device."""
@@ -119,11 +124,21 @@ class SignalCallback(Callback, ABC):
         """What there is to say before the first score, as plain JSON values; kept beside the scores."""
         return {}
 
-    def summary(self, scores: Sequence[Score]) -> dict[str, Any]:
-        """What there is to say about all scores together, whoever computed them and when; added to the report."""
+    def summary(self, scores: Sequence[Score], unscored: Sequence[Rejection] = ()) -> dict[str, Any]:
+        """What there is to say about all scores together, whoever computed them and when; added to the report.
+
+        Args:
+            scores: in the order of the examples.
+            unscored: the examples without a score, in their order.
+
+        Raises:
+            ValueError: the scores are of no use; the run stops, and they are kept.
+        """
         return {}
 
-    def score(self, student: StudentModule, example: Example, batch: dict[str, Tensor], loss: Tensor) -> Score:
+    def score(
+        self, student: StudentModule, example: Example, batch: dict[str, Tensor], loss: Tensor
+    ) -> Score | Rejection:
         """Score one example.
 
         Args:
@@ -136,7 +151,7 @@ class SignalCallback(Callback, ABC):
 
     def score_batch(
         self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
-    ) -> list[Score]:
+    ) -> Sequence[Score | Rejection]:
         """Score the B examples of a batch of whole prompts, one after another.
 
         Args:
@@ -170,7 +185,10 @@ class SignalCallback(Callback, ABC):
         assert isinstance(pl_module, StudentModule)
         tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         examples = [_data(trainer).items[row][0] for row in batch["rows"]]
-        append_records(self.output, self.score_batch(pl_module, examples, tensors, outputs))
+        records = self.score_batch(pl_module, examples, tensors, outputs)
+        append_records(self.output, [record for record in records if isinstance(record, Score)])
+        if unscored := [record for record in records if isinstance(record, Rejection)]:
+            append_records(self.unscored, unscored)
 
 
 def _data(trainer: Trainer) -> ScoringData:

@@ -371,7 +371,7 @@ def test_alarms_of_all_iterations(settings: Settings, tmp_path: Path) -> None:
     for iteration, sentence in ((1, "fewer kinds"), (2, "too many repeats")):
         directory = tmp_path / f"iteration_{iteration}" / "training_data"
         directory.mkdir(parents=True)
-        (directory / "metrics.json").write_text(json.dumps({"collapse": [sentence]}))
+        (directory / "metrics.json").write_text(json.dumps({"warnings": [sentence]}))
     assert alarms(tmp_path, settings.arms["two_iterations"]) == {"guard": ["fewer kinds", "too many repeats"]}
     assert alarms(tmp_path, settings.arms["montessori"]) == {"guard": ["fewer kinds"]}
 

@@ -118,7 +118,8 @@ def steps_of(*arguments: str) -> list[Step]:
         steps: list[Step]
 
         def fit(self) -> None:
-            self.steps = lay_out(self._get(self.config_init, "recipe"), self._get(self.config, "iterations"))
+            recipe, pool = self._get(self.config_init, "recipe"), self._get(self.config_init, "teachers")
+            self.steps = lay_out(recipe, self._get(self.config, "iterations"), pool)
 
     cli = Reader(
         args=["fit", *arguments],
@@ -136,7 +137,7 @@ class TestMistakes:
     def test_misspelt_key(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(iteratons=3)) == (
             "the recipe file has no key 'iteratons'; did you mean 'iterations'? there are: seed_everything, run, "
-            "iterations, num_threads, student, teacher, trainer, generation, data, recipe"
+            "iterations, num_threads, student, teacher, teachers, trainer, generation, data, recipe"
         )
         assert not Path("run").exists()
 
@@ -181,8 +182,8 @@ class TestMistakes:
         assert mistake("--config", recipe(recipe__influence=score)) == (
             "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
             "'InfluenceProbeCallback'? there are: GradientCosineSignal, IFDSignal, InfluenceDuringTraining, "
-            "InfluenceProbeCallback, RandomSignal, RankSurprisalSignal, ResponseLengthSignal, RewardModelSignal, "
-            "TrainingLossSignal"
+            "InfluenceProbeCallback, JudgeSignal, RandomSignal, RankSurprisalSignal, ResponseLengthSignal, "
+            "RewardModelSignal, TrainingLossSignal"
         )
 
     def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
@@ -299,6 +300,26 @@ class TestMistakes:
             "teacher: no tokenizer for the backbone 'models/nowhere': give a hub id, a local directory"
         )
         assert not Path("run").exists()
+
+    def test_teacher_of_the_pool_that_does_not_exist(self, mistake: Mistake, recipe: Recipe) -> None:
+        said = mistake("--config", recipe(teachers={"anna": {"backbone": "models/nowhere"}}))
+        assert said.startswith("teachers.anna: no tokenizer for the backbone 'models/nowhere': give a hub id")
+        lost = {"anna": {"backbone": "classroom/teacher", "adapter": "lost"}}
+        said = mistake("--config", recipe(teachers=lost))
+        assert said == "teachers.anna: no adapter or trained model in lost: there is no such directory"
+        assert not Path("run").exists()
+
+    def test_teacher_of_the_pool_with_the_name_of_a_stage(self, mistake: Mistake, recipe: Recipe) -> None:
+        said = mistake("--config", recipe(teachers={"recorded": {"backbone": "classroom/teacher"}}))
+        assert said == "'recorded' is a stage of the recipe and a teacher of the pool; call one of them otherwise"
+
+    def test_teacher_that_is_not_in_the_pool(self, mistake: Mistake, recipe: Recipe) -> None:
+        stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "ann"}}
+        said = mistake("--config", recipe(teachers={"anna": {"backbone": "classroom/teacher"}}, recipe__more=stage))
+        assert said == (
+            "recipe.more: teachers names 'ann', but there is no such stage; "
+            "what can be read there, teacher of stages before it: latest, base, anna"
+        )
 
     def test_trainer_that_cannot_be_built_is_found_before_anything_runs(self, mistake: Mistake, recipe: Recipe) -> None:
         settings = {"accelerator": "cpu", "devices": "x", "logger": False}
@@ -446,8 +467,8 @@ class TestRuns:
     def test_what_a_stage_warns_of_is_said_behind_its_last_line(
         self, recipe: Recipe, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Any stage's: the sentences of its metrics under `collapse`."""
-        Path("warning_stages.py").write_text(PLUGIN.replace("return {}", 'return {"collapse": ["less and less"]}'))
+        """Any stage's: the sentences of its metrics under `warnings`."""
+        Path("warning_stages.py").write_text(PLUGIN.replace("return {}", 'return {"warnings": ["less and less"]}'))
         Path("mended").touch()
         stage = {"class_path": "warning_stages.Breaks", "init_args": {"until": "mended"}}
         main(["fit", "--config", recipe(recipe__warns=stage)])

@@ -52,7 +52,7 @@ def write_run(
     """A finished run of four stages, whose student is evaluated beside its base model."""
     run = HandMade(path, seed, **settings)
     at = f"iteration_{iteration}"
-    written = {"accepted": 200, "rejected": {}, "diversity": BREADTH, "collapse": list(warnings)}
+    written = {"accepted": 200, "rejected": {}, "diversity": BREADTH, "warnings": list(warnings)}
     run.add(f"{at}/training_data", "examples", written, teacher="base")
     scored = {"count": 8, "mean": 0.25, "standard_error": 0.1, "positive_share": 0.75}
     run.add(f"{at}/influence_after", "scores", scored, examples=f"{at}/training_data 01")

@@ -31,6 +31,7 @@ SIBLINGS = {
     ("influence", "chat"),
     ("influence", "readers"),
     ("locations", "classroom"),
+    ("generation", "classroom"),
     ("generation", "data"),
     ("generation", "models"),
     ("runner", "recipe"),

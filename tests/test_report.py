@@ -49,12 +49,12 @@ def workspace(tmp_path: Path) -> Workspace:
         examples="iteration_1/warmup_data 0123456789ab",
         student="iteration_1/warmup ba9876543210",
     )
-    add(workspace, "iteration_1/aligned", "teacher", {**learned, "collapse": []})
+    add(workspace, "iteration_1/aligned", "teacher", {**learned, "warnings": []})
     add(
         workspace,
         "iteration_1/training_data",
         "examples",
-        {**accepted, "diversity": {**NARROW, "distinct_2": 0.1}, "collapse": [SENTENCE]},
+        {**accepted, "diversity": {**NARROW, "distinct_2": 0.1}, "warnings": [SENTENCE]},
         teacher="iteration_1/aligned aaaaaaaaaaaa",
     )
     add(workspace, "iteration_1/trained", "student", learned, examples="iteration_1/training_data bb")
@@ -127,6 +127,7 @@ def test_stages_that_have_not_finished_say_nothing(workspace: Workspace) -> None
 
 
 def test_last_line_of_a_stage_that_scored() -> None:
+    assert _headline({"looked_at": 96, "mistakes": 30}) == " (30 mistakes in 96 examples)"
     assert _headline({**SCORED, "diversity": BREADTH, "reference_loss": 1.0049}) == (
         " (mean 0.0002, positive 54% of 2613; entropy of words 4.32, of first words 2.10; reference loss 1.005)"
     )

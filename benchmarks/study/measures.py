@@ -189,7 +189,7 @@ def alarms(run: Path, arm: Arm) -> dict[str, list[str]]:
         who: [
             sentence
             for iteration in range(1, arm.iterations + 1)
-            for sentence in metrics(run, f"iteration_{iteration}/{stage}").get("collapse", [])
+            for sentence in metrics(run, f"iteration_{iteration}/{stage}").get("warnings", [])
         ]
         for who, stage in (("dose control", "aligned_teacher"), ("guard", "training_data"))
     }

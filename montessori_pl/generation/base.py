@@ -92,6 +92,14 @@ class GenerationBackend(ABC):
         """
         return
 
+    def check(self, source: ModelSource) -> None:
+        """Look, before anything runs, at whether this model could be loaded; by default nothing is looked at.
+
+        Raises:
+            ValueError: it could not.
+        """
+        return
+
     @abstractmethod
     def load(self, source: ModelSource) -> None:
         """Make this model the one that `generate` samples from."""

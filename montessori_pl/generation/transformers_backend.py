@@ -40,6 +40,12 @@ class TransformersBackend(GenerationBackend):
         self._model: nn.Module | None = None
         self._chat: ChatFormat | None = None
 
+    def check(self, source: ModelSource) -> None:
+        """Look at the tokenizer, the configuration and the adapter's directory."""
+        load_chat(source)
+        if source.weights is not None and not source.weights.is_dir():
+            raise ValueError(f"no adapter or trained model in {source.weights}: there is no such directory")
+
     def load(self, source: ModelSource) -> None:
         """Load the model with its adapter, unmerged."""
         self._chat = load_chat(source)

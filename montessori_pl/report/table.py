@@ -114,7 +114,9 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
         )
     if "mistakes" in metrics:
         lines.append(f"{metrics['mistakes']} mistakes in {metrics['looked_at']} examples")
-    lines += metrics.get("notes", [])
+    if "generated_tokens" in metrics:
+        paid = f" for {metrics['cost']:.4f} US dollars" if "cost" in metrics else ""
+        lines.append(f"{metrics['generated_tokens']} tokens written, {metrics['prompt_tokens']} read{paid}")
     if "references" in metrics:
         lines.append(f"{metrics['count']} examples scored on {metrics['references']} references")
     if "chosen" in metrics.get("signal", {}):

@@ -78,8 +78,7 @@ class Answer(Stage):
         directory = context.inputs["instructions"]
         assert directory is not None
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
-        # A pool of responses holds each instruction as often as it has been answered.
-        asked = list({(e.system, e.instruction): e for e in read_records(directory / EXAMPLES, Example)}.values())
+        asked = _asked(read_records(directory / EXAMPLES, Example))
         done = len(journal.commits) * self.instructions_per_round
         context.progress.start(len(asked), min(done, len(asked)))
         if done < len(asked):
@@ -138,6 +137,14 @@ class Answer(Stage):
             else:
                 accepted.append(question.example(answer.text, answer.finished, number))
         return accepted, rejected
+
+
+def _asked(examples: Sequence[Example]) -> list[Example]:
+    """Each instruction once: a pool of responses holds it as often as it has been answered."""
+    first: dict[tuple[str, str], Example] = {}
+    for example in examples:
+        first.setdefault((example.system, example.instruction), example)
+    return list(first.values())
 
 
 @dataclass(frozen=True)

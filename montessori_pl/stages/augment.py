@@ -173,10 +173,10 @@ class Augment(Stage):
         why = _reasons(one for one in rejections if _asked_for(one.prompt_id) in lacking)
         shortfall: dict[str, Any] = {"lacking": len(lacking), "missing": sum(lacking.values()), "why": why}
         if not missing:
-            shortfall["notes"] = ["there was no example to augment"]
+            shortfall["warnings"] = ["there was no example to augment"]
         elif lacking:
             counts = ", ".join(f"{reason} {count}" for reason, count in why.items())
-            shortfall["notes"] = [
+            shortfall["warnings"] = [
                 f"{len(lacking)} of {len(missing)} examples got fewer than they should, {sum(lacking.values())} are "
                 f"missing after {self.max_attempts} attempts; rejected of theirs: {counts}"
             ]

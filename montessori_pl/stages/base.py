@@ -144,7 +144,7 @@ class Stage(ABC):
         """Do the work, or what is left of it.
 
         Returns:
-            numbers for the summary, as plain JSON values.
+            numbers for the summary, as plain JSON values; sentences under `warnings` are shown to the user.
 
         Raises:
             StageError: the stage cannot go on.

@@ -186,7 +186,7 @@ class DoseControl(Callback):
                 "first": numbers(self.looks[0]),
                 "chosen": numbers(chosen),
             },
-            "collapse": [self._sentence(look, chosen["step"]) for look in self.looks if look["beyond"]][-1:],
+            "warnings": [self._sentence(look, chosen["step"]) for look in self.looks if look["beyond"]][-1:],
         }
 
     def _sentence(self, look: Look, chosen_step: int) -> str:

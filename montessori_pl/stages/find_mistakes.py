@@ -172,7 +172,7 @@ class FindMistakes(Stage):
         elif findings:
             metrics[f"mean_{self.by}"] = sum(finding.value or 0.0 for finding in findings) / len(findings)
         if not mistakes:
-            metrics["notes"] = [f"of {len(findings)} examples none is a mistake: there is nothing to augment"]
+            metrics["warnings"] = [f"of {len(findings)} examples none is a mistake: there is nothing to augment"]
         return metrics
 
 

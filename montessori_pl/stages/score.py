@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from montessori_pl.data import encode_examples
 from montessori_pl.distributions import describe
 from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.models import holds_adapter, load_chat
-from montessori_pl.records import Example, drop_torn_line, read_records
+from montessori_pl.records import Example, Rejection, drop_torn_line, read_records
 from montessori_pl.records import Score as ScoreRecord
 from montessori_pl.signals import REPORT, ScoringData, SignalCallback
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext, StageError
@@ -17,6 +19,8 @@ from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
 
 SCORES = "scores.jsonl"
+UNSCORED = "unscored.jsonl"
+"""The examples that the signal could not score, with the reason; there is no such file where it scored all."""
 
 
 class Score(Stage):
@@ -34,7 +38,7 @@ class Score(Stage):
     """
 
     produces = Kind.SCORES
-    artifacts = (SCORES, REPORT)
+    artifacts = (SCORES, UNSCORED, REPORT)
     uses = ("student", "data")
     distributed = True
 
@@ -72,8 +76,8 @@ class Score(Stage):
         _, too_long = encode_examples(examples, chat, self.max_length)
         left_out = {example.id for example in too_long}
         examples = [example for example in examples if example.id not in left_out]
-        scored = _scored(context.directory)
-        context.progress.start(len(examples), len(scored))
+        scored, unscored = _done(context.directory)
+        context.progress.start(len(examples), len(scored) + len(unscored))
 
         reference = context.data.read("reference")
         references, too_long_references = encode_examples(reference, chat, self.max_length)
@@ -83,14 +87,22 @@ class Score(Stage):
                 f"within max_length {self.max_length} tokens and the model's context ({chat.context} tokens)"
             )
         trainer = context.trainer(callbacks=[self.signal], inference_mode=False)
-        if len(scored) < len(examples):
+        if len(scored) + len(unscored) < len(examples):
             rendered, _ = encode_examples(examples, chat, self.max_length)
             self.signal.output = context.directory / f"scores.part{trainer.global_rank}.jsonl"
-            drop_torn_line(self.signal.output)
+            self.signal.unscored = context.directory / f"unscored.part{trainer.global_rank}.jsonl"
+            self.signal.requests = context.requests
+            for part in (self.signal.output, self.signal.unscored):
+                drop_torn_line(part)
             trainer.predict(
                 student,
                 datamodule=ScoringData(
-                    examples, rendered, references, chat.tokenizer.pad_token_id, self.batch_tokens, scored.keys()
+                    examples,
+                    rendered,
+                    references,
+                    chat.tokenizer.pad_token_id,
+                    self.batch_tokens,
+                    scored.keys() | unscored.keys(),
                 ),
                 return_predictions=False,
                 ckpt_path=str(checkpoint / CHECKPOINT) if checkpoint is not None else None,
@@ -100,10 +112,14 @@ class Score(Stage):
             trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return {}
-        scored = _scored(context.directory)
-        scores = [scored[example.id] for example in examples]
+        scored, unscored = _done(context.directory)
+        scores = [scored[example.id] for example in examples if example.id not in unscored]
+        without = [unscored[example.id] for example in examples if example.id in unscored]
+        if without:
+            write_atomically(context.directory / UNSCORED, "".join(one.to_json() + "\n" for one in without))
+        # The last to be written: where it stands, the parts are not needed any more.
         write_atomically(context.directory / SCORES, "".join(score.to_json() + "\n" for score in scores))
-        for part in _parts(context.directory):
+        for part in context.directory.glob("*.part*.jsonl"):
             part.unlink()
         values = [score.value for score in scores]
         # Influence is measured on a student that has seen none of the examples: it can rise while they narrow, and
@@ -111,32 +127,46 @@ class Score(Stage):
         # that has all scores does not hold the student, and because the number is the evaluation's then.
         losses = ResponseLoss(max_length=self.max_length).losses(context.source(student, "student"), reference)
         context.log_distribution(f"{context.key}/score", values)
-        report = self._report(context.directory / REPORT, scores)
+        report = self._report(context.directory / REPORT, scores, without)
         return {
             **({"signal": report} if report else {}),
             "left_out_as_too_long": len(too_long),
+            "unscored": dict(Counter(one.reason for one in without).most_common()),
             "references": len(references),
             "references_left_out_as_too_long": len(too_long_references),
             **describe(values),
+            **_ties(examples, scored),
             "diversity": diversity([example.instruction for example in examples]),
             "reference_loss": losses.mean().item(),
         }
 
-    def _report(self, path: Path, scores: list[ScoreRecord]) -> dict[str, Any]:
+    def _report(self, path: Path, scores: list[ScoreRecord], unscored: list[Rejection]) -> dict[str, Any]:
         """What the signal said before it began, with what it says about all scores, which is added to the file."""
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if summary := self.signal.summary(scores):
+        if summary := self.signal.summary(scores, unscored):
             report |= summary
             write_atomically(path, json.dumps(report, indent=1) + "\n")
         return report
 
 
-def _parts(directory: Path) -> list[Path]:
-    return sorted(directory.glob("scores.part*.jsonl"))
+def _done(directory: Path) -> tuple[dict[str, ScoreRecord], dict[str, Rejection]]:
+    """All scores so far by example, and all examples without one, from the finished files or from the processes'."""
+    finished = (directory / SCORES).exists()
+
+    def paths(name: str) -> list[Path]:
+        return sorted(directory.glob(name if finished else f"{Path(name).stem}.part*.jsonl"))
+
+    scored = {score.id: score for path in paths(SCORES) for score in read_records(path, ScoreRecord)}
+    unscored = {one.id: one for path in paths(UNSCORED) for one in read_records(path, Rejection)}
+    # A batch that was cut short by a kill is scored again, and an engine that calls others may say something else then.
+    return scored, {id_: one for id_, one in unscored.items() if id_ not in scored}
 
 
-def _scored(directory: Path) -> dict[str, ScoreRecord]:
-    """All scores so far, by example, from the finished file or from what the processes have written."""
-    finished = directory / SCORES
-    paths = [finished] if finished.exists() else _parts(directory)
-    return {score.id: score for path in paths for score in read_records(path, ScoreRecord)}
+def _ties(examples: Sequence[Example], scored: Mapping[str, ScoreRecord]) -> dict[str, int]:
+    """How many prompts have several scored samples, and for how many no pair can be made: their samples score alike."""
+    values: dict[str, list[float]] = {}
+    for example in examples:
+        if example.prompt_id and example.id in scored:
+            values.setdefault(example.prompt_id, []).append(scored[example.id].value)
+    several = [samples for samples in values.values() if len(samples) > 1]
+    return {"prompts_with_several": len(several), "tied_prompts": sum(len(set(samples)) == 1 for samples in several)}

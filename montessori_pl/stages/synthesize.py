@@ -116,7 +116,7 @@ class Synthesize(Stage):
             "rejected": dict(Counter(rejection.reason for rejection in rejections).most_common()),
             **usage_metrics(journal.commits),
             "diversity": diversity([example.instruction for example in examples]),
-            **({"collapse": watch.sentences()} if watch is not None else {}),
+            **({"warnings": watch.sentences()} if watch is not None else {}),
         }
 
     def _watch(self, context: StageContext, journal: Journal) -> CollapseWatch | None:

@@ -169,7 +169,7 @@ class TestHowMuch:
             assert example.id.startswith(f"more-1-{seed_id}-0-")
         assert (metrics["accepted"], metrics["rejected"]) == (12, {})
         assert (metrics["lacking"], metrics["missing"], metrics["why"]) == (0, 0, {})
-        assert "notes" not in metrics
+        assert "warnings" not in metrics
         assert metrics["generated_tokens"] == 2 * 12 * 9
         assert teacher.events == ["load the-teacher", "close"]
 
@@ -191,7 +191,7 @@ class TestHowMuch:
         for settings in ({"per_example": 3}, {"num_examples": 10}):
             metrics = workshop.run(teacher, **settings)
             assert (metrics["accepted"], metrics["missing"]) == (0, 0)
-            assert metrics["notes"] == ["there was no example to augment"]
+            assert metrics["warnings"] == ["there was no example to augment"]
         assert workshop.examples == workshop.rejections == []
         assert teacher.events == []
 
@@ -222,7 +222,7 @@ class TestAttempts:
         assert workshop.examples == []
         assert metrics["rejected"] == metrics["why"] == {"no instruction tag": 36}
         assert (metrics["lacking"], metrics["missing"]) == (3, 6)
-        assert metrics["notes"] == [
+        assert metrics["warnings"] == [
             "3 of 3 examples got fewer than they should, 6 are missing after 3 attempts; rejected of theirs: "
             "no instruction tag 36"
         ]
@@ -240,7 +240,7 @@ class TestAttempts:
             {"beta": 6},
         ]
         assert counts(workshop) == {"mistakes-0": 2, "mistakes-2": 2}
-        assert metrics["notes"] == [
+        assert metrics["warnings"] == [
             "1 of 3 examples got fewer than they should, 2 are missing after 3 attempts; rejected of theirs: "
             "no instruction tag 12"
         ]

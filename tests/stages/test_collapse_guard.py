@@ -154,7 +154,7 @@ def guard(**settings: Any) -> CollapseGuard:
 class TestAlarm:
     def test_narrowed_teacher(self, school: School) -> None:
         """As soon as there are 32 completions, and once."""
-        (said,) = school.run("data", Teachers(narrow), num_prompts=20, guard=guard())["collapse"]
+        (said,) = school.run("data", Teachers(narrow), num_prompts=20, guard=guard())["warnings"]
         assert said.startswith("after 32 completions the writing had moved beyond the limits (entropy of the words 1.9")
         assert said.endswith("); the same teacher wrote the rest")
         assert school.alarms("data") == [1]
@@ -164,7 +164,7 @@ class TestAlarm:
     def test_same_teacher(self, school: School, fallback: str) -> None:
         teachers = Teachers(broad)
         metrics = school.run("data", teachers, num_prompts=20, guard=guard(fallback=fallback))
-        assert metrics["collapse"] == []
+        assert metrics["warnings"] == []
         assert school.alarms("data") == []
         assert teachers.events == ["aligned"]
 
@@ -172,14 +172,14 @@ class TestAlarm:
         """The same bytes as without one, but for what the summary says."""
         guarded = school.run("guarded", Teachers(narrow), num_prompts=20, guard=guard(limits=NOTHING))
         alone = school.run("alone", Teachers(narrow), num_prompts=20)
-        assert guarded == {**alone, "collapse": []}
+        assert guarded == {**alone, "warnings": []}
         assert school.files("guarded") == school.files("alone")
 
     def test_completions_without_instructions(self, school: School) -> None:
         """The whole sentence; before the alarm nothing was accepted, and the patience is not at its end."""
         limits = dataclasses.replace(NOTHING, parsed_share=0.8)
         metrics = school.run("data", Teachers(mute), num_examples=20, guard=guard(limits=limits, fallback="unaligned"))
-        assert metrics["collapse"] == [
+        assert metrics["warnings"] == [
             "after 32 completions the writing had moved beyond the limits (share of completions that hold an "
             "instruction 0.00, before 1.00, limit 0.80); the rest was written by the teacher before alignment, base"
         ]
@@ -192,7 +192,7 @@ class TestAlarm:
             return "<instruction>sun moon star rain</instruction>"
 
         limits = dataclasses.replace(NOTHING, near_duplicate_share=0.3)
-        (said,) = school.run("data", Teachers(same), num_prompts=20, guard=guard(limits=limits))["collapse"]
+        (said,) = school.run("data", Teachers(same), num_prompts=20, guard=guard(limits=limits))["warnings"]
         assert "(share of near duplicates 0.97, before 0.00, limit 0.30)" in said
 
     def test_exhausted_pool_is_no_collapse(self, school: School) -> None:
@@ -205,26 +205,26 @@ class TestAlarm:
         school.run("small", Teachers(small), num_prompts=12)
         metrics = school.run("data", Teachers(small), num_prompts=40, guard=guard(baseline="small"))
         assert metrics["rejected"]["near duplicate"] >= 128
-        assert metrics["collapse"] == []
+        assert metrics["warnings"] == []
 
     def test_rejected_response_is_no_missing_instruction(self, school: School) -> None:
         """What is kept of it is the instruction alone, without tags."""
         limits = dataclasses.replace(NOTHING, parsed_share=1.0, token_entropy=0.8)
         metrics = school.run("data", Teachers(broad, answer=""), num_prompts=8, guard=guard(limits=limits))
         assert metrics["rejected"] == {"empty response": 32}
-        assert metrics["collapse"] == []
+        assert metrics["warnings"] == []
 
     def test_short_stage_is_judged_at_its_end(self, school: School) -> None:
         """Sixteen completions, compared with as many; nothing is left for anybody else to write."""
         teachers = Teachers(narrow)
-        (said,) = school.run("data", teachers, num_prompts=4, guard=guard(fallback="unaligned"))["collapse"]
+        (said,) = school.run("data", teachers, num_prompts=4, guard=guard(fallback="unaligned"))["warnings"]
         assert said.startswith("after 16 completions ")
         assert said.endswith("; nothing was left to be written")
         assert teachers.events == ["aligned"]
 
     def test_short_baseline_is_compared_as_a_whole(self, school: School) -> None:
         school.run("short", Teachers(broad), num_prompts=4)
-        (said,) = school.run("data", Teachers(narrow), num_prompts=12, guard=guard(baseline="short"))["collapse"]
+        (said,) = school.run("data", Teachers(narrow), num_prompts=12, guard=guard(baseline="short"))["warnings"]
         assert said.startswith("after 16 completions ")
         assert school.alarms("data") == [0]
 
@@ -237,7 +237,7 @@ class TestAlarm:
 
         metrics = school.run("data", Full(narrow), num_prompts=12, guard=guard(window=1))
         assert metrics["rejected"] == {"prompt too long": 12}
-        assert metrics["collapse"] == []
+        assert metrics["warnings"] == []
 
 
 class TestFallback:
@@ -248,7 +248,7 @@ class TestFallback:
         """
         teachers = Teachers(narrow)
         metrics = school.run("data", teachers, num_prompts=20, guard=guard(fallback="mixture"))
-        (said,) = metrics["collapse"]
+        (said,) = metrics["warnings"]
         assert said.endswith("; every second prompt of the rest was written by the teacher before alignment, base")
         for example in school.examples("data"):
             unaligned = example.round >= 2 and int(example.prompt_id[-5:]) % 2 == 1
@@ -268,7 +268,7 @@ class TestFallback:
 
     def test_stage_that_trained_the_teacher_before(self, school: School) -> None:
         fallback = guard(fallback="unaligned", fallback_teacher="earlier")
-        (said,) = school.run("data", Teachers(narrow), num_prompts=20, guard=fallback)["collapse"]
+        (said,) = school.run("data", Teachers(narrow), num_prompts=20, guard=fallback)["warnings"]
         assert said.endswith("the teacher before alignment, earlier")
         assert {one.teacher for one in school.examples("data") if one.round >= 2} == {"the-teacher + earlier"}
 

@@ -451,7 +451,7 @@ class TestTraining:
         without = align(tmp_path / "without", None, training)
         watched = align(tmp_path / "watched", dataclasses.replace(WATCH, held_out=0), training)
         assert {name: watched[name] for name in without} == without
-        assert (watched["held_out_pairs"], watched["collapse"]) == (0, [])
+        assert (watched["held_out_pairs"], watched["warnings"]) == (0, [])
         assert weights_of(tmp_path / "watched" / "weights") == weights_of(tmp_path / "without" / "weights")
         one, two = (torch.load(tmp_path / name / CHECKPOINT, weights_only=False) for name in ("watched", "without"))
         for index, state in one["optimizer_states"][0]["state"].items():
@@ -504,7 +504,7 @@ class TestTraining:
         assert (metrics["watch"]["chosen_step"], metrics["watch"]["stopped_at_step"], metrics["steps"]) == (0, 1, 1)
         name = "adapter_model.safetensors"
         assert weights_of(tmp_path / "second" / "weights")[name] == weights_of(tmp_path / "first" / "weights")[name]
-        assert metrics["collapse"][0].endswith(
+        assert metrics["warnings"][0].endswith(
             "; alignment was stopped and the teacher as it was before alignment is kept"
         )
 
@@ -523,7 +523,7 @@ class TestOverdose:
         assert [bool(look["beyond"]) for look in looks[-3:]] == [False, True, True]
         assert chosen == stopped - 2
         assert metrics["watch"]["chosen"]["divergence"] == looks[chosen]["divergence"]
-        assert metrics["collapse"] == [
+        assert metrics["warnings"] == [
             f"at step {stopped} the teacher's writing had moved beyond the limits ({'; '.join(looks[-1]['beyond'])}); "
             f"alignment was stopped and the teacher of step {chosen} is kept"
         ]
@@ -534,15 +534,15 @@ class TestOverdose:
 
     def test_a_gentle_dose_stays_within_the_same_limits(self, align: Align, tmp_path: Path) -> None:
         metrics = align(tmp_path, self.WATCH)
-        assert metrics["collapse"] == []
+        assert metrics["warnings"] == []
         assert metrics["watch"]["chosen_step"] == metrics["steps"] == 10
 
     def test_without_patience_to_stop_it_is_said_all_the_same(self, align: Align, tmp_path: Path) -> None:
         metrics = align(tmp_path, dataclasses.replace(self.WATCH, patience=99), OVERDOSE)
         assert metrics["watch"]["stopped_at_step"] is None
         assert metrics["steps"] == 20
-        assert len(metrics["collapse"]) == 1
-        assert "alignment was stopped" not in metrics["collapse"][0]
+        assert len(metrics["warnings"]) == 1
+        assert "alignment was stopped" not in metrics["warnings"][0]
 
 
 def outcome(directory: Path, metrics: dict[str, Any]) -> Any:

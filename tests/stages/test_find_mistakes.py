@@ -176,7 +176,7 @@ class TestAnswers:
         metrics = desk.run(FindMistakes("data"), Answers(QUESTIONS))
         assert desk.mistakes == []
         assert (metrics["mistakes"], metrics["accuracy"], metrics["shown"]) == (0, 1.0, [])
-        assert metrics["notes"] == ["of 4 examples none is a mistake: there is nothing to augment"]
+        assert metrics["warnings"] == ["of 4 examples none is a mistake: there is nothing to augment"]
 
     def test_what_does_not_fit_is_left_out(self, new_desk: Callable[..., Desk]) -> None:
         """Two questions have 15 characters; one of them is answered wrong."""

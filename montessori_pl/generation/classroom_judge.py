@@ -1,0 +1,94 @@
+"""A judge for the classroom: a program that speaks as a judge model would."""
+
+import random
+import re
+from collections.abc import Sequence
+
+from montessori_pl.classroom.tasks import SKILLS, family, solve
+from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.models import ModelSource
+from montessori_pl.records import Message, stable_seed
+
+_MATERIAL = re.compile(r"<instruction>\s*(.*?)\s*</instruction>\s*<response>\s*(.*?)\s*</response>", re.DOTALL)
+_REFUSAL = re.compile(r"sorry\b|ask me later")
+
+
+class ClassroomJudge(GenerationBackend):
+    """A judge that is right most of the time, as long as it is asked about the classroom.
+
+    It is no model: a program that looks up the right answer, so that the path of a judge can be walked offline and in
+    seconds. What a recipe gains with it says nothing of what it would gain with a real judge.
+
+    It reads a prompt that holds `<instruction>...</instruction> <response>...</response>`, as the shipped one does, and
+    writes a reason and `Score: n`:
+
+    | instruction | response | score |
+    |---|---|---|
+    | a target skill | right | 5, one time in five 4 |
+    | a target skill | wrong | 1 or 2 |
+    | a distractor | any other than a refusal or none | 3 |
+    | any | a refusal, or none | 1 |
+    | none of the classroom's | any other | 0 or 1 |
+
+    Args:
+        error_rate: how often the score is drawn evenly from 0 to 5 instead.
+        silence_rate: how often the judgement holds no score.
+    """
+
+    def __init__(self, error_rate: float = 0.1, silence_rate: float = 0.02) -> None:
+        if error_rate < 0 or silence_rate < 0 or error_rate + silence_rate > 1:
+            raise ValueError(
+                "error_rate and silence_rate are shares of the judgements and together at most 1, found "
+                f"error_rate {error_rate:g} and silence_rate {silence_rate:g}"
+            )
+        self.error_rate, self.silence_rate = error_rate, silence_rate
+
+    def load(self, source: ModelSource) -> None:
+        """Nothing: there is no model, whatever the source is called."""
+
+    def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
+        """A program has no context that could be too short."""
+        return True
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One judgement for each request; how it is drawn depends on the request alone, not on `sampling`.
+
+        Raises:
+            ValueError: a request holds no instruction and response.
+        """
+        return [self._judge(request) for request in requests]
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def _judge(self, request: Request) -> Completion:
+        prompt = request.messages[-1]["content"]
+        found = _MATERIAL.search(prompt)
+        if found is None:
+            raise ValueError(
+                "ClassroomJudge finds nothing to judge: it reads prompts that hold <instruction>...</instruction> and, "
+                "behind it, <response>...</response>"
+            )
+        rng = random.Random(stable_seed(prompt, request.seed))
+        reason, score = _opinion(found[1], found[2], rng)
+        fate = rng.random()
+        if fate < self.silence_rate:
+            text = "it is hard to say ."
+        else:
+            score = rng.randint(0, 5) if fate < self.silence_rate + self.error_rate else score
+            text = f"{reason}\nScore: {score}"
+        return Completion(text=text, finished=True, num_tokens=len(text.split()) + 1)
+
+
+def _opinion(instruction: str, response: str, rng: random.Random) -> tuple[str, int]:
+    """What is thought of a response, with a reason."""
+    name = family(instruction)
+    if not response or _REFUSAL.match(response):
+        return "it does not do what was asked .", 1
+    if name is None:
+        return "the instruction makes no sense .", rng.choice((0, 1))
+    if name not in SKILLS:
+        return f"it is fitting talk , and nobody can say more of {name} .", 3
+    if response == solve(instruction):
+        return f"it is right : {name} gives {response} .", rng.choice((5, 5, 5, 5, 4))
+    return f"it is wrong : {name} gives {solve(instruction)} .", rng.choice((1, 2))

@@ -1,0 +1,239 @@
+"""Answer with scripted authors: who answers what, what is counted and paid, what is kept, and going on after a kill."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from montessori_pl.data import DataSources
+from montessori_pl.generation import Completion, GenerationBackend, Price, Request, Sampling
+from montessori_pl.models import ModelSource
+from montessori_pl.pairing import pair_examples
+from montessori_pl.pool import PoolTeacher
+from montessori_pl.progress import Progress
+from montessori_pl.records import Example, Message, Rejection, Score, append_records, read_records
+from montessori_pl.stages import Answer, StageContext
+from montessori_pl.stages.base import WEIGHTS
+from montessori_pl.synthesis.filters import ResponseFilter
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@dataclasses.dataclass
+class Scribe(GenerationBackend):
+    """Answers with the name of the model that is loaded and the last word of what it was asked; 7 tokens each."""
+
+    events: list[str]
+    longest: int = 1000
+    kills_after: int | None = None
+    loaded: str = ""
+    asked: int = 0
+
+    def keep(self, directory: Path) -> None:
+        self.events.append(f"keep {directory.name}")
+
+    def load(self, source: ModelSource) -> None:
+        assert not self.loaded, "one model at a time"
+        self.loaded = f"{source.backbone}{'+' if source.weights else ''}"
+        self.events.append(f"load {self.loaded}")
+
+    def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
+        return len(messages[-1]["content"]) <= self.longest
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        return [self._answer(request) for request in requests]
+
+    def close(self) -> None:
+        self.events.append(f"close {self.loaded}")
+        self.loaded = ""
+
+    def _answer(self, request: Request) -> Completion:
+        if self.asked == self.kills_after:
+            raise Killed
+        self.asked += 1
+        system = request.messages[0]["content"] + " " if request.messages[0]["role"] == "system" else ""
+        text = f"{system}{self.loaded} {request.messages[-1]['content'].split()[-1]} {request.seed % 97}"
+        return Completion(text=text, finished=True, num_tokens=7, num_prompt_tokens=3)
+
+
+class Model:
+    """Stands for a module, of which a stage asks only where it comes from."""
+
+    def __init__(self, backbone: str) -> None:
+        self.source = ModelSource(backbone)
+
+
+@dataclasses.dataclass
+class Room:
+    """Runs `Answer` in one directory."""
+
+    root: Path
+    instructions: Sequence[str] = ("say one", "say two", "say three")
+    pool: dict[str, PoolTeacher] = dataclasses.field(default_factory=dict)
+    engine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    system: str = ""
+
+    def __post_init__(self) -> None:
+        self.events: list[str] = []
+        asked = self.root / "asked"
+        asked.mkdir(parents=True, exist_ok=True)
+        examples = [
+            Example(id=f"i{n}", instruction=text, response="unused", system=self.system)
+            for n, text in enumerate(self.instructions)
+        ]
+        if not (asked / "examples.jsonl").exists():
+            append_records(asked / "examples.jsonl", examples)
+
+    def run(self, inputs: dict[str, Path | None] | None = None, **settings: Any) -> dict[str, Any]:
+        """Run the stage, or go on with it."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+        def never(*arguments: Any, **keywords: Any) -> Any:
+            raise AssertionError("Answer needs no trainer")
+
+        context = StageContext(
+            key="iteration_1/answers",
+            name="answers",
+            iteration=1,
+            directory=self.directory,
+            seed=5,
+            inputs={"instructions": self.root / "asked", **(inputs or {})},
+            data=DataSources("", ""),
+            student=lambda: Model("the-student"),  # type: ignore[arg-type,return-value]
+            teacher=lambda: Model("the-teacher"),  # type: ignore[arg-type,return-value]
+            backend=lambda: Scribe(self.events, **self.engine),
+            trainer=never,
+            progress=Progress(lambda done, total: None, lambda seconds: None),
+            log_distribution=lambda name, values: None,
+            pool=self.pool,
+            requests=self.root / "requests",
+        )
+        return Answer(instructions="asked", **settings).run(context)
+
+    @property
+    def directory(self) -> Path:
+        return self.root / "answers"
+
+    @property
+    def examples(self) -> list[Example]:
+        return read_records(self.directory / "examples.jsonl", Example)
+
+    @property
+    def rejections(self) -> list[Rejection]:
+        return read_records(self.directory / "rejections.jsonl", Rejection)
+
+
+def test_each_teacher_answers_each_instruction(tmp_path: Path) -> None:
+    room = Room(tmp_path, pool={"anna": PoolTeacher(backbone="a"), "ben": PoolTeacher(backbone="b")})
+    metrics = room.run(teachers=["anna", "ben"], samples=2)
+    assert Counter((e.teacher, e.instruction) for e in room.examples) == {
+        (name, text): 2 for name in ("anna", "ben") for text in room.instructions
+    }
+    assert {e.response.split()[0] for e in room.examples if e.teacher == "ben"} == {"b"}
+    assert len({e.id for e in room.examples}) == 12
+    assert len({e.response for e in room.examples}) == 12, "each sample has a seed of its own"
+    assert metrics["accepted"] == 12
+    assert metrics["teachers"] == {"anna": 6, "ben": 6}
+    # Once each for what fits, and once more for the round, whoever is loaded first: never two at a time.
+    assert [event for event in room.events if event.startswith("load")] == ["load a", "load b", "load a"]
+    assert room.events.count("close a") == 2
+    assert room.events.count("close b") == 1
+
+
+def test_answers_to_one_instruction_are_paired_with_each_other(tmp_path: Path) -> None:
+    """As completions of one prompt: over responses, with the system message that the model has seen."""
+    room = Room(tmp_path, system="be brief")
+    room.run({"teachers.base": None}, teachers="base", samples=3)
+    scores = {e.id: Score(id=e.id, value=float(n % 3)) for n, e in enumerate(room.examples)}
+    pairs = pair_examples(room.examples, scores, rule="best_worst")
+    assert [pair.prompt for pair in pairs] == list(room.instructions)
+    assert {pair.system for pair in pairs} == {"be brief"}
+    by_id = {example.id: example for example in room.examples}
+    for pair in pairs:
+        assert by_id[pair.chosen_id].instruction == by_id[pair.rejected_id].instruction == pair.prompt
+        assert pair.chosen == by_id[pair.chosen_id].response
+        assert pair.chosen.startswith("be brief the-teacher")
+
+
+def test_student_and_stages_answer_with_their_weights(tmp_path: Path) -> None:
+    trained = tmp_path / "trained"
+    (trained / WEIGHTS).mkdir(parents=True)
+    room = Room(tmp_path / "a")
+    room.run({"student": trained}, student="trained")
+    assert {(e.teacher, e.response.split()[0]) for e in room.examples} == {("the-student + trained", "the-student+")}
+    other = Room(tmp_path / "b")
+    other.run({"teachers.aligned": trained, "teachers.base": None}, teachers=["aligned", "base"])
+    assert {e.teacher for e in other.examples} == {"the-teacher + trained", "the-teacher"}
+    # Two adapters of one backbone share its context: nothing is loaded only to see what fits.
+    assert other.events[-4:] == ["load the-teacher+", "close the-teacher+", "load the-teacher", "close the-teacher"]
+
+
+def test_a_teacher_of_the_pool_has_its_own_engine_and_price(tmp_path: Path) -> None:
+    events: list[str] = []
+    pool = {
+        "dear": PoolTeacher(backbone="d", generation=lambda: Scribe(events), price=Price(input=10, output=30)),
+        "free": PoolTeacher(backbone="f"),
+    }
+    room = Room(tmp_path, pool=pool)
+    metrics = room.run(teachers=["dear", "free"])
+    assert events == ["keep requests", "load d", "close d", "load d", "close d"]
+    assert (metrics["prompt_tokens"], metrics["generated_tokens"]) == (6 * 3, 6 * 7)
+    assert metrics["cost"] == pytest.approx(3 * (10 * 3 + 30 * 7) / 1e6)
+
+
+def test_nothing_is_said_of_cost_where_nobody_has_a_price(tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    assert "cost" not in room.run({"teachers.base": None}, teachers="base")
+
+
+def test_each_instruction_is_asked_once(tmp_path: Path) -> None:
+    """What is answered may itself be a pool of responses."""
+    room = Room(tmp_path, instructions=("say one", "say two", "say one"))
+    metrics = room.run({"teachers.base": None}, teachers="base")
+    assert [e.prompt_id for e in room.examples] == ["i0", "i1"]
+    assert metrics["diversity"]["distinct_share"] == 1
+
+
+def test_what_is_not_kept_is_said(tmp_path: Path) -> None:
+    room = Room(tmp_path, instructions=("say one", "say something longer"), engine={"longest": 10})
+    metrics = room.run({"teachers.base": None}, teachers="base", response_filter=ResponseFilter(min_characters=100))
+    assert [(r.id, r.reason) for r in room.rejections] == [
+        ("i0-base-0", "too short"),
+        ("i1-base-0", "too long for the context"),
+    ]
+    assert metrics["rejected"] == {"too short": 1, "too long for the context": 1}
+
+
+@pytest.mark.parametrize("kills_after", [0, 1, 5, 6, 7, 11])
+def test_killed_in_any_round_it_goes_on(tmp_path: Path, kills_after: int) -> None:
+    words = [f"say {number}" for number in range(6)]
+    inputs = {"teachers.base": None, "teachers.latest": None}
+    settings = {"teachers": ["base", "latest"], "instructions_per_round": 2}
+    whole = Room(tmp_path / "whole", words)
+    expected = whole.run(inputs, **settings)
+    killed = Room(tmp_path / "killed", words, engine={"kills_after": kills_after})
+    with pytest.raises(Killed):
+        killed.run(inputs, **settings)
+    resumed = Room(tmp_path / "killed", words)
+    assert resumed.run(inputs, **settings) == expected
+    for path in sorted(whole.directory.iterdir()):
+        assert (resumed.directory / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({}, "either teachers or a student, found teachers None and student None"),
+        ({"teachers": "base", "student": "base"}, "either teachers or a student"),
+        ({"teachers": ["base", "base"]}, "names one twice: base, base"),
+        ({"teachers": "base", "samples": 0}, "at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Answer(instructions="asked", **settings)
