@@ -373,7 +373,7 @@ def test_two_rounds_of_llm2llm(tiny_recipe: Callable[..., Path], tmp_path: Path)
         config={"iterations": 2},
         seed_data={"source": "classroom/seeds[:16]"},
         mistakes={"examples_per_round": 6},
-        augmented={"num_examples": 12, "prompts_per_round": 2},
+        augmented={"num_examples": 12, "prompts_per_round": 1},
         trained={"training.batch_size": 8},
     )
     program = Program(recipe, tmp_path)
