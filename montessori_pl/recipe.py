@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 
-from montessori_pl.stages.base import BASE, LATEST, Input, Kind, Stage
+from montessori_pl.stages.base import BASE, ITSELF, LATEST, Input, Kind, Stage
 
 
 class RecipeError(ValueError):
@@ -79,10 +79,11 @@ def _resolve(
         return None
     if is_model and wanted.name == LATEST:
         return fitting[-1].key if fitting else None
-    found = [step for step in fitting if step.name == wanted.name]
+    name = reader if wanted.name == ITSELF else wanted.name
+    found = [step for step in fitting if step.name == name]
     if found:
         return found[-1].key
-    if wanted.optional and wanted.name in stages:
+    if wanted.optional and name in stages and stages[name].produces is wanted.kind:
         return None
     names = dict.fromkeys(step.name for step in fitting)
     others = [*([LATEST, BASE] if is_model else []), *(pool if wanted.kind is Kind.TEACHER else [])]

@@ -195,6 +195,8 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     if "accepted" in metrics:
         rejected = sum(metrics["rejected"].values())
         parts.append(f"{metrics['accepted']} examples, {rejected} rejected")
+    if "mistakes" in metrics:
+        parts.append(f"{metrics['mistakes']} mistakes in {metrics['looked_at']} examples")
     if "positive_share" in metrics:
         breadth = metrics["diversity"]
         parts += [

@@ -345,6 +345,46 @@ def test_killed_again_and_again(program: Program, undisturbed: Path, tmp_path: P
     assert "nothing was left to do" in log
 
 
+LLM2LLM_MOMENTS = [
+    Moment("mistakes", OPEN, half_a_line, file="/findings.jsonl", call=2),  # inside what was found out
+    Moment("mistakes", GENERATE, call=2),  # the answers of the last round
+    Moment("mistakes", OPEN, file="/journal.jsonl"),  # all is there, and the journal does not know it
+    Moment("mistakes", OPEN, half_a_line, file="/metrics.json.draft"),
+    Moment("augmented", GENERATE, call=3),  # instructions of the second round
+    Moment("augmented", GENERATE, everything, call=2),  # its responses
+    Moment("augmented", OPEN, half_a_line, file="/examples.jsonl"),
+    Moment("augmented", OPEN, half_a_line, file="/rejections.jsonl"),
+    Moment("augmented", OPEN, file="/journal.jsonl", call=2),
+    Moment("training_set", OPEN, half_a_line, file="/examples.jsonl.draft"),
+    Moment("training_set", REPLACE, file="/examples.jsonl.draft"),
+    Moment("training_set", "montessori_pl.workspace.Workspace.finish"),
+    Moment("trained", STUDENT_STEP, call=2),
+    Moment("mistakes", GENERATE),  # from here on in the second iteration
+    Moment("augmented", GENERATE, call=2),
+    Moment("training_set", OPEN, half_a_line, file="/examples.jsonl.draft"),
+]
+
+
+def test_two_rounds_of_llm2llm(tiny_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Killed in the stages that no other recipe has, in both rounds."""
+    classroom.resolve("classroom/teacher")
+    recipe = tiny_recipe(
+        "llm2llm.yaml",
+        config={"iterations": 2},
+        seed_data={"source": "classroom/seeds[:16]"},
+        mistakes={"examples_per_round": 6},
+        augmented={"num_examples": 12, "prompts_per_round": 1},
+        trained={"training.batch_size": 8},
+    )
+    program = Program(recipe, tmp_path)
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    program.finish(undisturbed)
+    for moment in LLM2LLM_MOMENTS:
+        program.kill(run, moment)
+    program.finish(run)
+    assert_same_run(run, undisturbed)
+
+
 def test_ctrl_c(program: Program, undisturbed: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle of a training stage ends the program with a sentence; the same command goes on."""
     run = tmp_path / "run"

@@ -10,9 +10,13 @@ from montessori_pl.optimization import TrainingSettings
 from montessori_pl.recipe import RecipeError, Step, lay_out
 from montessori_pl.stages import (
     AlignTeacher,
+    Augment,
     CollapseGuard,
+    Combine,
     Evaluate,
+    FindMistakes,
     Pair,
+    RecordedExamples,
     Score,
     Stage,
     Synthesize,
@@ -85,6 +89,56 @@ def test_later_iterations_go_on_from_the_one_before() -> None:
             "students.warmup": "iteration_1/warmup",
             "students.trained": f"iteration_{now}/trained",
         }
+
+
+def llm2llm(**changes: Stage) -> dict[str, Stage]:
+    """The recipe whose training set grows, and whose mistakes are looked for among the first examples only."""
+    return {
+        "seed_data": RecordedExamples("seeds.jsonl", first_iteration_only=True),
+        "seed_student": TrainStudent("seed_data", TRAINING, first_iteration_only=True),
+        "mistakes": FindMistakes("seed_data"),
+        "augmented": Augment("mistakes", per_example=1, unlike=["training_set"]),
+        "training_set": Combine(["seed_data", "augmented"], growing=True),
+        "trained": TrainStudent("training_set", TRAINING),
+        **changes,
+    }
+
+
+def test_a_stage_reads_itself_in_the_iteration_before() -> None:
+    """Nothing in the first iteration; of a stage that stands later, its last step is read likewise."""
+    inputs = reads(lay_out(llm2llm(), 3))
+    before = None
+    for now in (1, 2, 3):
+        assert inputs[f"iteration_{now}/mistakes"] == {
+            "examples": "iteration_1/seed_data",
+            "student": f"iteration_{now - 1}/trained" if now > 1 else "iteration_1/seed_student",
+        }
+        assert inputs[f"iteration_{now}/augmented"] == {
+            "examples": f"iteration_{now}/mistakes",
+            "teacher": None,
+            "unlike.training_set": before,
+        }
+        assert inputs[f"iteration_{now}/training_set"] == {
+            "growing": before,
+            "examples.seed_data": "iteration_1/seed_data",
+            "examples.augmented": f"iteration_{now}/augmented",
+        }
+        assert inputs[f"iteration_{now}/trained"] == {"examples": f"iteration_{now}/training_set"}
+        before = f"iteration_{now}/training_set"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("trained", "stage 'trained' produces student"), ("training_sets", "there is no such stage")],
+)
+def test_what_need_not_be_there_must_fit_all_the_same(name: str, why: str) -> None:
+    stages = llm2llm(augmented=Augment("mistakes", per_example=1, unlike=[name]))
+    with pytest.raises(RecipeError) as error:
+        lay_out(stages, 1)
+    assert str(error.value) == (
+        f"recipe.augmented: unlike names {name!r}, but {why}; what can be read there, examples of stages before it: "
+        "seed_data, mistakes"
+    )
 
 
 def test_base_can_be_asked_for_in_every_iteration() -> None:

@@ -127,6 +127,7 @@ def test_stages_that_have_not_finished_say_nothing(workspace: Workspace) -> None
 
 
 def test_last_line_of_a_stage_that_scored() -> None:
+    assert _headline({"looked_at": 96, "mistakes": 30}) == " (30 mistakes in 96 examples)"
     assert _headline({**SCORED, "diversity": BREADTH, "reference_loss": 1.0049}) == (
         " (mean 0.0002, positive 54% of 2613; entropy of words 4.32, of first words 2.10; reference loss 1.005)"
     )

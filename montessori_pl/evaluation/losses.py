@@ -53,14 +53,14 @@ class ResponseLoss(Evaluator):
 
     @torch.inference_mode()
     def losses(self, student: ModelSource, examples: Sequence[Example]) -> torch.Tensor:
-        """Loss of each example that fits, in float64, shape (number of those,)."""
+        """Loss of each example that fits, in their order, in float64, shape (number of those,)."""
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         model, chat = load_model(student).to(device), load_chat(student)
         rendered, _ = encode_examples(examples, chat, self.max_length)
-        losses = []
+        losses = torch.empty(len(rendered), dtype=torch.float64)
         for indices in length_batches([len(one.input_ids) for one in rendered], self.batch_tokens):
             batch = collate([rendered[index] for index in indices], chat.tokenizer.pad_token_id)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            losses.append(mean_response_loss(logits, batch["labels"]).double().cpu())
-        return torch.cat(losses) if losses else torch.empty(0)
+            losses[indices] = mean_response_loss(logits, batch["labels"]).double().cpu()
+        return losses

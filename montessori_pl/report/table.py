@@ -112,6 +112,8 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
             f"distinct {diversity['distinct_share']:.0%}, distinct bigrams {diversity['distinct_2']:.0%}, "
             f"mean maximal ROUGE-L {diversity['mean_max_rouge_l']:.2f}"
         )
+    if "mistakes" in metrics:
+        lines.append(f"{metrics['mistakes']} mistakes in {metrics['looked_at']} examples")
     if "generated_tokens" in metrics:
         paid = f" for {metrics['cost']:.4f} US dollars" if "cost" in metrics else ""
         lines.append(f"{metrics['generated_tokens']} tokens written, {metrics['prompt_tokens']} read{paid}")

@@ -2,9 +2,12 @@
 
 from montessori_pl.stages.align_teacher import AlignTeacher
 from montessori_pl.stages.answer import Answer
+from montessori_pl.stages.augment import Augment
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.collapse_guard import CollapseGuard
+from montessori_pl.stages.combine import Combine
 from montessori_pl.stages.evaluate import Evaluate
+from montessori_pl.stages.find_mistakes import FindMistakes
 from montessori_pl.stages.pair import Pair
 from montessori_pl.stages.recorded_examples import RecordedExamples
 from montessori_pl.stages.score import Score
@@ -14,8 +17,11 @@ from montessori_pl.stages.train_student import TrainStudent
 __all__ = [
     "AlignTeacher",
     "Answer",
+    "Augment",
     "CollapseGuard",
+    "Combine",
     "Evaluate",
+    "FindMistakes",
     "Input",
     "Kind",
     "Pair",

@@ -36,6 +36,8 @@ LATEST = "latest"
 """Stands for the student or teacher that was trained last, in this iteration or an earlier one, or for the base."""
 BASE = "base"
 """Stands for the student or teacher before any training."""
+ITSELF = ""
+"""Stands for the stage that reads, as an earlier iteration left it."""
 
 WEIGHTS = "weights"
 """Directory, within a training stage's own, of the adapter or the whole model that it trained."""
@@ -50,7 +52,7 @@ class Input:
     setting: str
     """The setting, for messages and for the manifest."""
     name: str
-    """The stage that it names, or `latest`, or `base`."""
+    """The stage that it names, or `latest`, or `base`; empty for the stage that reads, in an earlier iteration."""
     kind: Kind
     """What that stage must produce."""
     optional: bool = False

@@ -88,11 +88,9 @@ class Writer:
         examples: list[Example],
         has_room: Callable[[str, Counter[str]], bool],
     ) -> None:
-        self.context, self.rules, self.authors, self.examples = context, rules, authors, examples
-        self.has_room = has_room
-        self.index = NearDuplicateIndex(rules.threshold)
-        for example in [*seeds, *examples]:
-            self.index.add(example.id, example.instruction)
+        self.context, self.rules, self.authors = context, rules, authors
+        self.seeds, self.examples, self.has_room = seeds, examples, has_room
+        self.index = self._index(examples)
         self.held_out: set[str] = set()
         if rules.decontaminate:
             roles = ["reference", "test"] if context.data.test else ["reference"]
@@ -112,7 +110,16 @@ class Writer:
                 rejections.append(_rejection(candidate, number, error, candidate.instruction))
                 continue
             accepted.append(_example(candidate, number, response.text))
+        if len(accepted) < len(candidates):  # after a kill nobody would know the instructions that were not answered
+            self.index = self._index([*self.examples, *accepted])
         return accepted, rejections
+
+    def _index(self, examples: Sequence[Example]) -> NearDuplicateIndex:
+        """What no new instruction may repeat: the seeds, and these examples."""
+        index = NearDuplicateIndex(self.rules.threshold)
+        for example in [*self.seeds, *examples]:
+            index.add(example.id, example.instruction)
+        return index
 
     def _instructions(
         self, number: int, assignments: Sequence[Assignment], rejections: list[Rejection]

@@ -38,7 +38,7 @@ class SelfInstruct(Synthesizer):
     """Few-shot prompting in the manner of Self-Instruct (arXiv 2212.10560), with the counts of Montessori-Instruct.
 
     Args:
-        prompt: name of a shipped request (`self_instruct`, `classroom`), or a path to one.
+        prompt: name of a shipped request (`self_instruct`, `more_like_this`, `classroom`), or a path to one.
         num_seed_shots: shots from the seeds.
         num_written_shots: shots from what was written before; seeds stand in while there are not enough.
     """

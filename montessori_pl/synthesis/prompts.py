@@ -5,6 +5,20 @@ from pathlib import Path
 
 TEMPLATES = {
     "classroom": "Write a new task .\n{shots}",
+    "more_like_this": (
+        "Below is an instruction that somebody failed to follow. Write one new instruction for them to practise on.\n"
+        "\n"
+        "It should need the same skill and be about as hard, but ask about something else: other facts, names and "
+        "numbers. It should be clear, concise, and answerable from its own text.\n"
+        "\n"
+        "Proceed in two steps:\n"
+        "1. Say in a sentence or two which skill the instruction needs.\n"
+        "2. End with the new instruction and its input, exactly in this form:\n"
+        "<instruction>the new instruction, with its input</instruction>\n"
+        "\n"
+        "The instruction:\n"
+        "{shots}"
+    ),
     "self_instruct": (
         "Below are examples of instructions that people give to an assistant. Write one new instruction of your own.\n"
         "\n"

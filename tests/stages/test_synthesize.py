@@ -135,6 +135,11 @@ def workshop(tmp_path: Path) -> Workshop:
     return Workshop(tmp_path)
 
 
+def hash_is_even(text: str) -> bool:
+    """For half of all texts."""
+    return sum(text.encode()) % 2 == 0
+
+
 def one_of(*completions: str) -> Callable[[random.Random], str]:
     return lambda rng: rng.choice(completions)
 
@@ -354,6 +359,33 @@ class TestDeterminism:
         assert workshop.run(teacher, num_examples=10) == metrics
         assert teacher.events == [], "no model is loaded"
         assert workshop.files() == before
+
+    def test_killed_after_answers_that_were_rejected(self, tmp_path: Path) -> None:
+        """Only what was accepted is known after a kill: an instruction without an answer may be written again."""
+
+        class Power(Exception):
+            """The power is cut."""
+
+        class Fragile(ScriptedTeacher):
+            calls = 0
+
+            def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+                self.calls += 1
+                if self.calls == 4:  # the responses of the second round
+                    raise Power
+                return super().generate(requests, sampling)
+
+        script: dict[str, Any] = {
+            "write": one_of(*(tagged(f"{one} {two} and so on") for one in WORDS for two in WORDS)),
+            "answer": lambda instruction: "" if hash_is_even(instruction) else "yes",
+        }
+        straight, killed = Workshop(tmp_path / "straight"), Workshop(tmp_path / "killed")
+        metrics = straight.run(ScriptedTeacher(**script), num_prompts=24, max_similarity=None)
+        assert metrics["rejected"]["empty response"] > metrics["rejected"]["near duplicate"] > 0
+        with pytest.raises(Power):
+            killed.run(Fragile(**script), num_prompts=24, max_similarity=None)
+        assert killed.run(ScriptedTeacher(**script), num_prompts=24, max_similarity=None) == metrics
+        assert killed.files() == straight.files()
 
     def test_samples_of_a_prompt_differ_and_seeds_are_never_shared(self, workshop: Workshop) -> None:
         seeds: list[int] = []

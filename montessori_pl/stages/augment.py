@@ -1,0 +1,208 @@
+"""Augment: the teacher writes more like given examples, until each has its share or the attempts are used up."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from montessori_pl.generation.base import Sampling
+from montessori_pl.records import Example, Rejection, read_records, stable_seed
+from montessori_pl.stages.authors import Author, Authors, teacher, usage_metrics
+from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext
+from montessori_pl.stages.writing import EXAMPLES, REJECTIONS, Assignment, Rules, Writer
+from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
+from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
+from montessori_pl.workspace import Journal
+
+
+class Augment(Stage):
+    """Let the teacher write examples like given ones, such as those that the student gets wrong.
+
+    Each attempt shows the teacher, one at a time, the examples that still lack some, and asks for as many completions
+    as are missing, times the number of the attempt. What is written is never shown to it. After the last attempt the
+    stage ends with what there is, and says what is missing and why.
+
+    Args:
+        examples: the stage whose examples are augmented; there may be none.
+        per_example: write so many for each of them; the paper writes one.
+        num_examples: or: write so many in all, as many for each example.
+        max_attempts: attempts for one example.
+        unlike: stages whose examples nothing may repeat, beside the seeds of the recipe and `examples`; of a stage that
+            stands later in the recipe, those of the iteration before.
+        teacher: who writes: the stage whose teacher it is, `latest`, `base`, or a teacher of the pool.
+        synthesizer: how instructions are asked for, given one seed: the example.
+        instruction_sampling: how instructions are drawn.
+        response_sampling: how responses are drawn; the teacher answers its own instructions.
+        instruction_filter: which instructions are kept.
+        response_filter: which responses are kept.
+        max_similarity: an instruction is a near duplicate if its ROUGE-L F1 with another is larger; the value of the
+            paper's code. Null keeps near duplicates, and drops exact ones only.
+        decontaminate: whether instructions that stand in the reference or test set are dropped.
+        prompts_per_round: examples whose attempts are committed together: what a kill can cost.
+        first_iteration_only: whether later iterations go without this stage.
+    """
+
+    produces = Kind.EXAMPLES
+    artifacts = (EXAMPLES, REJECTIONS)
+    uses = ("teacher", "generation", "data")
+
+    def __init__(
+        self,
+        examples: str,
+        per_example: int | None = None,
+        num_examples: int | None = None,
+        max_attempts: int = 5,
+        unlike: list[str] | None = None,
+        teacher: str = LATEST,
+        synthesizer: Synthesizer | None = None,
+        instruction_sampling: Sampling = Sampling(temperature=1.0, top_p=1.0),
+        response_sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
+        instruction_filter: InstructionFilter = InstructionFilter(),
+        response_filter: ResponseFilter = ResponseFilter(),
+        max_similarity: float | None = 0.95,
+        decontaminate: bool = True,
+        prompts_per_round: int = 32,
+        first_iteration_only: bool = False,
+    ) -> None:
+        super().__init__(first_iteration_only)
+        if (per_example is None) == (num_examples is None):
+            raise ValueError(
+                "Augment needs either per_example or num_examples, "
+                f"found per_example {per_example} and num_examples {num_examples}"
+            )
+        if any(n is not None and n < 1 for n in (per_example, num_examples, max_attempts, prompts_per_round)):
+            raise ValueError("per_example, num_examples, max_attempts and prompts_per_round must be at least 1")
+        self.examples, self.per_example, self.num_examples = examples, per_example, num_examples
+        self.max_attempts, self.unlike, self.teacher = max_attempts, unlike or [], teacher
+        self.rules = Rules(
+            synthesizer=synthesizer or SelfInstruct("more_like_this", num_seed_shots=1, num_written_shots=0),
+            instruction_sampling=instruction_sampling,
+            response_sampling=response_sampling,
+            instruction_filter=instruction_filter,
+            response_filter=response_filter,
+            max_similarity=max_similarity,
+            decontaminate=decontaminate,
+        )
+        self.prompts_per_round = prompts_per_round
+
+    def reads(self) -> list[Input]:
+        """The examples, the teacher, and what must not be repeated."""
+        known = [Input(f"unlike.{name}", name, Kind.EXAMPLES, optional=True) for name in self.unlike]
+        return [Input("examples", self.examples, Kind.EXAMPLES), Input("teacher", self.teacher, Kind.TEACHER), *known]
+
+    def asks(self) -> list[str]:
+        """The teacher."""
+        return [self.teacher]
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Make the attempts that have not been made."""
+        journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
+        written = read_records(context.directory / EXAMPLES, Example)
+        given = _examples(context, "examples")
+        wanted = self._wanted(context, given)
+        context.progress.start(sum(wanted.values()), len(written))
+        if any(_missing(wanted, written).values()):
+            with Authors(context) as authors:
+                self._write_rounds(context, journal, authors, given, written)
+        rejections = read_records(context.directory / REJECTIONS, Rejection)
+        return {
+            "accepted": len(written),
+            "rejected": _reasons(rejections),
+            **self._shortfall(_missing(wanted, written), rejections),
+            **usage_metrics(journal.commits),
+            "diversity": diversity([example.instruction for example in written]),
+        }
+
+    def _write_rounds(
+        self, context: StageContext, journal: Journal, authors: Authors, given: list[Example], written: list[Example]
+    ) -> None:
+        wanted = self._wanted(context, given)
+        missing = _missing(wanted, written)
+        known = [example for name in self.unlike for example in _examples(context, f"unlike.{name}")]
+        writer = Writer(
+            context,
+            self.rules,
+            authors,
+            [*context.data.read("seeds"), *given, *known],
+            written,
+            lambda prompt_id, passed: passed[prompt_id] < missing[_asked_for(prompt_id)],
+        )
+        author = teacher(context, "teacher", self.teacher)
+        parts = [given[at : at + self.prompts_per_round] for at in range(0, len(given), self.prompts_per_round)]
+        for number in range(len(journal.commits), self.max_attempts * len(parts)):
+            attempt, part = divmod(number, len(parts))
+            accepted, rejected = writer.write(number, self._round(context, author, parts[part], missing, attempt))
+            written += accepted
+            journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **authors.take_usage())
+            context.progress.advance(len(accepted))
+            missing = _missing(wanted, written)
+            if not any(missing.values()):
+                break
+
+    def _round(
+        self,
+        context: StageContext,
+        author: Author,
+        given: Sequence[Example],
+        missing: Mapping[str, int],
+        attempt: int,
+    ) -> list[Assignment]:
+        """A prompt for each of these examples that lacks some."""
+        return [
+            Assignment(
+                prompt_id=f"{group}-{attempt}",
+                seed=stable_seed(context.seed, "prompt", example.id, attempt),
+                author=author,
+                seeds=[example],
+                num_samples=missing[group] * (attempt + 1),
+            )
+            for example in given
+            if missing[group := _group(context, example)]
+        ]
+
+    def _wanted(self, context: StageContext, given: Sequence[Example]) -> dict[str, int]:
+        """How many are to be written for each example, by the group that they form."""
+        if self.per_example is not None:
+            return {_group(context, example): self.per_example for example in given}
+        share, rest = divmod(self.num_examples or 0, max(1, len(given)))
+        return {_group(context, example): share + (place < rest) for place, example in enumerate(given)}
+
+    def _shortfall(self, missing: Mapping[str, int], rejections: Sequence[Rejection]) -> dict[str, Any]:
+        """How many examples got fewer than they should, how many those are, and why."""
+        lacking = {group: number for group, number in missing.items() if number}
+        why = _reasons(one for one in rejections if _asked_for(one.prompt_id) in lacking)
+        shortfall: dict[str, Any] = {"lacking": len(lacking), "missing": sum(lacking.values()), "why": why}
+        if not missing:
+            shortfall["warnings"] = ["there was no example to augment"]
+        elif lacking:
+            counts = ", ".join(f"{reason} {count}" for reason, count in why.items())
+            shortfall["warnings"] = [
+                f"{len(lacking)} of {len(missing)} examples got fewer than they should, {sum(lacking.values())} are "
+                f"missing after {self.max_attempts} attempts; rejected of theirs: {counts}"
+            ]
+        return shortfall
+
+
+def _group(context: StageContext, example: Example) -> str:
+    """How the ids of all that is written for an example begin; the iteration tells them from those before it."""
+    return f"{context.name}-{context.iteration}-{example.id}"
+
+
+def _asked_for(prompt_id: str) -> str:
+    """The group that a prompt, the group's name with the number of the attempt, asks for."""
+    return prompt_id.rpartition("-")[0]
+
+
+def _missing(wanted: Mapping[str, int], written: Sequence[Example]) -> dict[str, int]:
+    counts = Counter(_asked_for(example.prompt_id) for example in written)
+    return {group: number - counts[group] for group, number in wanted.items()}
+
+
+def _reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
+    return dict(Counter(rejection.reason for rejection in rejections).most_common())
+
+
+def _examples(context: StageContext, setting: str) -> list[Example]:
+    """The examples of the stage that a setting names; none where that stage has not run yet."""
+    directory = context.inputs[setting]
+    return read_records(directory / EXAMPLES, Example) if directory is not None else []

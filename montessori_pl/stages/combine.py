@@ -1,0 +1,67 @@
+"""Combine: the examples of several stages as one training set, which may grow from iteration to iteration."""
+
+from pathlib import Path
+from typing import Any
+
+from montessori_pl.records import Example, read_records
+from montessori_pl.stages.base import ITSELF, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.writing import EXAMPLES
+from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.workspace import write_atomically
+
+BEFORE = "growing"
+"""The setting under which the stage reads what it held before."""
+
+
+class Combine(Stage):
+    """Put the examples of several stages together; what has the same id is one example.
+
+    The order is that of the stages, earlier iterations first; training shuffles.
+
+    Args:
+        examples: the stages.
+        growing: whether what this stage held in the iteration before is kept, and the rest added to it.
+        first_iteration_only: whether later iterations go without this stage.
+    """
+
+    produces = Kind.EXAMPLES
+    artifacts = (EXAMPLES,)
+
+    def __init__(self, examples: list[str], growing: bool = False, first_iteration_only: bool = False) -> None:
+        super().__init__(first_iteration_only)
+        if not examples or len(set(examples)) < len(examples):
+            raise ValueError(f"examples must name at least one stage, and none twice, found {examples}")
+        self.examples, self.growing = examples, growing
+
+    def reads(self) -> list[Input]:
+        """The stages, and this one in an earlier iteration."""
+        before = [Input(BEFORE, ITSELF, Kind.EXAMPLES, optional=True)] if self.growing else []
+        return [*before, *(Input(f"examples.{name}", name, Kind.EXAMPLES) for name in self.examples)]
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Put them together."""
+        combined: dict[str, Example] = {}
+        found_in: dict[str, str] = {}
+        added = {}
+        for one in self.reads():
+            source = one.name or f"{context.name} before"
+            number = len(combined)
+            for example in _examples(context.inputs[one.setting]):
+                if combined.setdefault(example.id, example) != example:
+                    raise StageError(
+                        f"{context.key}: {found_in[example.id]} and {source} have different examples with the id "
+                        f"{example.id!r}; combine one of them only, or give the examples other ids"
+                    )
+                found_in.setdefault(example.id, source)
+            added[source] = len(combined) - number
+        write_atomically(context.directory / EXAMPLES, "".join(e.to_json() + "\n" for e in combined.values()))
+        return {
+            "accepted": len(combined),
+            "rejected": {},
+            "added": added,
+            "diversity": diversity([example.instruction for example in combined.values()]),
+        }
+
+
+def _examples(directory: Path | None) -> list[Example]:
+    return read_records(directory / EXAMPLES, Example) if directory is not None else []

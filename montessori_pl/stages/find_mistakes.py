@@ -1,0 +1,187 @@
+"""FindMistakes: which examples the student gets wrong."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from montessori_pl.data import encode_examples
+from montessori_pl.evaluation.answers import same_answer
+from montessori_pl.evaluation.losses import ResponseLoss
+from montessori_pl.generation.base import Request, Sampling
+from montessori_pl.models import load_chat
+from montessori_pl.records import Example, Record, Score, read_records
+from montessori_pl.stages.authors import Authors, student, usage_metrics
+from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.writing import EXAMPLES
+from montessori_pl.workspace import Journal
+
+FINDINGS = "findings.jsonl"
+NUM_SHOWN = 3
+"""So many mistakes are shown in the metrics."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding(Record):
+    """What was found out about one example; `id` is the example's."""
+
+    mistake: bool
+    """Whether it counts as a mistake."""
+    answer: str = ""
+    """What the student answers, where answers are compared."""
+    value: float | None = None
+    """The student's loss in nats per response token, or the score, where that decides."""
+
+
+class FindMistakes(Stage):
+    """Keep the examples that the student gets wrong, as LLM2LLM (arXiv 2403.15042) does before it augments them.
+
+    A student without a mistake is no error: nothing is kept, and there is nothing to augment. Examples that do not fit
+    the student's context, or that have no score, are left out and counted.
+
+    Args:
+        examples: the stage whose examples are looked at.
+        student: the stage whose student is examined; `latest`, or `base`. Not read where scores decide.
+        by: what a mistake is. `exact_match`: the greedy answer is another one than the example's response, where
+            numbers are compared as numbers. `loss`: the example is one of the `share` whose responses have the highest
+            mean loss. `score`: its score, a judge's or any signal's, is below `below`.
+        share: part of the examples that counts as mistakes by `loss`.
+        scores: the stage whose scores decide by `score`.
+        below: the score from which on an example is no mistake.
+        max_tokens: longest answer, in tokens.
+        max_length: longest conversation in tokens by `loss`; longer ones are cut on the right.
+        examples_per_round: examples that are answered between two commits: what a kill can cost.
+        first_iteration_only: whether later iterations go without this stage.
+    """
+
+    produces = Kind.EXAMPLES
+    artifacts = (EXAMPLES, FINDINGS)
+    uses = ("student", "generation")
+
+    def __init__(
+        self,
+        examples: str,
+        student: str = LATEST,
+        by: Literal["exact_match", "loss", "score"] = "exact_match",
+        share: float = 0.5,
+        scores: str | None = None,
+        below: float | None = None,
+        max_tokens: int = 64,
+        max_length: int = 1024,
+        examples_per_round: int = 256,
+        first_iteration_only: bool = False,
+    ) -> None:
+        super().__init__(first_iteration_only)
+        given = sum(one is not None for one in (scores, below))
+        if given != (2 if by == "score" else 0):
+            raise ValueError(
+                "FindMistakes needs scores and below where it finds mistakes by score, and neither where it does not, "
+                f"found by {by}, scores {scores} and below {below}"
+            )
+        if not 0 < share <= 1 or examples_per_round < 1:
+            raise ValueError(
+                "FindMistakes needs 0 < share <= 1 and examples_per_round >= 1, "
+                f"found share {share} and examples_per_round {examples_per_round}"
+            )
+        self.examples, self.student, self.by, self.share = examples, student, by, share
+        self.scores, self.below = scores, below
+        self.sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
+        self.max_length, self.examples_per_round = max_length, examples_per_round
+
+    def reads(self) -> list[Input]:
+        """The examples, and their scores or the student."""
+        if self.scores is not None:
+            decides = Input("scores", self.scores, Kind.SCORES)
+        else:
+            decides = Input("student", self.student, Kind.STUDENT)
+        return [Input("examples", self.examples, Kind.EXAMPLES), decides]
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Look at what has not been looked at."""
+        journal = Journal(context.directory, [EXAMPLES, FINDINGS])
+        examples = read_records(_directory(context, "examples") / EXAMPLES, Example)
+        # Only answers come one by one; which losses are high shows among all of them.
+        size = self.examples_per_round if self.by == "exact_match" else max(1, len(examples))
+        done = min(len(journal.commits) * size, len(examples))
+        context.progress.start(len(examples), done)
+        with Authors(context) as authors:
+            for start in range(done, len(examples), size):
+                some = examples[start : start + size]
+                findings = self._look(context, authors, some)
+                wrong = {finding.id for finding in findings if finding.mistake}
+                mistakes = [example for example in some if example.id in wrong]
+                journal.commit({EXAMPLES: mistakes, FINDINGS: findings}, **authors.take_usage())
+                context.progress.advance(len(some))
+        findings = read_records(context.directory / FINDINGS, Finding)
+        return {**self._metrics(examples, findings), **usage_metrics(journal.commits)}
+
+    def _look(self, context: StageContext, authors: Authors, examples: Sequence[Example]) -> list[Finding]:
+        """A finding for each example that can be looked at."""
+        if self.by == "exact_match":
+            return self._by_answers(context, authors, examples)
+        return self._by_losses(context, examples) if self.by == "loss" else self._by_scores(context, examples)
+
+    def _by_answers(self, context: StageContext, authors: Authors, examples: Sequence[Example]) -> list[Finding]:
+        author = student(context, "student")
+        asked = [example for example in examples if authors.fits(author, example.messages()[:-1], self.sampling)]
+        requests = [Request(messages=example.messages()[:-1], seed=0) for example in asked]
+        answers = authors.generate([author] * len(asked), requests, self.sampling)
+        return [
+            Finding(id=example.id, mistake=not same_answer(answer.text, example.response), answer=answer.text)
+            for example, answer in zip(asked, answers, strict=True)
+        ]
+
+    def _by_losses(self, context: StageContext, examples: Sequence[Example]) -> list[Finding]:
+        source = context.source(context.student(), "student")
+        _, too_long = encode_examples(examples, load_chat(source), self.max_length)
+        left_out = {example.id for example in too_long}
+        fitting = [example for example in examples if example.id not in left_out]
+        losses = ResponseLoss(max_length=self.max_length).losses(source, fitting).tolist()
+        highest_first = sorted(range(len(fitting)), key=lambda place: -losses[place])
+        wrong = set(highest_first[: round(self.share * len(fitting))])
+        return [
+            Finding(id=example.id, mistake=place in wrong, value=losses[place]) for place, example in enumerate(fitting)
+        ]
+
+    def _by_scores(self, context: StageContext, examples: Sequence[Example]) -> list[Finding]:
+        assert self.below is not None
+        records = read_records(_directory(context, "scores") / "scores.jsonl", Score)
+        scores = {score.id: score.value for score in records}
+        scored = [example for example in examples if example.id in scores]
+        if not scored:
+            raise StageError(
+                f"{context.key}: stage {self.scores!r} has scored none of the {len(examples)} examples of stage "
+                f"{self.examples!r}; let it score that stage's examples"
+            )
+        return [
+            Finding(id=example.id, mistake=scores[example.id] < self.below, value=scores[example.id])
+            for example in scored
+        ]
+
+    def _metrics(self, examples: Sequence[Example], findings: Sequence[Finding]) -> dict[str, Any]:
+        mistakes = [finding for finding in findings if finding.mistake]
+        by_id = {example.id: example for example in examples}
+        metrics: dict[str, Any] = {
+            "looked_at": len(findings),
+            "left_out": len(examples) - len(findings),
+            "mistakes": len(mistakes),
+            "shown": [_shown(by_id[finding.id], finding) for finding in mistakes[:NUM_SHOWN]],
+        }
+        if findings and self.by == "exact_match":
+            metrics["accuracy"] = 1 - len(mistakes) / len(findings)
+        elif findings:
+            metrics[f"mean_{self.by}"] = sum(finding.value or 0.0 for finding in findings) / len(findings)
+        if not mistakes:
+            metrics["warnings"] = [f"of {len(findings)} examples none is a mistake: there is nothing to augment"]
+        return metrics
+
+
+def _shown(example: Example, finding: Finding) -> dict[str, Any]:
+    said = {"answer": finding.answer} if finding.value is None else {"value": finding.value}
+    return {"instruction": example.instruction, "response": example.response, **said}
+
+
+def _directory(context: StageContext, setting: str) -> Path:
+    directory = context.inputs[setting]
+    assert directory is not None
+    return directory
