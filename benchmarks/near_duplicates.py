@@ -261,7 +261,7 @@ class Outcome:
 def measure(texts: Texts, num_pool: int, num_rounds: int, rng: random.Random) -> dict[str, Outcome]:
     """Time every method in every round, in random order, and then compare its decisions."""
     pool, loop = Pool(texts.kept), Loop(texts.kept)
-    pooled = rng.sample(range(len(texts.new)), num_pool)
+    pooled = rng.sample(range(len(texts.new)), min(num_pool, len(texts.new)))
     looped = rng.sample(range(len(texts.new)), min(20 * num_pool, len(texts.new)))
     similarities: dict[int, float] = {}
     decisions: dict[str, list[bool]] = {}
@@ -281,7 +281,7 @@ def measure(texts: Texts, num_pool: int, num_rounds: int, rng: random.Random) ->
                 per_text[name].append(took / len(texts.new))
     fixed, growing = reference_decisions(texts)
     expected = {"loop": [fixed[one] for one in looped], "index": fixed, "as it goes": growing}
-    outcomes = {"pool": Outcome(per_text["pool"], pool_decides_the_same(texts, similarities), num_pool)}
+    outcomes = {"pool": Outcome(per_text["pool"], pool_decides_the_same(texts, similarities), len(pooled))}
     for name, truth in expected.items():
         outcomes[name] = Outcome(per_text[name], sum(map(operator.eq, truth, decisions[name])), len(truth))
     words = statistics.mean(len(text.split()) for text in texts.new)
@@ -318,6 +318,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--source", nargs="+", default=[], help="files of instructions to compare, too")
     options = parser.parse_args()
+    if not 1 <= options.rounds <= options.baseline_candidates <= options.candidates:
+        parser.error("each round needs a text for the pool: give rounds <= baseline-candidates <= candidates")
     rng = random.Random(options.seed)
     print(
         f"Python {platform.python_version()}, rapidfuzz {version('rapidfuzz')}, rouge_score {version('rouge_score')}; "
