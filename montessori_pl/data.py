@@ -17,9 +17,13 @@ from montessori_pl.chat import ChatFormat, Rendered
 from montessori_pl.locations import locate
 from montessori_pl.readers import read_examples
 from montessori_pl.records import Example, Message, PreferencePair
+from montessori_pl.synthesis.contamination import ContaminationIndex, normalized
 
 IGNORED = -100
 """Label of a token that is not trained on."""
+NEARLY_THE_SAME = 0.8
+"""Share of common n-grams above which two instructions are one in two frames. Below it, two benchmark items may as well
+have a template in common, and nothing stops the run; synthesis is stricter, because it can write another example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,27 +57,37 @@ class DataSources:
         """Refuse a reference set that holds test items: influence would be measured on the exam.
 
         Raises:
-            ValueError: an instruction stands in both.
+            ValueError: instructions stand in both, or nearly so.
         """
         if self.test is None:
             return
-        test = {normalized(example.instruction): example.id for example in self.read("test")}
-        shared = [
-            (example.id, test[text])
-            for example in self.read("reference")
-            if (text := normalized(example.instruction)) in test
-        ]
-        if shared:
+        tests = self.read("test")
+        ids = {normalized(example.instruction): example.id for example in tests}
+        index = ContaminationIndex((example.id, example.instruction) for example in tests)
+        same, alike = [], []
+        for example in self.read("reference"):
+            id = ids.get(normalized(example.instruction))
+            overlap = index.find(example.instruction)
+            if id is not None:
+                same.append(f"{example.id} = {id}")
+            elif overlap is not None and overlap.share > NEARLY_THE_SAME:
+                alike.append(
+                    f"{example.id} and {overlap.name} with {overlap.share:.0%} of the {index.ngram}-grams in common"
+                )
+        clauses = []
+        if same:
+            clauses.append(f"share {_instructions(same)}, for example {same[0]}")
+        if alike:
+            clauses.append(f"have {_instructions(alike)} nearly in common, for example {alike[0]}")
+        if clauses:
             raise ValueError(
-                f"data.reference ({self.reference}) and data.test ({self.test}) share {len(shared)} "
-                f"instruction{'s' if len(shared) > 1 else ''}, for example {shared[0][0]} = {shared[0][1]}; "
+                f"data.reference ({self.reference}) and data.test ({self.test}) {' and '.join(clauses)}; "
                 "take disjoint rows, for example FILE[:64] and FILE[64:]"
             )
 
 
-def normalized(text: str) -> str:
-    """Text as it is compared for equality: without case and with single blanks."""
-    return " ".join(text.casefold().split())
+def _instructions(found: Sequence[str]) -> str:
+    return f"{len(found)} instruction{'s' if len(found) > 1 else ''}"
 
 
 def encode_examples(

@@ -17,7 +17,6 @@ from montessori_pl.data import (
     encode_examples,
     encode_pairs,
     length_batches,
-    normalized,
 )
 from montessori_pl.records import Example, PreferencePair, append_records
 
@@ -196,12 +195,29 @@ class TestDataSources:
         ):
             DataSources("none", reference, test).check_disjoint()
 
+    def test_instructions_that_are_nearly_the_same_are_found(self, tmp_path: Path) -> None:
+        """Fifteen words, alone and in another frame: all three 13-grams of the shorter one are common."""
+        question = "how many apples are left when anna gives two of five apples to ben today"
+        reference = self.write(tmp_path / "ref.jsonl", "c", f"Please tell me: {question}?", "what is it")
+        test = self.write(tmp_path / "test.jsonl", "What IS it", question)
+        with pytest.raises(
+            ValueError,
+            match=r"share 1 instruction, for example ref-2 = test-0 and have 1 instruction nearly in common, "
+            r"for example ref-1 and test-1 with 100% of the 13-grams in common; take disjoint rows",
+        ):
+            DataSources("none", reference, test).check_disjoint()
+
+    def test_a_common_template_passes(self, tmp_path: Path) -> None:
+        """15 words at the beginning of 28 each: 3 of 16 different 13-grams."""
+        template = "first repeat the request word for word and then give your answer in two paragraphs"
+        ends = [" ".join(f"{word}{number}" for number in range(13)) for word in ("a", "b")]
+        reference = self.write(tmp_path / "ref.jsonl", f"{template} {ends[0]}")
+        test = self.write(tmp_path / "test.jsonl", f"{template} {ends[1]}")
+        DataSources("none", reference, test).check_disjoint()
+
     def test_missing_set_is_named(self, tmp_path: Path) -> None:
         sources = DataSources(str(tmp_path / "seeds.jsonl"), "none")
         with pytest.raises(ValueError, match=r"data\.test is not set, and a stage of the recipe needs it"):
             sources.read("test")
         with pytest.raises(ValueError, match=r"data\.seeds: no file .*seeds\.jsonl"):
             sources.read("seeds")
-
-    def test_normalized(self) -> None:
-        assert normalized("  A\tStraße \n b ") == "a strasse b"

@@ -1,8 +1,8 @@
 """Finding, among many kept texts, the one that a new text repeats: ROUGE-L, exact and fast.
 
-The decisions are those of comparing with every kept text, one by one. Three exact bounds leave few to compare:
-F1 = 2 * common / (n + m), where `common`, the longest common subsequence, is at most the shorter length and at most the
-number of tokens that both texts hold (as multisets).
+The decisions are those of comparing with every kept text, one by one. An exact bound leaves few to compare: F1 is
+2 * common / (n + m), where `common`, the longest common subsequence, is at most the shorter length, so that a match
+shares more than F1 / (2 - F1) of a text's n tokens, and holds one of its rarest.
 """
 
 import re
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import floor
 
 from rapidfuzz.distance import LCSseq
+from rapidfuzz.process import extract_iter
 
 # Chinese and Japanese write no blanks between words: there each character is a token, elsewhere each word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -20,6 +21,9 @@ _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 # Far above the rounding errors of an F1 and far below the distance of two different ones, so that the bounds drop none.
 _ROUNDING = 1e-9
+
+# Spells every word that no kept text holds. Kept words have the characters from 1 on, of which there is a million.
+_UNKNOWN = chr(0)
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ class NearDuplicateIndex:
             raise ValueError(f"{threshold=} is no ROUGE-L F1; give a number from 0 to 1 (0.7 is usual)")
         self.threshold = threshold
         self._kept: list[tuple[str, str]] = []
-        self._tokens: list[list[int]] = []
-        self._token_ids: dict[str, int] = {}
+        # Each word as one character, because the library compares strings fastest.
+        self._spelled: list[str] = []
+        self._characters: dict[str, str] = {}
         self._by_text: dict[str, int] = {}
         # Positions of the kept texts that hold a token at least k times, by (token, k).
         self._holders: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
@@ -68,7 +73,8 @@ class NearDuplicateIndex:
         """Keep a text, whether or not it resembles another."""
         position, tokens = len(self._kept), tokenize(text)
         self._kept.append((id, text))
-        self._tokens.append([self._token_ids.setdefault(token, len(self._token_ids)) for token in tokens])
+        characters = (self._characters.setdefault(token, chr(len(self._characters) + 1)) for token in tokens)
+        self._spelled.append("".join(characters))
         self._by_text.setdefault(_without_layout(text), position)
         for item in _counted(tokens):
             self._holders[item].append(position)
@@ -76,28 +82,33 @@ class NearDuplicateIndex:
     def find(self, text: str) -> Match | None:
         """The most similar kept text above the threshold, the earliest added among equals; None when there is none."""
         tokens = tokenize(text)
-        # Tokens that no kept text holds cannot be common; they count only in the length.
-        known = [self._token_ids[token] for token in tokens if token in self._token_ids]
+        candidates = sorted(self._candidates(tokens))
+        compared = extract_iter(
+            "".join(self._characters.get(token, _UNKNOWN) for token in tokens),
+            [self._spelled[position] for position in candidates],
+            scorer=LCSseq.similarity,
+            score_cutoff=self._least_common(len(tokens)),
+        )
         best, bar = None, self.threshold
-        for position in sorted(self._candidates(tokens)):
-            other = self._tokens[position]
-            needed = _least_common(bar, len(tokens) + len(other))
-            if needed > min(len(known), len(other)):
-                continue
-            similarity = _f1(LCSseq.similarity(known, other, score_cutoff=needed), len(tokens), len(other))
+        for spelled, common, number in compared:
+            similarity = _f1(common, len(tokens), len(spelled))
             if similarity > bar:
-                best, bar = position, similarity
+                best, bar = candidates[number], similarity
         if best is None:
             best, bar = self._by_text.get(_without_layout(text)), 1.0
         return None if best is None else Match(*self._kept[best], similarity=bar)
 
     def _candidates(self, tokens: Sequence[str]) -> set[int]:
-        # A match shares at least `shared` of the n items (least demanded when it consists of them alone), so it holds
-        # one of any n - shared + 1 of them: the rarest ones are looked up, and "the" and "a" are not.
-        bar = self.threshold - _ROUNDING
-        shared = max(1, floor(bar * len(tokens) / (2 - bar)) + 1)
+        # A match shares `common` of the n items, so it holds one of any n - common + 1 of them: the rarest ones are
+        # looked up, and "the" and "a" are not.
+        common = self._least_common(len(tokens))
         rarest_first = sorted((self._holders.get(item, ()) for item in _counted(tokens)), key=len)
-        return set().union(*rarest_first[: len(tokens) - shared + 1])
+        return set().union(*rarest_first[: len(tokens) - common + 1])
+
+    def _least_common(self, length: int) -> int:
+        # Fewest tokens that a text of this length shares with a match: when the match consists of them alone.
+        bar = self.threshold - _ROUNDING
+        return max(1, floor(bar * length / (2 - bar)) + 1)
 
 
 def rouge_l(a: str, b: str) -> float:
@@ -129,11 +140,6 @@ def _counted(tokens: Sequence[str]) -> Iterator[tuple[str, int]]:
     for token in tokens:
         seen[token] += 1
         yield token, seen[token]
-
-
-def _least_common(bar: float, total: int) -> int:
-    # Fewest common tokens with which two texts of `total` tokens together can have an F1 above the bar.
-    return max(1, floor((bar - _ROUNDING) * total / 2) + 1)
 
 
 def _f1(common: int, n: int, m: int) -> float:

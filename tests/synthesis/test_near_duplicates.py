@@ -68,6 +68,19 @@ def test_decisions_equal_brute_force_on_instructions(keep_all: bool) -> None:
     assert_same_decisions(texts, 0.7, keep_all)
 
 
+def test_decisions_equal_brute_force_on_long_texts() -> None:
+    """Texts of more words than a machine word has bits, from more words than a byte tells apart; some are edits."""
+    draw = random.Random(0)
+    vocabulary = [f"w{number}" for number in range(400)]
+    texts: list[str] = []
+    for number in range(24):
+        words = draw.choices(vocabulary, k=draw.randrange(50, 150))
+        if number % 2:
+            words = [word if draw.random() < 0.8 else draw.choice(vocabulary) for word in texts[-1].split()]
+        texts.append(" ".join(words))
+    assert_same_decisions(texts, 0.7, keep_all=True)
+
+
 def test_a_similarity_equal_to_the_threshold_is_kept() -> None:
     """Two of three words in order: precision and recall are 2/3, and so is F1."""
     index = NearDuplicateIndex(rouge_l("one two three", "one two four"))

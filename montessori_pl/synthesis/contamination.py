@@ -1,0 +1,151 @@
+"""Whether a text repeats what is held out: a reference or test item, as a whole or in a long enough run of words.
+
+A student that was trained on the exam says nothing by passing it. Two rules:
+
+    the same instruction    but for case and blanks, however short it is
+    common n-grams          runs of 13 words, in instructions and responses alike
+
+GPT-3 (arXiv 2005.14165) looked for overlap with its benchmarks by 13-grams. A text of fewer words has none, so that
+short tasks, which share words by nature, are compared as a whole only.
+
+How much of a text is common counts relative to the shorter of both: a test question within a long response is common as
+a whole, and so is an excerpt from a long test item. N-grams of more than ten held-out texts are their template, as an
+answer format that all items spell out, and do not count.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from montessori_pl.records import Example
+from montessori_pl.synthesis.filters import Rejected
+from montessori_pl.synthesis.near_duplicates import tokenize
+
+NGRAM = 13
+"""Words of an n-gram."""
+TEMPLATE = 10
+"""N-grams that stand in more held-out texts than this are no content of any of them."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A held-out text that has n-grams in common with another text."""
+
+    name: str
+    """Name under which the text is held out."""
+    share: float
+    """Common n-grams, as a share of the shorter text's, above 0 and at most 1."""
+    passage: str
+    """The first common n-gram."""
+
+
+class ContaminationIndex:
+    """Held-out texts, searchable for the one that has most in common with a text.
+
+    Words are those of near duplicates, without case and punctuation; each different n-gram counts once.
+
+    Args:
+        texts: the held-out texts, each under a name.
+        ngram: words of an n-gram.
+    """
+
+    def __init__(self, texts: Iterable[tuple[str, str]], ngram: int = NGRAM) -> None:
+        self.ngram = ngram
+        self._names: list[str] = []
+        holders: defaultdict[str, list[int]] = defaultdict(list)
+        for number, (name, text) in enumerate(texts):
+            self._names.append(name)
+            for passage in self._passages(text):
+                holders[passage].append(number)
+        self._templates = {passage for passage, numbers in holders.items() if len(numbers) > TEMPLATE}
+        self._holders = {passage: numbers for passage, numbers in holders.items() if len(numbers) <= TEMPLATE}
+        self._sizes = Counter(number for numbers in self._holders.values() for number in numbers)
+
+    def find(self, text: str) -> Overlap | None:
+        """The held-out text with the largest share in common, the first among equals; None when none has any."""
+        passages = [passage for passage in self._passages(text) if passage not in self._templates]
+        common = Counter(number for passage in passages for number in self._holders.get(passage, ()))
+        if not common:
+            return None
+        shares = {number: count / min(len(passages), self._sizes[number]) for number, count in common.items()}
+        best = min(shares, key=lambda number: (-shares[number], number))
+        passage = next(passage for passage in passages if best in self._holders.get(passage, ()))
+        return Overlap(self._names[best], shares[best], passage)
+
+    def _passages(self, text: str) -> list[str]:
+        """The different n-grams, in order."""
+        words = tokenize(text)
+        starts = range(len(words) - self.ngram + 1)
+        return list(dict.fromkeys(" ".join(words[start : start + self.ngram]) for start in starts))
+
+
+@dataclass(frozen=True)
+class Decontamination:
+    """What a synthetic example may have in common with held-out ones."""
+
+    ngram: int = NGRAM
+    """Words of an n-gram; texts with fewer words are compared as a whole only. Smaller numbers also find passages that
+    are rephrased here and there, and more that is common by accident."""
+    max_overlap: float = 0.0
+    """Largest share of the shorter text's n-grams that may stand in the other. 0 allows none; with 1 only the same
+    instructions are dropped."""
+
+    def __post_init__(self) -> None:
+        if self.ngram < 1:
+            raise ValueError(f"ngram={self.ngram} is no number of words; give at least 1 ({NGRAM} is usual)")
+        if not 0 <= self.max_overlap <= 1:
+            raise ValueError(f"max_overlap={self.max_overlap} is no share; give a number from 0 (allows none) to 1")
+
+
+class HeldOut:
+    """Held-out examples, and the rules by which synthetic ones that repeat them are dropped.
+
+    Args:
+        sets: the examples that must not be trained on, by the name of their set.
+        settings: how much may be common.
+    """
+
+    def __init__(self, sets: Mapping[str, Sequence[Example]], settings: Decontamination) -> None:
+        self.settings = settings
+        named = [(f"{name} example {example.id}", example) for name, examples in sets.items() for example in examples]
+        self._instructions = {normalized(example.instruction): name for name, example in reversed(named)}
+        parts = (
+            (f"the {part} of {name}", getattr(example, part))
+            for name, example in named
+            for part in ("instruction", "response")
+        )
+        self._index = ContaminationIndex(parts, settings.ngram)
+
+    def check_instruction(self, instruction: str) -> None:
+        """Pass silently, or say which held-out example the instruction repeats.
+
+        Raises:
+            Rejected: `held out`.
+        """
+        name = self._instructions.get(normalized(instruction))
+        if name is not None:
+            raise Rejected("held out", f"the same instruction as {name}")
+        self._check_overlap(instruction)
+
+    def check_response(self, response: str) -> None:
+        """Pass silently, or say which held-out example the response repeats.
+
+        That two instructions have the same response is no repetition, as long as it is short.
+
+        Raises:
+            Rejected: `held out`.
+        """
+        self._check_overlap(response)
+
+    def _check_overlap(self, text: str) -> None:
+        found = self._index.find(text)
+        if found is not None and found.share > self.settings.max_overlap:
+            raise Rejected(
+                "held out",
+                f"{found.share:.0%} of the {self.settings.ngram}-grams in common with {found.name}: {found.passage}",
+            )
+
+
+def normalized(text: str) -> str:
+    """Text as it is compared for equality: without case and with single blanks."""
+    return " ".join(text.casefold().split())
