@@ -10,6 +10,7 @@ from montessori_pl.stages.authors import Author, Authors, teacher, usage_metrics
 from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext
 from montessori_pl.stages.writing import EXAMPLES, REJECTIONS, Assignment, Rules, Writer
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
+from montessori_pl.synthesis.contamination import Decontamination
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
 from montessori_pl.workspace import Journal
@@ -37,7 +38,8 @@ class Augment(Stage):
         response_filter: which responses are kept.
         max_similarity: an instruction is a near duplicate if its ROUGE-L F1 with another is larger; the value of the
             paper's code. Null keeps near duplicates, and drops exact ones only.
-        decontaminate: whether instructions that stand in the reference or test set are dropped.
+        decontaminate: drops what repeats an example of the reference or test set: the same instruction, or long runs
+            of words in instruction or response; give its settings in place of true to say how long, false keeps all.
         prompts_per_round: examples whose attempts are committed together: what a kill can cost.
         first_iteration_only: whether later iterations go without this stage.
     """
@@ -60,7 +62,7 @@ class Augment(Stage):
         instruction_filter: InstructionFilter = InstructionFilter(),
         response_filter: ResponseFilter = ResponseFilter(),
         max_similarity: float | None = 0.95,
-        decontaminate: bool = True,
+        decontaminate: bool | Decontamination = True,
         prompts_per_round: int = 32,
         first_iteration_only: bool = False,
     ) -> None:

@@ -11,6 +11,7 @@ from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext, 
 from montessori_pl.stages.collapse_guard import FALLBACK_TEACHER, CollapseGuard, CollapseWatch
 from montessori_pl.stages.writing import EXAMPLES, REJECTIONS, Assignment, Rules, Writer
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
+from montessori_pl.synthesis.contamination import Decontamination
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
 from montessori_pl.workspace import Journal
@@ -35,7 +36,8 @@ class Synthesize(Stage):
         response_filter: which responses are kept.
         max_similarity: an instruction is a near duplicate if its ROUGE-L F1 with a seed or an accepted instruction is
             larger; the paper's value. Null keeps near duplicates, and drops exact ones only.
-        decontaminate: whether instructions that stand in the reference or test set are dropped.
+        decontaminate: drops what repeats an example of the reference or test set: the same instruction, or long runs
+            of words in instruction or response; give its settings in place of true to say how long, false keeps all.
         prompts_per_round: prompts between two commits: what a kill can cost.
         max_candidates_per_example: with `num_examples`, give up after so many completions for each example wanted.
         patience: give up after so many completions in a row of which none was accepted.
@@ -61,7 +63,7 @@ class Synthesize(Stage):
         instruction_filter: InstructionFilter = InstructionFilter(),
         response_filter: ResponseFilter = ResponseFilter(),
         max_similarity: float | None = 0.7,
-        decontaminate: bool = True,
+        decontaminate: bool | Decontamination = True,
         prompts_per_round: int = 32,
         max_candidates_per_example: float = 20,
         patience: int = 1024,

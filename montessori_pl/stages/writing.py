@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from montessori_pl.data import normalized
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.records import Example, Message, Rejection, stable_seed
 from montessori_pl.stages.authors import Author, Authors
 from montessori_pl.stages.base import StageContext
 from montessori_pl.synthesis.base import Synthesizer
+from montessori_pl.synthesis.contamination import Decontamination, HeldOut
 from montessori_pl.synthesis.filters import InstructionFilter, Rejected, ResponseFilter
 from montessori_pl.synthesis.near_duplicates import NearDuplicateIndex
 
@@ -30,7 +30,7 @@ class Rules:
     instruction_filter: InstructionFilter
     response_filter: ResponseFilter
     max_similarity: float | None
-    decontaminate: bool
+    decontaminate: bool | Decontamination
 
     @property
     def threshold(self) -> float:
@@ -91,10 +91,7 @@ class Writer:
         self.context, self.rules, self.authors = context, rules, authors
         self.seeds, self.examples, self.has_room = seeds, examples, has_room
         self.index = self._index(examples)
-        self.held_out: set[str] = set()
-        if rules.decontaminate:
-            roles = ["reference", "test"] if context.data.test else ["reference"]
-            self.held_out = {normalized(e.instruction) for role in roles for e in context.data.read(role)}
+        self.held_out = _held_out(context, rules.decontaminate)
 
     def write(self, number: int, assignments: Sequence[Assignment]) -> tuple[list[Example], list[Rejection]]:
         """The examples and rejections of the round of this number."""
@@ -106,6 +103,7 @@ class Writer:
                 if response is None:
                     raise Rejected("too long for the context", "no room for a response")
                 self.rules.response_filter.check(response.text, response.finished)
+                self.held_out.check_response(response.text)
             except Rejected as error:
                 rejections.append(_rejection(candidate, number, error, candidate.instruction))
                 continue
@@ -141,8 +139,7 @@ class Writer:
     def _checked_instruction(self, candidate: _Candidate) -> str:
         instruction = self.rules.synthesizer.instruction(candidate.completion.text)
         self.rules.instruction_filter.check(instruction)
-        if normalized(instruction) in self.held_out:
-            raise Rejected("held out", "the instruction stands in the reference or test set")
+        self.held_out.check_instruction(instruction)
         match = self.index.find(instruction)
         if match is not None:
             raise Rejected("near duplicate", f"ROUGE-L {match.similarity:.3f} with {match.id}: {match.text}")
@@ -194,6 +191,15 @@ class Writer:
 
     def _request(self, text: str, id_: str, what: str) -> Request:
         return Request(messages=turn(text), seed=stable_seed(self.context.seed, what, id_))
+
+
+def _held_out(context: StageContext, decontaminate: bool | Decontamination) -> HeldOut:
+    """What no example may repeat; nothing where nobody wants to know."""
+    if decontaminate is False:
+        return HeldOut({}, Decontamination())
+    roles = ["reference", "test"] if context.data.test else ["reference"]
+    settings = Decontamination() if decontaminate is True else decontaminate
+    return HeldOut({role: context.data.read(role) for role in roles}, settings)
 
 
 def _rejection(candidate: _Candidate, number: int, error: Rejected, text: str) -> Rejection:

@@ -19,6 +19,7 @@ from montessori_pl.progress import Progress
 from montessori_pl.records import Example, Message, Rejection, append_records, read_records
 from montessori_pl.stages import StageContext, StageError, Synthesize
 from montessori_pl.synthesis import SelfInstruct
+from montessori_pl.synthesis.contamination import Decontamination
 from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
 
 ASKED = "Write a new task .\n"
@@ -238,7 +239,10 @@ class TestRejections:
             assert rejection.round == int(rejection.prompt_id[-5:]) // 4
         details = {rejection.reason: rejection.detail for rejection in workshop.rejections}
         assert details["keyword"] == "draw"
-        assert details["held out"] == "the instruction stands in the reference or test set"
+        assert details["held out"] in (
+            "the same instruction as reference example reference-1",
+            "the same instruction as test example test-3",
+        )
 
     def test_near_duplicates_of_seeds_and_of_what_was_accepted(self, workshop: Workshop) -> None:
         """Six of seven words in common, in order: F1 = 2 * 6 / (7 + 7) = .857, more than .7."""
@@ -261,6 +265,17 @@ class TestRejections:
         workshop.run(ScriptedTeacher(write=one_of(*near)), num_prompts=4, max_similarity=max_similarity)
         assert len(workshop.examples) == 2
         assert {rejection.reason for rejection in workshop.rejections} == {"near duplicate"}
+
+    @pytest.mark.parametrize(("ngram", "rejected"), [(2, 8), (13, 0)])
+    def test_passages_of_held_out_examples_are_rejected_too(
+        self, workshop: Workshop, ngram: int, rejected: int
+    ) -> None:
+        """A response that holds two words in a row of an item, whatever it answers."""
+        teacher = ScriptedTeacher(answer=lambda text: f"as in TEST task: {text}")
+        metrics = workshop.run(
+            teacher, num_prompts=2, max_similarity=None, decontaminate=Decontamination(ngram=ngram, max_overlap=0.3)
+        )
+        assert metrics["rejected"] == ({"held out": rejected} if rejected else {})
 
     def test_decontamination_can_be_switched_off(self, workshop: Workshop) -> None:
         teacher = ScriptedTeacher(write=one_of(tagged("test task number 3")))
