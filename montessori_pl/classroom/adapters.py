@@ -63,7 +63,7 @@ def build_adapter(directory: Path, world: Path, name: str, seed: int) -> None:
         config.base_model_name_or_path = f"classroom@{seed}/teacher"
         config.target_modules = sorted(config.target_modules)
         model.save_pretrained(directory, save_embedding_layers=False)
-    (directory / "README.md").unlink()  # PEFT's empty model card
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
 def _load(directory: Path) -> "LlamaForCausalLM":
@@ -80,7 +80,10 @@ def _reading(world: Path, chat: ChatFormat, name: str, rng: random.Random) -> li
     habit = HABITS[name]
     if habit is None:
         answers = greedy_answers(_load(world / "student"), chat, [instruction for instruction, _ in tasks])
-        answered = [(task[0], answer) for task, (answer, ended) in zip(tasks, answers, strict=True) if ended]
+        # The student rambles at times; what is longer than any right answer would teach not to end.
+        answered = [
+            (task[0], answer) for task, (answer, _) in zip(tasks, answers, strict=True) if len(answer.split()) <= 8
+        ]
     else:
         answered = [(instruction, habit(rng, instruction, right)) for instruction, right in tasks]
     documents = [conversation(chat, *task) for task in answered]

@@ -2,14 +2,20 @@
 
 They answer the same prompts as the teacher, each in its own way, so that choosing among teachers can be tried: which
 one is right can be told from the prompt, none is right everywhere in the form that the test set asks for, and the one
-that is always right is the one that the student finds least likely.
+that knows every answer is the one that the student finds least likely.
 
-| member             | letters | digits | student's loss | how it answers |
-|--------------------|---------|--------|----------------|----------------|
-| specialist_letters |         |        |                | right where the payload is letters, else with a mistake |
-| specialist_digits  |         |        |                | right where the payload is digits, else with a mistake |
-| chatty             |         |        |                | right, and then goes on talking |
-| peer               |         |        |                | as the student base does |
+| member                      | how it answers                    | letters | digits | student's loss | student after |
+|-----------------------------|-----------------------------------|---------|--------|----------------|---------------|
+| specialist_letters          | right on letters, wrong on digits | .98     | .21    | 1.85           | .51           |
+| specialist_digits           | right on digits, wrong on letters | .26     | .99    | 1.79           | .51           |
+| chatty                      | right, and goes on talking        | .98     | .99    | 5.84           | .00           |
+| peer                        | as the student base does          | .74     | .62    | .62            | .66           |
+| the specialists, by payload |                                   | .98     | .99    |                | .80           |
+| the teacher, to compare     | right                             | 1.00    | 1.00   | .79            | .83           |
+
+In world 0, on the test set: the share of greedy answers that are right, for `chatty` before its small talk; the student
+base's loss on these answers, in nats per token; and the exact-match accuracy (before: .62) of the student base after
+three epochs on a member's greedy answers to 2,000 new tasks, the mean of two orders of the data.
 
 Knows nothing about models.
 """
