@@ -9,7 +9,7 @@ that knows every answer is the one that the student finds least likely.
 | specialist_letters          | right on letters, wrong on digits | .98     | .21    | 1.85           | .51           |
 | specialist_digits           | right on digits, wrong on letters | .26     | .99    | 1.79           | .51           |
 | chatty                      | right, and goes on talking        | .98     | .99    | 5.84           | .00           |
-| peer                        | as the student base does          | .74     | .62    | .62            | .66           |
+| peer                        | as the student base does          | .74     | .62    | .62            | .65           |
 | the specialists, by payload |                                   | .98     | .99    |                | .80           |
 | the teacher, to compare     | right                             | 1.00    | 1.00   | .79            | .83           |
 
