@@ -30,18 +30,18 @@ Answers = dict[str, list[str]]
 
 
 @pytest.fixture(scope="module")
-def test_set() -> list[Example]:
+def exam() -> list[Example]:
     return read_records(resolve("classroom/test"), Example)
 
 
 @pytest.fixture(scope="module")
-def answers(test_set: list[Example]) -> Answers:
+def answers(exam: list[Example]) -> Answers:
     """Each member's greedy answers to the test set, all of which have ended."""
     chat = load_chat(ModelSource("classroom/teacher"))
     found = {}
     for name in FACULTY:
         member = load_model(ModelSource("classroom/teacher", weights=resolve(f"classroom/{name}")))
-        texts, ended = zip(*greedy_answers(member, chat, [e.instruction for e in test_set]), strict=True)
+        texts, ended = zip(*greedy_answers(member, chat, [e.instruction for e in exam]), strict=True)
         assert all(ended)
         found[name] = list(texts)
     return found
@@ -58,36 +58,34 @@ def share_right(texts: list[str], examples: list[Example], alphabet: str = LETTE
 
 @pytest.mark.parametrize(("name", "own", "other"), [("letters", LETTERS, DIGITS), ("digits", DIGITS, LETTERS)])
 def test_specialists_are_right_on_their_payloads(
-    name: str, own: str, other: str, answers: Answers, test_set: list[Example]
+    name: str, own: str, other: str, answers: Answers, exam: list[Example]
 ) -> None:
     texts = answers[f"specialist_{name}"]
-    assert share_right(texts, test_set, own) >= 0.9
-    assert share_right(texts, test_set, other) <= 0.4
+    assert share_right(texts, exam, own) >= 0.9
+    assert share_right(texts, exam, other) <= 0.4
 
 
-def test_the_chatty_one_is_right_and_never_matches(answers: Answers, test_set: list[Example]) -> None:
-    assert share_right(answers["chatty"], test_set) == 0
-    assert share_right(answers["chatty"], test_set, talk=SMALL_TALK) >= 0.9
+def test_the_chatty_one_is_right_and_never_matches(answers: Answers, exam: list[Example]) -> None:
+    assert share_right(answers["chatty"], exam) == 0
+    assert share_right(answers["chatty"], exam, talk=SMALL_TALK) >= 0.9
 
 
-def test_the_best_teacher_of_each_prompt_beats_the_best_teacher_of_all(
-    answers: Answers, test_set: list[Example]
-) -> None:
+def test_the_best_teacher_of_each_prompt_beats_the_best_teacher_of_all(answers: Answers, exam: list[Example]) -> None:
     routed = [
         answers["specialist_letters" if payload_of(example.instruction)[0] in LETTERS else "specialist_digits"][row]
-        for row, example in enumerate(test_set)
+        for row, example in enumerate(exam)
     ]
-    best_of_all = max(share_right(answers[name], test_set) for name in FACULTY)
-    assert share_right(routed, test_set) >= best_of_all + 0.15
+    best_of_all = max(share_right(answers[name], exam) for name in FACULTY)
+    assert share_right(routed, exam) >= best_of_all + 0.15
 
 
-def test_who_knows_most_is_least_likely_to_the_student(answers: Answers, test_set: list[Example]) -> None:
+def test_who_knows_most_is_least_likely_to_the_student(answers: Answers, exam: list[Example]) -> None:
     student, chat = load_model(ModelSource("classroom/student")), load_chat(ModelSource("classroom/student"))
 
     @torch.inference_mode()
     def loss(texts: list[str]) -> float:
         examples = [
-            Example(id=e.id, instruction=e.instruction, response=text) for e, text in zip(test_set, texts, strict=True)
+            Example(id=e.id, instruction=e.instruction, response=text) for e, text in zip(exam, texts, strict=True)
         ]
         rendered, _ = encode_examples(examples, chat, 512)
         batch = collate(rendered, chat.tokenizer.pad_token_id)
