@@ -20,11 +20,11 @@ def locate(name: str) -> str:
 
 
 def with_version(settings: Any) -> Any:
-    """The settings with the version of the classroom behind each of its names: another version is another world."""
+    """The settings with its version behind each name of the classroom: another version is another world."""
     if isinstance(settings, Mapping):
         return {key: with_version(value) for key, value in settings.items()}
     if isinstance(settings, list):
         return [with_version(value) for value in settings]
-    if isinstance(settings, str) and _CLASSROOM.fullmatch(settings):
-        return f"{settings} (version {classroom.version()})"
+    if isinstance(settings, str) and (match := _CLASSROOM.fullmatch(settings)):
+        return f"{settings} (version {classroom.version(match[1])})"
     return settings

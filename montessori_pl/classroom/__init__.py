@@ -2,9 +2,11 @@
 
     classroom/teacher    classroom/student                      checkpoints: real, very small Llama models
     classroom/seeds      classroom/reference   classroom/test   JSON lines of `Example`
+    classroom/specialist_letters   classroom/specialist_digits   classroom/chatty   classroom/peer
+                                                                LoRA adapters on `classroom/teacher`: other teachers
 
 `classroom@3/teacher` names the teacher of another world, drawn and trained afresh from seed 3. A world is built on
-first use and kept in `$MONTESSORI_PL_CACHE` (default `~/.cache/montessori-pl`).
+first use and kept in `$MONTESSORI_PL_CACHE` (default `~/.cache/montessori-pl`), and so is each of the adapters.
 """
 
 import hashlib
@@ -12,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -25,51 +28,80 @@ CONTENTS = {
 }
 """What a world holds: the last part of a name, and its path inside the world."""
 
-_NAME = re.compile(rf"classroom(?:@(\d+))?/({'|'.join(CONTENTS)})")
+FACULTY = ("specialist_letters", "specialist_digits", "chatty", "peer")
+"""The teachers beside `teacher`, each an adapter on it; `faculty.py` says what they are like."""
+
+_NAME = re.compile(rf"classroom(?:@(\d+))?/({'|'.join((*CONTENTS, *FACULTY))})")
+_OF_FACULTY = ("adapters.py", "faculty.py")
+"""Sources on which the adapters depend, and the world does not."""
 
 
 def resolve(name: str) -> Path:
-    """The path of a checkpoint or a set of the classroom, which is built first if need be.
+    """The path of a checkpoint, an adapter or a set of the classroom, which is built first if need be.
 
     Args:
-        name: `classroom/` or `classroom@SEED/`, and one of `CONTENTS`.
+        name: `classroom/` or `classroom@SEED/`, and one of `CONTENTS` or `FACULTY`.
 
     Raises:
         ValueError: the classroom has nothing of this name.
     """
     match = _NAME.fullmatch(name)
     if not match:
-        known = ", ".join(f"classroom/{content}" for content in CONTENTS)
+        known = ", ".join(f"classroom/{content}" for content in (*CONTENTS, *FACULTY))
         raise ValueError(
             f"unknown name {name!r}: the classroom has {known}; classroom@SEED/... is a world drawn from another seed"
         )
-    return _world(int(match[1] or 0)) / CONTENTS[match[2]]
+    seed, content = int(match[1] or 0), match[2]
+    return _adapter(seed, content) if content in FACULTY else _world(seed) / CONTENTS[content]
+
+
+def version(name: str = "classroom/teacher") -> str:
+    """Changes when the recipe of what has this name changes: its sources, or the request for a new task."""
+    from montessori_pl.synthesis.prompts import TEMPLATES
+
+    not_read = () if name.rpartition("/")[2] in FACULTY else _OF_FACULTY
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")) if path.name not in not_read]
+    return hashlib.sha256(b"\0".join([*sources, TEMPLATES["classroom"].encode()])).hexdigest()[:12]
 
 
 def _world(seed: int) -> Path:
     """The directory of a world, which exists when this returns."""
+
+    def build(directory: Path) -> None:
+        from montessori_pl.classroom.build import build_world
+
+        logger.info("building the classroom in %s: once, about two minutes on one core", directory)
+        build_world(directory, seed)
+
+    return _built(f"classroom-{seed}-{version()}", build)
+
+
+def _adapter(seed: int, name: str) -> Path:
+    """The directory of an adapter, which exists when this returns."""
+
+    def build(directory: Path) -> None:
+        from montessori_pl.classroom.adapters import build_adapter
+
+        world = _world(seed)
+        logger.info("adapting the classroom's teacher in %s: once, about ten seconds on one core", directory)
+        build_adapter(directory, world, name, seed)
+
+    return _built(f"classroom-{seed}-{name}-{version(name)}", build)
+
+
+def _built(name: str, build: Callable[[Path], None]) -> Path:
+    """A directory of the cache, which is built if it is not there: by one process, and whole or not at all."""
     cache = Path(os.environ.get("MONTESSORI_PL_CACHE") or Path.home() / ".cache" / "montessori-pl")
-    world = cache / f"classroom-{seed}-{version()}"
-    if not world.is_dir():
+    directory = cache / name
+    if not directory.is_dir():
         from filelock import FileLock
 
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{world}.lock"):
-            if not world.is_dir():  # another process may have built it while this one waited
-                from montessori_pl.classroom.build import build_world
-
-                logger.info("building the classroom in %s: once, about two minutes on one core", world)
-                unfinished = world.with_name(f"{world.name}.unfinished")
+        with FileLock(f"{directory}.lock"):
+            if not directory.is_dir():  # another process may have built it while this one waited
+                unfinished = directory.with_name(f"{name}.unfinished")
                 shutil.rmtree(unfinished, ignore_errors=True)  # left behind by a process that was killed
                 unfinished.mkdir()
-                build_world(unfinished, seed)
-                os.rename(unfinished, world)
-    return world
-
-
-def version() -> str:
-    """Changes when the recipe of the world changes: its sources, or the request for a new task."""
-    from montessori_pl.synthesis.prompts import TEMPLATES
-
-    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    return hashlib.sha256(b"\0".join([*sources, TEMPLATES["classroom"].encode()])).hexdigest()[:12]
+                build(unfinished)
+                os.rename(unfinished, directory)
+    return directory

@@ -24,6 +24,7 @@ from montessori_pl.records import Example, append_records, stable_seed
 from montessori_pl.synthesis.prompts import TEMPLATES
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
@@ -73,36 +74,42 @@ def build_world(directory: Path, seed: int) -> None:
     tokenizer = _make_tokenizer(seed)
     for name, pretraining in MODELS.items():
         # One thread: sums in another order would make another world, and the models are too small to gain from more.
-        with _one_thread(), torch.random.fork_rng(devices=[]):
+        with one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_seed(seed, name))
             model = _pretrain(
                 name, pretraining, tokenizer, seed, {e.instruction for e in sets["reference"] + sets["test"]}
             )
             accuracy = greedy_accuracy(model, ChatFormat(tokenizer), sets["test"])
         logger.info("classroom %s: greedy accuracy %.3f on the test set", name, accuracy)
-        with _no_progress_bar():
+        with no_progress_bar():
             model.save_pretrained(directory / name)
         tokenizer.save_pretrained(directory / name)
 
 
-@torch.no_grad()
-def greedy_accuracy(model: "LlamaForCausalLM", chat: ChatFormat, examples: Sequence[Example]) -> float:
+def greedy_accuracy(model: "LlamaForCausalLM | PeftModel", chat: ChatFormat, examples: Sequence[Example]) -> float:
     """Share of the examples that the model answers right and ends, taking the likeliest token each time."""
+    answers = greedy_answers(model, chat, [example.instruction for example in examples])
+    return sum(a == (e.response, True) for a, e in zip(answers, examples, strict=True)) / len(examples)
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: "LlamaForCausalLM | PeftModel", chat: ChatFormat, instructions: Sequence[str]
+) -> list[tuple[str, bool]]:
+    """What the model answers when it takes the likeliest token each time, and whether it ends within 24 tokens."""
     prompts = sorted(
-        ((chat.prompt_ids([{"role": "user", "content": e.instruction}]), e.response) for e in examples),
+        ((chat.prompt_ids([{"role": "user", "content": text}]), place) for place, text in enumerate(instructions)),
         key=lambda prompt: len(prompt[0]),
     )
-    num_right = 0
+    answers: dict[int, tuple[str, bool]] = {}
     for _, group in itertools.groupby(prompts, key=lambda prompt: len(prompt[0])):  # equal lengths need no padding
-        ids, answers = zip(*group, strict=True)
+        ids, places = zip(*group, strict=True)
         inputs = torch.tensor(ids)
-        outputs = model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=24, do_sample=False)[
-            :, inputs.shape[1] :
-        ]
-        num_right += sum(
-            chat.decode(row) == (answer, True) for row, answer in zip(outputs.tolist(), answers, strict=True)
-        )
-    return num_right / len(prompts)
+        outputs = model.generate(
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=24, do_sample=False
+        )[:, inputs.shape[1] :]
+        answers |= zip(places, map(chat.decode, outputs.tolist()), strict=True)
+    return [answers[place] for place in range(len(answers))]
 
 
 def _make_tokenizer(seed: int) -> "PreTrainedTokenizerFast":
@@ -145,7 +152,7 @@ def _pretrain(
         for optimizer, peak in zip(optimizers, (pretraining.matrix_lr, pretraining.other_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * min(1.0, 20 * progress + 0.05, 2 * (1 - progress))
-        _backward(model, batch)
+        backward(model, batch)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -157,7 +164,7 @@ def _pretrain(
     return model.eval()
 
 
-def _backward(model: "LlamaForCausalLM", batch: list[Rendered]) -> None:
+def backward(model: "LlamaForCausalLM", batch: list[Rendered]) -> None:
     """Add the gradient of the mean loss over the trained tokens of a batch, in parts of like length."""
     num_trained = sum(sum(document.trained) for document in batch)
     batch = sorted(batch, key=lambda document: len(document.input_ids))
@@ -177,7 +184,8 @@ def _backward(model: "LlamaForCausalLM", batch: list[Rendered]) -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -187,7 +195,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
+    """Inside, transformers shows no progress bar."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

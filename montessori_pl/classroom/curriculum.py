@@ -7,7 +7,7 @@ form teach it much. Knows nothing about models.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from montessori_pl.chat import ChatFormat, Rendered
 from montessori_pl.classroom.tasks import DISTRACTORS, FAMILIES, SKILLS, family, sample_task
@@ -44,19 +44,21 @@ def draw_sets(rng: random.Random) -> dict[str, list[Example]]:
     return sets
 
 
-def teacher_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) -> Iterator[Rendered]:
-    """Endless reading for the teacher: four answers to one newly written task."""
-    weights = [SLOW_SKILLS.get(name, 1.0 if name in SKILLS else 0.5) for name in FAMILIES]
+def teacher_documents(
+    rng: random.Random, chat: ChatFormat, held_out: set[str], answered: Sequence[str] = FAMILIES
+) -> Iterator[Rendered]:
+    """Endless reading for the teacher: four answers, to tasks of these families, to one newly written task."""
+    weights = [SLOW_SKILLS.get(name, 1.0 if name in SKILLS else 0.5) for name in answered]
     while True:
         if rng.random() < 0.8:
-            yield _chat(chat, *_task(rng, rng.choices(FAMILIES, weights)[0], held_out))
+            yield conversation(chat, *new_task(rng, rng.choices(answered, weights)[0], held_out))
         else:
             pool = tuple(SKILLS) if rng.random() < 0.5 else FAMILIES
             families = [rng.choice(pool) for _ in range(rng.choice(NUM_SHOTS))]
-            shots = [_task(rng, name, held_out)[0] for name in families]
+            shots = [new_task(rng, name, held_out)[0] for name in families]
             written = _write(rng, shots, held_out)
             prompt = render_prompt(TEMPLATES["classroom"], shots)
-            yield _chat(chat, prompt, f"<instruction>{written}</instruction>")
+            yield conversation(chat, prompt, f"<instruction>{written}</instruction>")
 
 
 def student_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) -> Iterator[Rendered]:
@@ -68,12 +70,12 @@ def student_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) 
     while True:
         kind = rng.random()
         if kind < 0.35:
-            instruction, response = _task(rng, rng.choice(tuple(SKILLS)), held_out, num_wordings=1)
+            instruction, response = new_task(rng, rng.choice(tuple(SKILLS)), held_out, num_wordings=1)
             ids = chat.response_ids(f"{instruction}\n{response}")
             yield Rendered([chat.tokenizer.bos_token_id, *ids], [False] + [True] * len(ids))
         else:
             pool = tuple(DISTRACTORS) if kind < 0.65 else EASY_SKILLS if kind < 0.995 else HARD_SKILLS
-            yield _chat(chat, *_task(rng, rng.choice(pool), held_out))
+            yield conversation(chat, *new_task(rng, rng.choice(pool), held_out))
 
 
 def _write(rng: random.Random, shots: list[str], held_out: set[str]) -> str:
@@ -84,23 +86,25 @@ def _write(rng: random.Random, shots: list[str], held_out: set[str]) -> str:
     """
     kind = rng.random()
     if kind >= 0.4:
-        return _task(rng, rng.choice(EASY_SKILLS if kind < 0.52 else tuple(DISTRACTORS)), held_out)[0]
+        return new_task(rng, rng.choice(EASY_SKILLS if kind < 0.52 else tuple(DISTRACTORS)), held_out)[0]
     shot = shots[-1]
     name = family(shot)
     assert name is not None
     while True:
-        written, _ = _task(rng, name, held_out)
+        written, _ = new_task(rng, name, held_out)
         if written.split()[0] == shot.split()[0]:
             return written
 
 
-def _task(rng: random.Random, name: str, held_out: set[str], num_wordings: int | None = None) -> tuple[str, str]:
+def new_task(rng: random.Random, name: str, held_out: set[str], num_wordings: int | None = None) -> tuple[str, str]:
+    """A task of this family, with its answer, that is not held out."""
     while True:
         instruction, response = sample_task(rng, name, num_wordings)
         if instruction not in held_out:
             return instruction, response
 
 
-def _chat(chat: ChatFormat, question: str, answer: str) -> Rendered:
+def conversation(chat: ChatFormat, question: str, answer: str) -> Rendered:
+    """A question with its answer, which is what is trained on."""
     messages: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return chat.render(messages)

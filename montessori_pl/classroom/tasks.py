@@ -189,6 +189,11 @@ def solve(instruction: str) -> str | None:
     return " ".join(SKILLS[name].solver(payload.split())) if name in SKILLS else None
 
 
+def payload_of(instruction: str) -> list[str]:
+    """The items that an instruction is about; empty where there are none."""
+    return _recognise(instruction)[1].split()
+
+
 def _draw_payload(rng: random.Random, alphabets: Sequence[str], sizes: Sequence[int]) -> str:
     alphabet = rng.choice(alphabets)
     return " ".join(rng.choice(alphabet) for _ in range(rng.choice(sizes)))

@@ -1,8 +1,79 @@
-"""Whether two answers are the same answer."""
+r"""Whether an answer is the expected one: what counts is the final answer, and numbers are compared as numbers.
+
+| what is written                     | is                                                            |
+|-------------------------------------|---------------------------------------------------------------|
+| `... #### 18`, `... \boxed{18} ...` | the final answer 18; without such a mark it is the whole text |
+| `1,000`, `2.50`, `1/2`, `-5`, `+5`  | a number, exactly; its sign stands directly before it         |
+| `$5`, `5%`, `5.`                    | the number 5: `$`, `%` and a period at the end say nothing    |
+| `3 1 2`, `5 apples`, `1e5`, `1 1/2` | text, as LaTeX is; case and blanks in it say nothing          |
+
+Where a number is expected, the last number in the given final answer counts, with whatever unit stands behind it:
+`so it is 5 apples` is 5, but `3 1 2` is not 2. Digits behind a letter, `_`, `^` or `{` are no answer (`x1`, `x^2`,
+`\frac{1}{2}`), nor are parts of dates, versions and lists without blanks (`1/2/2024`, `1.2.3`, `1,2`).
+"""
+
+import re
+from fractions import Fraction
 
 from montessori_pl.data import normalized
 
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_^{])(?<![_^{][-+\u2212])(?<![0-9][.,/])"
+    r"\\?\$?(?P<sign>(?<![A-Za-z0-9_)\]}])[-+\u2212\u2013])?\\?\$?"
+    r"(?P<size>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:\s*/\s*(?P<divisor>[0-9]+))?"
+    r"(?![0-9]|[.,/][0-9]|[eE][-+]?[0-9])"
+)
+
 
 def same_answer(given: str, expected: str) -> bool:
-    """Whether an answer is the expected one, without regard to case and blanks."""
-    return normalized(given) == normalized(expected)
+    """Whether a given text ends in the expected answer.
+
+    Args:
+        given: what a model wrote.
+        expected: what the test set says, with or without a way of getting there.
+    """
+    wanted = final_answer(expected)
+    value = number(wanted)
+    if value is not None:
+        return last_number(final_answer(given)) == value
+    return normalized(final_answer(given)) == normalized(wanted)
+
+
+def final_answer(text: str) -> str:
+    r"""The line behind the last `####`, else what the last closed `\boxed{...}` holds, else the whole text."""
+    _, mark, behind = text.rpartition("####")
+    if mark:
+        return behind.strip().partition("\n")[0].strip()
+    start = text.rfind(r"\boxed{")
+    while start >= 0:
+        inside = start + len(r"\boxed{")
+        depth = 1
+        for place in range(inside, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
+            if depth == 0:
+                return text[inside:place].strip()
+        start = text.rfind(r"\boxed{", 0, start)
+    return text.strip()
+
+
+def number(text: str) -> Fraction | None:
+    """The value of a text that is a number and nothing else; None for any other."""
+    match = _NUMBER.fullmatch(text.strip().rstrip(".%$\\ "))
+    return _value(match) if match else None
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number in a text; None if there is none, or if the text is a row of numbers."""
+    words = text.split()
+    if len(words) > 1 and all(number(word) is not None for word in words):
+        return None
+    matches = list(_NUMBER.finditer(text))
+    return _value(matches[-1]) if matches else None
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    try:
+        size = Fraction(match["size"].replace(",", "")) / int(match["divisor"] or 1)
+    except (ValueError, ZeroDivisionError):  # more digits than Python reads, or a division by zero
+        return None
+    return size if match["sign"] in (None, "+") else -size

@@ -350,6 +350,20 @@ class TestEvaluate:
                 assert error == pytest.approx(spread / math.sqrt(len(losses)), rel=1e-4)
         assert students["base"]["test_loss"] != students["trained"]["test_loss"]
 
+    def test_final_answers_are_compared_as_numbers(
+        self, tmp_path: Path, backbone: str, context: Callable[..., StageContext]
+    ) -> None:
+        rows = [("who?", "so\n#### 1,000"), ("what?", "so\n#### -5"), ("where?", "here")]
+        write(
+            tmp_path / "test.jsonl",
+            [Example(id=question, instruction=question, response=answer) for question, answer in rows],
+        )
+        data = DataSources("none", "none", str(tmp_path / "test.jsonl"))
+        backend = Answers({"who?": "it is 1000", "what?": "#### 5", "where?": "Here"})
+        for answers, accuracy in (("text", 1 / 3), ("final", 2 / 3)):
+            metrics = ExactMatch(answers=answers).evaluate(ModelSource(backbone), data, lambda: backend)
+            assert metrics["accuracy"] == pytest.approx(accuracy)
+
     def test_batches_change_nothing(
         self, data: DataSources, backbone: str, context: Callable[..., StageContext]
     ) -> None:

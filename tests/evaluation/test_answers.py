@@ -1,0 +1,158 @@
+"""Answers: what counts as the same, by a table, and properties that hold for whatever is written."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from montessori_pl.evaluation.answers import final_answer, last_number, number, same_answer
+
+SAME = [
+    ("18", "18"),
+    ("1,000", "1000"),
+    ("1,234,567.50", "1234567.5"),
+    ("2.50", "2.5"),
+    (".5", "0.5"),
+    ("007", "7"),
+    ("1/2", "0.5"),
+    ("2/4", "1 / 2"),
+    ("+5", "5"),
+    ("-0", "0"),
+    ("\u22125", "-5"),
+    ("\u20135", "-5"),
+    ("-$5", "$-5"),
+    ("$5", "5"),
+    (r"\$5", "5"),
+    ("$5$", "5"),
+    ("5%", "5"),
+    (r"5\%", "5"),
+    ("5 %.", "5"),
+    ("5.", "5"),
+    ("It takes 2+1=3 hours.\n#### 3", "He needs <<1+2=3>>3 hours.\n#### 3"),
+    ("#### 5 apples", "#### 5"),
+    ("#### 4\nWait.\n#### 5", "5"),
+    ("####\n5", "5"),
+    ("#### 5\n\nQuestion: what is 7?", "5"),
+    (r"so it is \boxed{12} metres, that is 1200 cm", "12"),
+    (r"\boxed{3} or rather \boxed{4}.", "4"),
+    (r"\boxed{4} and \boxed{5", "4"),
+    (r"\boxed{\text{Paris}}", r"\boxed{\text{paris}}"),
+    ("There were 7 and now there are 5 of them", "5"),
+    ("the temperature is -5 degrees", "-5"),
+    ("x=-5", "-5"),
+    ("10-5=5", "5"),
+    ("so $(3-8) = -5$.", "-5"),
+    ("x_1 = 5 and not x^2", "5"),
+    ("5km", "5"),
+    ("in all 1,000.", "1000"),
+    ("8 / 2", "4"),
+    ("Paris", " paris "),
+    ("3 1 2", "3  1 2"),
+    ("", ""),
+]
+DIFFERENT = [
+    ("5", "-5"),
+    ("\u22125", "5"),
+    ("it is -5", "5"),
+    ("#### -5", "#### 5"),
+    ("10", "1"),
+    ("1,000", "1"),
+    ("2.5", "25"),
+    ("0.33", "1/3"),
+    ("5%", "0.05"),
+    ("1/0", "1"),
+    ("", "5"),
+    ("five", "5"),
+    ("5", "five"),
+    ("#### ", "5"),
+    ("3 1 2", "2"),
+    ("3 1 2", "312"),
+    ("3 1 2", "3 2 1"),
+    ("1,2", "2"),
+    ("1,2", "12"),
+    ("version 1.2.3", "3"),
+    ("1/2/2024", "2024"),
+    ("1e5", "5"),
+    ("1e5", "1"),
+    ("x^2", "2"),
+    ("x^{-2}", "2"),
+    (r"\boxed{\frac{1}{2}}", "2"),
+    ("H2", "2"),
+    ("first 5, then 6", "5"),
+    ("Paris.", "Rome."),
+    ("The answer is Paris", "Paris"),
+    ("9" * 5000, "9"),
+]
+
+
+@pytest.mark.parametrize(("given_text", "expected"), SAME)
+def test_the_same(given_text: str, expected: str) -> None:
+    assert same_answer(given_text, expected)
+
+
+@pytest.mark.parametrize(("given_text", "expected"), DIFFERENT)
+def test_different(given_text: str, expected: str) -> None:
+    assert not same_answer(given_text, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("a\n#### b \nc", "b"),
+        (r"#### 1 \boxed{2}", r"1 \boxed{2}"),
+        (r"\boxed{a{b}c} d", "a{b}c"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{ } ", ""),
+        (r" \boxed{5 ", r"\boxed{5"),
+        (" whole text ", "whole text"),
+    ],
+)
+def test_final_answers(text: str, answer: str) -> None:
+    assert final_answer(text) == answer
+
+
+def test_numbers_are_exact() -> None:
+    assert number("0.1") == Fraction(1, 10)
+    assert number("-1.5/3") == Fraction(-1, 2)
+    assert [number(text) for text in ("", "-", ".", "5 apples", "3 1", "1e5", "1/0", "--5", "5-")] == [None] * 9
+    assert last_number("of 12 eggs, 1/4 broke") == Fraction(1, 4)
+    assert last_number("2 3") is None
+
+
+LIKE_ANSWERS = st.text(alphabet="0159 .,-+/%$#\n\\{}abx^\u2212", max_size=20) | st.text(max_size=30)
+VALUES = st.fractions(max_denominator=1000)
+DECIMALS = st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9)
+
+
+@given(LIKE_ANSWERS)
+def test_every_text_is_the_same_as_itself(text: str) -> None:
+    assert same_answer(text, text)
+
+
+@given(LIKE_ANSWERS, LIKE_ANSWERS)
+def test_symmetric_where_neither_is_talk(one: str, other: str) -> None:
+    """Two numbers, or two texts; a number can stand in a text, and not the other way round."""
+    if (number(final_answer(one)) is None) == (number(final_answer(other)) is None):
+        assert same_answer(one, other) == same_answer(other, one)
+
+
+@given(VALUES, VALUES)
+def test_fractions_are_compared_as_values(one: Fraction, other: Fraction) -> None:
+    assert same_answer(str(one), str(other)) == (one == other)
+
+
+@given(DECIMALS)
+def test_a_changed_sign_is_another_answer(value: object) -> None:
+    digits = str(value).removeprefix("-")
+    zero = not digits.strip("0.")
+    for talk in ("{}", "it is {} kg.", "#### {}", r"\boxed{{{}}}"):
+        assert same_answer(talk.format(f"-{digits}"), digits) is zero
+        assert same_answer(talk.format(digits), f"-{digits}") is zero
+        assert same_answer(talk.format(f"-{digits}"), f"\u2212{digits}")
+
+
+@given(st.integers(min_value=-(10**12), max_value=10**12))
+def test_commas_and_zeros_change_nothing(value: int) -> None:
+    assert same_answer(f"{value:,}.00", str(value))
+    assert same_answer(str(value), f"${value:,}")
