@@ -103,7 +103,9 @@ class VLLMBackend(GenerationBackend):
             raise ValueError(f"no adapter or trained model in {source.weights}: there is no such directory")
         self._lora_rank(source)
         if self.max_model_len is not None and chat.context is not None and self.max_model_len > chat.context:
-            raise ValueError(f"{source.backbone!r} has {chat.context} positions, found max_model_len {self.max_model_len}")
+            raise ValueError(
+                f"{source.backbone!r} has {chat.context} positions, found max_model_len {self.max_model_len}"
+            )
 
     def load(self, source: ModelSource) -> None:
         """Take this model; an engine that can serve it stays, another one is closed."""
