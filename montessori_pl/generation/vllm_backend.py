@@ -211,8 +211,8 @@ class VLLMBackend(GenerationBackend):
         size = self.tensor_parallel_size
         if len(devices) < size * self.data_parallel_size:
             raise ValueError(
-                f"{self.data_parallel_size} engines (data_parallel_size) on {size} GPUs each (tensor_parallel_size) need "
-                f"{size * self.data_parallel_size} GPUs, found {len(devices)}"
+                f"{self.data_parallel_size} engines (data_parallel_size) on {size} GPUs each (tensor_parallel_size) "
+                f"need {size * self.data_parallel_size} GPUs, found {len(devices)}"
             )
         return [devices[number * size : (number + 1) * size] for number in range(self.data_parallel_size)]
 

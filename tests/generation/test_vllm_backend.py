@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ from montessori_pl.data import collate
 from montessori_pl.generation import Completion, EngineError, Request, Sampling, TransformersBackend, VLLMBackend
 from montessori_pl.losses import sequence_log_probabilities
 from montessori_pl.models import LoraSettings, ModelSource, attach_lora, load_chat, load_model, save_weights
-from montessori_pl.records import Message, read_records
+from montessori_pl.records import Message
 
 GREEDY = Sampling(temperature=0, max_tokens=48)
 SAMPLED = Sampling(temperature=1, top_p=0.9, presence_penalty=1, max_tokens=48)
@@ -180,9 +179,8 @@ class TestAgainstTransformers:
         requests, seen = tasks(), []
         engine = VLLMBackend(enforce_eager=True, data_parallel_size=2)
         try:
-            for narrow, wide in [(ModelSource("classroom/student"), student)] + [
-                (dataclasses.replace(student, weights=tmp_path / "weights"),) * 2
-            ]:
+            fine_tuned = dataclasses.replace(student, weights=tmp_path / "weights")
+            for narrow, wide in [(ModelSource("classroom/student"), student), (fine_tuned, fine_tuned)]:
                 peer.load(narrow)
                 engine.check(wide)
                 engine.load(wide)
