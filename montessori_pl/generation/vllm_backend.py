@@ -179,6 +179,8 @@ class VLLMBackend(GenerationBackend):
             # Token ids go in and out: prompts are rendered, and completions decoded, by our one path.
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
+            # vLLM rewinds a request's random numbers after a piece of its prompt, which those of a CPU cannot do.
+            **({} if torch.accelerator.is_available() else {"enable_chunked_prefill": False}),
             **self.engine_args,
         }
 

@@ -246,7 +246,24 @@ class TestSampling:
             assert engine.generate(request, sampling) == peer.generate(request, sampling)
         assert not engine.fits(turn(text), Sampling(max_tokens=room + 1))
 
-    def test_what_vllm_refuses_ends_in_its_words(self, world: World) -> None:
+    def test_more_prompts_than_fit_a_step(self, world: World, engine: VLLMBackend) -> None:
+        """24,000 tokens of prompts, several times what vLLM takes up at once, in one order and in the other."""
+        source = world.wide(world.teacher())
+        text = " ".join(str(request.messages[0]["content"]) for request in tasks(60))
+        assert len(load_chat(source).prompt_ids(turn(text))) > 240
+        requests = [
+            Request(messages=turn(f"{request.messages[0]['content']} {text}"), seed=seed)
+            for seed, request in enumerate(tasks(100))
+        ]
+        engine.load(source)
+        first = engine.generate(requests, SAMPLED)
+        assert sum(map(Completion.__eq__, engine.generate(requests[::-1], SAMPLED)[::-1], first)) >= 97
+        assert len({one.text for one in first}) > 20
+
+    def test_what_vllm_refuses_ends_in_its_words(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # its log is kept
         backend = VLLMBackend(engine_args={"quantization": "wishful"})
         backend.load(world.wide(world.teacher()))
         with pytest.raises(EngineError, match=r"exit code 1; its last words were: \w*Error: .*wishful"):
