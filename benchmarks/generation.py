@@ -13,7 +13,8 @@ The same requests are completed, in one run and with the same sampling, by
       continuous    `generate_batch`, Transformers' continuous batching, where `--continuous` asks for it
 
 In each round the methods come in random order. A *ratio* is the median over rounds of the ratios of tokens per second
-within a round; the first round warms up and is not counted. vLLM's completions are compared one by one, bare and not;
+within a round, by the clock and by the CPU time of all processes, which other work on the machine disturbs less; the
+first round warms up and is not counted. vLLM's completions are compared one by one, bare and not;
 those of Transformers cannot be, because only ours draw each request by its own seed.
 
 The model is made on the spot: a Llama of four million random weights, which hardly ever ends a completion by itself.
@@ -22,7 +23,9 @@ lengths are spread as people's are (`long tail`: log-normal, a few words to hund
 """
 
 import argparse
+import dataclasses
 import importlib.util
+import math
 import multiprocessing
 import os
 import platform
@@ -38,6 +41,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -65,7 +69,9 @@ class Timed:
     num_tokens: int
     """Sampled tokens, ends included."""
     texts: tuple[str, ...]
-    """Completions."""
+    """Completions, without the blank in front of some, which vLLM's own decoding keeps."""
+    cpu_seconds: float = math.nan
+    """CPU time of all processes."""
 
 
 Method = Callable[[Sequence[Request], Sampling], Timed]
@@ -120,7 +126,7 @@ def ours(backend: VLLMBackend | TransformersBackend, requests: Sequence[Request]
 def timed(start: float, completions: Sequence[Completion]) -> Timed:
     """What has been done since the start."""
     seconds = time.perf_counter() - start
-    return Timed(seconds, sum(one.num_tokens for one in completions), tuple(one.text for one in completions))
+    return Timed(seconds, sum(one.num_tokens for one in completions), tuple(one.text.strip() for one in completions))
 
 
 class BareVLLM:
@@ -176,7 +182,9 @@ def serve_bare(pipe: Connection, arguments: Mapping[str, Any], split: bool) -> N
         outputs = llm.generate(prompts, [SamplingParams(**one) for one in asked[1]], use_tqdm=False)
         seconds = time.perf_counter() - start
         answers = [output.outputs[0] for output in outputs]
-        pipe.send(Timed(seconds, sum(len(one.token_ids) for one in answers), tuple(one.text for one in answers)))
+        pipe.send(
+            Timed(seconds, sum(len(one.token_ids) for one in answers), tuple(one.text.strip() for one in answers))
+        )
 
 
 class PlainLoop:
@@ -245,21 +253,38 @@ def compare(
     seen: dict[str, list[Timed]] = {name: [] for name in methods}
     for _ in range(1 + rounds):
         for name in rng.sample(list(methods), len(methods)):
-            seen[name].append(methods[name](requests, sampling))
+            before = cpu_seconds()
+            outcome = methods[name](requests, sampling)
+            seen[name].append(dataclasses.replace(outcome, cpu_seconds=cpu_seconds() - before))
     return {name: all_rounds[1:] for name, all_rounds in seen.items()}
 
 
+def cpu_seconds() -> float:
+    """CPU time so far, of this process and of all below it; engines that are not asked wait without using any."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+
 def report(seen: Mapping[str, Sequence[Timed]]) -> None:
-    """Print a line for each method; the first one is ours, and ratios are those of its speed to the method's."""
-    speeds = {name: [one.num_tokens / one.seconds for one in rounds] for name, rounds in seen.items()}
-    (ours, our_speeds), our_texts = next(iter(speeds.items())), next(iter(seen.values()))[0].texts
-    for name, own in speeds.items():
-        ratios = sorted(first / second for first, second in zip(our_speeds, own, strict=True))
-        line = f"  {name:12} {statistics.median(own):8.0f} tokens/s   {ours} / {name}: {statistics.median(ratios):.3f}"
-        line += f" ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-        if ours == "vLLM":
-            texts = seen[name][0].texts
-            line += f"   same completions: {sum(map(str.__eq__, our_texts, texts)):,} of {len(texts):,}"
+    """Print the speed of the first method, which is ours, and how many times as fast it is as each of the others."""
+    name_of_ours, our_rounds = next(iter(seen.items()))
+    for name, rounds in seen.items():
+        if name == name_of_ours:
+            speed = statistics.median(one.num_tokens / one.seconds for one in rounds)
+            print(f"  {name}: {speed:.0f} tokens/s", flush=True)
+            continue
+        by_clock, by_cpu = [], []
+        for mine, theirs in zip(our_rounds, rounds, strict=True):
+            work = mine.num_tokens / theirs.num_tokens
+            by_clock.append(work * theirs.seconds / mine.seconds)
+            by_cpu.append(work * theirs.cpu_seconds / mine.cpu_seconds)
+        line = f"    {'x ' + name:14}" + "".join(
+            f"   {kind}: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            for kind, ratios in (("clock", by_clock), ("CPU", by_cpu))
+        )
+        if name_of_ours == "vLLM":
+            same = sum(map(str.__eq__, our_rounds[0].texts, rounds[0].texts))
+            line += f"   same completions: {same:,} of {len(rounds[0].texts):,}"
         print(line, flush=True)
 
 

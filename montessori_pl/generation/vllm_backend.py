@@ -27,14 +27,15 @@ OWN_ARGUMENTS = (
 class VLLMBackend(GenerationBackend):
     """Samples with vLLM, in a process of its own that is started when it is first needed.
 
-    A completion is drawn by its request's seed alone, but vLLM computes logits in batches whose shape changes their
-    last digits, so that now and then, where two tokens are nearly equally likely, a request is completed otherwise
-    beside other requests; in half precision more often than in float32. What holds is that the same requests in one
-    call give the same completions, whatever was asked before: batches are formed within the process, without a clock,
-    and nothing is kept from one call for the next. A stage that was killed asks its unfinished round again in one
-    call. `VLLM_BATCH_INVARIANT=1` in the environment holds the last digits, too, on the GPUs that vLLM has such kernels
-    for. Changing adapters over the same base does not restart the engine. A base in half precision computes its
-    adapter in half precision.
+    A completion is drawn by its request's seed alone, from logits whose last digits may depend on the batch in which
+    they are computed. Where two tokens are nearly equally likely, a request may therefore be completed otherwise beside
+    other requests, in half precision sooner than in float32; `VLLM_BATCH_INVARIANT=1` in the environment rules this out
+    on the GPUs for which vLLM has such kernels. The same requests in one call form the same batches, whatever was asked
+    before: they are scheduled within one process, and nothing is kept from one call for the next. So a stage that was
+    killed, which asks its unfinished round again, goes on as it would have.
+
+    Changing the adapter over the same base does not restart the engine. On a base in half precision the adapter is in
+    half precision, too.
 
     On a CPU, `VLLM_CPU_KVCACHE_SPACE` in the environment bounds the memory for keys and values (in GiB), and models
     need attention heads of 32 or more dimensions.
@@ -159,7 +160,8 @@ class VLLMBackend(GenerationBackend):
         if not self._engines:
             lora = {"enable_lora": True, "max_lora_rank": self._rank} if self._rank else {}
             for devices in self._devices():
-                self._engines.append(EngineProcess(source.backbone, self._arguments | lora, devices))
+                self._engines.append(EngineProcess(source.backbone, devices))
+                self._engines[-1].send(self._arguments | lora)
             for engine in self._engines:
                 engine.receive()
         return self._engines

@@ -32,15 +32,14 @@ class EngineError(ValueError):
 
 
 class EngineProcess:
-    """Starts at once; wait for it by `receive`, which returns when the engine stands, and again after each `send`.
+    """Takes the messages of `vllm_worker`, the first of which starts the engine, and answers each of them.
 
     Args:
         name: what sentences call the model.
-        arguments: of `vllm.LLM`.
         devices: the accelerators that the engine may see; none leaves that to the environment.
     """
 
-    def __init__(self, name: str, arguments: Mapping[str, Any], devices: Sequence[str] | None = None) -> None:
+    def __init__(self, name: str, devices: Sequence[str] | None = None) -> None:
         self.name = name
         environment = DEFAULTS | os.environ
         if devices is not None:
@@ -58,7 +57,6 @@ class EngineProcess:
                 encoding="utf-8",
                 start_new_session=True,  # Ctrl-C is for us: we close the engine
             )
-        self.send(arguments)
 
     @property
     def pid(self) -> int:
@@ -102,22 +100,27 @@ class EngineProcess:
         try:
             self._process.wait(timeout=2 * GRACE)
         except subprocess.TimeoutExpired:
-            os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait()
-        if not failed:
+            failed = True
+        if failed:
+            self._kill()
+        else:
             self.log.unlink(missing_ok=True)
 
     def _failure(self) -> EngineError:
-        try:
-            code = self._process.wait(timeout=GRACE)
-        except subprocess.TimeoutExpired:  # it has closed its output, and cannot be used any more
-            self._process.kill()
-            code = self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # it has closed its output, and cannot be used any more
+            self._process.wait(timeout=GRACE)
+        code = self._kill()
         how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
         return EngineError(
             f"the vLLM engine of {self.name} ended {how}; its last words were: {_last_words(self.log)} "
             f"(all of them: {self.log})"
         )
+
+    def _kill(self) -> int:
+        """End the process and those that it has started; returns the exit code of the first."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        return self._process.wait()
 
 
 def _last_words(log: Path) -> str:

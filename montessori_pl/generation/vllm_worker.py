@@ -10,6 +10,7 @@ to standard error, and so does, as the last line, why the engine has failed.
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -89,7 +90,8 @@ def _listen(lines: SimpleQueue[str | None]) -> None:
         lines.put(line)
     lines.put(None)
     time.sleep(GRACE)
-    os._exit(1)  # it was in the middle of a request whose answer nobody will read
+    # We are in the middle of a request whose answer nobody will read: end the engine's own processes, too.
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
