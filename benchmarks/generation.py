@@ -185,6 +185,7 @@ def serve_bare(pipe: Connection, arguments: Mapping[str, Any], split: bool) -> N
         pipe.send(
             Timed(seconds, sum(len(one.token_ids) for one in answers), tuple(one.text.strip() for one in answers))
         )
+    llm.llm_engine.engine_core.shutdown()  # or this process would wait for ever for that of the core
 
 
 class PlainLoop:

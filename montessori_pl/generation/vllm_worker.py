@@ -35,7 +35,9 @@ def main() -> None:
     except BaseException as error:
         traceback.print_exc()
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        # The usual end would let the engine's other threads and destructors have the last word.
+        # Processes of the engine's own would outlive us; the usual end would let its destructors have the last word.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(os.getpgrp(), signal.SIGTERM)
         os._exit(1)
 
 
