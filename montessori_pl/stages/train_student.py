@@ -47,6 +47,11 @@ class TrainStudent(Stage):
             student.train_all_weights()
         chat = load_chat(student.source)
         examples = read_records(directory / "examples.jsonl", Example)
+        if unanswered := sum(not example.response for example in examples):
+            raise StageError(
+                f"{context.key} cannot learn from {directory}: {unanswered} of {len(examples)} examples have no "
+                "response; let a stage `Answer` answer them first"
+            )
         rendered, too_long = encode_examples(examples, chat, self.training.max_length)
         if not rendered:
             raise StageError(
