@@ -6,6 +6,7 @@ from callbacks.influence_during_training import InfluenceDuringTraining
 from callbacks.influence_probe import InfluenceProbeCallback
 from callbacks.instruction_difficulty import IFDSignal
 from callbacks.rank_surprisal import RankSurprisalSignal
+from callbacks.recorded_quality import RecordedQualitySignal
 from callbacks.reward_model import RewardModelSignal
 from callbacks.training_loss import TrainingLossSignal
 
@@ -16,6 +17,7 @@ __all__ = [
     "InfluenceProbeCallback",
     "RandomSignal",
     "RankSurprisalSignal",
+    "RecordedQualitySignal",
     "ResponseLengthSignal",
     "RewardModelSignal",
     "TrainingLossSignal",
