@@ -114,7 +114,7 @@ class Runner:
         patterns = (*step.stage.artifacts, METRICS)
         self.workspace.finish(step.key, sorted(path for pattern in patterns for path in directory.glob(pattern)))
         self.display.say(f"{title}: done in {time.monotonic() - start:.1f} s{_headline(metrics)}")
-        for sentence in metrics.get("collapse", ()):
+        for sentence in (*metrics.get("collapse", ()), *metrics.get("warnings", ())):
             self.display.say(f"  warning: {sentence}")
 
     def _follow(self, step: Step) -> None:
@@ -193,4 +193,6 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         parts.append(f"{metrics['steps']} steps, last loss {metrics['loss']:.3f}")
     if "watch" in metrics and metrics["watch"]["chosen_step"] != metrics["steps"]:
         parts.append(f"the teacher of step {metrics['watch']['chosen_step']}")
+    if "finding" in metrics:
+        parts.append(metrics["finding"])
     return f" ({'; '.join(parts)})" if parts else ""

@@ -39,6 +39,7 @@ def summarize(root: Path) -> dict[str, Any]:
             continue
         kind = metrics.pop("kind")
         summary["warnings"] += [f"{key}: {sentence}" for sentence in metrics.get("collapse", [])]
+        summary["warnings"] += [f"{key}: {sentence}" for sentence in metrics.get("warnings", [])]
         if kind == "report":
             if "students" in metrics:
                 students = {name: one | _trained_on(workspace, key, name) for name, one in metrics["students"].items()}

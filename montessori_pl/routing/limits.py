@@ -93,7 +93,9 @@ def choose(
     costs = None if limits.budget is None else limits.costs(teachers)
     chosen = assign(win_probabilities(coefficients), allowed, capacities, costs, limits.budget)
     if chosen is None:
-        prices = [] if costs is None else [f"the cheapest teachers cost {np.where(allowed, costs, np.inf).min(1).sum():g}"]
+        prices = (
+            [] if costs is None else [f"the cheapest teachers cost {np.where(allowed, costs, np.inf).min(1).sum():g}"]
+        )
         raise ValueError(
             f"no assignment of {len(coefficients)} prompts keeps the limits: by max_share the teachers "
             f"({', '.join(teachers)}) take at most {', '.join(f'{one:g}' for one in capacities)} of them"

@@ -47,7 +47,7 @@ class RoutingNetwork(nn.Module):
         unused = encoder.get_output_embeddings()
         if unused is not None and unused.weight is not encoder.get_input_embeddings().weight:
             unused.requires_grad_(False)  # what takes part in no step must not wait for gradients in one
-        self.head = nn.Linear(encoder.config.hidden_size, num_teachers)
+        self.head = nn.Linear(encoder.config.get_text_config().hidden_size, num_teachers)
         nn.init.zeros_(self.head.weight)  # all teachers alike, until the data says otherwise
         nn.init.zeros_(self.head.bias)
 
