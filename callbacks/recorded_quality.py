@@ -29,8 +29,8 @@ class RecordedQualitySignal(QuantitySignal):
         if lacking:
             raise ValueError(
                 f"example {lacking[0].id} ({lacking[0].instruction[:40]!r}) has no recorded quality, and so it is with "
-                f"{len(lacking)} of {len(data.items)} examples; write a finite number into a column `quality`, `reward` "
-                "or `score` of their source, or score them with another signal, for example RewardModelSignal"
+                f"{len(lacking)} of {len(data.items)} examples; write a finite number into a column `quality` of their "
+                "source, or score them with another signal, for example RewardModelSignal"
             )
 
     def measure(

@@ -60,9 +60,9 @@ def read_source(source: str) -> tuple[list[Example], list[Rejection]]:
 
     An example keeps the row's own `id` where it has one that is unique in the file; otherwise the id depends on the
     text alone. A row with the system message, instruction, response and teacher of an earlier one is left out as a
-    duplicate, as are rows without an instruction or a response. Of a conversation the first system message, the first user turn
-    and the first assistant turn after it are read; later turns are left out. Of a conversation tree the best-ranked
-    reply is read.
+    duplicate, as are rows without an instruction or a response. Of a conversation the first system message, the first
+    user turn and the first assistant turn after it are read; later turns are left out. Of a conversation tree the
+    best-ranked reply is read.
 
     The teacher stands in a column `teacher`, or else in `model` or `generator`, as text; the quality of the response in
     `quality`, or else in `reward` or `score`, as a finite number. Of a row with both other names neither is read,

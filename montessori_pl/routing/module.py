@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from montessori_pl.routing.encoder import last_hidden_states
 from montessori_pl.routing.head import Head
 from montessori_pl.routing.preferences import bradley_terry_loss
 from montessori_pl.routing.router import ENCODER
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class Compared(NamedTuple):
@@ -41,7 +45,9 @@ class RoutingNetwork(nn.Module):
         num_teachers: outputs of the coefficient head.
     """
 
-    def __init__(self, encoder: nn.Module, num_teachers: int) -> None:
+    encoder: "PreTrainedModel | PeftModel"
+
+    def __init__(self, encoder: "PreTrainedModel | PeftModel", num_teachers: int) -> None:
         super().__init__()
         self.encoder = encoder
         unused = encoder.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""Routers: for each prompt the teacher that should answer it. A constant one and a learned one look the same outside."""
+"""Routers: for each prompt the teacher that should answer it, whether that was learned or is always the same one."""
 
 import json
 from abc import ABC, abstractmethod

@@ -15,7 +15,7 @@ import numpy as np
 from montessori_pl.routing.pool import Array
 
 Rule = Literal["car", "quality", "loss", "length", "ifd"]
-"""What teachers are ranked by: CAR, high quality, low loss, long responses, or high instruction-following difficulty."""
+"""What puts a teacher first: CAR, quality, low loss, long responses, or instruction-following difficulty."""
 
 NEEDED: Mapping[Rule, tuple[str, ...]] = {
     "car": ("quality", "loss"),
@@ -53,7 +53,7 @@ def adjusted_reward(rewards: Array, losses: Array, beta: float) -> Array:
 
 
 def positive(rewards: Array) -> Array:
-    """Rewards (..., K) as they are where all K are positive, else shifted so that the lowest is a hundredth of the range.
+    """Rewards (..., K) as they are where all K are positive, else shifted so that the lowest is 1% of their range.
 
     A negative reward would turn the discount into a bonus: the larger the loss, the higher the CAR. Only the order of
     shifted rewards means something; it stays the same if all rewards are multiplied or shifted together.

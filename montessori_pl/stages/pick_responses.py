@@ -42,7 +42,7 @@ class PickResponses(Stage):
         assert directory is not None
         pool, router = read_pool(context), load_router(directory / ROUTING)
         answered = np.array([[(prompt, name) in pool.answers for name in router.teachers] for prompt in pool.prompts])
-        prompts = [prompt for prompt, some in zip(pool.prompts, answered.any(axis=1), strict=True) if some]
+        prompts = [prompt for prompt, row in zip(pool.prompts, answered, strict=True) if row.any()]
         if not prompts:
             raise StageError(
                 f"{context.key}: stage {self.routing!r} chooses among {', '.join(router.teachers)}, but the responses "

@@ -121,7 +121,7 @@ class SelectTeacher(Stage):
         if missing := set(NEEDED[self.rule]) - columns.keys():
             raise StageError(
                 f"{context.key}: rule {self.rule!r} needs the {missing.pop()} of each response, which stage "
-                f"{self.loss!r} does not tell; score with callbacks.TrainingLossSignal there, or with callbacks.IFDSignal"
+                f"{self.loss!r} does not tell; score with TrainingLossSignal there, or with IFDSignal"
             )
         return {name: pool.table(numbers) for name, numbers in columns.items()}
 
@@ -147,7 +147,9 @@ class SelectTeacher(Stage):
     def _rankings(self, pool: ResponsePool, means: Mapping[str, Array]) -> dict[str, list[str]]:
         """The teachers from the best to the worst by every rule for which the numbers are known."""
         rules: list[Rule] = ["quality", "loss", "length", "ifd"]
-        baselines = {rule: ranking(pool.teachers, merit(rule, means, 0)) for rule in rules if rule in means}
+        baselines: dict[str, list[str]] = {
+            rule: ranking(pool.teachers, merit(rule, means, 0)) for rule in rules if rule in means
+        }
         betas = sorted({*self.betas, self.beta}) if "loss" in means else []
         return {
             **{f"car, beta {beta:g}": ranking(pool.teachers, merit("car", means, beta)) for beta in betas},
@@ -159,8 +161,8 @@ class SelectTeacher(Stage):
         if "loss" not in means or lowest > 0:
             return []
         return [
-            f"the lowest mean quality of a teacher is {lowest:.3g}; for CAR all qualities were shifted, because a larger "
-            "loss would raise a negative one, and the ranking depends on the shift"
+            f"the lowest mean quality of a teacher is {lowest:.3g}; for CAR all qualities were shifted, because a "
+            "larger loss would raise a negative one, and the ranking depends on the shift"
         ]
 
 

@@ -17,7 +17,7 @@ from montessori_pl.optimization import TrainingSettings
 from montessori_pl.records import stable_id
 from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, ResponsePool
 from montessori_pl.routing.encoder import PromptEncoder, encode_prompts
-from montessori_pl.routing.head import Head, fit_head, penalty_losses
+from montessori_pl.routing.head import fit_head, penalty_losses
 from montessori_pl.routing.module import Compared, RouterModule, collate_compared
 from montessori_pl.routing.pool import Array
 from montessori_pl.routing.preferences import Normalization, bradley_terry_loss, combined_rewards, pair_labels
