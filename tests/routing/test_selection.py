@@ -103,5 +103,7 @@ def test_a_pool_groups_by_text_and_not_by_prompt_id() -> None:
 
 
 def test_a_pool_wants_to_know_who_wrote() -> None:
-    with pytest.raises(ValueError, match=r"nobody says who wrote the response of example 7 \('why\?'\); write its teac"):
+    with pytest.raises(
+        ValueError, match=r"nobody says who wrote the response of example 7 \('why\?'\); write its teac"
+    ):
         ResponsePool.of([example(7, "", "why?")])
