@@ -18,7 +18,7 @@ Recipe = Callable[..., Path]
 
 @pytest.fixture
 def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Callable[..., Path]:
-    """The shipped recipe on 100 prompts that three teachers answered; keyword arguments are columns that are renamed."""
+    """The shipped recipe on 100 prompts that three teachers answered; keyword arguments rename columns."""
 
     def write(**names: str) -> Path:
         examples = pool(prompts(100))

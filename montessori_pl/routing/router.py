@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from montessori_pl.models import ModelSource
@@ -46,7 +45,6 @@ class Router(ABC):
         instructions: Sequence[str],
         systems: Sequence[str] | None = None,
         limits: RouteLimits | None = None,
-        allowed: NDArray[np.bool_] | None = None,
     ) -> list[str]:
         """The teacher's name for each instruction.
 
@@ -54,14 +52,13 @@ class Router(ABC):
             instructions: what is asked.
             systems: the system message of each; none if there are none.
             limits: largest shares and a budget, over all these instructions together.
-            allowed: which teachers can answer which instructions, shape (N, K); None: all of them.
 
         Raises:
             ValueError: the limits cannot be kept.
         """
         systems = [""] * len(instructions) if systems is None else systems
         prompts = [Prompt(*texts) for texts in zip(instructions, systems, strict=True)]
-        chosen = choose(self.coefficients(prompts), self.teachers, limits, allowed)
+        chosen = choose(self.coefficients(prompts), self.teachers, limits)
         return [self.teachers[place] for place in chosen]
 
 

@@ -1,16 +1,22 @@
 """PickResponses: of a pool of recorded responses the one by the teacher to whom the router sends the instruction."""
 
+import shutil
 from collections import Counter
 from typing import Any
 
 import numpy as np
+import torch
 
 from montessori_pl.records import Example
 from montessori_pl.routing import Prompt, ResponsePool, RouteLimits, load_router
+from montessori_pl.routing.limits import choose
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.pools import read_pool
+from montessori_pl.stages.pools import in_chunks, read_pool
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
+
+COEFFICIENTS = "coefficients"
+"""Directory of what the router says of the prompts, until the stage has finished."""
 
 
 class PickResponses(Stage):
@@ -49,22 +55,26 @@ class PickResponses(Stage):
                 f"are by {', '.join(pool.teachers)}"
             )
         allowed = answered[answered.any(axis=1)]
-        texts = [prompt.instruction for prompt in prompts], [prompt.system for prompt in prompts]
+        coefficients = in_chunks(
+            context,
+            context.directory / COEFFICIENTS,
+            prompts,
+            lambda chunk: torch.from_numpy(router.coefficients(chunk)),
+        ).numpy()
         try:
-            chosen = router.route(*texts, self.limits, allowed)
+            chosen = choose(coefficients, router.teachers, self.limits, allowed)
         except ValueError as error:
             raise StageError(f"{context.key}: {error}") from error
-        wanted = chosen if allowed.all() else router.route(*texts)
-        picked = _in_order(pool, [pool.answers[one][0] for one in zip(prompts, chosen, strict=True)])
+        names = [router.teachers[place] for place in chosen]
+        picked = _in_order(pool, [pool.answers[one][0] for one in zip(prompts, names, strict=True)])
         write_atomically(context.directory / "examples.jsonl", "".join(example.to_json() + "\n" for example in picked))
+        shutil.rmtree(context.directory / COEFFICIENTS)
         left_out = len(pool.prompts) - len(prompts)
         return {
             "accepted": len(picked),
             "rejected": {"no answer by a teacher of the router": left_out} if left_out else {},
-            "shares": {name: count / len(picked) for name, count in Counter(chosen).most_common()},
-            "not_answered_by_the_best": sum(
-                not allowed[row, router.teachers.index(name)] for row, name in enumerate(wanted)
-            ),
+            "shares": {name: count / len(picked) for name, count in Counter(names).most_common()},
+            "not_answered_by_the_best": int((~allowed[range(len(prompts)), coefficients.argmax(axis=1)]).sum()),
             "diversity": diversity([example.instruction for example in picked]),
         }
 

@@ -1,10 +1,18 @@
-"""What the stages share that choose among teachers: a pool of responses, the scores of each, and the router's place."""
+"""What the stages share that choose among teachers: reading a pool and its scores, and work on many prompts."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from montessori_pl.records import Example, Score, read_records
-from montessori_pl.routing import ResponsePool, Router
+from montessori_pl.routing import Prompt, ResponsePool, Router
 from montessori_pl.stages.base import ROUTING, StageContext, StageError
+
+CHUNK = 256
+"""Prompts whose numbers are kept at a time: what a kill can cost."""
 
 
 def read_pool(context: StageContext) -> ResponsePool:
@@ -39,3 +47,31 @@ def save_router(context: StageContext, router: Router) -> None:
     directory: Path = context.directory / ROUTING
     directory.mkdir(exist_ok=True)
     router.save(directory)
+
+
+def in_chunks(
+    context: StageContext, directory: Path, prompts: Sequence[Prompt], compute: Callable[[Sequence[Prompt]], Tensor]
+) -> Tensor:
+    """Numbers of all prompts, kept chunk by chunk so that a killed stage goes on at the next one.
+
+    Args:
+        context: the stage's.
+        directory: where chunks are kept; the stage removes it when it has no more need of it.
+        prompts: N prompts.
+        compute: makes rows of some of the prompts.
+
+    Returns:
+        all rows, shape (N, ...).
+    """
+    directory.mkdir(exist_ok=True)
+    context.progress.start(len(prompts))
+    chunks = []
+    for start in range(0, len(prompts), CHUNK):
+        path, chunk = directory / f"{start:08d}.safetensors", prompts[start : start + CHUNK]
+        if not path.exists():
+            draft = path.with_suffix(".draft")
+            save_file({"rows": compute(chunk).contiguous()}, draft)
+            draft.replace(path)
+        chunks.append(load_file(path)["rows"])
+        context.progress.advance(len(chunk))
+    return torch.cat(chunks)

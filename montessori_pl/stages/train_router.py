@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from safetensors.torch import load_file, save_file
 
 from montessori_pl.models import LoraSettings, ModelSource, load_chat
 from montessori_pl.optimization import TrainingSettings
@@ -24,13 +23,13 @@ from montessori_pl.routing.preferences import Normalization, bradley_terry_loss,
 from montessori_pl.routing.regret import Comparison
 from montessori_pl.routing.router import ENCODER
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.pools import read_pool, read_scores, save_router
+from montessori_pl.stages.pools import in_chunks, read_pool, read_scores, save_router
 from montessori_pl.stages.training import TrainingData, fit
 
 FEWEST = 10
 """Fewest prompts to learn from, and fewest to judge by: an interval of fewer means nothing."""
-CHUNK = 256
-"""Prompts whose features are kept at a time: what a kill can cost."""
+FEATURES = "features"
+"""Directory of what the encoder knows of the prompts, until the stage has finished."""
 
 
 class TrainRouter(Stage):
@@ -164,28 +163,12 @@ class TrainRouter(Stage):
     ) -> tuple[LearnedRouter, dict[str, Any]]:
         """The best head on the frozen encoder."""
         encoder = PromptEncoder(source, self.max_length, self.batch_tokens)
-        features = self._features(context, encoder, learned.prompts)
+        features = in_chunks(context, context.directory / FEATURES, learned.prompts, encoder.features)
         labels = pair_labels(learned.tables["reward"], self.tie_margin)
         losses = penalty_losses(features, labels, self.penalties)
         penalty = min(losses, key=lambda one: (losses[one], -one))
         metrics = {"penalty": penalty, "cross_validated_loss": {f"{one:g}": loss for one, loss in losses.items()}}
         return LearnedRouter(teachers, encoder, fit_head(features, labels, penalty)), metrics
-
-    def _features(self, context: StageContext, encoder: PromptEncoder, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """The features of all prompts, kept chunk by chunk until the stage has finished."""
-        directory = context.directory / "features"
-        directory.mkdir(exist_ok=True)
-        context.progress.start(len(prompts))
-        chunks = []
-        for start in range(0, len(prompts), CHUNK):
-            path, chunk = directory / f"{start:08d}.safetensors", prompts[start : start + CHUNK]
-            if not path.exists():
-                draft = path.with_suffix(".draft")
-                save_file({"features": encoder.features(chunk)}, draft)
-                draft.replace(path)
-            chunks.append(load_file(path)["features"])
-            context.progress.advance(len(chunk))
-        return torch.cat(chunks)
 
     def _train(
         self,
@@ -236,7 +219,7 @@ class TrainRouter(Stage):
         save_router(context, constant if fallback else router)
         if fallback:
             shutil.rmtree(context.directory / ROUTING / ENCODER, ignore_errors=True)
-        shutil.rmtree(context.directory / "features", ignore_errors=True)
+        shutil.rmtree(context.directory / FEATURES, ignore_errors=True)
         gain = "{mean:+.3g} (95% interval {low:+.3g} to {high:+.3g})".format(**gains["reward"])
         labels = pair_labels(judged.tables["reward"], self.tie_margin)
         return {
@@ -251,8 +234,8 @@ class TrainRouter(Stage):
             "gain": gains,
             "fell_back_to_constant": fallback,
             "finding": (
-                f"the router is {'not ' if useless else ''}better than always asking {best}: mean reward {gain} on "
-                f"{len(judged.prompts)} held-out prompts"
+                f"the router is {'not ' if useless else ''}better than always asking {best}: it gains {gain} of mean "
+                f"reward on {len(judged.prompts)} held-out prompts"
                 f"{f', so that {best} gets all prompts' if fallback else ''}"
             ),
         }

@@ -27,7 +27,7 @@ from montessori_pl.optimization import TrainingSettings
 from montessori_pl.records import Example
 from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, load_router
 from montessori_pl.routing.encoder import PromptEncoder
-from montessori_pl.stages import StageContext, StageError, TrainRouter, train_router
+from montessori_pl.stages import StageContext, StageError, TrainRouter, pools
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -112,7 +112,7 @@ def test_it_asks_whom_the_prompt_names(
     assert sum(metrics["router"]["shares"].values()) == pytest.approx(1)
     assert metrics["pair_loss"] < 0.3
     assert not metrics["fell_back_to_constant"]
-    assert metrics["finding"].startswith(f"the router is better than always asking {metrics['best_single_teacher']}: m")
+    assert metrics["finding"].startswith(f"the router is better than always asking {metrics['best_single_teacher']}: i")
     assert not (here.directory / "features").exists()
     json.dumps(metrics, allow_nan=False)
 
@@ -123,7 +123,7 @@ def test_it_says_so_where_no_prompt_tells_anything(context: Callable[..., StageC
     here = context(examples, quality)
     metrics = TrainRouter("pool", "quality", "learnability").run(here)
     best = metrics["best_single_teacher"]
-    assert metrics["finding"].startswith(f"the router is not better than always asking {best}: mean reward ")
+    assert metrics["finding"].startswith(f"the router is not better than always asking {best}: it gains ")
     assert metrics["finding"].endswith(f"on 20 held-out prompts, so that {best} gets all prompts")
     assert metrics["fell_back_to_constant"]
     router = load_router(here.directory / "routing")
@@ -187,7 +187,7 @@ def test_missing_answers_are_fewer_pairs(context: Callable[..., StageContext]) -
 def test_a_kill_costs_no_more_than_a_chunk(
     context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_router, "CHUNK", 16)
+    monkeypatch.setattr(pools, "CHUNK", 16)
     examples = pool(TEXTS)
     quality = known_qualities(examples)
     stage = TrainRouter("pool", "quality", "learnability")
