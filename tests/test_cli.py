@@ -181,8 +181,8 @@ class TestMistakes:
         assert mistake("--config", recipe(recipe__influence=score)) == (
             "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
             "'InfluenceProbeCallback'? there are: GradientCosineSignal, IFDSignal, InfluenceDuringTraining, "
-            "InfluenceProbeCallback, RandomSignal, RankSurprisalSignal, ResponseLengthSignal, RewardModelSignal, "
-            "TrainingLossSignal"
+            "InfluenceProbeCallback, RandomSignal, RankSurprisalSignal, RecordedQualitySignal, ResponseLengthSignal, "
+            "RewardModelSignal, TrainingLossSignal"
         )
 
     def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
