@@ -7,6 +7,7 @@ from callbacks.influence_probe import InfluenceProbeCallback
 from callbacks.instruction_difficulty import IFDSignal
 from callbacks.judge import JudgeSignal
 from callbacks.rank_surprisal import RankSurprisalSignal
+from callbacks.recorded_quality import RecordedQualitySignal
 from callbacks.reward_model import RewardModelSignal
 from callbacks.training_loss import TrainingLossSignal
 
@@ -18,6 +19,7 @@ __all__ = [
     "JudgeSignal",
     "RandomSignal",
     "RankSurprisalSignal",
+    "RecordedQualitySignal",
     "ResponseLengthSignal",
     "RewardModelSignal",
     "TrainingLossSignal",

@@ -75,6 +75,8 @@ class Example(Record):
     """Ids of the examples that were shown as shots."""
     round: int = 0
     """The batch of prompts in which it was written."""
+    quality: float | None = None
+    """How good the response is, as whoever recorded it says, higher is better; none when nobody has said."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed_ids", tuple(self.seed_ids))

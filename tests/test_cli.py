@@ -182,7 +182,8 @@ class TestMistakes:
         assert mistake("--config", recipe(recipe__influence=score)) == (
             "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
             "'InfluenceProbeCallback'? there are: GradientCosineSignal, IFDSignal, InfluenceDuringTraining, "
-            "InfluenceProbeCallback, JudgeSignal, RandomSignal, RankSurprisalSignal, ResponseLengthSignal, "
+            "InfluenceProbeCallback, JudgeSignal, RandomSignal, RankSurprisalSignal, RecordedQualitySignal, "
+            "ResponseLengthSignal, "
             "RewardModelSignal, TrainingLossSignal"
         )
 

@@ -127,4 +127,8 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
             f"{metrics['pairs']} pairs from {metrics['prompts_with_pairs']} of {metrics['prompts']} prompts, "
             f"mean margin {metrics['mean_margin']:.3g}"
         )
+    if "shares" in metrics:
+        lines.append("answered by " + ", ".join(f"{name} {share:.0%}" for name, share in metrics["shares"].items()))
+    if "finding" in metrics:
+        lines.append(metrics["finding"])
     return lines

@@ -9,9 +9,12 @@ from montessori_pl.stages.combine import Combine
 from montessori_pl.stages.evaluate import Evaluate
 from montessori_pl.stages.find_mistakes import FindMistakes
 from montessori_pl.stages.pair import Pair
+from montessori_pl.stages.pick_responses import PickResponses
 from montessori_pl.stages.recorded_examples import RecordedExamples
 from montessori_pl.stages.score import Score
+from montessori_pl.stages.select_teacher import SelectTeacher
 from montessori_pl.stages.synthesize import Synthesize
+from montessori_pl.stages.train_router import TrainRouter
 from montessori_pl.stages.train_student import TrainStudent
 
 __all__ = [
@@ -25,11 +28,14 @@ __all__ = [
     "Input",
     "Kind",
     "Pair",
+    "PickResponses",
     "RecordedExamples",
     "Score",
+    "SelectTeacher",
     "Stage",
     "StageContext",
     "StageError",
     "Synthesize",
+    "TrainRouter",
     "TrainStudent",
 ]

@@ -1,14 +1,15 @@
-"""Answer: instructions that are there already are answered, by one teacher, by several, or by the student."""
+"""Answer: instructions that are there already are answered, by one teacher, several, a routed one, or the student."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from montessori_pl.generation.base import Request, Sampling
 from montessori_pl.records import Example, Rejection, read_records, stable_seed
+from montessori_pl.routing import RouteLimits, load_router
 from montessori_pl.stages.authors import Author, Authors, student, teacher, usage_metrics
-from montessori_pl.stages.base import Input, Kind, Stage, StageContext
+from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.writing import EXAMPLES, REJECTIONS
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected, ResponseFilter
@@ -25,6 +26,8 @@ class Answer(Stage):
         instructions: the stage whose instructions are answered; the responses beside them are not looked at.
         teachers: who answers: the stage whose teacher it is, `latest`, `base`, or a teacher of the pool; of several,
             each answers every instruction.
+        routing: the stage that chose among these teachers; each instruction then goes to one of them.
+        limits: with `routing`, largest shares of teachers, and a budget; null asks whom the router likes best.
         student: the stage whose student answers instead; `latest`, or `base`.
         samples: answers of each to each instruction.
         sampling: how they are drawn; the defaults are the paper's.
@@ -40,6 +43,8 @@ class Answer(Stage):
         self,
         instructions: str,
         teachers: str | list[str] | None = None,
+        routing: str | None = None,
+        limits: RouteLimits | None = None,
         student: str | None = None,
         samples: int = 1,
         sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
@@ -52,6 +57,8 @@ class Answer(Stage):
             raise ValueError(
                 f"Answer needs either teachers or a student, found teachers {teachers} and student {student}"
             )
+        if (routing is not None and teachers is None) or (limits is not None and routing is None):
+            raise ValueError("routing needs the teachers among whom it chooses, and limits need a routing")
         if min(samples, instructions_per_round) < 1:
             raise ValueError("samples and instructions_per_round must be at least 1")
         self.uses = ("generation", "student" if student is not None else "teacher")
@@ -59,6 +66,7 @@ class Answer(Stage):
         self.teachers = [teachers] if isinstance(teachers, str) else teachers or []
         if len(set(self.teachers)) < len(self.teachers):
             raise ValueError(f"teachers names one twice: {', '.join(self.teachers)}")
+        self.routing, self.limits = routing, limits
         self.samples, self.sampling, self.response_filter = samples, sampling, response_filter
         self.instructions_per_round = instructions_per_round
 
@@ -67,6 +75,8 @@ class Answer(Stage):
         asked = [Input(f"teachers.{name}", name, Kind.TEACHER) for name in self.teachers]
         if self.student is not None:
             asked.append(Input("student", self.student, Kind.STUDENT))
+        if self.routing is not None:
+            asked.append(Input("routing", self.routing, Kind.ROUTING))
         return [Input("instructions", self.instructions, Kind.EXAMPLES), *asked]
 
     def asks(self) -> list[str]:
@@ -96,18 +106,45 @@ class Answer(Stage):
 
     def _answer(self, context: StageContext, journal: Journal, authors: Authors, asked: Sequence[Example]) -> None:
         writers = self._authors(context)
+        routes = self._routes(context, writers, asked)
         for start in range(len(journal.commits) * self.instructions_per_round, len(asked), self.instructions_per_round):
-            some = asked[start : start + self.instructions_per_round]
-            number = len(journal.commits)
-            accepted, rejected = self._round(context, authors, list(_questions(some, writers, self.samples)), number)
+            round_ = slice(start, start + self.instructions_per_round)
+            questions = [
+                _Question(f"{one.id}-{name}-{sample}", one, writers[name])
+                for one, names in zip(asked[round_], routes[round_], strict=True)
+                for name in names
+                for sample in range(self.samples)
+            ]
+            accepted, rejected = self._round(context, authors, questions, len(journal.commits))
             journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **authors.take_usage())
-            context.progress.advance(len(some))
+            context.progress.advance(len(asked[round_]))
 
     def _authors(self, context: StageContext) -> dict[str, Author]:
-        """Who answers, by the name that begins the ids of the answers."""
+        """Who answers, by the name that stands in the ids of the answers."""
         if self.student is not None:
             return {"student": student(context, "student")}
         return {name: teacher(context, f"teachers.{name}", name) for name in self.teachers}
+
+    def _routes(
+        self, context: StageContext, writers: Mapping[str, Author], asked: Sequence[Example]
+    ) -> list[list[str]]:
+        """Who answers each instruction, by the names of `_authors`."""
+        if self.routing is None:
+            return [list(writers)] * len(asked)
+        directory = context.inputs["routing"]
+        assert directory is not None
+        router = load_router(directory / ROUTING)
+        names = {author.name: name for name, author in writers.items()}
+        if strangers := [name for name in router.teachers if name not in names]:
+            raise StageError(
+                f"{context.key}: stage {self.routing!r} chooses among {', '.join(router.teachers)}, and `teachers` "
+                f"lacks {', '.join(strangers)}; name all of them"
+            )
+        try:
+            chosen = router.route([one.instruction for one in asked], [one.system for one in asked], self.limits)
+        except ValueError as error:
+            raise StageError(f"{context.key}: {error}") from error
+        return [[names[name]] for name in chosen]
 
     def _round(
         self, context: StageContext, authors: Authors, questions: Sequence["_Question"], number: int
@@ -174,10 +211,3 @@ class _Question:
         return Rejection(
             id=self.id, reason=error.reason, detail=error.detail, text=text, prompt_id=self.asked.id, round=number
         )
-
-
-def _questions(asked: Sequence[Example], authors: dict[str, Author], samples: int) -> Iterator[_Question]:
-    for one in asked:
-        for name, author in authors.items():
-            for sample in range(samples):
-                yield _Question(f"{one.id}-{name}-{sample}", one, author)
