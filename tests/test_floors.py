@@ -14,7 +14,7 @@ FLOORS = [
         *("distributions", "synthesis"),
     ],
     ["models", "data", "generation", "progress"],
-    ["modules", "student", "teacher", "signals", "evaluation", "pool"],
+    ["modules", "dpo", "student", "teacher", "signals", "evaluation", "pool"],
     ["stages"],
     ["recipe", "runner", "tracking"],
     ["cli"],
@@ -31,13 +31,14 @@ SIBLINGS = {
     ("influence", "chat"),
     ("influence", "readers"),
     ("locations", "classroom"),
+    ("dpo", "modules"),
     ("generation", "data"),
     ("generation", "models"),
     ("runner", "recipe"),
     ("runner", "tracking"),
     ("signals", "student"),
     ("student", "modules"),
-    ("teacher", "modules"),
+    ("teacher", "dpo"),
 }
 """Who knows a room of the same floor, or one beside the house."""
 
