@@ -20,7 +20,6 @@ from test_kill_and_resume import (
     half_a_line,
 )
 
-import callbacks
 from montessori_pl import classroom
 from montessori_pl.workspace import Workspace
 
@@ -88,8 +87,6 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_killed_in_their_own_stages(name: str, tiny_recipe: Callable[..., Path], tmp_path: Path) -> None:
     """A run that was killed again and again, and one that nobody disturbed; and the report shows every student."""
-    if name == "self_reward.yaml" and not hasattr(callbacks, "JudgeSignal"):
-        pytest.skip("needs the judge")
     classroom.resolve("classroom/teacher")  # built once, in this process
     case = CASES[name]
     program = Program(tiny_recipe(name, **case.settings), tmp_path)
