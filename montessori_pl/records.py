@@ -154,6 +154,11 @@ class PreferencePair(Record):
     rejected_finished: bool = True
     """Whether the rejected completion ended itself, so that its end token is part of it."""
 
+    def messages(self) -> list[Message]:
+        """The conversation that both completions answer."""
+        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.prompt}]
+
 
 def stable_id(*parts: object) -> str:
     """Twelve hexadecimal digits that depend on the parts and on nothing else."""

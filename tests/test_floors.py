@@ -14,7 +14,7 @@ FLOORS = [
         *("distributions", "synthesis"),
     ],
     ["models", "data", "generation", "progress"],
-    ["modules", "student", "teacher", "signals", "evaluation", "pool", "routing"],
+    ["modules", "dpo", "student", "teacher", "signals", "evaluation", "pool", "routing"],
     ["stages"],
     ["recipe", "runner", "tracking"],
     ["cli"],
@@ -33,6 +33,7 @@ SIBLINGS = {
     ("influence", "chat"),
     ("influence", "readers"),
     ("locations", "classroom"),
+    ("dpo", "modules"),
     ("generation", "classroom"),
     ("generation", "data"),
     ("generation", "models"),
@@ -41,7 +42,7 @@ SIBLINGS = {
     ("runner", "tracking"),
     ("signals", "student"),
     ("student", "modules"),
-    ("teacher", "modules"),
+    ("teacher", "dpo"),
 }
 """Who knows a room of the same floor, or one beside the house."""
 

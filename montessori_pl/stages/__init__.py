@@ -1,5 +1,6 @@
 """The stages of which recipes are made, one file each."""
 
+from montessori_pl.stages.align_student import AlignStudent
 from montessori_pl.stages.align_teacher import AlignTeacher
 from montessori_pl.stages.answer import Answer
 from montessori_pl.stages.augment import Augment
@@ -12,12 +13,14 @@ from montessori_pl.stages.pair import Pair
 from montessori_pl.stages.pick_responses import PickResponses
 from montessori_pl.stages.recorded_examples import RecordedExamples
 from montessori_pl.stages.score import Score
+from montessori_pl.stages.select_best import SelectBest
 from montessori_pl.stages.select_teacher import SelectTeacher
 from montessori_pl.stages.synthesize import Synthesize
 from montessori_pl.stages.train_router import TrainRouter
 from montessori_pl.stages.train_student import TrainStudent
 
 __all__ = [
+    "AlignStudent",
     "AlignTeacher",
     "Answer",
     "Augment",
@@ -31,6 +34,7 @@ __all__ = [
     "PickResponses",
     "RecordedExamples",
     "Score",
+    "SelectBest",
     "SelectTeacher",
     "Stage",
     "StageContext",

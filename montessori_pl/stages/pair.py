@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
-from montessori_pl.pairing import mean_scores, pair_examples
-from montessori_pl.records import Example, Score, read_records
+from montessori_pl.pairing import pair_examples
+from montessori_pl.records import Example, read_records
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.scores import read_scores, score_inputs, score_names
 from montessori_pl.workspace import write_atomically
 
 PAIRS = "pairs.jsonl"
@@ -45,28 +46,22 @@ class Pair(Stage):
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
-        self.examples, self.scores, self.rule = examples, [scores] if isinstance(scores, str) else scores, rule
+        self.examples, self.scores, self.rule = examples, score_names(scores), rule
         self.max_pairs_per_prompt, self.noise_margin, self.weights = max_pairs_per_prompt, noise_margin, weights
         self.max_opening_share, self.at_random = max_opening_share, at_random
-        if not self.scores or len(set(self.scores)) < len(self.scores):
-            raise ValueError(f"scores must name at least one stage, and none twice, found {self.scores}")
         if max_opening_share is not None and not 0 < max_opening_share <= 1:
             raise ValueError(f"max_opening_share must be above 0 and at most 1, found {max_opening_share:g}")
 
     def reads(self) -> list[Input]:
         """The examples and their scores."""
-        judges = [Input(self._setting(name), name, Kind.SCORES) for name in self.scores]
-        return [Input("examples", self.examples, Kind.EXAMPLES), *judges]
-
-    def _setting(self, name: str) -> str:
-        return "scores" if len(self.scores) == 1 else f"scores.{name}"
+        return [Input("examples", self.examples, Kind.EXAMPLES), *score_inputs(self.scores)]
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Pair all prompts."""
         directory = context.inputs["examples"]
         assert directory is not None
         examples = read_records(directory / "examples.jsonl", Example)
-        scores = self._scores(context)
+        scores = read_scores(context, self.scores)
         differences = {id_: score.terms for id_, score in scores.items() if score.terms}
         pairs = pair_examples(
             examples,
@@ -94,17 +89,3 @@ class Pair(Stage):
             "prompts_with_pairs": len({pair.prompt for pair in pairs}),
             "mean_margin": sum(pair.margin for pair in pairs) / len(pairs),
         }
-
-    def _scores(self, context: StageContext) -> dict[str, Score]:
-        """The scores of the one judge, or the mean of all."""
-        several = []
-        for name in self.scores:
-            directory = context.inputs[self._setting(name)]
-            assert directory is not None
-            several.append({score.id: score for score in read_records(directory / "scores.jsonl", Score)})
-        if len(several) == 1:
-            return several[0]
-        try:
-            return mean_scores(several)
-        except ValueError as error:
-            raise StageError(f"{context.key}, scores {', '.join(self.scores)}: {error}") from error
