@@ -207,7 +207,7 @@ class TestMistakes:
         assert said == "recipe.warmup: TrainStudent needs training.lr, which is not set"
         Path("nothing.yaml").write_text("iterations: 1\n")
         said = mistake("--config", "nothing.yaml")
-        assert said.startswith("run, student, teacher, ")
+        assert said.startswith("run, student, generation, ")
         assert said.endswith(
             "are not set; give them in a recipe file (--config FILE), or as options such as --run VALUE"
         )
@@ -296,7 +296,8 @@ class TestMistakes:
 
     def test_missing_model_is_found_before_anything_runs(self, mistake: Mistake, recipe: Recipe) -> None:
         """Otherwise the first stage would be pinned to a backbone that does not exist."""
-        said = mistake("--config", recipe(teacher__init_args__backbone="models/nowhere"))
+        stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "latest"}}
+        said = mistake("--config", recipe(teacher__init_args__backbone="models/nowhere", recipe__more=stage))
         assert said.startswith(
             "teacher: no tokenizer for the backbone 'models/nowhere': give a hub id, a local directory"
         )
