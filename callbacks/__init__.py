@@ -10,6 +10,7 @@ from callbacks.rank_surprisal import RankSurprisalSignal
 from callbacks.recorded_quality import RecordedQualitySignal
 from callbacks.reward_model import RewardModelSignal
 from callbacks.training_loss import TrainingLossSignal
+from callbacks.win_rate import WinRate
 
 __all__ = [
     "GradientCosineSignal",
@@ -23,4 +24,5 @@ __all__ = [
     "ResponseLengthSignal",
     "RewardModelSignal",
     "TrainingLossSignal",
+    "WinRate",
 ]

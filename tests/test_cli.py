@@ -184,7 +184,7 @@ class TestMistakes:
             "'InfluenceProbeCallback'? there are: GradientCosineSignal, IFDSignal, InfluenceDuringTraining, "
             "InfluenceProbeCallback, JudgeSignal, RandomSignal, RankSurprisalSignal, RecordedQualitySignal, "
             "ResponseLengthSignal, "
-            "RewardModelSignal, TrainingLossSignal"
+            "RewardModelSignal, TrainingLossSignal, WinRate"
         )
 
     def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:

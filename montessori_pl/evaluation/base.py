@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 
 from montessori_pl.data import DataSources
 from montessori_pl.generation.base import GenerationBackend
@@ -10,6 +11,9 @@ from montessori_pl.models import ModelSource
 
 class Evaluator(ABC):
     """Measures a student. Implement `evaluate`."""
+
+    requests: Path | None = None
+    """Directory in which an engine of the evaluator may keep answers that were paid for; the stage sets it."""
 
     @abstractmethod
     def evaluate(

@@ -50,6 +50,7 @@ class Evaluate(Stage):
         work = [(name, evaluator) for name in self.students for evaluator in self.evaluators]
         for name, evaluator in work[done:]:
             source = context.source(context.student(), f"students.{name}")
+            evaluator.requests = context.requests
             metrics = evaluator.evaluate(source, context.data, context.backend)
             evaluation = Evaluation(id=name, evaluator=type(evaluator).__name__, metrics=metrics)
             journal.commit({"evaluations.jsonl": [evaluation]})
