@@ -3,13 +3,24 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from montessori_pl.chat import ChatFormat
 from montessori_pl.data import DataSources
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models import ModelSource
+from montessori_pl.planning import Work
 
 
 class Evaluator(ABC):
     """Measures a student. Implement `evaluate`."""
+
+    def plan(self, data: DataSources, chat: ChatFormat) -> list[Work]:
+        """What the evaluation of one student will take, for a dry run; by default nothing is said.
+
+        Args:
+            data: seeds, reference and test set.
+            chat: how the student writes conversations.
+        """
+        return []
 
     @abstractmethod
     def evaluate(

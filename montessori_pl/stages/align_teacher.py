@@ -6,13 +6,17 @@ from typing import Any
 
 from montessori_pl.chat import ChatFormat
 from montessori_pl.data import EncodedPair, collate_pairs, encode_pairs
+from montessori_pl.generation.foresight import Respondent
 from montessori_pl.models import load_chat
 from montessori_pl.optimization import TrainingSettings
+from montessori_pl.planning import Plan
 from montessori_pl.records import PreferencePair, read_records
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.dose import LOOKS, TEACHERS, DoseControl, DoseWatch, num_held_out, prompts_in_order
 from montessori_pl.stages.looks import Observer
+from montessori_pl.stages.plan import PlanContext, training
 from montessori_pl.stages.training import TrainingData, fit
+from montessori_pl.stages.writing import turn
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.teacher import TeacherDPOModule
 
@@ -59,6 +63,22 @@ class AlignTeacher(Stage):
     def reads(self) -> list[Input]:
         """The pairs and the teacher to start from."""
         return [Input("pairs", self.pairs, Kind.PAIRS), Input("teacher", self.teacher, Kind.TEACHER)]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """Both sides of all pairs that are learned, and the looks; the reference policy's passes are not counted."""
+        given, some = context.given("pairs"), context.given("pairs").some()
+        chat = load_chat(context.teacher().source)
+        encoded = encode_pairs(some, chat, self.training.max_length)
+        lengths = [len(pair.chosen.input_ids) + len(pair.rejected.input_ids) for pair in encoded]
+        held_out = num_held_out(given.count, self.watch.held_out) if self.watch is not None else 0
+        work = training(self.training, given.count - held_out, lengths, context.processes)
+        if self.watch is None or not self.watch.num_samples:
+            return Plan(work=[work])
+        looks = self.watch.num_looks(work.steps)
+        sampled = looks * self.watch.num_samples
+        prompts, texts = [turn(pair.prompt) for pair in some], [pair.chosen for pair in some]
+        limit = self.watch.sampling.max_tokens
+        return Plan(work=[work, Respondent(chat=chat).work("looks", sampled, sampled, prompts, texts, limit)])
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Align, or go on aligning."""

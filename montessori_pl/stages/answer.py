@@ -1,14 +1,16 @@
 """Answer: instructions that are there already are answered, by one teacher, by several, or by the student."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from montessori_pl.generation.base import Request, Sampling
+from montessori_pl.planning import Expected, Plan
 from montessori_pl.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.stages.authors import Author, Authors, student, teacher, usage_metrics
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.stages.writing import EXAMPLES, REJECTIONS
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected, ResponseFilter
@@ -72,6 +74,38 @@ class Answer(Stage):
     def asks(self) -> list[str]:
         """The teachers."""
         return self.teachers
+
+    def plan(self, context: PlanContext) -> Plan:
+        """The answers that are left; they are expected to be as long as the responses that are there."""
+        given = context.given("instructions")
+        left = max(0, given.instructions - len(context.commits) * self.instructions_per_round) * self.samples
+        some = given.some()
+        like = context.known or [_answered(example) for example in some]
+        if self.student is not None:
+            asked = {"answers of the student": context.answering()}
+        else:
+            asked = {f"answers of {name}": context.asked(name) for name in self.teachers}
+        work = [
+            one.work(
+                what,
+                left,
+                given.at_most(left),
+                [example.messages()[:-1] for example in some],
+                [example.response for example in like],
+                self.sampling.max_tokens,
+            )
+            for what, one in asked.items()
+        ]
+        count = given.instructions * self.samples * len(asked)
+        leaves = Expected(
+            count=count,
+            most=given.at_most(count),
+            prompts=given.instructions,
+            instructions=given.instructions,
+            like=like,
+        )
+        shown = [one.shown(example.messages()[:-1]) for one in asked.values() for example in some]
+        return Plan(work=work, leaves=leaves, prompts=shown)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Answer round by round what has not been answered."""
@@ -139,6 +173,11 @@ class Answer(Stage):
         return accepted, rejected
 
 
+def _answered(example: Example) -> Example:
+    """As if the response that is there were the answer."""
+    return dataclasses.replace(example, prompt_id=example.id, prompt=example.instruction, completion=example.response)
+
+
 def _asked(examples: Sequence[Example]) -> list[Example]:
     """Each instruction once: a pool of responses holds it as often as it has been answered."""
     first: dict[tuple[str, str], Example] = {}
@@ -147,7 +186,7 @@ def _asked(examples: Sequence[Example]) -> list[Example]:
     return list(first.values())
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Question:
     """An instruction on its way to an answer."""
 

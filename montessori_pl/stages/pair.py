@@ -1,10 +1,13 @@
 """Pair: scores become preferences between completions of one prompt."""
 
+import math
 from typing import Any, Literal
 
 from montessori_pl.pairing import mean_scores, pair_examples
-from montessori_pl.records import Example, Score, read_records
+from montessori_pl.planning import Expected, Plan
+from montessori_pl.records import Example, PreferencePair, Score, read_records
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.workspace import write_atomically
 
 PAIRS = "pairs.jsonl"
@@ -61,6 +64,17 @@ class Pair(Stage):
     def _setting(self, name: str) -> str:
         return "scores" if len(self.scores) == 1 else f"scores.{name}"
 
+    def plan(self, context: PlanContext) -> Plan:
+        """No work, but pairs: as many as the rule makes where all margins are clear and half of all scores positive."""
+        given = context.given("examples")
+        scored = min(given.count, *(context.given(self._setting(name)).count for name in self.scores))
+        samples = scored / max(1, given.prompts)
+        signed = min(samples * (samples - 1) / 4, self.max_pairs_per_prompt or math.inf)
+        count = round(given.prompts * (min(1.0, samples - 1) if self.rule == "best_worst" else signed))
+        like = [_like(example) for example in given.some() if example.prompt]
+        leaves = Expected(count=count, most=count, prompts=given.prompts, instructions=0, like=like)
+        return Plan(leaves=leaves)
+
     def run(self, context: StageContext) -> dict[str, Any]:
         """Pair all prompts."""
         directory = context.inputs["examples"]
@@ -108,3 +122,17 @@ class Pair(Stage):
             return mean_scores(several)
         except ValueError as error:
             raise StageError(f"{context.key}, scores {', '.join(self.scores)}: {error}") from error
+
+
+def _like(example: Example) -> PreferencePair:
+    """A pair of completions like that of this example."""
+    return PreferencePair(
+        id=example.id,
+        prompt=example.prompt,
+        chosen=example.completion,
+        rejected=example.completion,
+        chosen_id=example.id,
+        rejected_id=example.id,
+        system=example.system,
+        margin=0.0,
+    )
