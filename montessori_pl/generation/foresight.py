@@ -36,7 +36,11 @@ class Respondent:
             engine: who runs it.
             name: of the engine; empty for the recipe's own.
             requests: the run's directory of answers that were paid for.
+
+        Raises:
+            ValueError: the engine could not load it.
         """
+        engine.check(source)
         try:
             chat = load_chat(source)
         except ValueError:  # an endpoint may call its model as it likes

@@ -40,7 +40,8 @@ def print_plan(planned: Sequence[PlannedStep], console: Console) -> None:
             state = f"\n    {step.state}" if step.state else ""
             table.add_row(f"  {step.key.partition('/')[2]}{state}", *_cells(together(works), paid))
     table.add_section()
-    table.add_row("to come", *_cells(together(ahead), paid))
+    unknown = any(step.plan is None for step in planned)
+    table.add_row("to come" + "\nas far as known" * unknown, *_cells(together(ahead), paid))
     console.print(table)
     for sentence in _sentences(planned, ahead):
         console.print(sentence, markup=False, soft_wrap=False)
