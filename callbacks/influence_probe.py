@@ -22,9 +22,10 @@ class InfluenceProbeCallback(SignalCallback):
     beside the scores.
 
     Args:
-        lr: learning rate of the step; null takes the peak learning rate with which the student was trained.
+        lr: learning rate of the step; null takes the peak learning rate with which the student was trained on examples.
         optimizer: the update rule of the step.
-        moments: `warm` are those of AdamW at the end of the student's training, as in the paper; `fresh` are zero.
+        moments: `warm` are those of AdamW at the end of the student's training on examples, as in the paper, and zero
+            where its last training was none, or on preferences; `fresh` are zero.
         centred: whether the value is measured from a step with zero gradient, so that warm moments do not shift it;
             otherwise from no step at all, as in the paper. Both are kept in the score's details.
         method: `auto` takes the cheapest method whose agreement with exact is good enough; `control_variate` is first
@@ -125,7 +126,7 @@ class InfluenceProbeCallback(SignalCallback):
     def _update(self, student: StudentModule) -> UpdateRule:
         if self.lr is None and student.optimizer_state is None:
             raise ValueError(
-                "the influence probe needs a learning rate: the student was not trained, so that there is none to take "
+                f"the influence probe needs a learning rate: {student.why_no_state}, so that there is none to take "
                 "over; set `lr` of InfluenceProbeCallback"
             )
         state = student.optimizer_state

@@ -155,7 +155,9 @@ class MontessoriCLI(LightningCLI):
             if runner.leads:
                 # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.
                 parser = self._subcommand_parsers["fit"]
-                write_atomically(root / "config.yaml", parser.dump(self.config["fit"], skip_link_targets=False))
+                write_atomically(
+                    root / "config.yaml", parser.dump(self.config["fit"], skip_none=False, skip_link_targets=False)
+                )
                 summary = write_summary(root)
                 print_summary(summary, display.console)
                 if not worked:

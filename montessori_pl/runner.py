@@ -222,4 +222,6 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         parts.append(f"{metrics['steps']} steps, last loss {metrics['loss']:.3f}")
     if "watch" in metrics and metrics["watch"]["chosen_step"] != metrics["steps"]:
         parts.append(f"the teacher of step {metrics['watch']['chosen_step']}")
+    if "finding" in metrics:
+        parts.append(metrics["finding"])
     return f" ({'; '.join(parts)})" if parts else ""

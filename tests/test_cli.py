@@ -182,8 +182,9 @@ class TestMistakes:
         assert mistake("--config", recipe(recipe__influence=score)) == (
             "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
             "'InfluenceProbeCallback'? there are: GradientCosineSignal, IFDSignal, InfluenceDuringTraining, "
-            "InfluenceProbeCallback, JudgeSignal, RandomSignal, RankSurprisalSignal, ResponseLengthSignal, "
-            "RewardModelSignal, TrainingLossSignal"
+            "InfluenceProbeCallback, JudgeSignal, RandomSignal, RankSurprisalSignal, RecordedQualitySignal, "
+            "ResponseLengthSignal, "
+            "RewardModelSignal, TrainingLossSignal, WinRate"
         )
 
     def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
@@ -206,7 +207,7 @@ class TestMistakes:
         assert said == "recipe.warmup: TrainStudent needs training.lr, which is not set"
         Path("nothing.yaml").write_text("iterations: 1\n")
         said = mistake("--config", "nothing.yaml")
-        assert said.startswith("run, student, teacher, ")
+        assert said.startswith("run, student, generation, ")
         assert said.endswith(
             "are not set; give them in a recipe file (--config FILE), or as options such as --run VALUE"
         )
@@ -295,7 +296,8 @@ class TestMistakes:
 
     def test_missing_model_is_found_before_anything_runs(self, mistake: Mistake, recipe: Recipe) -> None:
         """Otherwise the first stage would be pinned to a backbone that does not exist."""
-        said = mistake("--config", recipe(teacher__init_args__backbone="models/nowhere"))
+        stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "latest"}}
+        said = mistake("--config", recipe(teacher__init_args__backbone="models/nowhere", recipe__more=stage))
         assert said.startswith(
             "teacher: no tokenizer for the backbone 'models/nowhere': give a hub id, a local directory"
         )

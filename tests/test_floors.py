@@ -14,7 +14,7 @@ FLOORS = [
         *("distributions", "synthesis", "planning"),
     ],
     ["models", "data", "generation", "progress"],
-    ["modules", "student", "teacher", "signals", "evaluation", "pool"],
+    ["modules", "dpo", "student", "teacher", "signals", "evaluation", "pool", "routing"],
     ["stages"],
     ["recipe", "runner", "tracking"],
     ["planner"],
@@ -34,14 +34,16 @@ SIBLINGS = {
     ("influence", "chat"),
     ("influence", "readers"),
     ("locations", "classroom"),
+    ("dpo", "modules"),
     ("generation", "classroom"),
     ("generation", "data"),
     ("generation", "models"),
+    ("routing", "modules"),
     ("runner", "recipe"),
     ("runner", "tracking"),
     ("signals", "student"),
     ("student", "modules"),
-    ("teacher", "modules"),
+    ("teacher", "dpo"),
 }
 """Who knows a room of the same floor, or one beside the house."""
 

@@ -29,7 +29,7 @@ class ExactMatch(Evaluator):
         self.sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
         self.answers = answers
 
-    def plan(self, data: DataSources, chat: ChatFormat) -> list[Work]:
+    def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
         """An answer to each item of the test set, as long as the test set's own."""
         test = data.read("test")
         asked, expected = [example.messages()[:-1] for example in test], [example.response for example in test]

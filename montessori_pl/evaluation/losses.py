@@ -27,7 +27,7 @@ class ResponseLoss(Evaluator):
     def __init__(self, batch_tokens: int = 8192, max_length: int = 1024) -> None:
         self.batch_tokens, self.max_length = batch_tokens, max_length
 
-    def plan(self, data: DataSources, chat: ChatFormat) -> list[Work]:
+    def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
         """A pass over the reference and the test set."""
         roles = ["reference", "test"] if data.test is not None else ["reference"]
         rendered = [one for role in roles for one in encode_examples(data.read(role), chat, self.max_length)[0]]

@@ -31,6 +31,7 @@ class Kind(enum.Enum):
     PAIRS = "pairs"
     STUDENT = "student"
     TEACHER = "teacher"
+    ROUTING = "routing"
     REPORT = "report"
 
 
@@ -45,6 +46,8 @@ WEIGHTS = "weights"
 """Directory, within a training stage's own, of the adapter or the whole model that it trained."""
 CHECKPOINT = "last.ckpt"
 """File, within a training stage's directory, of the weights with the optimizer's state."""
+ROUTING = "routing"
+"""Directory, within that of a stage that chooses among teachers, of the router; `load_router` reads it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,8 +104,8 @@ class DoseWatch:
         return within[-1]
 
 
-def prompts_in_order(prompts: Sequence[str], seed: int) -> list[str]:
-    """The different prompts, shuffled by the seed; the order in which they come does not matter."""
+def prompts_in_order(prompts: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
+    """The different prompts with their system messages, shuffled by the seed, in whatever order they come."""
     order = sorted(set(prompts))
     random.Random(f"{seed}/held out").shuffle(order)
     return order

@@ -47,7 +47,11 @@ class Evaluate(Stage):
     def plan(self, context: PlanContext) -> Plan:
         """What the evaluators say that they will take for each student that has not been evaluated."""
         chat = load_chat(context.student().source)
-        work = [evaluator.plan(context.data, chat) for _ in self.students for evaluator in self.evaluators]
+        for evaluator in self.evaluators:
+            evaluator.requests = context.requests
+        work = [
+            evaluator.plan(context.data, chat, context.backend) for _ in self.students for evaluator in self.evaluators
+        ]
         return Plan(work=[one for works in work[len(context.commits) :] for one in works])
 
     def run(self, context: StageContext) -> dict[str, Any]:
@@ -59,6 +63,7 @@ class Evaluate(Stage):
         work = [(name, evaluator) for name in self.students for evaluator in self.evaluators]
         for name, evaluator in work[done:]:
             source = context.source(context.student(), f"students.{name}")
+            evaluator.requests = context.requests
             metrics = evaluator.evaluate(source, context.data, context.backend)
             evaluation = Evaluation(id=name, evaluator=type(evaluator).__name__, metrics=metrics)
             journal.commit({"evaluations.jsonl": [evaluation]})

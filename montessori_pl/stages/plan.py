@@ -118,7 +118,7 @@ class PlanContext:
         return [] if self.known else [ASSUMED_SHARE, ASSUMED_LENGTHS]
 
 
-def training(settings: TrainingSettings, count: int, lengths: Sequence[int], processes: int) -> Work:
+def planned_training(settings: TrainingSettings, count: int, lengths: Sequence[int], processes: int) -> Work:
     """Training on so many items.
 
     Args:

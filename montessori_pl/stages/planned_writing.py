@@ -70,7 +70,7 @@ def plan_writing(
         rules.response_sampling.max_tokens,
     )
     return Plan(
-        work=[instructions, responses],
+        work=[instructions, responses] if rules.answered else [instructions],
         leaves=Expected(
             count=len(context.written) + amount.accepted,
             most=len(context.written) + amount.max_accepted,

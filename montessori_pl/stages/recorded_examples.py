@@ -15,6 +15,9 @@ from montessori_pl.workspace import write_atomically
 class RecordedExamples(Stage):
     """Read examples from JSON lines (alpaca, messages, instruction and response, ...) or a Hugging Face dataset.
 
+    A row may name the teacher who wrote the response (`teacher`, or else `model` or `generator`) and say how good it is
+    (`quality`, or else `reward` or `score`): what `SelectTeacher` and `TrainRouter` choose among teachers by.
+
     Args:
         source: a file of JSON lines, or a directory that `datasets` has saved; `[a:b]` behind it takes rows a to b.
         first_iteration_only: whether later iterations go without this stage.

@@ -38,6 +38,7 @@ class Synthesize(Stage):
         response_sampling: how responses are drawn; the defaults are the paper's.
         instruction_filter: which instructions are kept.
         response_filter: which responses are kept.
+        answered: whether the teacher answers what it has written; without, responses are empty, for a stage `Answer`.
         max_similarity: an instruction is a near duplicate if its ROUGE-L F1 with a seed or an accepted instruction is
             larger; the paper's value. Null keeps near duplicates, and drops exact ones only.
         decontaminate: drops what repeats an example of the reference or test set: the same instruction, or long runs
@@ -66,6 +67,7 @@ class Synthesize(Stage):
         response_sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
         instruction_filter: InstructionFilter = InstructionFilter(),
         response_filter: ResponseFilter = ResponseFilter(),
+        answered: bool = True,
         max_similarity: float | None = 0.7,
         decontaminate: bool | Decontamination = True,
         prompts_per_round: int = 32,
@@ -92,6 +94,7 @@ class Synthesize(Stage):
             response_filter=response_filter,
             max_similarity=max_similarity,
             decontaminate=decontaminate,
+            answered=answered,
         )
         self.prompts_per_round = prompts_per_round
         self.max_candidates_per_example, self.patience = max_candidates_per_example, patience

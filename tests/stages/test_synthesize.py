@@ -188,6 +188,16 @@ class TestHowMuch:
             for id_ in example.seed_ids:
                 assert f"<instruction>seeds task number {id_[-1]}</instruction>" in example.prompt
 
+    def test_instructions_alone(self, workshop: Workshop) -> None:
+        """Somebody else may answer them: nobody pays for responses that are not used."""
+        metrics = workshop.run(ScriptedTeacher(), num_examples=20, answered=False)
+        assert metrics["accepted"] == 20
+        assert {example.response for example in workshop.examples} == {""}
+        written = metrics["generated_tokens"]
+        other = Workshop(workshop.root / "other")
+        assert other.run(ScriptedTeacher(), num_examples=20)["generated_tokens"] == written + 20 * 9
+        assert [e.instruction for e in other.examples] == [e.instruction for e in workshop.examples]
+
     def test_later_prompts_show_what_was_written_before(self, workshop: Workshop) -> None:
         """Two seeds and one of our own; in the first round a third seed stands in."""
         workshop.run(ScriptedTeacher(), num_examples=20)
