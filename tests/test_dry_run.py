@@ -111,11 +111,14 @@ class TestRecipes:
         assert sum(bool(step.plan.prompts) for step in steps if step.plan is not None) >= 1
         assert not list(tmp_path.iterdir()), "nothing is written, not even an empty directory"
 
-    def test_shipped_recipe_without_its_data(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("name", ["real_text.yaml", "recorded_teachers.yaml"])
+    def test_shipped_recipe_without_its_data(
+        self, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
         said = []
         for arguments in ([], ["--dry_run"]):
             with pytest.raises(SystemExit):
-                cli.main(["fit", "--config", "real_text.yaml", "--run", "run", *arguments])
+                cli.main(["fit", "--config", name, "--run", "run", *arguments])
             said.append(capsys.readouterr().err)
         assert said[0] == said[1]
         assert "data.seeds" in said[0]
