@@ -6,7 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from montessori_pl.chat import ChatFormat
 from montessori_pl.influence import SGD, AdamW, Influence, InfluenceScorer, Method, Reduction, UpdateRule
+from montessori_pl.planning import Plan, mean, passes
 from montessori_pl.records import Example, Score
 from montessori_pl.signals import ScoringData, SignalCallback
 from montessori_pl.student import StudentModule
@@ -57,6 +59,18 @@ class InfluenceProbeCallback(SignalCallback):
         self.method, self.min_agreement, self.calibration_examples = method, min_agreement, calibration_examples
         self.num_references, self.refine, self.reduction = num_references, refine, reduction
         self.reference_batch_tokens = reference_batch_tokens
+
+    def plan(self, count: int, most: int, data: ScoringData, chat: ChatFormat) -> Plan:
+        """A pass and a step for each example, and from one pass over the reference set to one for each example.
+
+        How many there are depends on the method that is chosen, and on how many examples are scored exactly.
+        """
+        own = 2 * mean([len(rendered.input_ids) for _, rendered in data.items])
+        references = sum(len(rendered.input_ids) for rendered in data.reference)
+        some = count if self.method == "exact" else min(count, self.calibration_examples)
+        one_by_one = self.method in ("auto", "exact") or self.refine > 0
+        least, highest = own * count + references * some, own * most + references * (most if one_by_one else some)
+        return Plan(work=[passes("scoring", round(least), round(highest))])
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Look at the references, and choose the method.

@@ -6,10 +6,13 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from callbacks.judging import load_prompt, parse_score, render_prompt
+from montessori_pl.chat import ChatFormat
 from montessori_pl.data import DataSources
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend, Request, Sampling
+from montessori_pl.generation.foresight import Respondent
 from montessori_pl.models import ModelSource
+from montessori_pl.planning import Work
 from montessori_pl.records import Example, Message, stable_seed
 
 
@@ -43,6 +46,20 @@ class WinRate(Evaluator):
         self.judge, self.engine, self.judgements, self.sampling = judge, engine, judgements, sampling
         self.template = load_prompt(prompt)
         self.answering = Sampling(temperature=0.0, max_tokens=max_tokens)
+
+    def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
+        """An answer to each item, and the judgements of both sides; each as long as it may be."""
+        test = data.read("test")
+        judge = Respondent.of(self.judge, self.engine or backend(), "judge", self.requests)
+        asked: list[list[Message]] = [
+            [{"role": "user", "content": render_prompt(self.template, example)}] for example in test
+        ]
+        judgements = 2 * self.judgements * len(test)
+        answered = [example.messages()[:-1] for example in test], [example.response for example in test]
+        return [
+            Respondent(chat=chat).work("answers", len(test), len(test), *answered, self.answering.max_tokens),
+            judge.work("judgements", judgements, judgements, asked, None, self.sampling.max_tokens),
+        ]
 
     def evaluate(
         self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]

@@ -6,8 +6,10 @@ from montessori_pl.dpo import DPOModule, check_preference_settings
 from montessori_pl.losses import PairLoss
 from montessori_pl.models import holds_adapter, load_chat
 from montessori_pl.optimization import TrainingSettings
+from montessori_pl.planning import Plan
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
-from montessori_pl.stages.preferences import pair_data, read_pairs
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.preferences import pair_data, plan_alignment, read_pairs
 from montessori_pl.stages.training import fit
 
 
@@ -54,6 +56,11 @@ class AlignStudent(Stage):
     def reads(self) -> list[Input]:
         """The pairs and the student to start from."""
         return [Input("pairs", self.pairs, Kind.PAIRS), Input("student", self.student, Kind.STUDENT)]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """The training on all pairs."""
+        chat = load_chat(context.student().source)
+        return Plan(work=[plan_alignment(context, chat, self.training, context.given("pairs").count)])
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Align, or go on aligning."""

@@ -5,13 +5,16 @@ from typing import Any, Literal
 
 from montessori_pl.chat import ChatFormat
 from montessori_pl.data import EncodedPair
+from montessori_pl.generation.foresight import Respondent
 from montessori_pl.models import load_chat
 from montessori_pl.optimization import TrainingSettings
+from montessori_pl.planning import Plan
 from montessori_pl.records import Message
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
 from montessori_pl.stages.dose import LOOKS, TEACHERS, DoseControl, DoseWatch, num_held_out, prompts_in_order
 from montessori_pl.stages.looks import Observer, whole_response
-from montessori_pl.stages.preferences import pair_data, read_pairs
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.preferences import pair_data, plan_alignment, read_pairs
 from montessori_pl.stages.training import fit
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.teacher import TeacherDPOModule
@@ -64,6 +67,18 @@ class AlignTeacher(Stage):
     def reads(self) -> list[Input]:
         """The pairs and the teacher to start from."""
         return [Input("pairs", self.pairs, Kind.PAIRS), Input("teacher", self.teacher, Kind.TEACHER)]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """The training, and the looks that it takes if it goes to its end."""
+        given, chat = context.given("pairs"), load_chat(context.teacher().source)
+        held_out = num_held_out(given.count, self.watch.held_out) if self.watch is not None else 0
+        work = plan_alignment(context, chat, self.training, given.count - held_out)
+        if self.watch is None or not self.watch.num_samples:
+            return Plan(work=[work])
+        asked, texts = [pair.messages() for pair in given.some()], [pair.chosen for pair in given.some()]
+        sampled = self.watch.num_looks(work.steps) * self.watch.num_samples
+        limit = self.watch.sampling.max_tokens
+        return Plan(work=[work, Respondent(chat=chat).work("looks", sampled, sampled, asked, texts, limit)])
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Align, or go on aligning."""

@@ -1,19 +1,23 @@
 """Answer: instructions that are there already are answered, by one teacher, several, a routed one, or the student."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from montessori_pl.generation.base import Request, Sampling
+from montessori_pl.planning import Expected, Plan
 from montessori_pl.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.routing import RouteLimits, load_router
 from montessori_pl.stages.authors import Author, Authors, student, teacher, usage_metrics
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.stages.writing import EXAMPLES, REJECTIONS
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected, ResponseFilter
 from montessori_pl.workspace import Journal
+
+ASSUMED_ANSWERS = "Answers are assumed to be as long as the responses that are there, or as the seeds'."
 
 
 class Answer(Stage):
@@ -82,6 +86,37 @@ class Answer(Stage):
     def asks(self) -> list[str]:
         """The teachers."""
         return self.teachers
+
+    def plan(self, context: PlanContext) -> Plan:
+        """The answers that are left; a router is expected to send as many instructions to each teacher."""
+        given, some = context.given("instructions"), context.given("instructions").some()
+        if self.student is not None:
+            asked = {"answers of the student": context.answering()}
+        else:
+            asked = {f"answers of {name}": context.asked(name) for name in self.teachers}
+        left = max(0, given.instructions - len(context.commits) * self.instructions_per_round) * self.samples
+        share = len(asked) if self.routing is not None else 1
+        like = context.known or [_answered(example) for example in some]
+        # Where nobody has answered them yet, there is nothing to measure beside the instructions.
+        texts = [one.response for one in like if one.response] or [one.response for one in context.data.read("seeds")]
+        conversations = [example.messages()[:-1] for example in some]
+        work = [
+            one.work(what, round(left / share), given.at_most(left), conversations, texts, self.sampling.max_tokens)
+            for what, one in asked.items()
+        ]
+        count = given.instructions * self.samples * len(asked) // share
+        return Plan(
+            work=work,
+            leaves=Expected(
+                count=count,
+                most=given.at_most(count),
+                prompts=given.instructions,
+                instructions=given.instructions,
+                like=like,
+            ),
+            prompts=[next(iter(asked.values())).shown(messages) for messages in conversations],
+            notes=[] if context.known else [ASSUMED_ANSWERS],
+        )
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Answer round by round what has not been answered."""
@@ -176,6 +211,11 @@ class Answer(Stage):
         return accepted, rejected
 
 
+def _answered(example: Example) -> Example:
+    """As if the response that is there were the answer."""
+    return dataclasses.replace(example, prompt_id=example.id, prompt=example.instruction, completion=example.response)
+
+
 def _asked(examples: Sequence[Example]) -> list[Example]:
     """Each instruction once: a pool of responses holds it as often as it has been answered."""
     first: dict[tuple[str, str], Example] = {}
@@ -184,7 +224,7 @@ def _asked(examples: Sequence[Example]) -> list[Example]:
     return list(first.values())
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Question:
     """An instruction on its way to an answer."""
 

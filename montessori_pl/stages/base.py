@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from montessori_pl.data import DataSources
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models import ModelSource
+from montessori_pl.planning import Plan
 from montessori_pl.pool import PoolTeacher
 from montessori_pl.progress import Progress
+from montessori_pl.stages.plan import PlanContext
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -141,6 +143,14 @@ class Stage(ABC):
     def asks(self) -> list[str]:
         """Names of teachers; those of the pool are settings that the result depends on."""
         return []
+
+    def plan(self, context: PlanContext) -> Plan | None:
+        """What the stage will take, or what is left of it, for a dry run; none, the default, for no estimate.
+
+        Raises:
+            NoEstimate: it depends on what nobody knows.
+        """
+        return None
 
     @abstractmethod
     def run(self, context: StageContext) -> dict[str, Any]:

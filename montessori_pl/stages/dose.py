@@ -92,6 +92,10 @@ class DoseWatch:
         last = looks[1:][-self.patience :]
         return len(last) == self.patience and all(look["beyond"] for look in last)
 
+    def num_looks(self, num_steps: int) -> int:
+        """Looks at a training of so many steps that goes to its end."""
+        return 2 + max(0, num_steps - 1) // self.every_n_steps
+
     def choice(self, looks: Sequence[Look]) -> Look:
         """The look that becomes the teacher."""
         within = [look for look in looks[1:] if not look["beyond"]] or [looks[0]]

@@ -1,11 +1,14 @@
 """Pair: scores become preferences between completions of one prompt."""
 
+import math
 from typing import Any, Literal
 
 from montessori_pl.pairing import pair_examples
-from montessori_pl.records import Example, read_records
+from montessori_pl.planning import Expected, Plan
+from montessori_pl.records import Example, PreferencePair, read_records
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.scores import read_scores, score_inputs, score_names
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.scores import num_scored, read_scores, score_inputs, score_names
 from montessori_pl.workspace import write_atomically
 
 PAIRS = "pairs.jsonl"
@@ -56,6 +59,16 @@ class Pair(Stage):
         """The examples and their scores."""
         return [Input("examples", self.examples, Kind.EXAMPLES), *score_inputs(self.scores)]
 
+    def plan(self, context: PlanContext) -> Plan:
+        """No work, but pairs: as many as the rule makes where all margins are clear and half of all scores positive."""
+        given = context.given("examples")
+        samples = num_scored(context, self.scores) / max(1, given.prompts)
+        signed = min(samples * (samples - 1) / 4, self.max_pairs_per_prompt or math.inf)
+        count = round(given.prompts * (min(1.0, samples - 1) if self.rule == "best_worst" else signed))
+        like = [_like(example) for example in given.some() if example.prompt]
+        leaves = Expected(count=count, most=count, prompts=given.prompts, instructions=0, like=like)
+        return Plan(leaves=leaves)
+
     def run(self, context: StageContext) -> dict[str, Any]:
         """Pair all prompts."""
         directory = context.inputs["examples"]
@@ -89,3 +102,17 @@ class Pair(Stage):
             "prompts_with_pairs": len({pair.prompt for pair in pairs}),
             "mean_margin": sum(pair.margin for pair in pairs) / len(pairs),
         }
+
+
+def _like(example: Example) -> PreferencePair:
+    """A pair of completions like that of this example."""
+    return PreferencePair(
+        id=example.id,
+        prompt=example.prompt,
+        chosen=example.completion,
+        rejected=example.completion,
+        chosen_id=example.id,
+        rejected_id=example.id,
+        system=example.system,
+        margin=0.0,
+    )

@@ -1,5 +1,6 @@
 """PickResponses: of a pool of recorded responses the one by the teacher to whom the router sends the instruction."""
 
+import dataclasses
 import shutil
 from collections import Counter
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from montessori_pl.planning import Plan
 from montessori_pl.records import Example
 from montessori_pl.routing import Prompt, ResponsePool, RouteLimits, load_router
 from montessori_pl.routing.limits import choose
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.stages.pools import in_chunks, read_pool
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
@@ -41,6 +44,12 @@ class PickResponses(Stage):
     def reads(self) -> list[Input]:
         """The responses and the router."""
         return [Input("examples", self.examples, Kind.EXAMPLES), Input("routing", self.routing, Kind.ROUTING)]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """One example for each instruction; what the router reads is little beside it."""
+        given = context.given("examples")
+        count = given.instructions
+        return Plan(leaves=dataclasses.replace(given, count=count, most=given.at_most(count), prompts=0))
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Route all instructions; of several responses of a teacher to one the first is kept."""

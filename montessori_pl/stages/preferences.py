@@ -6,9 +6,11 @@ from functools import partial
 from montessori_pl.chat import ChatFormat
 from montessori_pl.data import EncodedPair, collate_pairs, encode_pairs
 from montessori_pl.optimization import TrainingSettings
+from montessori_pl.planning import Work
 from montessori_pl.records import PreferencePair, read_records
 from montessori_pl.stages.base import StageContext, StageError
 from montessori_pl.stages.pair import PAIRS
+from montessori_pl.stages.plan import PlanContext, planned_training
 from montessori_pl.stages.training import TrainingData
 
 
@@ -46,3 +48,10 @@ def pair_data(
         context.seed,
         partial(collate_pairs, pad_id=chat.tokenizer.pad_token_id),
     )
+
+
+def plan_alignment(context: PlanContext, chat: ChatFormat, training: TrainingSettings, count: int) -> Work:
+    """Training on so many of the pairs, both sides of each; the reference policy's passes are not counted."""
+    encoded = encode_pairs(context.given("pairs").some(), chat, training.max_length)
+    lengths = [len(pair.chosen.input_ids) + len(pair.rejected.input_ids) for pair in encoded]
+    return planned_training(training, count, lengths, context.processes)

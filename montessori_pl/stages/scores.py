@@ -3,6 +3,7 @@
 from montessori_pl.pairing import mean_scores
 from montessori_pl.records import Score, read_records
 from montessori_pl.stages.base import Input, Kind, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.stages.score import SCORES
 
 
@@ -40,6 +41,11 @@ def read_scores(context: StageContext, names: list[str]) -> dict[str, Score]:
         return mean_scores(several)
     except ValueError as error:
         raise StageError(f"{context.key}, scores {', '.join(names)}: {error}") from error
+
+
+def num_scored(context: PlanContext, names: list[str]) -> int:
+    """How many examples all of these stages score, as far as it can be foreseen."""
+    return min(context.given(_setting(names, name)).count for name in names)
 
 
 def _setting(names: list[str], name: str) -> str:

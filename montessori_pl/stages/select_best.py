@@ -1,11 +1,14 @@
 """SelectBest: the best-scored examples, to be shown to a teacher as shots."""
 
+import dataclasses
 import statistics
 from typing import Any
 
+from montessori_pl.planning import Plan
 from montessori_pl.records import Example, read_records
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.scores import read_scores, score_inputs, score_names
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.scores import num_scored, read_scores, score_inputs, score_names
 from montessori_pl.stages.writing import EXAMPLES
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
@@ -38,6 +41,13 @@ class SelectBest(Stage):
     def reads(self) -> list[Input]:
         """The examples and their scores."""
         return [Input("examples", self.examples, Kind.EXAMPLES), *score_inputs(self.scores)]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """No work, but its share of the examples."""
+        given = context.given("examples")
+        count = max(1, round(self.share * num_scored(context, self.scores)))
+        most, instructions = max(1, given.at_most(count)), min(count, given.instructions)
+        return Plan(leaves=dataclasses.replace(given, count=count, most=most, instructions=instructions))
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Choose, and keep the order of the examples."""

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from montessori_pl.models import load_chat
+from montessori_pl.planning import Plan
 from montessori_pl.routing import ConstantRouter, ResponsePool
 from montessori_pl.routing.pool import Array
 from montessori_pl.routing.resampling import interval, resampled_means
 from montessori_pl.routing.selection import NEEDED, Rule, merit, ranking
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.stages.pools import read_pool, read_scores, save_router
 
 
@@ -68,6 +70,10 @@ class SelectTeacher(Stage):
             Input("quality", self.quality, Kind.SCORES),
             *loss,
         ]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """No work: the scores are there."""
+        return Plan()
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Rank, and leave the ranking as a router that sends everything to the best."""

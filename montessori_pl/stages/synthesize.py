@@ -1,14 +1,18 @@
 """Synthesize: the teacher writes instructions and responses; what passes the filters becomes examples."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from montessori_pl.generation.base import Sampling
+from montessori_pl.planning import Plan
 from montessori_pl.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.stages.authors import Author, Authors, teacher, usage_metrics
 from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.collapse_guard import FALLBACK_TEACHER, CollapseGuard, CollapseWatch
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.planned_writing import NUM_PROMPTS, Amount, plan_writing
 from montessori_pl.stages.writing import EXAMPLES, REJECTIONS, Assignment, Rules, Writer
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.synthesis.contamination import Decontamination
@@ -105,6 +109,32 @@ class Synthesize(Stage):
     def asks(self) -> list[str]:
         """The teacher."""
         return [self.teacher]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """The rounds that are left; the next prompts are rendered as the run will, with seeds for shots to come."""
+        seeds = context.given("seeds").like if self.seeds is not None else context.data.read("seeds")
+        amount = self._amount(context)
+        first = len(context.commits) * self.prompts_per_round
+        last = min(first + NUM_PROMPTS, self.num_prompts) if self.num_prompts is not None else first + NUM_PROMPTS
+        shots = [(stable_seed(context.seed, "prompt", index), seeds) for index in range(first, last)]
+        prompts = first + amount.completions // self.samples_per_prompt
+        return plan_writing(context, self.rules, self.teacher, shots, amount, prompts)
+
+    def _amount(self, context: PlanContext) -> Amount:
+        """How much is left to be written: whole rounds, unless the number of prompts is given."""
+        missing = self._missing(sum(commit["accepted"] for commit in context.commits), len(context.commits))
+        if self.num_examples is None:
+            most = missing * self.samples_per_prompt
+            return Amount(
+                completions=most,
+                max_completions=most,
+                accepted=round(most * context.accepted_share),
+                max_accepted=most,
+            )
+        size = self.prompts_per_round * self.samples_per_prompt
+        limit = math.ceil(self.max_candidates_per_example * self.num_examples / size) - len(context.commits)
+        rounds = min(math.ceil(missing / context.accepted_share / size), limit)
+        return Amount(completions=rounds * size, max_completions=limit * size, accepted=missing, max_accepted=missing)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write rounds until there is enough."""

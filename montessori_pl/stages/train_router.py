@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from montessori_pl.models import LoraSettings, ModelSource, load_chat
 from montessori_pl.optimization import TrainingSettings
+from montessori_pl.planning import Plan, mean, passes
 from montessori_pl.records import stable_id
 from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, ResponsePool
 from montessori_pl.routing.encoder import PromptEncoder, encode_prompts
@@ -23,6 +24,7 @@ from montessori_pl.routing.preferences import Normalization, bradley_terry_loss,
 from montessori_pl.routing.regret import Comparison
 from montessori_pl.routing.router import ENCODER
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext, planned_training
 from montessori_pl.stages.pools import in_chunks, read_pool, read_scores, save_router
 from montessori_pl.stages.training import TrainingData, fit
 
@@ -120,6 +122,17 @@ class TrainRouter(Stage):
             Input("learnability", self.learnability, Kind.SCORES),
         ]
 
+    def plan(self, context: PlanContext) -> Plan:
+        """The encoder's pass over all prompts, and its training where it is trained."""
+        given, chat = context.given("examples"), load_chat(self._source(context))
+        prompts = [Prompt(example.instruction, example.system) for example in given.some()]
+        lengths = [len(one.input_ids) for one in encode_prompts(prompts, chat, self.max_length)]
+        work = [passes("routing", round(given.instructions * mean(lengths)))]
+        if self.training is not None:
+            learned = given.instructions - round(self.held_out * given.instructions)
+            work.append(planned_training(self.training, learned, lengths, context.processes))
+        return Plan(work=work)
+
     def run(self, context: StageContext) -> dict[str, Any]:
         """Fit the router, judge it, and leave it or the best single teacher behind."""
         pool, calibration = self._calibration(context)
@@ -152,7 +165,7 @@ class TrainRouter(Stage):
         prompts = [prompt for prompt, fits in zip(pool.prompts, compared, strict=True) if fits]
         return pool, Calibration(prompts, tables)
 
-    def _source(self, context: StageContext) -> ModelSource:
+    def _source(self, context: StageContext | PlanContext) -> ModelSource:
         """The encoder before it is trained."""
         if self.encoder is not None:
             return ModelSource(self.encoder, chat=self.encoder_chat)
