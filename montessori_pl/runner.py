@@ -89,7 +89,9 @@ class Runner:
         self.check(steps, settings)
         for number, step in enumerate(steps, start=1):
             inputs = {setting: self._identity(key) for setting, key in step.inputs.items()}
-            self.workspace.check(step.key, settings[step.name], inputs)
+            self.workspace.check(step.key, settings[step.name], inputs, _adjustable(step))
+            if self.leads:
+                self.workspace.adjust(step.key, settings[step.name])
             title = f"[{number}/{len(steps)}] {step.key}"
             if self.workspace.finished(step.key):
                 if self.leads:
@@ -109,7 +111,7 @@ class Runner:
             WorkspaceError: they differ.
         """
         for step in steps:
-            self.workspace.check(step.key, settings[step.name])
+            self.workspace.check(step.key, settings[step.name], adjustable=_adjustable(step))
 
     def seed_of(self, step: Step) -> int:
         """Seed of a step: depends on the run's seed, the iteration and the stage's name."""
@@ -199,6 +201,11 @@ class Runner:
     def locked(self) -> Any:
         """The lock of the run directory, for the process that writes."""
         return self.workspace.locked() if self.leads else nullcontext()
+
+
+def _adjustable(step: Step) -> list[str]:
+    """The settings of a step that say how much, as the manifest calls them."""
+    return [f"recipe.{step.name}.init_args.{name}" for name in step.stage.adjustable]
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:

@@ -486,6 +486,34 @@ class TestRuns:
         assert re.search(r"recorded: done in .*\n\[2/2\]", said), "who warns of nothing says nothing"
         assert re.search(r"warns: done in .*\n  warning: less and less\n", said)
 
+    def test_a_finished_stage_is_topped_up(self, mistake: Mistake, recipe: Recipe) -> None:
+        """As long as nobody has read it; what there was stays, and what is added comes from later prompts."""
+        settings = {
+            "num_examples": 6,
+            "samples_per_prompt": 2,
+            "prompts_per_round": 2,
+            "synthesizer": {"class_path": "SelfInstruct", "init_args": {"prompt": "classroom"}},
+            "instruction_sampling": {"max_tokens": 40},
+            "response_sampling": {"max_tokens": 24},
+            "max_similarity": None,
+        }
+        path = recipe(recipe__data={"class_path": "Synthesize", "init_args": settings})
+        main(["fit", "--config", path])
+        examples = Path("run/iteration_1/data/examples.jsonl")
+        before = examples.read_text()
+        main(["fit", "--config", path, "--recipe.data.num_examples", "9"])
+        assert examples.read_text().startswith(before)
+        assert len(examples.read_text().splitlines()) == 9
+        asked = {"class_path": "Answer", "init_args": {"instructions": "data", "student": "base"}}
+        asked["init_args"]["sampling"] = {"max_tokens": 8}  # type: ignore[index]
+        path = recipe(recipe__data={"class_path": "Synthesize", "init_args": settings}, recipe__answers=asked)
+        main(["fit", "--config", path, "--recipe.data.num_examples", "9"])
+        said = mistake("--config", path, "--recipe.data.num_examples", "12")
+        assert said.startswith(
+            "stage iteration_1/data of run has finished under other settings "
+            "(recipe.data.init_args.num_examples: 9 then, 12 now)"
+        )
+
     def test_plugin_beside_the_recipe_and_a_later_stage_that_changes(self, mistake: Mistake, recipe: Recipe) -> None:
         """The second stage, a class in a file of the working directory, stops the first session.
 

@@ -130,6 +130,8 @@ class Stage(ABC):
     """Which of them it trains: only then does the result depend on settings such as DPO's `beta`."""
     unpinned: ClassVar[tuple[str, ...]] = ()
     """Settings that say how fast or how long, not what: they may be changed after the stage has begun."""
+    adjustable: ClassVar[tuple[str, ...]] = ()
+    """Settings that say how much: they may be changed as long as no other stage has read the result."""
     distributed: ClassVar[bool] = False
     """Whether all processes of a multi-process run take part; otherwise the first works and the others wait."""
 

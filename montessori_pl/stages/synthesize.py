@@ -54,6 +54,7 @@ class Synthesize(Stage):
     artifacts = (EXAMPLES, REJECTIONS)
     uses = ("teacher", "generation", "data")
     unpinned = ("max_candidates_per_example", "patience")
+    adjustable = ("num_examples", "num_prompts")
 
     def __init__(
         self,
@@ -225,7 +226,8 @@ class Synthesize(Stage):
         return num_examples
 
     def _missing(self, num_examples: int, num_rounds: int) -> int:
-        return (self.num_prompts or self.num_examples or 0) - self._done(num_examples, num_rounds)
+        # There may be more than enough: less may be asked for than in an earlier session.
+        return max(0, (self.num_prompts or self.num_examples or 0) - self._done(num_examples, num_rounds))
 
     def _check_limits(self, context: StageContext, journal: Journal) -> None:
         candidates = sum(commit["candidates"] for commit in journal.commits)
@@ -249,5 +251,6 @@ class Synthesize(Stage):
         raise StageError(
             f"{context.key} gave up with {accepted} of {self.num_examples or self.num_prompts} wanted, after "
             f"{candidates} completions: {why}. Rejected: {counts}. The last ones were: {samples}. What was accepted is "
-            "kept; raise the limit to go on, or mend the prompt, the sampling or the filters under another --run"
+            f"kept: raise the limit to go on, ask for {accepted} to go on without the rest, or mend the prompt, the "
+            "sampling or the filters under another --run"
         )
