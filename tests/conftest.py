@@ -1,5 +1,6 @@
 """What the tests share: one thread, no network, and recipes of the classroom that finish in seconds."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,12 @@ import torch
 import yaml
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what needs vLLM where it is not installed."""
+    if item.get_closest_marker("vllm") is not None and importlib.util.find_spec("vllm") is None:
+        pytest.skip("needs vLLM: make test-vllm")
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from montessori_pl.chat import ChatFormat
 from montessori_pl.models import ModelSource
 from montessori_pl.records import Message
 
@@ -53,6 +54,13 @@ class Completion:
     """Sampled tokens, the end token included."""
     num_prompt_tokens: int = 0
     """Tokens of the conversation that was answered; 0 where the engine does not count them."""
+
+
+def decoded(chat: ChatFormat, ids: Sequence[int], num_prompt_tokens: int) -> Completion:
+    """The completion that these sampled tokens are, up to its end token."""
+    text, finished = chat.decode(ids)
+    num_tokens = ids.index(chat.end_id) + 1 if finished else len(ids)
+    return Completion(text=text, finished=finished, num_tokens=num_tokens, num_prompt_tokens=num_prompt_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +117,7 @@ class GenerationBackend(ABC):
 
     @abstractmethod
     def load(self, source: ModelSource) -> None:
-        """Make this model the one that `generate` samples from."""
+        """Make this model the one that `generate` samples from, in the place of an earlier one."""
 
     @abstractmethod
     def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:

@@ -15,7 +15,7 @@ from transformers import (
 
 from montessori_pl.chat import ChatFormat
 from montessori_pl.data import length_batches
-from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
 from montessori_pl.models import ModelSource, load_chat, load_model
 from montessori_pl.records import Message
 
@@ -48,6 +48,7 @@ class TransformersBackend(GenerationBackend):
 
     def load(self, source: ModelSource) -> None:
         """Load the model with its adapter, unmerged."""
+        self.close()  # or both models would be in memory while this one is loaded
         self._chat = load_chat(source)
         self._model = load_model(source).to(self.device)
 
@@ -104,12 +105,7 @@ class TransformersBackend(GenerationBackend):
             logits_processor=_processors(sampling, seeds, length),
         )
         rows = output[:, length:].tolist()
-        return [self._completion(row, chat, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
-
-    def _completion(self, ids: list[int], chat: ChatFormat, num_prompt_tokens: int) -> Completion:
-        text, finished = chat.decode(ids)
-        num_tokens = ids.index(chat.end_id) + 1 if finished else len(ids)
-        return Completion(text=text, finished=finished, num_tokens=num_tokens, num_prompt_tokens=num_prompt_tokens)
+        return [decoded(chat, row, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
 
     def _loaded(self) -> tuple["nn.Module", ChatFormat]:
         assert self._model is not None, "load a model first"

@@ -102,23 +102,23 @@ class Authors:
     def _load(self, author: Author) -> None:
         if author == self._loaded:
             return
-        if self._loaded is not None:
+        engine = self._engine(author)
+        if self._loaded is not None and self._engine(self._loaded) is not engine:
             self._engine(self._loaded).close()  # or both would be in memory while the second is loaded
             self._loaded = None
-        self._engine(author).load(author.source)
+        engine.load(author.source)
         self._loaded = author
 
     def _engine(self, author: Author) -> GenerationBackend:
-        if author.member not in self._engines:
-            member = self.context.pool.get(author.member)
-            if member is not None and member.generation is not None:
-                engine = member.generation()
-                if self.context.requests is not None:
-                    engine.keep(self.context.requests / author.member)  # each has a price of its own
-            else:
-                engine = self.context.backend()
-            self._engines[author.member] = engine
-        return self._engines[author.member]
+        member = self.context.pool.get(author.member)
+        generation = member.generation if member is not None else None
+        name = author.member if generation is not None else ""  # who has no engine of their own shares the run's
+        if name not in self._engines:
+            engine = (generation or self.context.backend)()
+            if name and self.context.requests is not None:
+                engine.keep(self.context.requests / name)  # each has a price of its own
+            self._engines[name] = engine
+        return self._engines[name]
 
     def _count(self, author: Author, completions: Sequence[Completion]) -> None:
         read = sum(completion.num_prompt_tokens for completion in completions)

@@ -39,7 +39,6 @@ class Scribe(GenerationBackend):
         self.events.append(f"keep {directory.name}")
 
     def load(self, source: ModelSource) -> None:
-        assert not self.loaded, "one model at a time"
         self.loaded = f"{source.backbone}{'+' if source.weights else ''}"
         self.events.append(f"load {self.loaded}")
 
@@ -140,10 +139,8 @@ def test_each_teacher_answers_each_instruction(tmp_path: Path) -> None:
     assert len({e.response for e in room.examples}) == 12, "each sample has a seed of its own"
     assert metrics["accepted"] == 12
     assert metrics["teachers"] == {"anna": 6, "ben": 6}
-    # Once each for what fits, and once more for the round, whoever is loaded first: never two at a time.
-    assert [event for event in room.events if event.startswith("load")] == ["load a", "load b", "load a"]
-    assert room.events.count("close a") == 2
-    assert room.events.count("close b") == 1
+    # Once each for what fits, and once more for the round, whoever is loaded first, all in the run's one engine.
+    assert room.events == ["load a", "load b", "load a", "close a"]
 
 
 def test_answers_to_one_instruction_are_paired_with_each_other(tmp_path: Path) -> None:
@@ -171,10 +168,11 @@ def test_student_and_stages_answer_with_their_weights(tmp_path: Path) -> None:
     other.run({"teachers.aligned": trained, "teachers.base": None}, teachers=["aligned", "base"])
     assert {e.teacher for e in other.examples} == {"the-teacher + trained", "the-teacher"}
     # Two adapters of one backbone share its context: nothing is loaded only to see what fits.
-    assert other.events[-4:] == ["load the-teacher+", "close the-teacher+", "load the-teacher", "close the-teacher"]
+    assert other.events == ["load the-teacher+", "load the-teacher", "close the-teacher"]
 
 
 def test_a_teacher_of_the_pool_has_its_own_engine_and_price(tmp_path: Path) -> None:
+    """Of two engines one at a time has a model loaded."""
     events: list[str] = []
     pool = {
         "dear": PoolTeacher(backbone="d", generation=lambda: Scribe(events), price=Price(input=10, output=30)),

@@ -54,7 +54,6 @@ class Teachers(GenerationBackend):
         self._loaded = ""
 
     def load(self, source: ModelSource) -> None:
-        assert not self._loaded, "two teachers are in memory"
         self._loaded = source.weights.parent.name if source.weights else "base"
         self.events.append(self._loaded)
 
