@@ -7,8 +7,10 @@ from callbacks.influence_probe import InfluenceProbeCallback
 from callbacks.instruction_difficulty import IFDSignal
 from callbacks.judge import JudgeSignal
 from callbacks.rank_surprisal import RankSurprisalSignal
+from callbacks.recorded_quality import RecordedQualitySignal
 from callbacks.reward_model import RewardModelSignal
 from callbacks.training_loss import TrainingLossSignal
+from callbacks.win_rate import WinRate
 
 __all__ = [
     "GradientCosineSignal",
@@ -18,7 +20,9 @@ __all__ = [
     "JudgeSignal",
     "RandomSignal",
     "RankSurprisalSignal",
+    "RecordedQualitySignal",
     "ResponseLengthSignal",
     "RewardModelSignal",
     "TrainingLossSignal",
+    "WinRate",
 ]

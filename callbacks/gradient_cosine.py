@@ -82,8 +82,8 @@ class GradientCosineSignal(QuantitySignal):
     def _adam(self, student: StudentModule) -> AdamW:
         if student.optimizer_state is None:
             raise ValueError(
-                "GradientCosineSignal with preconditioned: true needs the moments of the student's training, and the "
-                "student was not trained; score with a trained student, or set preconditioned: false"
+                "GradientCosineSignal with preconditioned: true needs the moments of the student's training, and "
+                f"{student.why_no_state}; score with a trained student, or set preconditioned: false"
             )
         return AdamW.from_optimizer_state(student.optimizer_state, student.optimizer_names, lr=1.0)
 

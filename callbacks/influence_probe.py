@@ -6,7 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from montessori_pl.chat import ChatFormat
 from montessori_pl.influence import SGD, AdamW, Influence, InfluenceScorer, Method, Reduction, UpdateRule
+from montessori_pl.planning import Plan, mean, passes
 from montessori_pl.records import Example, Score
 from montessori_pl.signals import ScoringData, SignalCallback
 from montessori_pl.student import StudentModule
@@ -20,9 +22,10 @@ class InfluenceProbeCallback(SignalCallback):
     beside the scores.
 
     Args:
-        lr: learning rate of the step; null takes the peak learning rate with which the student was trained.
+        lr: learning rate of the step; null takes the peak learning rate with which the student was trained on examples.
         optimizer: the update rule of the step.
-        moments: `warm` are those of AdamW at the end of the student's training, as in the paper; `fresh` are zero.
+        moments: `warm` are those of AdamW at the end of the student's training on examples, as in the paper, and zero
+            where its last training was none, or on preferences; `fresh` are zero.
         centred: whether the value is measured from a step with zero gradient, so that warm moments do not shift it;
             otherwise from no step at all, as in the paper. Both are kept in the score's details.
         method: `auto` takes the cheapest method whose agreement with exact is good enough; `control_variate` is first
@@ -56,6 +59,18 @@ class InfluenceProbeCallback(SignalCallback):
         self.method, self.min_agreement, self.calibration_examples = method, min_agreement, calibration_examples
         self.num_references, self.refine, self.reduction = num_references, refine, reduction
         self.reference_batch_tokens = reference_batch_tokens
+
+    def plan(self, count: int, most: int, data: ScoringData, chat: ChatFormat) -> Plan:
+        """A pass and a step for each example, and from one pass over the reference set to one for each example.
+
+        How many there are depends on the method that is chosen, and on how many examples are scored exactly.
+        """
+        own = 2 * mean([len(rendered.input_ids) for _, rendered in data.items])
+        references = sum(len(rendered.input_ids) for rendered in data.reference)
+        some = count if self.method == "exact" else min(count, self.calibration_examples)
+        one_by_one = self.method in ("auto", "exact") or self.refine > 0
+        least, highest = own * count + references * some, own * most + references * (most if one_by_one else some)
+        return Plan(work=[passes("scoring", round(least), round(highest))])
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Look at the references, and choose the method.
@@ -111,7 +126,7 @@ class InfluenceProbeCallback(SignalCallback):
     def _update(self, student: StudentModule) -> UpdateRule:
         if self.lr is None and student.optimizer_state is None:
             raise ValueError(
-                "the influence probe needs a learning rate: the student was not trained, so that there is none to take "
+                f"the influence probe needs a learning rate: {student.why_no_state}, so that there is none to take "
                 "over; set `lr` of InfluenceProbeCallback"
             )
         state = student.optimizer_state

@@ -14,9 +14,12 @@ from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from callbacks.judging import MAX_SCORE, load_prompt, parse_score, render_prompt
+from montessori_pl.chat import ChatFormat
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.generation.foresight import Respondent
 from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.models import ModelSource, load_chat
+from montessori_pl.planning import Plan
 from montessori_pl.records import Example, Message, Rejection, Score, read_records, stable_seed
 from montessori_pl.signals import ScoringData, SignalCallback
 from montessori_pl.student import StudentModule
@@ -88,6 +91,24 @@ class JudgeSignal(SignalCallback):
                 f"{type(engine).__name__} cannot let the student judge itself, which only TransformersBackend can; "
                 "name the model that judges: judge: {backbone: ...}"
             )
+
+    def plan(self, count: int, most: int, data: ScoringData, chat: ChatFormat) -> Plan:
+        """The judgements; how long they are nobody knows, so that each is expected to be as long as it may be."""
+        engine = self.engine or TransformersBackend()
+        if self.judge is not None:
+            judge = Respondent.of(self.judge, engine, "judge", self.requests)
+        else:
+            judge = Respondent(chat=chat)
+        asked: list[list[Message]] = [
+            [{"role": "user", "content": render_prompt(self._template, example)}] for example, _ in data.items
+        ]
+        requests, highest = count * self.judgements, most * self.judgements
+        work = judge.work("judgements", requests, highest, asked, None, self.sampling.max_tokens)
+        return Plan(
+            work=[*super().plan(count, most, data, chat).work, work],
+            prompts=[judge.shown(messages) for messages in asked],
+            notes=["Judgements are counted as if each were as long as it may be."],
+        )
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Load the judge, unless what it said before the run was stopped stops it again.

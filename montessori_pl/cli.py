@@ -29,11 +29,13 @@ from montessori_pl.locations import with_version
 from montessori_pl.mistakes import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
 from montessori_pl.models import load_chat
 from montessori_pl.pinning import pinned
+from montessori_pl.planner import plan_steps
 from montessori_pl.pool import UNPINNED, PoolTeacher
 from montessori_pl.progress import ConsoleDisplay
 from montessori_pl.recipe import lay_out
 from montessori_pl.records import stable_id
 from montessori_pl.report import print_summary, write_summary
+from montessori_pl.report.plan import print_plan
 from montessori_pl.runner import Runner
 from montessori_pl.stages import Kind, Stage
 from montessori_pl.student import StudentModule
@@ -65,6 +67,11 @@ class MontessoriCLI(LightningCLI):
             "--run", type=str, required=True, help="Directory of the run; starting it again continues it."
         )
         parser.add_argument("--iterations", type=int, default=1, help="How often the recipe is gone through.")
+        parser.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="Say what the run, or what is left of it, will take, with some prompts; nothing is run or written.",
+        )
         parser.add_argument(
             "--num_threads",
             type=int | None,
@@ -137,6 +144,10 @@ class MontessoriCLI(LightningCLI):
             logger=None,
             pool=pool,
         )
+        if self._get(self.config, "dry_run"):
+            if runner.leads:
+                print_plan(plan_steps(runner, steps, self._settings()), display.console)
+            return
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
                 runner.logger = self._logger = self._make_logger(workspace)
@@ -144,7 +155,9 @@ class MontessoriCLI(LightningCLI):
             if runner.leads:
                 # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.
                 parser = self._subcommand_parsers["fit"]
-                write_atomically(root / "config.yaml", parser.dump(self.config["fit"], skip_link_targets=False))
+                write_atomically(
+                    root / "config.yaml", parser.dump(self.config["fit"], skip_none=False, skip_link_targets=False)
+                )
                 summary = write_summary(root)
                 print_summary(summary, display.console)
                 if not worked:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from montessori_pl.chat import ChatFormat, Rendered
 from montessori_pl.locations import locate
 from montessori_pl.readers import read_examples
-from montessori_pl.records import Example, Message, PreferencePair
+from montessori_pl.records import Example, PreferencePair
 from montessori_pl.synthesis.contamination import ContaminationIndex, normalized
 
 IGNORED = -100
@@ -123,8 +123,7 @@ def encode_pairs(pairs: Sequence[PreferencePair], chat: ChatFormat, max_length: 
     """Render both whole completions of each pair exactly as they were sampled; pairs that do not fit are left out."""
     encoded = []
     for pair in pairs:
-        system: list[Message] = [{"role": "system", "content": pair.system}] if pair.system else []
-        ids = chat.prompt_ids([*system, {"role": "user", "content": pair.prompt}])
+        ids = chat.prompt_ids(pair.messages())
         sides = [
             chat.cut(Rendered(ids + response, [False] * len(ids) + [True] * len(response)), max_length)
             for response in (

@@ -12,6 +12,8 @@ from montessori_pl.records import stable_seed
 
 OPTIMIZED_NAMES = "montessori_optimized_names"
 """Key of the checkpoint entry that names the parameters in the order of the optimizer's state."""
+OF_PREFERENCES = "montessori_of_preferences"
+"""Key of the checkpoint entry that says that the optimizer's state is of a training on preferences, not on examples."""
 METRICS = "montessori_metrics"
 """Key of the checkpoint entry that holds the metrics of the last step."""
 

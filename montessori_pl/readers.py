@@ -1,11 +1,13 @@
 """Examples that somebody else wrote: JSON files in the usual layouts and saved Hugging Face datasets.
 
 A source is a path, optionally with a slice over its rows: `seeds.jsonl`, `seeds.jsonl[:64]`, `dataset_directory[64:]`.
-Each row's layout is recognised by its keys (`LAYOUTS`, in this order). Text is never altered. Knows only records.
+Each row's layout is recognised by its keys (`LAYOUTS`, in this order). Text is never altered. Whatever the layout, a
+row may also say who wrote the response and how good it is (`RECORDED`). Knows only records.
 """
 
 import difflib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,10 +59,14 @@ def read_source(source: str) -> tuple[list[Example], list[Rejection]]:
     """The examples of a source, and the rows that were left out.
 
     An example keeps the row's own `id` where it has one that is unique in the file; otherwise the id depends on the
-    text alone. A row with the system message, instruction and response of an earlier one is left out as a duplicate,
-    as are rows without an instruction or a response. Of a conversation the first system message, the first user turn
-    and the first assistant turn after it are read; later turns are left out. Of a conversation tree the best-ranked
-    reply is read.
+    text alone. A row with the system message, instruction, response and teacher of an earlier one is left out as a
+    duplicate, as are rows without an instruction or a response. Of a conversation the first system message, the first
+    user turn and the first assistant turn after it are read; later turns are left out. Of a conversation tree the
+    best-ranked reply is read.
+
+    The teacher stands in a column `teacher`, or else in `model` or `generator`, as text; the quality of the response in
+    `quality`, or else in `reward` or `score`, as a finite number. Of a row with both other names neither is read,
+    because nothing says which is meant.
 
     Args:
         source: path of a `.jsonl` or `.json` file (one object per line, or one list) or of a directory written by
@@ -78,7 +84,7 @@ def read_source(source: str) -> tuple[list[Example], list[Rejection]]:
     own_ids = Counter(_own_id(row) for row in rows)
     examples: list[Example] = []
     rejections: list[Rejection] = []
-    seen: set[Turns] = set()
+    seen: set[tuple[Turns, str]] = set()
     # Two examples may differ in their system message alone; this count keeps their ids apart.
     copies: Counter[tuple[str, str]] = Counter()
     for number in numbers:
@@ -87,14 +93,14 @@ def read_source(source: str) -> tuple[list[Example], list[Rejection]]:
         own_id = _own_id(row) if own_ids[_own_id(row)] == 1 else ""
         try:
             turns = _checked(layout.read(row))
-            if turns in seen:
-                raise _Unusable("duplicate", "an earlier row has the same instruction and response")
             words = turns.instruction, turns.response
             example = _example(row, layout, turns, own_id or stable_id(*words, copies[words]))
+            if (turns, example.teacher) in seen:
+                raise _Unusable("duplicate", "an earlier row has the same instruction and response")
         except _Unusable as problem:
             rejections.append(_rejection(row, own_id, number, place, problem))
             continue
-        seen.add(turns)
+        seen.add((turns, example.teacher))
         examples.append(example)
         copies[words] += 1
     if not examples:
@@ -139,8 +145,9 @@ def _writable(text: str) -> bool:
 def _example(row: Row, layout: Layout, turns: Turns, id: str) -> Example:
     # An example that we wrote ourselves keeps where it came from; columns of a dataset may be empty.
     origin = {key: value for key, value in row.items() if value is not None} if layout is LAYOUTS[0] else {}
-    example = Example.from_dict({**origin, **turns._asdict(), "id": id})
-    if origin and not _writable(example.to_json()):
+    recorded = {field: columns.find(row) for field, columns in RECORDED.items()}
+    example = Example.from_dict({**origin, **recorded, **turns._asdict(), "id": id})
+    if (origin or example.teacher) and not _writable(example.to_json()):
         raise _Unusable("malformed row", "a field holds half of a surrogate pair, which is no character")
     return example
 
@@ -232,6 +239,38 @@ def _checked(turns: Turns) -> Turns:
     if not turns.response.strip():
         raise _Unusable("empty response", "the response is blank")
     return turns
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a row may say one thing beside its turns."""
+
+    name: str
+    """Our own name for it, which goes before the others."""
+    others: tuple[str, ...]
+    """Names under which published data sets keep it."""
+    fits: Callable[[Any], bool]
+    """Whether a value can be meant; a column of the same name may hold something else."""
+    absent: Any
+    """What stands for it where no row says it."""
+
+    def find(self, row: Row) -> Any:
+        """The value under our own name, or else under the only other name that has one."""
+        if self.fits(row.get(self.name)):
+            return row[self.name]
+        found = [row[name] for name in self.others if self.fits(row.get(name))]
+        return found[0] if len(found) == 1 else self.absent
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+RECORDED = {
+    "teacher": Columns("teacher", ("model", "generator"), lambda value: isinstance(value, str) and value != "", ""),
+    "quality": Columns("quality", ("reward", "score"), _is_number, None),
+}
+"""What a row may say of its response, by field of `Example`."""
 
 
 def _text(value: Any, name: str) -> str:

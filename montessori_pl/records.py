@@ -75,6 +75,8 @@ class Example(Record):
     """Ids of the examples that were shown as shots."""
     round: int = 0
     """The batch of prompts in which it was written."""
+    quality: float | None = None
+    """How good the response is, as whoever recorded it says, higher is better; none when nobody has said."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed_ids", tuple(self.seed_ids))
@@ -151,6 +153,11 @@ class PreferencePair(Record):
     """Whether the chosen completion ended itself, so that its end token is part of it."""
     rejected_finished: bool = True
     """Whether the rejected completion ended itself, so that its end token is part of it."""
+
+    def messages(self) -> list[Message]:
+        """The conversation that both completions answer."""
+        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.prompt}]
 
 
 def stable_id(*parts: object) -> str:

@@ -86,11 +86,12 @@ class Runner:
             StageError: a stage cannot go on.
         """
         worked = False
-        for step in steps:
-            self.workspace.check(step.key, settings[step.name])
+        self.check(steps, settings)
         for number, step in enumerate(steps, start=1):
             inputs = {setting: self._identity(key) for setting, key in step.inputs.items()}
-            self.workspace.check(step.key, settings[step.name], inputs)
+            self.workspace.check(step.key, settings[step.name], inputs, _adjustable(step))
+            if self.leads:
+                self.workspace.adjust(step.key, settings[step.name])
             title = f"[{number}/{len(steps)}] {step.key}"
             if self.workspace.finished(step.key):
                 if self.leads:
@@ -102,6 +103,19 @@ class Runner:
             else:
                 self._follow(step)
         return worked
+
+    def check(self, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Compare all steps that have begun with what they are asked to be today.
+
+        Raises:
+            WorkspaceError: they differ.
+        """
+        for step in steps:
+            self.workspace.check(step.key, settings[step.name], adjustable=_adjustable(step))
+
+    def seed_of(self, step: Step) -> int:
+        """Seed of a step: depends on the run's seed, the iteration and the stage's name."""
+        return stable_seed(self.seed, step.iteration, step.name)
 
     def _lead(self, step: Step, settings: Mapping[str, Any], inputs: Mapping[str, str], title: str) -> None:
         resumed = self.workspace.begun(step.key)
@@ -136,7 +150,7 @@ class Runner:
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _run(self, step: Step, progress: Progress) -> dict[str, Any]:
-        seed = stable_seed(self.seed, step.iteration, step.name)
+        seed = self.seed_of(step)
         lightning.seed_everything(seed % 2**32, workers=True, verbose=False)
 
         def trainer(callbacks: list[Any], **arguments: Any) -> "Trainer":
@@ -161,18 +175,18 @@ class Runner:
             progress=progress,
             log_distribution=lambda name, values: log_distribution(self.logger, name, values),
             pool=self.pool,
-            requests=self._requests,
+            requests=self.requests,
         )
         return step.stage.run(context)
 
     @property
-    def _requests(self) -> Path:
+    def requests(self) -> Path:
         """Where engines keep what must not be paid for twice: the run's, for stages may be done again."""
         return self.workspace.root / REQUESTS
 
     def _backend(self) -> GenerationBackend:
         backend = self.backend()
-        backend.keep(self._requests)
+        backend.keep(self.requests)
         return backend
 
     def _identity(self, key: str | None) -> str:
@@ -187,6 +201,11 @@ class Runner:
     def locked(self) -> Any:
         """The lock of the run directory, for the process that writes."""
         return self.workspace.locked() if self.leads else nullcontext()
+
+
+def _adjustable(step: Step) -> list[str]:
+    """The settings of a step that say how much, as the manifest calls them."""
+    return [f"recipe.{step.name}.init_args.{name}" for name in step.stage.adjustable]
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
@@ -210,4 +229,6 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         parts.append(f"{metrics['steps']} steps, last loss {metrics['loss']:.3f}")
     if "watch" in metrics and metrics["watch"]["chosen_step"] != metrics["steps"]:
         parts.append(f"the teacher of step {metrics['watch']['chosen_step']}")
+    if "finding" in metrics:
+        parts.append(metrics["finding"])
     return f" ({'; '.join(parts)})" if parts else ""

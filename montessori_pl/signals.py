@@ -12,8 +12,9 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from montessori_pl.chat import Rendered
+from montessori_pl.chat import ChatFormat, Rendered
 from montessori_pl.data import FixedBatches, collate
+from montessori_pl.planning import Plan, mean, passes
 from montessori_pl.records import Example, Rejection, Score, append_records
 from montessori_pl.student import StudentModule
 from montessori_pl.workspace import write_atomically
@@ -115,6 +116,18 @@ class SignalCallback(Callback, ABC):
     """Where the examples go that have no score, in the same way."""
     requests: Path | None = None
     """Directory in which an engine of the signal may keep answers that were paid for; the stage sets it."""
+
+    def plan(self, count: int, most: int, data: ScoringData, chat: ChatFormat) -> Plan:
+        """What scoring will take, for a dry run; by default a pass over each example.
+
+        Args:
+            count: examples that are scored.
+            most: examples at most.
+            data: examples that they will be like, and the reference set.
+            chat: how the student writes conversations.
+        """
+        length = mean([len(rendered.input_ids) for _, rendered in data.items])
+        return Plan(work=[passes("scoring", round(count * length), round(most * length))])
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Compute what all examples share; called once, with the student loaded and on its device."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from montessori_pl.losses import mean_response_loss, token_log_probabilities
 from montessori_pl.models import LoraSettings, Precision
-from montessori_pl.modules import OPTIMIZED_NAMES, LanguageModule
+from montessori_pl.modules import OF_PREFERENCES, OPTIMIZED_NAMES, LanguageModule
 
 
 class StudentModule(LanguageModule):
@@ -30,13 +30,19 @@ class StudentModule(LanguageModule):
     ) -> None:
         super().__init__(backbone, lora, chat, base_precision)
         self.optimizer_state: dict[str, Any] | None = None
-        """State of AdamW in the checkpoint that was loaded last: the moments of the warm-up."""
+        """State of AdamW in the checkpoint that was loaded last, with the moments of the warm-up; none if that is of a
+        training on preferences."""
         self.optimizer_names: list[str] = []
         """Names of the parameters in that state, in its order."""
+        self.why_no_state = "the student was not trained"
+        """Where there is no such state, the reason, for a sentence."""
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the optimizer's state for the influence probe."""
         super().on_load_checkpoint(checkpoint)
+        if OF_PREFERENCES in checkpoint:
+            self.why_no_state = "the student was last trained on preferences and not on examples"
+            return
         self.optimizer_state = checkpoint["optimizer_states"][0]
         self.optimizer_names = checkpoint[OPTIMIZED_NAMES]
 

@@ -1,20 +1,11 @@
 """The teacher: direct preference optimization (DPO, arXiv 2305.18290) on the completions it has sampled itself."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
-from torch import Tensor, nn
-
-from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss, sequence_log_probabilities
+from montessori_pl.dpo import DPOModule
+from montessori_pl.losses import PairLoss
 from montessori_pl.models import LoraSettings, Precision
-from montessori_pl.modules import LanguageModule
-
-REFERENCE = "reference"
-"""Name of the frozen adapter that holds the teacher as it was before this alignment."""
 
 
-class TeacherDPOModule(LanguageModule):
+class TeacherDPOModule(DPOModule):
     """Learns to prefer completions that helped the student.
 
     The reference policy is the teacher before alignment: its base with the adapter switched off, or, from the second
@@ -32,8 +23,6 @@ class TeacherDPOModule(LanguageModule):
         base_precision: precision of the frozen base; `bfloat16` halves its memory, the adapter stays in float32.
     """
 
-    for_training = ("beta", "loss", "label_smoothing", "nll_weight")
-
     def __init__(
         self,
         backbone: str = "classroom/teacher",
@@ -45,110 +34,4 @@ class TeacherDPOModule(LanguageModule):
         chat: str = "auto",
         base_precision: Precision = "float32",
     ) -> None:
-        super().__init__(backbone, lora, chat, base_precision)
-        if beta <= 0 or nll_weight < 0 or not 0 <= label_smoothing < 0.5:
-            raise ValueError(
-                "beta must be positive, nll_weight not negative, and label_smoothing from 0 to less than 0.5, "
-                f"found {beta}, {nll_weight} and {label_smoothing}"
-            )
-        if label_smoothing and loss not in ("conservative", "robust"):
-            raise ValueError(f"label_smoothing is for the losses conservative and robust, found loss {loss!r}")
-        self.beta, self.loss, self.label_smoothing, self.nll_weight = beta, loss, label_smoothing, nll_weight
-
-    def load(self) -> nn.Module:
-        """The teacher, with its previous adapter twice where it has one: to be trained, and as the reference."""
-        model = super().load()
-        if self.source.weights is not None:
-            model.load_adapter(str(self.source.weights), adapter_name=REFERENCE, is_trainable=False)  # type: ignore[operator]
-        return model
-
-    @contextmanager
-    def reference_policy(self) -> Iterator[None]:
-        """Inside, the network is the teacher before alignment, without gradients and without dropout."""
-        training = self.network.training
-        self.network.eval()
-        try:
-            with torch.no_grad(), self._previous_adapter():
-                yield
-        finally:
-            self.network.train(training)
-
-    @contextmanager
-    def _previous_adapter(self) -> Iterator[None]:
-        if self.source.weights is None:
-            with self.network.disable_adapter():  # type: ignore[operator]
-                yield
-            return
-        trained = list(self.optimized().values())
-        self.network.set_adapter(REFERENCE)  # type: ignore[operator]
-        try:
-            yield
-        finally:
-            self.network.set_adapter("default")  # type: ignore[operator]
-            # Switching adapters switches `requires_grad` too, on both of them.
-            for parameter in self.network.parameters():
-                parameter.requires_grad_(False)
-            for parameter in trained:
-                parameter.requires_grad_(True)
-
-    def log_probabilities(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Log-probability of each sequence's labelled tokens under the policy and under the reference, each (B,)."""
-        with self.reference_policy():
-            reference = sequence_log_probabilities(self.logits(batch), batch["labels"])
-        return sequence_log_probabilities(self.logits(batch), batch["labels"]), reference
-
-    def dpo(self, batch: dict[str, Tensor]) -> tuple[DPOOutput, Tensor, Tensor]:
-        """The DPO loss of a batch of 2B sequences: B chosen, then the B rejected of the same prompts.
-
-        Returns:
-            losses and rewards, and the policy's log-probabilities of the chosen and of the rejected, each (B,).
-        """
-        policy, reference = self.log_probabilities(batch)
-        chosen, rejected = policy.chunk(2)
-        reference_chosen, reference_rejected = reference.chunk(2)
-        chosen_tokens, rejected_tokens = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).chunk(2)
-        output = dpo_loss(
-            *(chosen, rejected, reference_chosen, reference_rejected),
-            beta=self.beta,
-            loss=self.loss,
-            label_smoothing=self.label_smoothing,
-            lengths=(chosen_tokens, rejected_tokens),
-        )
-        return output, chosen, rejected
-
-    def objective(
-        self, losses: Tensor, chosen: Tensor, weights: Tensor, num_tokens: Tensor | int
-    ) -> tuple[Tensor, Tensor]:
-        """Weighted mean of the pairs' losses, with the chosen completions' negative log-likelihood per token.
-
-        Args:
-            losses: loss of each pair, shape (B,).
-            chosen: the policy's log-probability of each chosen completion, shape (B,).
-            weights: how much each pair counts, shape (B,).
-            num_tokens: labelled tokens of all chosen completions together.
-
-        Returns:
-            the loss that is trained, and the negative log-likelihood, in nats per token, that is a part of it.
-        """
-        nll = -(weights * chosen).sum() / num_tokens
-        return (weights * losses).mean() + self.nll_weight * nll, nll
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The objective of one batch."""
-        output, chosen, rejected = self.dpo(batch)
-        num_tokens = (batch["labels"][: len(chosen), 1:] != IGNORED).sum()
-        loss, nll = self.objective(output.loss, chosen, batch["weights"], num_tokens)
-        self.log_metrics(
-            {
-                "loss": loss.detach(),
-                "chosen_nll": nll.detach(),
-                "reward_accuracy": output.accuracies.mean(),
-                "reward_margin": output.margins.mean(),
-                "chosen_reward": output.chosen_rewards.mean(),
-                "rejected_reward": output.rejected_rewards.mean(),
-                "chosen_log_probability": chosen.detach().mean(),
-                "rejected_log_probability": rejected.detach().mean(),
-            },
-            batch_size=len(chosen),
-        )
-        return loss
+        super().__init__(backbone, lora, beta, loss, label_smoothing, nll_weight, chat, base_precision)

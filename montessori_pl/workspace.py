@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,13 +121,20 @@ class Workspace:
             self.entries[key] = StageEntry(settings=_plain(settings), inputs=dict(inputs))
             self._commit()
 
-    def check(self, key: str, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> None:
+    def check(
+        self,
+        key: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str] | None = None,
+        adjustable: Collection[str] = (),
+    ) -> None:
         """Compare a stage that has begun with what it is asked to be today.
 
         Args:
             key: the stage.
             settings: its settings of today.
             inputs: its inputs of today; none when they are not known yet.
+            adjustable: settings, with dots, that may have changed as long as no other stage has read this one.
 
         Raises:
             WorkspaceError: they differ; the sentence names the keys, both values and the ways out.
@@ -137,12 +144,29 @@ class Workspace:
         entry = self.entries[key]
         state = f"stage {key} of {self.root} has {'finished' if entry.finished else 'begun'}"
         again = f"or delete {self.directory(key)} to do the stage again"
-        if changes := _changes(entry.settings, settings):
+        changed = _changed(entry.settings, settings)
+        if changed and (self._read(key) or not set(changed) <= set(adjustable)):
+            changes = _changes(changed, entry.settings, settings)
             raise WorkspaceError(
                 f"{state} under other settings ({changes}); restore them, start another run with --run DIR, {again}"
             )
-        if inputs is not None and (changes := _changes(entry.inputs, inputs)):
+        if inputs is not None and (changed := _changed(entry.inputs, inputs)):
+            changes = _changes(changed, entry.inputs, inputs)
             raise WorkspaceError(f"{state} with other inputs ({changes}); start another run with --run DIR, {again}")
+
+    def adjust(self, key: str, settings: Mapping[str, Any]) -> None:
+        """Pin a stage that has begun to its settings of today, which `check` has allowed; it goes on if they differ."""
+        entry = self.entries[key] if self.begun(key) else None
+        if entry is not None and _changed(entry.settings, settings):
+            entry.settings, entry.finished, entry.files = _plain(settings), False, {}
+            self._commit()
+
+    def _read(self, key: str) -> bool:
+        """Whether another stage that has begun reads this one."""
+        sources = [
+            source for other, entry in self.entries.items() if self.begun(other) for source in entry.inputs.values()
+        ]
+        return any(source.split(" ")[0] == key for source in sources)
 
     def finish(self, key: str, files: Sequence[Path]) -> None:
         """Record that the stage is complete, with the hashes of its artifacts."""
@@ -243,13 +267,15 @@ def directory_written_atomically(path: Path) -> Iterator[Path]:
 _ABSENT = object()
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ, with dots."""
     old, new = _flat(before), _flat(_plain(now))
-    return "; ".join(
-        f"{name}: {_shown(old, name)} then, {_shown(new, name)} now"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name, _ABSENT) != new.get(name, _ABSENT)
-    )
+    return [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
+
+
+def _changes(names: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = _flat(before), _flat(_plain(now))
+    return "; ".join(f"{name}: {_shown(old, name)} then, {_shown(new, name)} now" for name in names)
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:

@@ -75,6 +75,8 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
                     target = config["recipe"][stage]["init_args"]
                 else:
                     continue
+                if source is counts and config["recipe"][stage]["class_path"] == "Answer":
+                    continue  # it answers as many instructions as there are
                 for dotted, value in settings.items():
                     *path, last = dotted.split(".")
                     node = target

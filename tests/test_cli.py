@@ -137,7 +137,7 @@ class TestMistakes:
     def test_misspelt_key(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(iteratons=3)) == (
             "the recipe file has no key 'iteratons'; did you mean 'iterations'? there are: seed_everything, run, "
-            "iterations, num_threads, student, teacher, teachers, trainer, generation, data, recipe"
+            "iterations, dry_run, num_threads, student, teacher, teachers, trainer, generation, data, recipe"
         )
         assert not Path("run").exists()
 
@@ -182,8 +182,9 @@ class TestMistakes:
         assert mistake("--config", recipe(recipe__influence=score)) == (
             "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
             "'InfluenceProbeCallback'? there are: GradientCosineSignal, IFDSignal, InfluenceDuringTraining, "
-            "InfluenceProbeCallback, JudgeSignal, RandomSignal, RankSurprisalSignal, ResponseLengthSignal, "
-            "RewardModelSignal, TrainingLossSignal"
+            "InfluenceProbeCallback, JudgeSignal, RandomSignal, RankSurprisalSignal, RecordedQualitySignal, "
+            "ResponseLengthSignal, "
+            "RewardModelSignal, TrainingLossSignal, WinRate"
         )
 
     def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
@@ -206,7 +207,7 @@ class TestMistakes:
         assert said == "recipe.warmup: TrainStudent needs training.lr, which is not set"
         Path("nothing.yaml").write_text("iterations: 1\n")
         said = mistake("--config", "nothing.yaml")
-        assert said.startswith("run, student, teacher, ")
+        assert said.startswith("run, student, generation, ")
         assert said.endswith(
             "are not set; give them in a recipe file (--config FILE), or as options such as --run VALUE"
         )
@@ -295,7 +296,8 @@ class TestMistakes:
 
     def test_missing_model_is_found_before_anything_runs(self, mistake: Mistake, recipe: Recipe) -> None:
         """Otherwise the first stage would be pinned to a backbone that does not exist."""
-        said = mistake("--config", recipe(teacher__init_args__backbone="models/nowhere"))
+        stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "latest"}}
+        said = mistake("--config", recipe(teacher__init_args__backbone="models/nowhere", recipe__more=stage))
         assert said.startswith(
             "teacher: no tokenizer for the backbone 'models/nowhere': give a hub id, a local directory"
         )
@@ -483,6 +485,34 @@ class TestRuns:
         said = capsys.readouterr().out
         assert re.search(r"recorded: done in .*\n\[2/2\]", said), "who warns of nothing says nothing"
         assert re.search(r"warns: done in .*\n  warning: less and less\n", said)
+
+    def test_a_finished_stage_is_topped_up(self, mistake: Mistake, recipe: Recipe) -> None:
+        """As long as nobody has read it; what there was stays, and what is added comes from later prompts."""
+        settings = {
+            "num_examples": 6,
+            "samples_per_prompt": 2,
+            "prompts_per_round": 2,
+            "synthesizer": {"class_path": "SelfInstruct", "init_args": {"prompt": "classroom"}},
+            "instruction_sampling": {"max_tokens": 40},
+            "response_sampling": {"max_tokens": 24},
+            "max_similarity": None,
+        }
+        path = recipe(recipe__data={"class_path": "Synthesize", "init_args": settings})
+        main(["fit", "--config", path])
+        examples = Path("run/iteration_1/data/examples.jsonl")
+        before = examples.read_text()
+        main(["fit", "--config", path, "--recipe.data.num_examples", "9"])
+        assert examples.read_text().startswith(before)
+        assert len(examples.read_text().splitlines()) == 9
+        asked = {"class_path": "Answer", "init_args": {"instructions": "data", "student": "base"}}
+        asked["init_args"]["sampling"] = {"max_tokens": 8}  # type: ignore[index]
+        path = recipe(recipe__data={"class_path": "Synthesize", "init_args": settings}, recipe__answers=asked)
+        main(["fit", "--config", path, "--recipe.data.num_examples", "9"])
+        said = mistake("--config", path, "--recipe.data.num_examples", "12")
+        assert said.startswith(
+            "stage iteration_1/data of run has finished under other settings "
+            "(recipe.data.init_args.num_examples: 9 then, 12 now)"
+        )
 
     def test_plugin_beside_the_recipe_and_a_later_stage_that_changes(self, mistake: Mistake, recipe: Recipe) -> None:
         """The second stage, a class in a file of the working directory, stops the first session.

@@ -359,7 +359,7 @@ class TestFormats:
         half = "iteration_1/training_data"
         assert printed.splitlines() == [
             "| group | seeds | last finished stage | student | accuracy | reference loss | examples | entropy of words "
-            "| of first words | distinct share | mean max ROUGE-L | scored by | influence | positive share | seconds "
+            "| of first words | distinct share | mean max ROUGE-L | scored by | mean score | positive share | seconds "
             "| warnings |",
             "| --- |" + " ---: |" * 15,
             "| montessori | 2 | - | trained | 0.625 | 0.375 | 200 | 4.25 | 2.00 | 1.00 | 0.62 | influence_after | 0.25 "
@@ -373,7 +373,7 @@ class TestFormats:
             "Minus self_instruct:",
             "",
             "| group | pairs | accuracy | reference loss | examples | entropy of words | of first words "
-            "| distinct share | mean max ROUGE-L | influence | positive share | seconds |",
+            "| distinct share | mean max ROUGE-L | mean score | positive share | seconds |",
             "| --- |" + " ---: |" * 11,
             "| montessori | 2 | +0.125 | -0.125 | +0 | +0.00 | +0.00 | +0.00 | +0.00 | +0 | +0.00 | +0 |",
             "",
@@ -396,7 +396,7 @@ class TestFormats:
         assert ["[red]", "1", "trained", "0.500", "0.500"] in cells
         assert ["mine", "1", "+0.100", "-0.100"] in cells
         titles = [line for line, below in pairwise(lines) if below.startswith("┏")]
-        sections = ["student", "its training data", "influence", "cost"]
+        sections = ["student", "its training data", "score", "cost"]
         assert titles == [*sections, *(f"{section} minus [red]" for section in sections)]
         assert lines[-1] == f"warning: [red], seed 1: iteration_1/training_data: {SENTENCE}"
 

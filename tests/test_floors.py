@@ -11,12 +11,13 @@ FLOORS = [
     ["records"],
     [
         *("chat", "influence", "pairing", "losses", "workspace", "locations", "readers", "optimization", "pinning"),
-        *("distributions", "synthesis"),
+        *("distributions", "synthesis", "planning"),
     ],
     ["models", "data", "generation", "progress"],
-    ["modules", "student", "teacher", "signals", "evaluation", "pool"],
+    ["modules", "dpo", "student", "teacher", "signals", "evaluation", "pool", "routing"],
     ["stages"],
     ["recipe", "runner", "tracking"],
+    ["planner"],
     ["cli"],
 ]
 """From the ground up. `synthesis` stands low because it knows records only."""
@@ -25,7 +26,7 @@ BESIDE = {
     "classroom": {"records", "chat", "synthesis"},
     "mistakes": set[str](),
     "commands": {"workspace"},
-    "report": {"records", "workspace", "distributions", "commands"},
+    "report": {"records", "workspace", "distributions", "commands", "planning"},
     "export": {"records", "workspace", "commands", "__version__"},
 }
 """Rooms that stand beside the house, and all that they know of it."""
@@ -33,14 +34,16 @@ SIBLINGS = {
     ("influence", "chat"),
     ("influence", "readers"),
     ("locations", "classroom"),
+    ("dpo", "modules"),
     ("generation", "classroom"),
     ("generation", "data"),
     ("generation", "models"),
+    ("routing", "modules"),
     ("runner", "recipe"),
     ("runner", "tracking"),
     ("signals", "student"),
     ("student", "modules"),
-    ("teacher", "modules"),
+    ("teacher", "dpo"),
 }
 """Who knows a room of the same floor, or one beside the house."""
 

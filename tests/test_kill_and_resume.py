@@ -311,8 +311,8 @@ def undisturbed(program: Program, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def artifacts(run: Path, pattern: str) -> dict[str, bytes]:
-    """All files of a run that fit the pattern, by path."""
-    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob(pattern))}
+    """All files of a run's stages that fit the pattern, by path."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob(f"iteration_*/**/{pattern}"))}
 
 
 def assert_same_run(run: Path, other: Path) -> None:

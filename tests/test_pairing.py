@@ -57,8 +57,10 @@ def test_best_worst_does_not_need_opposite_signs() -> None:
 
 
 def test_best_worst_makes_nothing_of_equal_scores_or_of_one_sample() -> None:
-    assert pair_examples(FOUR, scores_of({"a": 0.3, "b": 0.3}), rule="best_worst") == []
-    assert pair_examples(FOUR, scores_of({"a": 0.3}), rule="best_worst") == []
+    """A judge that gives whole numbers ties often; neither does the control draw pairs there."""
+    for values in ({"a": 0.3, "b": 0.3}, {"a": 4.0, "b": 4.0, "c": 4.0, "d": 4.0}, {"a": 0.3}):
+        assert pair_examples(FOUR, scores_of(values), rule="best_worst") == []
+        assert pair_examples(FOUR, scores_of(values), rule="best_worst", shuffle_seed=0) == []
 
 
 @pytest.mark.parametrize("rule", ["best_worst", "signed"])
@@ -93,6 +95,16 @@ def test_examples_without_a_score_or_a_prompt_are_skipped() -> None:
     examples = [*FOUR[:2], example("unscored"), example("c", prompt_id=""), example("d", prompt_id="")]
 
     assert ids(pair_examples(examples, FOUR_SCORES, rule="signed")) == [("a", "b")]
+
+
+def test_an_example_without_a_score_is_neither_the_best_nor_the_worst() -> None:
+    examples = [example("unscored"), *FOUR, example("another")]
+
+    assert ids(pair_examples(examples, FOUR_SCORES, rule="best_worst")) == [("a", "d")]
+    assert pair_examples([*FOUR[:1], *examples[::5]], FOUR_SCORES, rule="best_worst") == []
+    for seed in range(10):
+        (drawn,) = pair_examples(examples, FOUR_SCORES, rule="best_worst", shuffle_seed=seed)
+        assert {drawn.chosen_id, drawn.rejected_id} <= set("abcd")
 
 
 @pytest.mark.parametrize("rule", ["best_worst", "signed"])

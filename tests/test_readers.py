@@ -77,7 +77,8 @@ def test_layouts_may_be_mixed_row_by_row(tmp_path: Path) -> None:
 
 
 def test_our_own_examples_come_back_whole(tmp_path: Path) -> None:
-    example = Example(id="x", instruction="Q", response="A", prompt="P", completion="C", seed_ids=("a", "b"), round=3)
+    origin: dict[str, Any] = {"prompt": "P", "completion": "C", "seed_ids": ("a", "b"), "round": 3, "teacher": "T"}
+    example = Example(id="x", instruction="Q", response="A", quality=0.5, **origin)
     append_records(tmp_path / "examples.jsonl", [example])
     assert read_examples(str(tmp_path / "examples.jsonl")) == [example]
 
@@ -186,6 +187,40 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
     DatasetDict(test=dataset, validation=dataset).save_to_disk(tmp_path / "no_train")
     with pytest.raises(ValueError, match=r"no_train has no split train but test, validation; name one, as in .*test$"):
         read_source(str(tmp_path / "no_train"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "teacher", "quality"),
+    [
+        ({}, "", None),
+        ({"teacher": "t", "quality": 2}, "t", 2),
+        ({"model": "t", "reward": -1.5}, "t", -1.5),
+        ({"generator": "t", "score": 0.0}, "t", 0.0),
+        ({"teacher": "t", "model": "m", "quality": 1.0, "score": 9.0}, "t", 1.0),
+        ({"teacher": None, "model": "m", "quality": None, "score": 9.0}, "m", 9.0),
+        ({"model": "m", "generator": "g", "reward": 1.0, "score": 9.0}, "", None),
+        ({"model": "m", "generator": None, "reward": 1.0, "score": "good"}, "m", 1.0),
+        ({"model": {"name": "m"}, "score": float("nan"), "reward": True}, "", None),
+    ],
+)
+@pytest.mark.parametrize("layout", ["ours", "alpaca", "messages_many_turns", "question"])
+def test_who_wrote_a_response_and_how_good_it_is(
+    layout: str, columns: dict[str, Any], teacher: str, quality: float | None, tmp_path: Path
+) -> None:
+    """Our own names go first; of two other names with a value neither is read."""
+    row, _ = LAYOUTS[layout]
+    (example,) = read_examples(write(tmp_path / "data.jsonl", {**row, **columns}))
+    assert (example.teacher, example.quality) == (teacher, quality)
+
+
+def test_two_teachers_may_say_the_same(tmp_path: Path) -> None:
+    rows = [{"instruction": "Q", "output": "A", "model": name} for name in ("a", "b", "a")]
+    examples, rejections = read_source(write(tmp_path / "data.jsonl", *rows))
+    assert [(example.teacher, example.id) for example in examples] == [
+        ("a", stable_id("Q", "A", 0)),
+        ("b", stable_id("Q", "A", 1)),
+    ]
+    assert [rejection.reason for rejection in rejections] == ["duplicate"]
 
 
 def test_our_own_examples_from_a_saved_dataset(tmp_path: Path) -> None:

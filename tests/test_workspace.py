@@ -170,6 +170,31 @@ class TestStages:
         workspace.begin(KEY, {"lr": 2}, {})
         assert workspace.entries[KEY].settings == {"lr": 1}, "what has begun stays pinned"
 
+    def test_how_much_may_change_until_somebody_has_read_it(self, tmp_path: Path) -> None:
+        workspace = Workspace(tmp_path)
+        workspace.begin("iteration_1/data", {"recipe.data": {"num": 4, "lr": 1}}, {})
+        path = workspace.directory("iteration_1/data") / "examples.jsonl"
+        path.write_text("{}\n")
+        workspace.finish("iteration_1/data", [path])
+        more = {"recipe.data": {"num": 6, "lr": 1}}
+        workspace.check("iteration_1/data", more, adjustable=["recipe.data.num"])
+        workspace.adjust("iteration_1/data", {"recipe.data": {"num": 4, "lr": 1}})
+        assert workspace.finished("iteration_1/data"), "nothing has changed"
+        workspace.adjust("iteration_1/data", more)
+        again = Workspace(tmp_path)
+        assert again.begun("iteration_1/data")
+        assert not again.finished("iteration_1/data"), "it goes on"
+        with pytest.raises(
+            WorkspaceError, match=r"has begun under other settings \(recipe\.data\.lr: 1 then, 2 now; rec"
+        ):
+            again.check("iteration_1/data", {"recipe.data": {"num": 8, "lr": 2}}, adjustable=["recipe.data.num"])
+        again.finish("iteration_1/data", [path])
+        again.begin("iteration_1/student", {}, {"examples": f"iteration_1/data {again.digest('iteration_1/data')}"})
+        with pytest.raises(
+            WorkspaceError, match=r"has finished under other settings \(recipe\.data\.num: 6 then, 8 now\)"
+        ):
+            again.check("iteration_1/data", {"recipe.data": {"num": 8, "lr": 1}}, adjustable=["recipe.data.num"])
+
     def test_changed_inputs(self, tmp_path: Path) -> None:
         workspace = finished(tmp_path)
         workspace.check(KEY, {"lr": 1e-3})

@@ -2,14 +2,30 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 
+from montessori_pl.chat import ChatFormat
 from montessori_pl.data import DataSources
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models import ModelSource
+from montessori_pl.planning import Work
 
 
 class Evaluator(ABC):
     """Measures a student. Implement `evaluate`."""
+
+    requests: Path | None = None
+    """Directory in which an engine of the evaluator may keep answers that were paid for; the stage sets it."""
+
+    def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
+        """What the evaluation of one student will take, for a dry run; by default nothing is said.
+
+        Args:
+            data: seeds, reference and test set.
+            chat: how the student writes conversations.
+            backend: makes a generation engine, of which only price and budget are looked at.
+        """
+        return []
 
     @abstractmethod
     def evaluate(

@@ -4,11 +4,14 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+from montessori_pl.chat import ChatFormat
 from montessori_pl.data import DataSources, normalized
 from montessori_pl.evaluation.answers import same_answer
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend, Request, Sampling
+from montessori_pl.generation.foresight import Respondent
 from montessori_pl.models import ModelSource
+from montessori_pl.planning import Work
 
 
 class ExactMatch(Evaluator):
@@ -25,6 +28,13 @@ class ExactMatch(Evaluator):
     def __init__(self, max_tokens: int = 64, answers: Literal["text", "final"] = "text") -> None:
         self.sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
         self.answers = answers
+
+    def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
+        """An answer to each item of the test set, as long as the test set's own."""
+        test = data.read("test")
+        asked, expected = [example.messages()[:-1] for example in test], [example.response for example in test]
+        limit = self.sampling.max_tokens
+        return [Respondent(chat=chat).work("answers", len(test), len(test), asked, expected, limit)]
 
     def evaluate(
         self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]

@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from montessori_pl.chat import ChatFormat
 from montessori_pl.data import DataSources, collate, encode_examples, length_batches
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.losses import mean_response_loss
 from montessori_pl.models import ModelSource, load_chat, load_model
+from montessori_pl.planning import Work, passes
 from montessori_pl.records import Example
 
 
@@ -24,6 +26,12 @@ class ResponseLoss(Evaluator):
 
     def __init__(self, batch_tokens: int = 8192, max_length: int = 1024) -> None:
         self.batch_tokens, self.max_length = batch_tokens, max_length
+
+    def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
+        """A pass over the reference and the test set."""
+        roles = ["reference", "test"] if data.test is not None else ["reference"]
+        rendered = [one for role in roles for one in encode_examples(data.read(role), chat, self.max_length)[0]]
+        return [passes("losses", sum(len(one.input_ids) for one in rendered))]
 
     def evaluate(
         self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]

@@ -108,6 +108,13 @@ class GenerationBackend(ABC):
         """
         return
 
+    def budget_left(self, directory: Path) -> float | None:
+        """US dollars that may still be spent, beside answers that are kept in this directory; by default no limit.
+
+        Nothing is written.
+        """
+        return None
+
     @abstractmethod
     def load(self, source: ModelSource) -> None:
         """Make this model the one that `generate` samples from, in the place of an earlier one."""

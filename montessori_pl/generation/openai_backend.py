@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.endpoint import Endpoint, EndpointError, Fault
-from montessori_pl.generation.request_journal import RequestJournal, request_id
+from montessori_pl.generation.request_journal import RequestJournal, request_id, usage_of
 from montessori_pl.generation.spending import Estimate, Usage, estimate, prompt_tokens
 from montessori_pl.models import ModelSource
 from montessori_pl.records import Message
@@ -99,6 +99,11 @@ class OpenAIBackend(GenerationBackend):
     def keep(self, directory: Path) -> None:
         """Keep answers and their cost in this directory, and go on from those that lie there."""
         self._directory, self._journal = directory, RequestJournal(directory)
+
+    def budget_left(self, directory: Path) -> float | None:
+        """The budget without what the answers in this directory have cost."""
+        dollars = usage_of(directory).dollars(self.price)
+        return self.budget - dollars if self.budget is not None and dollars is not None else None
 
     def load(self, source: ModelSource) -> None:
         """Make this the model that is asked for by name.

@@ -103,3 +103,9 @@ class RequestJournal:
         if answer.usable:
             self.answers[answer.id] = answer
         self.usage += answer.usage()
+
+
+def usage_of(directory: Path) -> Usage:
+    """What the answers that are kept in a directory have used; nothing is written there."""
+    path = directory / ANSWERS
+    return sum((answer.usage() for answer in read_records(path, Answer)), Usage()) if path.exists() else Usage()

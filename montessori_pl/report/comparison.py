@@ -23,7 +23,7 @@ class Measure:
     """Format of what is shown."""
 
 
-SECTIONS = STUDENT, DATA, INFLUENCE, COST = ("student", "its training data", "influence", "cost")
+SECTIONS = STUDENT, DATA, SCORE, COST = ("student", "its training data", "score", "cost")
 MEASURES = (
     Measure("accuracy", "accuracy", STUDENT, ".3f"),
     Measure("reference_loss", "reference loss", STUDENT, ".3f"),
@@ -34,8 +34,8 @@ MEASURES = (
     Measure("data_opening_entropy", "of first words", DATA, ".2f"),
     Measure("data_distinct_share", "distinct share", DATA, ".2f"),
     Measure("data_mean_max_rouge_l", "mean max ROUGE-L", DATA, ".2f"),
-    Measure("influence", "influence", INFLUENCE, ".3g"),
-    Measure("positive_share", "positive share", INFLUENCE, ".2f"),
+    Measure("influence", "mean score", SCORE, ".3g"),
+    Measure("positive_share", "positive share", SCORE, ".2f"),
     Measure("seconds", "seconds", COST, ".0f"),
     Measure(TOKENS, "generated tokens", COST, ".0f"),
 )
@@ -102,7 +102,7 @@ def compare(groups: Sequence[Group], baseline: str = "") -> Comparison:
 
 
 def scored_by(group: Group) -> list[str]:
-    """The stages whose influence is shown."""
+    """The stages whose scores are shown: of influence, or of whatever signal they have."""
     return list(dict.fromkeys(run.scored_by for run in group.finished if run.scored_by))
 
 
@@ -113,7 +113,7 @@ def _difference(ours: Group, baseline: Group) -> Difference:
     found = {}
     for one in MEASURES:
         mine, rival = ours.values(one.name), baseline.values(one.name)
-        if not mine or not rival or (one.section == INFLUENCE and scored_by(ours) != scored_by(baseline)):
+        if not mine or not rival or (one.section == SCORE and scored_by(ours) != scored_by(baseline)):
             continue
         if common:
             found[one.name] = mean_of([mine[seed] - rival[seed] for seed in common])

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from montessori_pl.report.comparison import COST, INFLUENCE, MEASURES, SECTIONS, STUDENT, Comparison, scored_by
+from montessori_pl.report.comparison import COST, MEASURES, SCORE, SECTIONS, STUDENT, Comparison, scored_by
 from montessori_pl.report.groups import Group
 from montessori_pl.report.statistics import Estimate
 
@@ -96,7 +96,7 @@ def _values(comparison: Comparison) -> list[_Column]:
         _Column(STUDENT, "student", [_students(group) or NOTHING for group in groups]),
     ]
     for section in SECTIONS:
-        if section == INFLUENCE:
+        if section == SCORE:
             stages = [", ".join(scored_by(group)) or NOTHING for group in groups]
             columns.append(_Column(section, "scored by", stages))
         for one in MEASURES:

@@ -53,14 +53,14 @@ def _students(evaluations: Mapping[str, Mapping[str, Mapping[str, float]]]) -> T
 def _influence(influence: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each stage that scored."""
     table = Table(
-        title="influence, breadth and held-out loss",
+        title="scores, breadth and held-out loss",
         title_justify="left",
         caption="breadth: entropy of the words and of the first words, in nats; share of\n"
         "different instructions; mean ROUGE-L of an instruction and the one most like it",
         caption_justify="left",
     )
     table.add_column("stage")
-    table.add_column("influence")
+    table.add_column("score")
     table.add_column("breadth")
     table.add_column("reference\nloss", justify="right")
     for key, numbers in influence.items():
@@ -127,4 +127,8 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
             f"{metrics['pairs']} pairs from {metrics['prompts_with_pairs']} of {metrics['prompts']} prompts, "
             f"mean margin {metrics['mean_margin']:.3g}"
         )
+    if "shares" in metrics:
+        lines.append("answered by " + ", ".join(f"{name} {share:.0%}" for name, share in metrics["shares"].items()))
+    if "finding" in metrics:
+        lines.append(metrics["finding"])
     return lines

@@ -1,18 +1,21 @@
 """AlignTeacher: DPO of the teacher on preference pairs, with the teacher before alignment as the reference policy."""
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from montessori_pl.chat import ChatFormat
-from montessori_pl.data import EncodedPair, collate_pairs, encode_pairs
+from montessori_pl.data import EncodedPair
+from montessori_pl.generation.foresight import Respondent
 from montessori_pl.models import load_chat
 from montessori_pl.optimization import TrainingSettings
-from montessori_pl.records import PreferencePair, read_records
-from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.planning import Plan
+from montessori_pl.records import Message
+from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
 from montessori_pl.stages.dose import LOOKS, TEACHERS, DoseControl, DoseWatch, num_held_out, prompts_in_order
-from montessori_pl.stages.looks import Observer
-from montessori_pl.stages.training import TrainingData, fit
+from montessori_pl.stages.looks import Observer, whole_response
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.preferences import pair_data, plan_alignment, read_pairs
+from montessori_pl.stages.training import fit
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.teacher import TeacherDPOModule
 
@@ -28,6 +31,8 @@ class AlignTeacher(Stage):
             null trains on all pairs to the end, without a look.
         keep_teachers: whether the adapter of every look stays, in `looks/step_000010` and so on. One of them can be
             used wherever an adapter's path can, for example `ModelSource(backbone, weights=Path(...))`.
+        over: what the pairs' completions are: each holds an `instruction`, or each is a `response`. The watch looks at
+            the instructions in what the teacher writes, or at its responses as they are.
         synthesizer: finds the instructions in what the watched teacher writes.
         first_iteration_only: whether later iterations go without this stage.
     """
@@ -46,13 +51,16 @@ class AlignTeacher(Stage):
         teacher: str = LATEST,
         watch: DoseWatch | None = DoseWatch(),
         keep_teachers: bool = False,
+        over: Literal["instruction", "response"] = "instruction",
         synthesizer: Synthesizer | None = None,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
         if keep_teachers and watch is None:
             raise ValueError("keep_teachers keeps the teachers of the looks, and without `watch` there is no look")
-        self.pairs, self.training, self.teacher = pairs, training, teacher
+        if over == "response" and synthesizer is not None:
+            raise ValueError("synthesizer finds instructions, and the pairs are over responses: leave it out")
+        self.pairs, self.training, self.teacher, self.over = pairs, training, teacher, over
         self.watch, self.keep_teachers = watch, keep_teachers
         self.synthesizer = synthesizer or SelfInstruct()
 
@@ -60,34 +68,32 @@ class AlignTeacher(Stage):
         """The pairs and the teacher to start from."""
         return [Input("pairs", self.pairs, Kind.PAIRS), Input("teacher", self.teacher, Kind.TEACHER)]
 
+    def plan(self, context: PlanContext) -> Plan:
+        """The training, and the looks that it takes if it goes to its end."""
+        given, chat = context.given("pairs"), load_chat(context.teacher().source)
+        held_out = num_held_out(given.count, self.watch.held_out) if self.watch is not None else 0
+        work = plan_alignment(context, chat, self.training, given.count - held_out)
+        if self.watch is None or not self.watch.num_samples:
+            return Plan(work=[work])
+        asked, texts = [pair.messages() for pair in given.some()], [pair.chosen for pair in given.some()]
+        sampled = self.watch.num_looks(work.steps) * self.watch.num_samples
+        limit = self.watch.sampling.max_tokens
+        return Plan(work=[work, Respondent(chat=chat).work("looks", sampled, sampled, asked, texts, limit)])
+
     def run(self, context: StageContext) -> dict[str, Any]:
         """Align, or go on aligning."""
-        directory = context.inputs["pairs"]
-        assert directory is not None
         teacher = context.teacher()
         teacher.source = context.source(teacher, "teacher")
         chat = load_chat(teacher.source)
-        pairs = read_records(directory / "pairs.jsonl", PreferencePair)
-        max_length = self.training.max_length
-        fitting = [(pair.prompt, encoded) for pair in pairs for encoded in encode_pairs([pair], chat, max_length)]
-        if not fitting:
-            raise StageError(
-                f"{context.key} has nothing to learn: of {len(pairs)} pairs in {directory}, none fits within "
-                f"max_length {max_length} tokens"
-            )
-        prompts = prompts_in_order([prompt for prompt, _ in fitting], context.seed)
-        watched = set(prompts[: num_held_out(len(prompts), self.watch.held_out)]) if self.watch else set[str]()
-        learned = [encoded for prompt, encoded in fitting if prompt not in watched]
-        held_out = [encoded for prompt, encoded in fitting if prompt in watched]
-        dose = self._dose_control(context, teacher, chat, held_out, prompts)
-        data = TrainingData(
-            learned,
-            [max(len(pair.chosen.input_ids), len(pair.rejected.input_ids)) for pair in learned],
-            self.training.batch_size,
-            context.seed,
-            partial(collate_pairs, pad_id=chat.tokenizer.pad_token_id),
-        )
-        counts = {"pairs": len(learned), "left_out_as_too_long": len(pairs) - len(fitting)}
+        fitting, too_long = read_pairs(context, chat, self.training.max_length)
+        asked = {(pair.system, pair.prompt): pair.messages() for pair, _ in fitting}
+        order = prompts_in_order(list(asked), context.seed)
+        watched = set(order[: num_held_out(len(order), self.watch.held_out)]) if self.watch else set[tuple[str, str]]()
+        learned = [encoded for pair, encoded in fitting if (pair.system, pair.prompt) not in watched]
+        held_out = [encoded for pair, encoded in fitting if (pair.system, pair.prompt) in watched]
+        dose = self._dose_control(context, teacher, chat, held_out, [asked[prompt] for prompt in order])
+        data = pair_data(learned, chat, self.training, context)
+        counts = {"pairs": len(learned), "left_out_as_too_long": too_long}
         if dose is None:
             return {**counts, **fit(context, teacher, data, self.training)}
         metrics = fit(context, teacher, data, self.training, [dose], dose.leave_weights)
@@ -99,7 +105,7 @@ class AlignTeacher(Stage):
         teacher: TeacherDPOModule,
         chat: ChatFormat,
         held_out: Sequence[EncodedPair],
-        prompts: Sequence[str],
+        prompts: Sequence[list[Message]],
     ) -> DoseControl | None:
         if self.watch is None:
             return None
@@ -110,7 +116,7 @@ class AlignTeacher(Stage):
             prompts=prompts,
             num_samples=self.watch.num_samples,
             sampling=self.watch.sampling,
-            synthesizer=self.synthesizer,
+            read=self.synthesizer.instruction if self.over == "instruction" else whole_response,
             seed=context.seed,
             batch_size=self.training.batch_size,
         )

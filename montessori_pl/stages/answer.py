@@ -1,18 +1,23 @@
-"""Answer: instructions that are there already are answered, by one teacher, by several, or by the student."""
+"""Answer: instructions that are there already are answered, by one teacher, several, a routed one, or the student."""
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from montessori_pl.generation.base import Request, Sampling
+from montessori_pl.planning import Expected, Plan
 from montessori_pl.records import Example, Rejection, read_records, stable_seed
+from montessori_pl.routing import RouteLimits, load_router
 from montessori_pl.stages.authors import Author, Authors, student, teacher, usage_metrics
-from montessori_pl.stages.base import Input, Kind, Stage, StageContext
+from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.stages.writing import EXAMPLES, REJECTIONS
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected, ResponseFilter
 from montessori_pl.workspace import Journal
+
+ASSUMED_ANSWERS = "Answers are assumed to be as long as the responses that are there, or as the seeds'."
 
 
 class Answer(Stage):
@@ -25,6 +30,8 @@ class Answer(Stage):
         instructions: the stage whose instructions are answered; the responses beside them are not looked at.
         teachers: who answers: the stage whose teacher it is, `latest`, `base`, or a teacher of the pool; of several,
             each answers every instruction.
+        routing: the stage that chose among these teachers; each instruction then goes to one of them.
+        limits: with `routing`, largest shares of teachers, and a budget; null asks whom the router likes best.
         student: the stage whose student answers instead; `latest`, or `base`.
         samples: answers of each to each instruction.
         sampling: how they are drawn; the defaults are the paper's.
@@ -40,6 +47,8 @@ class Answer(Stage):
         self,
         instructions: str,
         teachers: str | list[str] | None = None,
+        routing: str | None = None,
+        limits: RouteLimits | None = None,
         student: str | None = None,
         samples: int = 1,
         sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
@@ -52,6 +61,8 @@ class Answer(Stage):
             raise ValueError(
                 f"Answer needs either teachers or a student, found teachers {teachers} and student {student}"
             )
+        if (routing is not None and teachers is None) or (limits is not None and routing is None):
+            raise ValueError("routing needs the teachers among whom it chooses, and limits need a routing")
         if min(samples, instructions_per_round) < 1:
             raise ValueError("samples and instructions_per_round must be at least 1")
         self.uses = ("generation", "student" if student is not None else "teacher")
@@ -59,6 +70,7 @@ class Answer(Stage):
         self.teachers = [teachers] if isinstance(teachers, str) else teachers or []
         if len(set(self.teachers)) < len(self.teachers):
             raise ValueError(f"teachers names one twice: {', '.join(self.teachers)}")
+        self.routing, self.limits = routing, limits
         self.samples, self.sampling, self.response_filter = samples, sampling, response_filter
         self.instructions_per_round = instructions_per_round
 
@@ -67,11 +79,44 @@ class Answer(Stage):
         asked = [Input(f"teachers.{name}", name, Kind.TEACHER) for name in self.teachers]
         if self.student is not None:
             asked.append(Input("student", self.student, Kind.STUDENT))
+        if self.routing is not None:
+            asked.append(Input("routing", self.routing, Kind.ROUTING))
         return [Input("instructions", self.instructions, Kind.EXAMPLES), *asked]
 
     def asks(self) -> list[str]:
         """The teachers."""
         return self.teachers
+
+    def plan(self, context: PlanContext) -> Plan:
+        """The answers that are left; a router is expected to send as many instructions to each teacher."""
+        given, some = context.given("instructions"), context.given("instructions").some()
+        if self.student is not None:
+            asked = {"answers of the student": context.answering()}
+        else:
+            asked = {f"answers of {name}": context.asked(name) for name in self.teachers}
+        left = max(0, given.instructions - len(context.commits) * self.instructions_per_round) * self.samples
+        share = len(asked) if self.routing is not None else 1
+        like = context.known or [_answered(example) for example in some]
+        # Where nobody has answered them yet, there is nothing to measure beside the instructions.
+        texts = [one.response for one in like if one.response] or [one.response for one in context.data.read("seeds")]
+        conversations = [example.messages()[:-1] for example in some]
+        work = [
+            one.work(what, round(left / share), given.at_most(left), conversations, texts, self.sampling.max_tokens)
+            for what, one in asked.items()
+        ]
+        count = given.instructions * self.samples * len(asked) // share
+        return Plan(
+            work=work,
+            leaves=Expected(
+                count=count,
+                most=given.at_most(count),
+                prompts=given.instructions,
+                instructions=given.instructions,
+                like=like,
+            ),
+            prompts=[next(iter(asked.values())).shown(messages) for messages in conversations],
+            notes=[] if context.known else [ASSUMED_ANSWERS],
+        )
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Answer round by round what has not been answered."""
@@ -96,18 +141,45 @@ class Answer(Stage):
 
     def _answer(self, context: StageContext, journal: Journal, authors: Authors, asked: Sequence[Example]) -> None:
         writers = self._authors(context)
+        routes = self._routes(context, writers, asked)
         for start in range(len(journal.commits) * self.instructions_per_round, len(asked), self.instructions_per_round):
-            some = asked[start : start + self.instructions_per_round]
-            number = len(journal.commits)
-            accepted, rejected = self._round(context, authors, list(_questions(some, writers, self.samples)), number)
+            round_ = slice(start, start + self.instructions_per_round)
+            questions = [
+                _Question(f"{one.id}-{name}-{sample}", one, writers[name])
+                for one, names in zip(asked[round_], routes[round_], strict=True)
+                for name in names
+                for sample in range(self.samples)
+            ]
+            accepted, rejected = self._round(context, authors, questions, len(journal.commits))
             journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **authors.take_usage())
-            context.progress.advance(len(some))
+            context.progress.advance(len(asked[round_]))
 
     def _authors(self, context: StageContext) -> dict[str, Author]:
-        """Who answers, by the name that begins the ids of the answers."""
+        """Who answers, by the name that stands in the ids of the answers."""
         if self.student is not None:
             return {"student": student(context, "student")}
         return {name: teacher(context, f"teachers.{name}", name) for name in self.teachers}
+
+    def _routes(
+        self, context: StageContext, writers: Mapping[str, Author], asked: Sequence[Example]
+    ) -> list[list[str]]:
+        """Who answers each instruction, by the names of `_authors`."""
+        if self.routing is None:
+            return [list(writers)] * len(asked)
+        directory = context.inputs["routing"]
+        assert directory is not None
+        router = load_router(directory / ROUTING)
+        names = {author.name: name for name, author in writers.items()}
+        if strangers := [name for name in router.teachers if name not in names]:
+            raise StageError(
+                f"{context.key}: stage {self.routing!r} chooses among {', '.join(router.teachers)}, and `teachers` "
+                f"lacks {', '.join(strangers)}; name all of them"
+            )
+        try:
+            chosen = router.route([one.instruction for one in asked], [one.system for one in asked], self.limits)
+        except ValueError as error:
+            raise StageError(f"{context.key}: {error}") from error
+        return [[names[name]] for name in chosen]
 
     def _round(
         self, context: StageContext, authors: Authors, questions: Sequence["_Question"], number: int
@@ -139,6 +211,11 @@ class Answer(Stage):
         return accepted, rejected
 
 
+def _answered(example: Example) -> Example:
+    """As if the response that is there were the answer."""
+    return dataclasses.replace(example, prompt_id=example.id, prompt=example.instruction, completion=example.response)
+
+
 def _asked(examples: Sequence[Example]) -> list[Example]:
     """Each instruction once: a pool of responses holds it as often as it has been answered."""
     first: dict[tuple[str, str], Example] = {}
@@ -147,7 +224,7 @@ def _asked(examples: Sequence[Example]) -> list[Example]:
     return list(first.values())
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Question:
     """An instruction on its way to an answer."""
 
@@ -174,10 +251,3 @@ class _Question:
         return Rejection(
             id=self.id, reason=error.reason, detail=error.detail, text=text, prompt_id=self.asked.id, round=number
         )
-
-
-def _questions(asked: Sequence[Example], authors: dict[str, Author], samples: int) -> Iterator[_Question]:
-    for one in asked:
-        for name, author in authors.items():
-            for sample in range(samples):
-                yield _Question(f"{one.id}-{name}-{sample}", one, author)

@@ -5,9 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from montessori_pl.generation.base import Sampling
+from montessori_pl.planning import Plan
 from montessori_pl.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.stages.authors import Author, Authors, teacher, usage_metrics
 from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.planned_writing import NUM_PROMPTS, Amount, plan_writing
 from montessori_pl.stages.writing import EXAMPLES, REJECTIONS, Assignment, Rules, Writer
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.synthesis.contamination import Decontamination
@@ -95,6 +98,22 @@ class Augment(Stage):
     def asks(self) -> list[str]:
         """The teacher."""
         return [self.teacher]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """The attempts that are left, as if the first examples were the ones that still lack some."""
+        given = context.given("examples")
+        missing, most = (
+            max(0, (self.per_example * count if self.per_example is not None else self.num_examples or 0) - written)
+            for count, written in ((given.count, len(context.written)), (given.most, len(context.written)))
+        )
+        amount = Amount(
+            completions=round(missing / context.accepted_share),
+            max_completions=most * self.max_attempts * (self.max_attempts + 1) // 2,
+            accepted=missing,
+            max_accepted=most,
+        )
+        shots = [(stable_seed(context.seed, "prompt", one.id, 0), [one]) for one in given.some()[:NUM_PROMPTS]]
+        return plan_writing(context, self.rules, self.teacher, shots, amount, prompts=given.count)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Make the attempts that have not been made."""

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from montessori_pl.data import DataSources
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models import ModelSource
+from montessori_pl.planning import Plan
 from montessori_pl.pool import PoolTeacher
 from montessori_pl.progress import Progress
+from montessori_pl.stages.plan import PlanContext
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -29,6 +31,7 @@ class Kind(enum.Enum):
     PAIRS = "pairs"
     STUDENT = "student"
     TEACHER = "teacher"
+    ROUTING = "routing"
     REPORT = "report"
 
 
@@ -43,6 +46,8 @@ WEIGHTS = "weights"
 """Directory, within a training stage's own, of the adapter or the whole model that it trained."""
 CHECKPOINT = "last.ckpt"
 """File, within a training stage's directory, of the weights with the optimizer's state."""
+ROUTING = "routing"
+"""Directory, within that of a stage that chooses among teachers, of the router; `load_router` reads it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +130,8 @@ class Stage(ABC):
     """Which of them it trains: only then does the result depend on settings such as DPO's `beta`."""
     unpinned: ClassVar[tuple[str, ...]] = ()
     """Settings that say how fast or how long, not what: they may be changed after the stage has begun."""
+    adjustable: ClassVar[tuple[str, ...]] = ()
+    """Settings that say how much: they may be changed as long as no other stage has read the result."""
     distributed: ClassVar[bool] = False
     """Whether all processes of a multi-process run take part; otherwise the first works and the others wait."""
 
@@ -138,6 +145,14 @@ class Stage(ABC):
     def asks(self) -> list[str]:
         """Names of teachers; those of the pool are settings that the result depends on."""
         return []
+
+    def plan(self, context: PlanContext) -> Plan | None:
+        """What the stage will take, or what is left of it, for a dry run; none, the default, for no estimate.
+
+        Raises:
+            NoEstimate: it depends on what nobody knows.
+        """
+        return None
 
     @abstractmethod
     def run(self, context: StageContext) -> dict[str, Any]:

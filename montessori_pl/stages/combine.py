@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from montessori_pl.planning import MANY, Expected, Plan, evenly
 from montessori_pl.records import Example, read_records
 from montessori_pl.stages.base import ITSELF, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.stages.writing import EXAMPLES
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
@@ -37,6 +39,23 @@ class Combine(Stage):
         """The stages, and this one in an earlier iteration."""
         before = [Input(BEFORE, ITSELF, Kind.EXAMPLES, optional=True)] if self.growing else []
         return [*before, *(Input(f"examples.{name}", name, Kind.EXAMPLES) for name in self.examples)]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """No work, but examples like those of all stages, each in its share."""
+        settings = [one.setting for one in self.reads() if one.setting in context.inputs]
+        if BEFORE in settings:  # it holds already what an earlier iteration has left
+            new = f"iteration_{context.iteration}/"
+            settings = [one for one in settings if one == BEFORE or context.inputs[one].startswith(new)]
+        parts = [context.given(setting) for setting in settings]
+        count = sum(part.count for part in parts)
+        leaves = Expected(
+            count=count,
+            most=sum(part.most for part in parts),
+            prompts=sum(part.prompts for part in parts),
+            instructions=sum(part.instructions for part in parts),
+            like=[one for part in parts for one in evenly(part.like, round(MANY * part.count / max(1, count)))],
+        )
+        return Plan(leaves=leaves)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Put them together."""

@@ -92,6 +92,10 @@ class DoseWatch:
         last = looks[1:][-self.patience :]
         return len(last) == self.patience and all(look["beyond"] for look in last)
 
+    def num_looks(self, num_steps: int) -> int:
+        """Looks at a training of so many steps that goes to its end."""
+        return 2 + max(0, num_steps - 1) // self.every_n_steps
+
     def choice(self, looks: Sequence[Look]) -> Look:
         """The look that becomes the teacher."""
         within = [look for look in looks[1:] if not look["beyond"]] or [looks[0]]
@@ -100,8 +104,8 @@ class DoseWatch:
         return within[-1]
 
 
-def prompts_in_order(prompts: Sequence[str], seed: int) -> list[str]:
-    """The different prompts, shuffled by the seed; the order in which they come does not matter."""
+def prompts_in_order(prompts: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
+    """The different prompts with their system messages, shuffled by the seed, in whatever order they come."""
     order = sorted(set(prompts))
     random.Random(f"{seed}/held out").shuffle(order)
     return order

@@ -5,8 +5,11 @@ import json
 from typing import Any
 
 from montessori_pl.evaluation.base import Evaluator
+from montessori_pl.models import load_chat
+from montessori_pl.planning import Plan
 from montessori_pl.records import Record, read_records
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.workspace import Journal
 
 
@@ -41,6 +44,16 @@ class Evaluate(Stage):
         """The students."""
         return [Input(f"students.{name}", name, Kind.STUDENT) for name in self.students]
 
+    def plan(self, context: PlanContext) -> Plan:
+        """What the evaluators say that they will take for each student that has not been evaluated."""
+        chat = load_chat(context.student().source)
+        for evaluator in self.evaluators:
+            evaluator.requests = context.requests
+        work = [
+            evaluator.plan(context.data, chat, context.backend) for _ in self.students for evaluator in self.evaluators
+        ]
+        return Plan(work=[one for works in work[len(context.commits) :] for one in works])
+
     def run(self, context: StageContext) -> dict[str, Any]:
         """Evaluate what has not been evaluated."""
         journal = Journal(context.directory, ["evaluations.jsonl"])
@@ -50,6 +63,7 @@ class Evaluate(Stage):
         work = [(name, evaluator) for name in self.students for evaluator in self.evaluators]
         for name, evaluator in work[done:]:
             source = context.source(context.student(), f"students.{name}")
+            evaluator.requests = context.requests
             metrics = evaluator.evaluate(source, context.data, context.backend)
             evaluation = Evaluation(id=name, evaluator=type(evaluator).__name__, metrics=metrics)
             journal.commit({"evaluations.jsonl": [evaluation]})

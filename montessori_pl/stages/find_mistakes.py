@@ -10,9 +10,11 @@ from montessori_pl.evaluation.answers import same_answer
 from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.generation.base import Request, Sampling
 from montessori_pl.models import load_chat
+from montessori_pl.planning import Expected, Plan, Work, mean, passes
 from montessori_pl.records import Example, Record, Score, read_records
 from montessori_pl.stages.authors import Authors, student, usage_metrics
 from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.stages.writing import EXAMPLES
 from montessori_pl.workspace import Journal
 
@@ -95,6 +97,35 @@ class FindMistakes(Stage):
         else:
             decides = Input("student", self.student, Kind.STUDENT)
         return [Input("examples", self.examples, Kind.EXAMPLES), decides]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """The look at what has not been looked at; as many mistakes as in the iteration before, or all examples."""
+        given = context.given("examples")
+        count = (
+            round(self.share * given.count)
+            if self.by == "loss"
+            else min(len(context.known) or given.count, given.count)
+        )
+        leaves = Expected(count=count, most=given.most, prompts=0, instructions=count, like=context.known or given.like)
+        assumed = (
+            []
+            if self.by == "loss" or context.known
+            else ["All examples that are looked at are assumed to be mistakes."]
+        )
+        return Plan(work=self._work(context, given), leaves=leaves, notes=assumed)
+
+    def _work(self, context: PlanContext, given: Expected[Example]) -> list[Work]:
+        some = given.some()
+        if self.by == "exact_match":
+            left = max(0, given.count - len(context.commits) * self.examples_per_round)
+            asked, expected = [example.messages()[:-1] for example in some], [example.response for example in some]
+            limit = self.sampling.max_tokens
+            return [context.answering().work("answers", left, given.at_most(left), asked, expected, limit)]
+        if self.by == "loss":
+            rendered, _ = encode_examples(some, load_chat(context.student().source), self.max_length)
+            length = mean([len(one.input_ids) for one in rendered])
+            return [passes("losses", round(given.count * length), round(given.most * length))]
+        return []
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Look at what has not been looked at."""

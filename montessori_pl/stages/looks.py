@@ -6,7 +6,7 @@ look's own. Looks are computed without mixed precision, as the teacher will writ
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,6 @@ from montessori_pl.data import IGNORED, EncodedPair, collate, collate_pairs
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.records import Message, stable_seed
-from montessori_pl.synthesis.base import Synthesizer
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected
 from montessori_pl.teacher import TeacherDPOModule
@@ -41,14 +40,14 @@ class Observer:
     """How it writes conversations."""
     held_out: Sequence[EncodedPair]
     """Pairs that it is not trained on; none are not looked at."""
-    prompts: Sequence[str]
-    """What is asked in the live sample, in turn."""
+    prompts: Sequence[list[Message]]
+    """The conversations that are asked to go on in the live sample, in turn."""
     num_samples: int
     """Completions in the live sample; 0 takes none."""
     sampling: Sampling
     """How they are drawn; they end with the model's context at the latest."""
-    synthesizer: Synthesizer
-    """Finds the instructions in them."""
+    read: Callable[[str], str]
+    """Finds in a completion what it was written for, an instruction or a response, or raises `Rejected`."""
     seed: int
     """Of the live sample."""
     batch_size: int
@@ -62,11 +61,11 @@ class Observer:
             the chosen minus that of the rejected completions, in nats and not multiplied by beta), `chosen_log_ratio`,
             `rejected_log_ratio` and `reward_accuracy`.
 
-            On the live sample, where there is one: `parsed_share` (completions with an instruction in them), the
-            numbers of `diversity` over the instructions, `tokens` (per completion), `kl` (mean log-ratio of teacher and
-            reference policy, in nats per completion: an estimate of their divergence on the teacher's own samples, and
-            without bias only where `sampling` changes no probability), `divergence` (the same per token), `surprise`
-            (of the reference policy, in nats per token) and `samples`, some texts.
+            On the live sample, where there is one: `parsed_share` (completions that hold what they were written for),
+            the numbers of `diversity` over what they hold, `tokens` (per completion), `kl` (mean log-ratio of teacher
+            and reference policy, in nats per completion: an estimate of their divergence on the teacher's own samples,
+            and without bias only where `sampling` changes no probability), `divergence` (the same per token),
+            `surprise` (of the reference policy, in nats per token) and `samples`, some texts.
         """
         with _undisturbed(self.teacher.network):
             return {
@@ -98,14 +97,14 @@ class Observer:
     def _writing(self) -> Look:
         asked = list(itertools.islice(itertools.cycle(self.prompts), self.num_samples))
         completions = self._sample(asked)
-        instructions = []
+        found = []
         for completion in completions:
             with suppress(Rejected):
-                instructions.append(self.synthesizer.instruction(completion.text))
+                found.append(self.read(completion.text))
         policy, reference, num_tokens = self._log_probabilities(asked, completions)
         return {
-            "parsed_share": len(instructions) / len(completions),
-            **diversity(instructions),
+            "parsed_share": len(found) / len(completions),
+            **diversity(found),
             "tokens": sum(completion.num_tokens for completion in completions) / len(completions),
             "kl": float((policy - reference).mean()),
             "divergence": float((policy - reference).sum()) / max(num_tokens, 1),
@@ -113,13 +112,13 @@ class Observer:
             "samples": [completion.text for completion in completions[:NUM_TEXTS]],
         }
 
-    def _sample(self, prompts: Sequence[str]) -> list[Completion]:
+    def _sample(self, prompts: Sequence[list[Message]]) -> list[Completion]:
         sampling, limit = self.sampling, self.chat.context
         if limit is not None:  # a longer limit than the context has room for is no mistake here: the default is long
-            room = limit - max(len(self.chat.prompt_ids(_turn(prompt))) for prompt in set(prompts))
+            room = limit - max(len(self.chat.prompt_ids(prompt)) for prompt in prompts[: len(self.prompts)])
             sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
         requests = [
-            Request(messages=_turn(prompt), seed=stable_seed(self.seed, "look", number))
+            Request(messages=prompt, seed=stable_seed(self.seed, "look", number))
             for number, prompt in enumerate(prompts)
         ]
         with closing(TransformersBackend()) as backend:
@@ -127,12 +126,12 @@ class Observer:
             return backend.generate(requests, sampling)
 
     def _log_probabilities(
-        self, prompts: Sequence[str], completions: Sequence[Completion]
+        self, prompts: Sequence[list[Message]], completions: Sequence[Completion]
     ) -> tuple[Tensor, Tensor, int]:
         """Of each completion under teacher and reference policy, the shortest first, and the tokens of all."""
         rendered = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            before = self.chat.prompt_ids(_turn(prompt))
+            before = self.chat.prompt_ids(prompt)
             response = self.chat.response_ids(completion.text, completion.finished)
             rendered.append(Rendered(before + response, [False] * len(before) + [True] * len(response)))
         rendered.sort(key=lambda one: len(one.input_ids))
@@ -165,5 +164,13 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _turn(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
+def whole_response(completion: str) -> str:
+    """What a completion was written for where it is a response: all of it.
+
+    Raises:
+        Rejected: it is empty.
+    """
+    response = completion.strip()
+    if not response:
+        raise Rejected("empty response", completion)
+    return response

@@ -1,10 +1,14 @@
 """Pair: scores become preferences between completions of one prompt."""
 
+import math
 from typing import Any, Literal
 
-from montessori_pl.pairing import mean_scores, pair_examples
-from montessori_pl.records import Example, Score, read_records
+from montessori_pl.pairing import pair_examples
+from montessori_pl.planning import Expected, Plan
+from montessori_pl.records import Example, PreferencePair, read_records
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.scores import num_scored, read_scores, score_inputs, score_names
 from montessori_pl.workspace import write_atomically
 
 PAIRS = "pairs.jsonl"
@@ -45,28 +49,32 @@ class Pair(Stage):
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
-        self.examples, self.scores, self.rule = examples, [scores] if isinstance(scores, str) else scores, rule
+        self.examples, self.scores, self.rule = examples, score_names(scores), rule
         self.max_pairs_per_prompt, self.noise_margin, self.weights = max_pairs_per_prompt, noise_margin, weights
         self.max_opening_share, self.at_random = max_opening_share, at_random
-        if not self.scores or len(set(self.scores)) < len(self.scores):
-            raise ValueError(f"scores must name at least one stage, and none twice, found {self.scores}")
         if max_opening_share is not None and not 0 < max_opening_share <= 1:
             raise ValueError(f"max_opening_share must be above 0 and at most 1, found {max_opening_share:g}")
 
     def reads(self) -> list[Input]:
         """The examples and their scores."""
-        judges = [Input(self._setting(name), name, Kind.SCORES) for name in self.scores]
-        return [Input("examples", self.examples, Kind.EXAMPLES), *judges]
+        return [Input("examples", self.examples, Kind.EXAMPLES), *score_inputs(self.scores)]
 
-    def _setting(self, name: str) -> str:
-        return "scores" if len(self.scores) == 1 else f"scores.{name}"
+    def plan(self, context: PlanContext) -> Plan:
+        """No work, but pairs: as many as the rule makes where all margins are clear and half of all scores positive."""
+        given = context.given("examples")
+        samples = num_scored(context, self.scores) / max(1, given.prompts)
+        signed = min(samples * (samples - 1) / 4, self.max_pairs_per_prompt or math.inf)
+        count = round(given.prompts * (min(1.0, samples - 1) if self.rule == "best_worst" else signed))
+        like = [_like(example) for example in given.some() if example.prompt]
+        leaves = Expected(count=count, most=count, prompts=given.prompts, instructions=0, like=like)
+        return Plan(leaves=leaves)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Pair all prompts."""
         directory = context.inputs["examples"]
         assert directory is not None
         examples = read_records(directory / "examples.jsonl", Example)
-        scores = self._scores(context)
+        scores = read_scores(context, self.scores)
         differences = {id_: score.terms for id_, score in scores.items() if score.terms}
         pairs = pair_examples(
             examples,
@@ -95,16 +103,16 @@ class Pair(Stage):
             "mean_margin": sum(pair.margin for pair in pairs) / len(pairs),
         }
 
-    def _scores(self, context: StageContext) -> dict[str, Score]:
-        """The scores of the one judge, or the mean of all."""
-        several = []
-        for name in self.scores:
-            directory = context.inputs[self._setting(name)]
-            assert directory is not None
-            several.append({score.id: score for score in read_records(directory / "scores.jsonl", Score)})
-        if len(several) == 1:
-            return several[0]
-        try:
-            return mean_scores(several)
-        except ValueError as error:
-            raise StageError(f"{context.key}, scores {', '.join(self.scores)}: {error}") from error
+
+def _like(example: Example) -> PreferencePair:
+    """A pair of completions like that of this example."""
+    return PreferencePair(
+        id=example.id,
+        prompt=example.prompt,
+        chosen=example.completion,
+        rejected=example.completion,
+        chosen_id=example.id,
+        rejected_id=example.id,
+        system=example.system,
+        margin=0.0,
+    )

@@ -4,14 +4,19 @@ from collections import Counter
 from typing import Any
 
 from montessori_pl.locations import locate
+from montessori_pl.planning import Plan, real
 from montessori_pl.readers import read_source
 from montessori_pl.stages.base import Kind, Stage, StageContext
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
 
 
 class RecordedExamples(Stage):
     """Read examples from JSON lines (alpaca, messages, instruction and response, ...) or a Hugging Face dataset.
+
+    A row may name the teacher who wrote the response (`teacher`, or else `model` or `generator`) and say how good it is
+    (`quality`, or else `reward` or `score`): what `SelectTeacher` and `TrainRouter` choose among teachers by.
 
     Args:
         source: a file of JSON lines, or a directory that `datasets` has saved; `[a:b]` behind it takes rows a to b.
@@ -24,6 +29,10 @@ class RecordedExamples(Stage):
     def __init__(self, source: str, first_iteration_only: bool = False) -> None:
         super().__init__(first_iteration_only)
         self.source = source
+
+    def plan(self, context: PlanContext) -> Plan:
+        """No work, but the examples."""
+        return Plan(leaves=real(read_source(locate(self.source))[0]))
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Read all rows; those that are no examples become rejections."""

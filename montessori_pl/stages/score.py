@@ -1,5 +1,6 @@
 """Score: a signal says how good each example is for the student."""
 
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -11,10 +12,12 @@ from montessori_pl.data import encode_examples
 from montessori_pl.distributions import describe
 from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.models import holds_adapter, load_chat
+from montessori_pl.planning import Expected, Plan
 from montessori_pl.records import Example, Rejection, drop_torn_line, read_records
 from montessori_pl.records import Score as ScoreRecord
 from montessori_pl.signals import REPORT, ScoringData, SignalCallback
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
 
@@ -59,6 +62,21 @@ class Score(Stage):
     def reads(self) -> list[Input]:
         """The examples and the student."""
         return [Input("examples", self.examples, Kind.EXAMPLES), Input("student", self.student, Kind.STUDENT)]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """What the signal says that it will take."""
+        given, chat = context.given("examples"), load_chat(context.student().source)
+        count, most = (min(number, self.max_examples or number) for number in (given.count, given.most))
+        rendered, too_long = encode_examples(given.some(), chat, self.max_length)
+        left_out = {example.id for example in too_long}
+        examples = [example for example in given.some() if example.id not in left_out]
+        reference, _ = encode_examples(context.data.read("reference"), chat, self.max_length)
+        data = ScoringData(examples, rendered, reference, chat.tokenizer.pad_token_id, self.batch_tokens)
+        leaves = Expected(
+            count=count, most=most, prompts=given.prompts, instructions=min(count, given.instructions), like=given.like
+        )
+        self.signal.requests = context.requests
+        return dataclasses.replace(self.signal.plan(count, most, data, chat), leaves=leaves)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Score what has not been scored, then put all scores in the order of the examples."""

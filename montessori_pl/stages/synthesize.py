@@ -1,14 +1,18 @@
 """Synthesize: the teacher writes instructions and responses; what passes the filters becomes examples."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from montessori_pl.generation.base import Sampling
+from montessori_pl.planning import Plan
 from montessori_pl.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.stages.authors import Author, Authors, teacher, usage_metrics
 from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.collapse_guard import FALLBACK_TEACHER, CollapseGuard, CollapseWatch
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.planned_writing import NUM_PROMPTS, Amount, plan_writing
 from montessori_pl.stages.writing import EXAMPLES, REJECTIONS, Assignment, Rules, Writer
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.synthesis.contamination import Decontamination
@@ -34,6 +38,7 @@ class Synthesize(Stage):
         response_sampling: how responses are drawn; the defaults are the paper's.
         instruction_filter: which instructions are kept.
         response_filter: which responses are kept.
+        answered: whether the teacher answers what it has written; without, responses are empty, for a stage `Answer`.
         max_similarity: an instruction is a near duplicate if its ROUGE-L F1 with a seed or an accepted instruction is
             larger; the paper's value. Null keeps near duplicates, and drops exact ones only.
         decontaminate: drops what repeats an example of the reference or test set: the same instruction, or long runs
@@ -49,6 +54,7 @@ class Synthesize(Stage):
     artifacts = (EXAMPLES, REJECTIONS)
     uses = ("teacher", "generation", "data")
     unpinned = ("max_candidates_per_example", "patience")
+    adjustable = ("num_examples", "num_prompts")
 
     def __init__(
         self,
@@ -62,6 +68,7 @@ class Synthesize(Stage):
         response_sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
         instruction_filter: InstructionFilter = InstructionFilter(),
         response_filter: ResponseFilter = ResponseFilter(),
+        answered: bool = True,
         max_similarity: float | None = 0.7,
         decontaminate: bool | Decontamination = True,
         prompts_per_round: int = 32,
@@ -88,6 +95,7 @@ class Synthesize(Stage):
             response_filter=response_filter,
             max_similarity=max_similarity,
             decontaminate=decontaminate,
+            answered=answered,
         )
         self.prompts_per_round = prompts_per_round
         self.max_candidates_per_example, self.patience = max_candidates_per_example, patience
@@ -102,6 +110,32 @@ class Synthesize(Stage):
     def asks(self) -> list[str]:
         """The teacher."""
         return [self.teacher]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """The rounds that are left; the next prompts are rendered as the run will, with seeds for shots to come."""
+        seeds = context.given("seeds").like if self.seeds is not None else context.data.read("seeds")
+        amount = self._amount(context)
+        first = len(context.commits) * self.prompts_per_round
+        last = min(first + NUM_PROMPTS, self.num_prompts) if self.num_prompts is not None else first + NUM_PROMPTS
+        shots = [(stable_seed(context.seed, "prompt", index), seeds) for index in range(first, last)]
+        prompts = first + amount.completions // self.samples_per_prompt
+        return plan_writing(context, self.rules, self.teacher, shots, amount, prompts)
+
+    def _amount(self, context: PlanContext) -> Amount:
+        """How much is left to be written: whole rounds, unless the number of prompts is given."""
+        missing = self._missing(sum(commit["accepted"] for commit in context.commits), len(context.commits))
+        if self.num_examples is None:
+            most = missing * self.samples_per_prompt
+            return Amount(
+                completions=most,
+                max_completions=most,
+                accepted=round(most * context.accepted_share),
+                max_accepted=most,
+            )
+        size = self.prompts_per_round * self.samples_per_prompt
+        limit = math.ceil(self.max_candidates_per_example * self.num_examples / size) - len(context.commits)
+        rounds = min(math.ceil(missing / context.accepted_share / size), limit)
+        return Amount(completions=rounds * size, max_completions=limit * size, accepted=missing, max_accepted=missing)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write rounds until there is enough."""
@@ -192,7 +226,8 @@ class Synthesize(Stage):
         return num_examples
 
     def _missing(self, num_examples: int, num_rounds: int) -> int:
-        return (self.num_prompts or self.num_examples or 0) - self._done(num_examples, num_rounds)
+        # There may be more than enough: less may be asked for than in an earlier session.
+        return max(0, (self.num_prompts or self.num_examples or 0) - self._done(num_examples, num_rounds))
 
     def _check_limits(self, context: StageContext, journal: Journal) -> None:
         candidates = sum(commit["candidates"] for commit in journal.commits)
@@ -216,5 +251,6 @@ class Synthesize(Stage):
         raise StageError(
             f"{context.key} gave up with {accepted} of {self.num_examples or self.num_prompts} wanted, after "
             f"{candidates} completions: {why}. Rejected: {counts}. The last ones were: {samples}. What was accepted is "
-            "kept; raise the limit to go on, or mend the prompt, the sampling or the filters under another --run"
+            f"kept: raise the limit to go on, ask for {accepted} to go on without the rest, or mend the prompt, the "
+            "sampling or the filters under another --run"
         )

@@ -6,8 +6,10 @@ from typing import Any
 from montessori_pl.data import collate, encode_examples
 from montessori_pl.models import load_chat
 from montessori_pl.optimization import TrainingSettings
+from montessori_pl.planning import Plan
 from montessori_pl.records import Example, read_records
 from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext, planned_training
 from montessori_pl.stages.training import TrainingData, fit
 
 
@@ -38,6 +40,13 @@ class TrainStudent(Stage):
         """The examples."""
         return [Input("examples", self.examples, Kind.EXAMPLES)]
 
+    def plan(self, context: PlanContext) -> Plan:
+        """All epochs over the examples."""
+        given, chat = context.given("examples"), load_chat(context.student().source)
+        rendered, _ = encode_examples(given.some(), chat, self.training.max_length)
+        lengths = [len(one.input_ids) for one in rendered]
+        return Plan(work=[planned_training(self.training, given.count, lengths, context.processes)])
+
     def run(self, context: StageContext) -> dict[str, Any]:
         """Train, or go on training."""
         directory = context.inputs["examples"]
@@ -47,6 +56,11 @@ class TrainStudent(Stage):
             student.train_all_weights()
         chat = load_chat(student.source)
         examples = read_records(directory / "examples.jsonl", Example)
+        if unanswered := sum(not example.response for example in examples):
+            raise StageError(
+                f"{context.key} cannot learn from {directory}: {unanswered} of {len(examples)} examples have no "
+                "response; let a stage `Answer` answer them first"
+            )
         rendered, too_long = encode_examples(examples, chat, self.training.max_length)
         if not rendered:
             raise StageError(

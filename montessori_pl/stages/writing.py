@@ -31,6 +31,7 @@ class Rules:
     response_filter: ResponseFilter
     max_similarity: float | None
     decontaminate: bool | Decontamination
+    answered: bool = True
 
     @property
     def threshold(self) -> float:
@@ -96,8 +97,10 @@ class Writer:
     def write(self, number: int, assignments: Sequence[Assignment]) -> tuple[list[Example], list[Rejection]]:
         """The examples and rejections of the round of this number."""
         rejections: list[Rejection] = []
+        accepted: list[Example] = []
         candidates = list(self._instructions(number, assignments, rejections))
-        accepted = []
+        if not self.rules.answered:
+            return [_example(candidate, number, "") for candidate in candidates], rejections
         for candidate, response in zip(candidates, self._responses(candidates), strict=True):
             try:
                 if response is None:
@@ -166,15 +169,10 @@ class Writer:
         return candidates
 
     def _prompt(self, assignment: Assignment) -> tuple[str, tuple[str, ...]]:
-        """The prompt, with fewer shots where all of them do not fit; empty if none does."""
-        num_shots: int | None = None
-        while num_shots is None or num_shots > 0:
-            rng = random.Random(assignment.seed)
-            prompt, seed_ids = self.rules.synthesizer.prompt(rng, assignment.seeds, self.examples, num_shots)
-            if self.authors.fits(assignment.author, turn(prompt), self.rules.instruction_sampling):
-                return prompt, seed_ids
-            num_shots = len(seed_ids) - 1
-        return "", ()
+        def fits(prompt: str) -> bool:
+            return self.authors.fits(assignment.author, turn(prompt), self.rules.instruction_sampling)
+
+        return fitting_prompt(self.rules.synthesizer, assignment.seed, assignment.seeds, self.examples, fits)
 
     def _responses(self, candidates: Sequence[_Candidate]) -> list[Completion | None]:
         """The author's answer to each instruction; none where there is no room for it."""
@@ -191,6 +189,23 @@ class Writer:
 
     def _request(self, text: str, id_: str, what: str) -> Request:
         return Request(messages=turn(text), seed=stable_seed(self.context.seed, what, id_))
+
+
+def fitting_prompt(
+    synthesizer: Synthesizer,
+    seed: int,
+    seeds: Sequence[Example],
+    written: Sequence[Example],
+    fits: Callable[[str], bool],
+) -> tuple[str, tuple[str, ...]]:
+    """The prompt of this seed with the ids of its shots, fewer where all of them do not fit; empty if none does."""
+    num_shots: int | None = None
+    while num_shots is None or num_shots > 0:
+        prompt, seed_ids = synthesizer.prompt(random.Random(seed), seeds, written, num_shots)
+        if fits(prompt):
+            return prompt, seed_ids
+        num_shots = len(seed_ids) - 1
+    return "", ()
 
 
 def _held_out(context: StageContext, decontaminate: bool | Decontamination) -> HeldOut:

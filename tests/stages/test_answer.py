@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -15,8 +15,9 @@ from montessori_pl.pairing import pair_examples
 from montessori_pl.pool import PoolTeacher
 from montessori_pl.progress import Progress
 from montessori_pl.records import Example, Message, Rejection, Score, append_records, read_records
-from montessori_pl.stages import Answer, StageContext
-from montessori_pl.stages.base import WEIGHTS
+from montessori_pl.routing import ConstantRouter, RouteLimits
+from montessori_pl.stages import Answer, StageContext, StageError
+from montessori_pl.stages.base import ROUTING, WEIGHTS
 from montessori_pl.synthesis.filters import ResponseFilter
 
 
@@ -207,6 +208,48 @@ def test_what_is_not_kept_is_said(tmp_path: Path) -> None:
     assert metrics["rejected"] == {"too short": 1, "too long for the context": 1}
 
 
+def route(tmp_path: Path, teachers: Sequence[str], values: Sequence[float]) -> Path:
+    """The directory of a stage that has chosen among teachers."""
+    directory = tmp_path / "chosen"
+    (directory / ROUTING).mkdir(parents=True)
+    ConstantRouter(teachers, values).save(directory / ROUTING)
+    return directory
+
+
+class TestRouting:
+    POOL: ClassVar = {"anna": PoolTeacher(backbone="a"), "ben": PoolTeacher(backbone="b")}
+
+    def test_each_instruction_goes_to_one_teacher(self, tmp_path: Path) -> None:
+        room = Room(tmp_path, pool=self.POOL)
+        metrics = room.run({"routing": route(tmp_path, ["ben", "anna"], [2, 1])}, teachers=["anna", "ben"], routing="r")
+        assert metrics["teachers"] == {"ben": 3}
+        assert [event for event in room.events if event.startswith("load")] == ["load b"], "nobody else is loaded"
+
+    def test_limits_are_kept_over_all_instructions(self, tmp_path: Path) -> None:
+        room = Room(tmp_path, [f"say {number}" for number in range(8)], pool=self.POOL)
+        metrics = room.run(
+            {"routing": route(tmp_path, ["ben", "anna"], [2, 1])},
+            teachers=["anna", "ben"],
+            routing="r",
+            limits=RouteLimits(max_share={"ben": 0.25}),
+            instructions_per_round=3,
+        )
+        assert metrics["teachers"] == {"anna": 6, "ben": 2}
+
+    def test_teachers_of_stages_are_known_by_what_examples_call_them(self, tmp_path: Path) -> None:
+        chosen = route(tmp_path, ["the-teacher"], [1])
+        metrics = Room(tmp_path).run({"teachers.base": None, "routing": chosen}, teachers="base", routing="r")
+        assert metrics["teachers"] == {"the-teacher": 3}
+
+    def test_router_that_chooses_among_others(self, tmp_path: Path) -> None:
+        chosen = route(tmp_path, ["ben", "carl"], [1, 2])
+        with pytest.raises(StageError) as error:
+            Room(tmp_path, pool=self.POOL).run({"routing": chosen}, teachers=["anna", "ben"], routing="r")
+        assert str(error.value) == (
+            "iteration_1/answers: stage 'r' chooses among ben, carl, and `teachers` lacks carl; name all of them"
+        )
+
+
 @pytest.mark.parametrize("kills_after", [0, 1, 5, 6, 7, 11])
 def test_killed_in_any_round_it_goes_on(tmp_path: Path, kills_after: int) -> None:
     words = [f"say {number}" for number in range(6)]
@@ -230,6 +273,8 @@ def test_killed_in_any_round_it_goes_on(tmp_path: Path, kills_after: int) -> Non
         ({"teachers": "base", "student": "base"}, "either teachers or a student"),
         ({"teachers": ["base", "base"]}, "names one twice: base, base"),
         ({"teachers": "base", "samples": 0}, "at least 1"),
+        ({"student": "base", "routing": "r"}, "routing needs the teachers among whom it chooses"),
+        ({"teachers": "base", "limits": RouteLimits(max_share=0.5)}, "limits need a routing"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], sentence: str) -> None:

@@ -179,8 +179,8 @@ class TestAlarm:
         limits = dataclasses.replace(NOTHING, parsed_share=0.8)
         metrics = school.run("data", Teachers(mute), num_examples=20, guard=guard(limits=limits, fallback="unaligned"))
         assert metrics["warnings"] == [
-            "after 32 completions the writing had moved beyond the limits (share of completions that hold an "
-            "instruction 0.00, before 1.00, limit 0.80); the rest was written by the teacher before alignment, base"
+            "after 32 completions the writing had moved beyond the limits (share of usable completions "
+            "0.00, before 1.00, limit 0.80); the rest was written by the teacher before alignment, base"
         ]
         assert metrics["accepted"] == 20
 

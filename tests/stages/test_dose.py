@@ -290,10 +290,11 @@ class TestHeldOut:
         assert [num_held_out(*count) for count in counts] == [1, 2, 0, 1, 1, 0, 0]
 
     def test_order_depends_on_the_seed_alone(self) -> None:
-        order = prompts_in_order(PROMPTS, 1)
-        assert sorted(order) == sorted(PROMPTS)
-        assert prompts_in_order([*PROMPTS[::-1], *PROMPTS], 1) == order
-        assert any(prompts_in_order(PROMPTS, seed) != order for seed in range(2, 5))
+        prompts = [("", text) for text in PROMPTS] + [("you are kind.", PROMPTS[0])]
+        order = prompts_in_order(prompts, 1)
+        assert sorted(order) == sorted(prompts)
+        assert prompts_in_order([*prompts[::-1], *prompts], 1) == order
+        assert any(prompts_in_order(prompts, seed) != order for seed in range(2, 5))
 
     def test_prompts_stay_whole(self, align: Align, tmp_path: Path) -> None:
         """A held-out prompt is in no batch, any other prompt is, with all its pairs."""
@@ -305,8 +306,8 @@ class TestHeldOut:
         found = {
             text: sum(sequence[: len(ids)] == ids for sequence in notes.sequences) for text, ids in beginnings.items()
         }
-        held_out = prompts_in_order(PROMPTS, SEED)[:2]
-        assert found == {text: 0 if text in held_out else 2 * 2 * GENTLE.epochs for text in PROMPTS}
+        held_out = prompts_in_order([("", text) for text in PROMPTS], SEED)[:2]
+        assert found == {text: 0 if ("", text) in held_out else 2 * 2 * GENTLE.epochs for text in PROMPTS}
 
 
 def slow_log_probability(source: ModelSource, chat: ChatFormat, prompt: str, text: str, finished: bool) -> float:
@@ -345,10 +346,10 @@ def observer(request: pytest.FixtureRequest, backbone: str, pairs: Path, tmp_pat
         teacher=teacher,
         chat=chat,
         held_out=encode_pairs(records, chat, 64),
-        prompts=PROMPTS,
+        prompts=[[{"role": "user", "content": text}] for text in PROMPTS],
         num_samples=8,
         sampling=SHORT,
-        synthesizer=Whatever(),
+        read=Whatever().instruction,
         seed=SEED,
         batch_size=2,
     )

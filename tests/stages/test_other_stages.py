@@ -473,6 +473,15 @@ class TestNothingToLearn:
             "max_length 20 tokens"
         )
 
+    def test_instructions_that_nobody_has_answered(self, tmp_path: Path, context: Callable[..., StageContext]) -> None:
+        """A student that learned them would learn to say nothing."""
+        examples = [Example(id=str(n), instruction="ab", response="c" * n) for n in range(3)]
+        directory = write(tmp_path / "data" / "examples.jsonl", examples)
+        with pytest.raises(
+            StageError, match="1 of 3 examples have no response; let a stage `Answer` answer them first"
+        ):
+            TrainStudent("data", TrainingSettings(lr=1e-3)).run(context(inputs={"examples": directory}))
+
     def test_teacher(self, tmp_path: Path, context: Callable[..., StageContext]) -> None:
         pair = PreferencePair(
             id="p", prompt="a" * 30, chosen="b", rejected="c", chosen_id="1", rejected_id="2", margin=1.0

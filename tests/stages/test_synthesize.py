@@ -188,6 +188,16 @@ class TestHowMuch:
             for id_ in example.seed_ids:
                 assert f"<instruction>seeds task number {id_[-1]}</instruction>" in example.prompt
 
+    def test_instructions_alone(self, workshop: Workshop) -> None:
+        """Somebody else may answer them: nobody pays for responses that are not used."""
+        metrics = workshop.run(ScriptedTeacher(), num_examples=20, answered=False)
+        assert metrics["accepted"] == 20
+        assert {example.response for example in workshop.examples} == {""}
+        written = metrics["generated_tokens"]
+        other = Workshop(workshop.root / "other")
+        assert other.run(ScriptedTeacher(), num_examples=20)["generated_tokens"] == written + 20 * 9
+        assert [e.instruction for e in other.examples] == [e.instruction for e in workshop.examples]
+
     def test_later_prompts_show_what_was_written_before(self, workshop: Workshop) -> None:
         """Two seeds and one of our own; in the first round a third seed stands in."""
         workshop.run(ScriptedTeacher(), num_examples=20)
@@ -326,12 +336,22 @@ class TestGivingUp:
             "accepted (patience 32). Rejected: no instruction tag: 32. The last ones were: (no instruction tag) '"
         )
         assert said.endswith(
-            "What was accepted is kept; raise the limit to go on, or mend the prompt, the sampling or the filters "
-            "under another --run"
+            "What was accepted is kept: raise the limit to go on, ask for 0 to go on without the rest, or mend the "
+            "prompt, the sampling or the filters under another --run"
         )
         assert "'Let me think.'" in said or "'No.'" in said
         assert len(workshop.rejections) == 32
         assert teacher.events == ["load the-teacher", "close"], "also then the memory is given back"
+
+    def test_less_is_enough_after_all(self, workshop: Workshop) -> None:
+        """What is there is taken, and nobody is asked for more."""
+        with pytest.raises(StageError):
+            workshop.run(ScriptedTeacher(), num_examples=100, max_candidates_per_example=0.3)
+        there = len(workshop.examples)
+        assert 0 < there < 100
+        teacher = ScriptedTeacher()
+        assert workshop.run(teacher, num_examples=there - 1)["accepted"] == there
+        assert not teacher.events
 
     def test_limit_of_candidates(self, workshop: Workshop) -> None:
         """Forty wanted at two completions each: 80 in five rounds, of which only three instructions are different."""

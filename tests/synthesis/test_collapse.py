@@ -18,13 +18,13 @@ BEFORE = {
     ("name", "inside", "outside", "clause"),
     [
         # .8 of .9
-        ("parsed_share", 0.721, 0.719, "share of completions that hold an instruction 0.72, before 0.90, limit 0.72"),
+        ("parsed_share", 0.721, 0.719, "share of usable completions 0.72, before 0.90, limit 0.72"),
         # .8 of 4
         ("token_entropy", 3.201, 3.19, "entropy of the words 3.19, before 4.00, limit 3.20"),
         # .7 of 2
         ("opening_entropy", 1.401, 1.39, "entropy of the first words 1.39, before 2.00, limit 1.40"),
         # .8 of .5
-        ("distinct_share", 0.401, 0.39, "share of different instructions 0.39, before 0.50, limit 0.40"),
+        ("distinct_share", 0.401, 0.39, "share of different texts 0.39, before 0.50, limit 0.40"),
         # .1 and .3
         (
             "divergence",

@@ -1,0 +1,40 @@
+"""How good a response is, as whoever recorded it says."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from callbacks.quantity import Columns, QuantitySignal
+from montessori_pl.records import Example
+from montessori_pl.signals import ScoringData
+from montessori_pl.student import StudentModule
+
+
+class RecordedQualitySignal(QuantitySignal):
+    """The quality that stands in the example itself: a reward that was published with it, a judge's grade, correctness.
+
+    With it teachers can be ranked and routed to from recorded responses alone, without a reward model.
+    """
+
+    quantity = "quality"
+    unit = "as recorded"
+
+    def prepare(self, student: StudentModule, data: ScoringData) -> None:
+        """Look at all examples first, so that a run does not end amid them.
+
+        Raises:
+            ValueError: an example has no quality.
+        """
+        lacking = [example for example, _ in data.items if example.quality is None]
+        if lacking:
+            raise ValueError(
+                f"example {lacking[0].id} ({lacking[0].instruction[:40]!r}) has no recorded quality, and so it is with "
+                f"{len(lacking)} of {len(data.items)} examples; write a finite number into a column `quality` of their "
+                "source, or score them with another signal, for example RewardModelSignal"
+            )
+
+    def measure(
+        self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
+    ) -> Columns:
+        """What each example says."""
+        return {self.quantity: [example.quality for example in examples if example.quality is not None]}

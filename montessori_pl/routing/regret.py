@@ -1,0 +1,70 @@
+"""What a router is worth: beside an oracle that sees all responses, and beside always asking the best single teacher.
+
+The second one is the bar: a router can look good by Hit@k only because a few teachers are good for everything.
+
+Legend: N held-out prompts, K teachers; tables hold NaN where a teacher has not answered, and nobody asks it there.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from montessori_pl.routing.pool import Array
+from montessori_pl.routing.resampling import interval, resampled_means
+
+HITS = (1, 3)
+"""The k of Hit@k."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A router beside the constant and the oracle, on prompts that it has not seen."""
+
+    teachers: Sequence[str]
+    """Their names."""
+    tables: Mapping[str, Array]
+    """Numbers of all responses by name, each (N, K): the `reward` that is routed for, and its parts in raw units."""
+    coefficients: Mapping[str, Array]
+    """By name of the router (`router`, `constant`, `oracle`), its coefficients, shape (N, K)."""
+
+    @classmethod
+    def of(cls, teachers: Sequence[str], tables: Mapping[str, Array], router: Array, constant: Array) -> "Comparison":
+        """Compare a router's coefficients (N, K) with the same ones (K,) for all prompts."""
+        reward = tables["reward"]
+        constants = np.broadcast_to(constant, reward.shape)
+        return cls(teachers, tables, {"router": router, "constant": constants, "oracle": reward})
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """What a router gets on the mean of all prompts, what it misses, how often it is right, and whom it asks."""
+        order, reward = self._order(name), self.tables["reward"]
+        missed = self._taken("oracle", "reward") - self._taken(name, "reward")
+        best = np.nanmax(reward, axis=1, keepdims=True)
+        right = np.take_along_axis(reward, order, axis=1) == best  # a tie for the best is as good
+        shares = np.bincount(order[:, 0], minlength=len(self.teachers)) / len(order)
+        return {
+            **{table: float(self._taken(name, table).mean()) for table in self.tables},
+            "regret": float(missed.mean()),
+            **{f"hit_at_{k}": float(right[:, :k].any(axis=1).mean()) for k in HITS},
+            "shares": dict(zip(self.teachers, shares.tolist(), strict=True)),
+        }
+
+    def gains(self, seed: int) -> dict[str, dict[str, float]]:
+        """For each table, what the router gets more than the constant, with its bootstrap interval over prompts."""
+        gains = np.stack([self._taken("router", name) - self._taken("constant", name) for name in self.tables], axis=1)
+        resampled = resampled_means(gains, seed)
+        return {
+            name: dataclasses.asdict(interval(gains[:, column].mean(), resampled[:, column]))
+            for column, name in enumerate(self.tables)
+        }
+
+    def _order(self, name: str) -> np.ndarray:
+        """The teachers who have answered, the best one first, and behind them the others; shape (N, K)."""
+        answered = np.where(np.isnan(self.tables["reward"]), -np.inf, self.coefficients[name])
+        return np.argsort(-answered, axis=1, kind="stable")
+
+    def _taken(self, name: str, table: str) -> Array:
+        """The numbers of the responses that a router takes, shape (N,)."""
+        taken: Array = np.take_along_axis(self.tables[table], self._order(name)[:, :1], axis=1)[:, 0]
+        return taken

@@ -1,0 +1,90 @@
+"""AlignStudent: DPO of the student on pairs of its own responses, with the student before as the reference policy."""
+
+from typing import Any
+
+from montessori_pl.dpo import DPOModule, check_preference_settings
+from montessori_pl.losses import PairLoss
+from montessori_pl.models import holds_adapter, load_chat
+from montessori_pl.optimization import TrainingSettings
+from montessori_pl.planning import Plan
+from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.preferences import pair_data, plan_alignment, read_pairs
+from montessori_pl.stages.training import fit
+
+
+class AlignStudent(Stage):
+    """Train the student to prefer the better of its responses.
+
+    What the student was trained with before is trained further: its adapter, or all of its weights. The base student
+    gets the adapter of the student section.
+
+    Args:
+        pairs: the stage whose preference pairs are learned.
+        training: how.
+        student: the stage whose student is trained further, and is the reference policy; `latest`, or `base`.
+        beta: strength of the pull towards the reference policy.
+        loss: `sigmoid` is DPO's; `conservative`, `robust` and `ipo` trust the pairs less (see `losses.dpo_loss`).
+        label_smoothing: for `conservative` and `robust`, the share of pairs believed to be the wrong way round.
+        nll_weight: weight of the negative log-likelihood of the chosen responses, per token; without it DPO may make
+            both responses of a pair unlikely.
+        first_iteration_only: whether later iterations go without this stage.
+    """
+
+    produces = Kind.STUDENT
+    artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
+    uses = ("student",)
+    unpinned = ("training.checkpoint_every_n_steps",)
+    distributed = True
+
+    def __init__(
+        self,
+        pairs: str,
+        training: TrainingSettings,
+        student: str = LATEST,
+        beta: float = 0.1,
+        loss: PairLoss = "sigmoid",
+        label_smoothing: float = 0.0,
+        nll_weight: float = 0.0,
+        first_iteration_only: bool = False,
+    ) -> None:
+        super().__init__(first_iteration_only)
+        check_preference_settings(beta, loss, label_smoothing, nll_weight)
+        self.pairs, self.training, self.student = pairs, training, student
+        self.beta, self.loss, self.label_smoothing, self.nll_weight = beta, loss, label_smoothing, nll_weight
+
+    def reads(self) -> list[Input]:
+        """The pairs and the student to start from."""
+        return [Input("pairs", self.pairs, Kind.PAIRS), Input("student", self.student, Kind.STUDENT)]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """The training on all pairs."""
+        chat = load_chat(context.student().source)
+        return Plan(work=[plan_alignment(context, chat, self.training, context.given("pairs").count)])
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Align, or go on aligning."""
+        student = self._student(context)
+        chat = load_chat(student.source)
+        fitting, too_long = read_pairs(context, chat, self.training.max_length)
+        data = pair_data([encoded for _, encoded in fitting], chat, self.training, context)
+        metrics = fit(context, student, data, self.training)
+        return {"pairs": len(fitting), "left_out_as_too_long": too_long, **metrics}
+
+    def _student(self, context: StageContext) -> DPOModule:
+        """The student before, as a policy."""
+        before = context.student()
+        source = context.source(before, "student")
+        whole = source.weights is not None and not holds_adapter(source.weights)
+        policy = DPOModule(
+            backbone=before.backbone,
+            lora=None if whole else before.lora,
+            beta=self.beta,
+            loss=self.loss,
+            label_smoothing=self.label_smoothing,
+            nll_weight=self.nll_weight,
+            chat=before.chat,
+            base_precision=source.base_precision,
+        )
+        policy.source = source
+        return policy

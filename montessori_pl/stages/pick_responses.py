@@ -1,0 +1,94 @@
+"""PickResponses: of a pool of recorded responses the one by the teacher to whom the router sends the instruction."""
+
+import dataclasses
+import shutil
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from montessori_pl.planning import Plan
+from montessori_pl.records import Example
+from montessori_pl.routing import Prompt, ResponsePool, RouteLimits, load_router
+from montessori_pl.routing.limits import choose
+from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.pools import in_chunks, read_pool
+from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.workspace import write_atomically
+
+COEFFICIENTS = "coefficients"
+"""Directory of what the router says of the prompts, until the stage has finished."""
+
+
+class PickResponses(Stage):
+    """Keep one response for each instruction. Where the router's teacher has not answered, the next best one has it.
+
+    Args:
+        examples: the stage whose responses are picked from: several teachers' to the same instructions.
+        routing: the stage that chose among the teachers.
+        limits: largest shares of teachers, and a budget; null asks whom the router likes best.
+        first_iteration_only: whether later iterations go without this stage.
+    """
+
+    produces = Kind.EXAMPLES
+    artifacts = ("examples.jsonl",)
+
+    def __init__(
+        self, examples: str, routing: str, limits: RouteLimits | None = None, first_iteration_only: bool = False
+    ) -> None:
+        super().__init__(first_iteration_only)
+        self.examples, self.routing, self.limits = examples, routing, limits
+
+    def reads(self) -> list[Input]:
+        """The responses and the router."""
+        return [Input("examples", self.examples, Kind.EXAMPLES), Input("routing", self.routing, Kind.ROUTING)]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """One example for each instruction; what the router reads is little beside it."""
+        given = context.given("examples")
+        count = given.instructions
+        return Plan(leaves=dataclasses.replace(given, count=count, most=given.at_most(count), prompts=0))
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Route all instructions; of several responses of a teacher to one the first is kept."""
+        directory = context.inputs["routing"]
+        assert directory is not None
+        pool, router = read_pool(context), load_router(directory / ROUTING)
+        answered = np.array([[(prompt, name) in pool.answers for name in router.teachers] for prompt in pool.prompts])
+        prompts = [prompt for prompt, row in zip(pool.prompts, answered, strict=True) if row.any()]
+        if not prompts:
+            raise StageError(
+                f"{context.key}: stage {self.routing!r} chooses among {', '.join(router.teachers)}, but the responses "
+                f"are by {', '.join(pool.teachers)}"
+            )
+        allowed = answered[answered.any(axis=1)]
+        coefficients = in_chunks(
+            context,
+            context.directory / COEFFICIENTS,
+            prompts,
+            lambda chunk: torch.from_numpy(router.coefficients(chunk)),
+        ).numpy()
+        try:
+            chosen = choose(coefficients, router.teachers, self.limits, allowed)
+        except ValueError as error:
+            raise StageError(f"{context.key}: {error}") from error
+        names = [router.teachers[place] for place in chosen]
+        picked = _in_order(pool, [pool.answers[one][0] for one in zip(prompts, names, strict=True)])
+        write_atomically(context.directory / "examples.jsonl", "".join(example.to_json() + "\n" for example in picked))
+        shutil.rmtree(context.directory / COEFFICIENTS)
+        left_out = len(pool.prompts) - len(prompts)
+        return {
+            "accepted": len(picked),
+            "rejected": {"no answer by a teacher of the router": left_out} if left_out else {},
+            "shares": {name: count / len(picked) for name, count in Counter(names).most_common()},
+            "not_answered_by_the_best": int((~allowed[range(len(prompts)), coefficients.argmax(axis=1)]).sum()),
+            "diversity": diversity([example.instruction for example in picked]),
+        }
+
+
+def _in_order(pool: ResponsePool, picked: list[Example]) -> list[Example]:
+    """The examples in the order in which their prompts were recorded first."""
+    places = {prompt: place for place, (prompt, _) in reversed([*enumerate(pool.answers)])}
+    return sorted(picked, key=lambda one: places[Prompt(one.instruction, one.system)])

@@ -1,0 +1,57 @@
+"""What the stages that align share: preference pairs as they are trained on."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from montessori_pl.chat import ChatFormat
+from montessori_pl.data import EncodedPair, collate_pairs, encode_pairs
+from montessori_pl.optimization import TrainingSettings
+from montessori_pl.planning import Work
+from montessori_pl.records import PreferencePair, read_records
+from montessori_pl.stages.base import StageContext, StageError
+from montessori_pl.stages.pair import PAIRS
+from montessori_pl.stages.plan import PlanContext, planned_training
+from montessori_pl.stages.training import TrainingData
+
+
+def read_pairs(
+    context: StageContext, chat: ChatFormat, max_length: int
+) -> tuple[list[tuple[PreferencePair, EncodedPair]], int]:
+    """The pairs of the stage that the setting `pairs` names, encoded.
+
+    Returns:
+        the pairs that fit within `max_length` tokens, and how many were left out as too long.
+
+    Raises:
+        StageError: none fits.
+    """
+    directory = context.inputs["pairs"]
+    assert directory is not None
+    pairs = read_records(directory / PAIRS, PreferencePair)
+    fitting = [(pair, encoded) for pair in pairs for encoded in encode_pairs([pair], chat, max_length)]
+    if not fitting:
+        raise StageError(
+            f"{context.key} has nothing to learn: of {len(pairs)} pairs in {directory}, none fits within "
+            f"max_length {max_length} tokens"
+        )
+    return fitting, len(pairs) - len(fitting)
+
+
+def pair_data(
+    pairs: Sequence[EncodedPair], chat: ChatFormat, training: TrainingSettings, context: StageContext
+) -> TrainingData:
+    """The pairs in batches; a pair is as long as the longer of its sides."""
+    return TrainingData(
+        pairs,
+        [max(len(pair.chosen.input_ids), len(pair.rejected.input_ids)) for pair in pairs],
+        training.batch_size,
+        context.seed,
+        partial(collate_pairs, pad_id=chat.tokenizer.pad_token_id),
+    )
+
+
+def plan_alignment(context: PlanContext, chat: ChatFormat, training: TrainingSettings, count: int) -> Work:
+    """Training on so many of the pairs, both sides of each; the reference policy's passes are not counted."""
+    encoded = encode_pairs(context.given("pairs").some(), chat, training.max_length)
+    lengths = [len(pair.chosen.input_ids) + len(pair.rejected.input_ids) for pair in encoded]
+    return planned_training(training, count, lengths, context.processes)

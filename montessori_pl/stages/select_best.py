@@ -1,0 +1,73 @@
+"""SelectBest: the best-scored examples, to be shown to a teacher as shots."""
+
+import dataclasses
+import statistics
+from typing import Any
+
+from montessori_pl.planning import Plan
+from montessori_pl.records import Example, read_records
+from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.scores import num_scored, read_scores, score_inputs, score_names
+from montessori_pl.stages.writing import EXAMPLES
+from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.workspace import write_atomically
+
+
+class SelectBest(Stage):
+    """Choose the best share of the scored examples.
+
+    Shown as shots (`Synthesize` with `seeds`), they let a teacher write more like them without being trained.
+
+    Args:
+        examples: the stage whose examples were scored.
+        scores: the stage that scored them; or several, whose scores are then divided by their root mean square and
+            averaged.
+        share: how many are chosen, as a share of those that have a score; at least one. Ids decide between equal ones.
+        first_iteration_only: whether later iterations go without this stage.
+    """
+
+    produces = Kind.EXAMPLES
+    artifacts = (EXAMPLES,)
+
+    def __init__(
+        self, examples: str, scores: str | list[str], share: float = 0.5, first_iteration_only: bool = False
+    ) -> None:
+        super().__init__(first_iteration_only)
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, found {share:g}")
+        self.examples, self.scores, self.share = examples, score_names(scores), share
+
+    def reads(self) -> list[Input]:
+        """The examples and their scores."""
+        return [Input("examples", self.examples, Kind.EXAMPLES), *score_inputs(self.scores)]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """No work, but its share of the examples."""
+        given = context.given("examples")
+        count = max(1, round(self.share * num_scored(context, self.scores)))
+        most, instructions = max(1, given.at_most(count)), min(count, given.instructions)
+        return Plan(leaves=dataclasses.replace(given, count=count, most=most, instructions=instructions))
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Choose, and keep the order of the examples."""
+        directory = context.inputs["examples"]
+        assert directory is not None
+        examples = read_records(directory / EXAMPLES, Example)
+        scores = read_scores(context, self.scores)
+        values = {example.id: scores[example.id].value for example in examples if example.id in scores}
+        if not values:
+            raise StageError(f"{context.key} has nothing to choose from: none of {len(examples)} examples has a score")
+        ranked = sorted(values, key=lambda id_: (-values[id_], id_))
+        best = ranked[: max(1, round(self.share * len(ranked)))]
+        chosen = set(best)
+        kept = [example for example in examples if example.id in chosen]
+        write_atomically(context.directory / EXAMPLES, "".join(example.to_json() + "\n" for example in kept))
+        return {
+            "accepted": len(kept),
+            "rejected": {"not among the best": len(ranked) - len(best), "unscored": len(examples) - len(ranked)},
+            "threshold": values[best[-1]],
+            "mean_score": statistics.fmean(values[id_] for id_ in best),
+            "mean_score_of_all": statistics.fmean(values.values()),
+            "diversity": diversity([example.instruction for example in kept]),
+        }

@@ -1,0 +1,280 @@
+"""TrainRouter: learn from a calibration set which teacher should answer which prompt, and whether that is worth it."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from montessori_pl.models import LoraSettings, ModelSource, load_chat
+from montessori_pl.optimization import TrainingSettings
+from montessori_pl.planning import Plan, mean, passes
+from montessori_pl.records import stable_id
+from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, ResponsePool
+from montessori_pl.routing.encoder import PromptEncoder, encode_prompts
+from montessori_pl.routing.head import fit_head, penalty_losses
+from montessori_pl.routing.module import Compared, RouterModule, collate_compared
+from montessori_pl.routing.pool import Array
+from montessori_pl.routing.preferences import Normalization, bradley_terry_loss, combined_rewards, pair_labels
+from montessori_pl.routing.regret import Comparison
+from montessori_pl.routing.router import ENCODER
+from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext, planned_training
+from montessori_pl.stages.pools import in_chunks, read_pool, read_scores, save_router
+from montessori_pl.stages.training import TrainingData, fit
+
+FEWEST = 10
+"""Fewest prompts to learn from, and fewest to judge by: an interval of fewer means nothing."""
+FEATURES = "features"
+"""Directory of what the encoder knows of the prompts, until the stage has finished."""
+
+
+class TrainRouter(Stage):
+    """Fit a router on the responses of all teachers to calibration prompts, as PerSyn does (arXiv 2510.10925).
+
+        r = (1 - alpha) * quality + alpha * learnability          made comparable within each prompt
+        P(teacher i before j | prompt) = sigmoid(c_i - c_j)       c = head(encoder(prompt)), fitted on all pairs
+
+    A teacher who has not answered a prompt just makes fewer pairs. Some prompts are held out, and on them the router
+    stands beside an oracle and beside always asking the teacher who is best on the others: routing by the prompt alone
+    may gain nothing over that, and `finding` says so in a sentence.
+
+    Differences from the paper: the encoder is the student's base and not Qwen2.5-1.5B unless another is named; it stays
+    frozen unless `training` is given; the position that is read is the prompt's last and no token of its own.
+
+    Args:
+        examples: the stage whose responses are compared: several teachers' to the same instructions.
+        quality: the stage that scored how good they are.
+        learnability: the stage that scored how well the student can learn them; in the paper `TrainingLossSignal` with
+            `direction: low` under the student before any tuning (`student: base`). Influence will do as well.
+        alpha: weight of learnability, from 0 to 1; 0.4 is the paper's.
+        normalization: how scores are made comparable within a prompt: `zscore`, `minmax` or `none`. Accounts of the
+            paper differ in how it normalises, so that the default is not verified.
+        tie_margin: responses whose rewards differ by no more than this count as equally good.
+        held_out: share of the prompts that the router is judged by and does not learn from; at least 10 prompts.
+        fallback_to_constant: whether the best single teacher gets all prompts, where the router's gain over that cannot
+            be told from zero (its 95% interval reaches zero). Off leaves the learned router in any case.
+        encoder: the language model that reads prompts; null takes the student's base. From a hub or a directory.
+        encoder_chat: chat layout of an encoder that is named; the student's base keeps the student's.
+        max_length: longest prompt in tokens; of longer ones the end is read.
+        batch_tokens: tokens of one batch of prompts, padding included, where the encoder is not trained.
+        penalties: L2 penalties on the weights of the head on a frozen encoder, for standardised features; five-fold
+            cross-validation on the prompts that it learns from chooses among them.
+        training: train the encoder together with the head, in this way; null leaves the encoder as it is, which needs
+            no accelerator and finds the best head exactly.
+        lora: the adapter that is trained then; null trains all weights of the encoder.
+        first_iteration_only: whether later iterations go without this stage.
+    """
+
+    produces = Kind.ROUTING
+    artifacts = (f"{ROUTING}/*.json", f"{ROUTING}/*.safetensors", f"{ROUTING}/{ENCODER}/*")
+    uses = ("student",)
+    unpinned = ("training.checkpoint_every_n_steps",)
+    distributed = True
+
+    def __init__(
+        self,
+        examples: str,
+        quality: str,
+        learnability: str,
+        alpha: float = 0.4,
+        normalization: Normalization = "zscore",
+        tie_margin: float = 0.0,
+        held_out: float = 0.2,
+        fallback_to_constant: bool = True,
+        encoder: str | None = None,
+        encoder_chat: str = "auto",
+        max_length: int = 1024,
+        batch_tokens: int = 8192,
+        penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        training: TrainingSettings | None = None,
+        lora: LoraSettings | None = None,
+        first_iteration_only: bool = False,
+    ) -> None:
+        super().__init__(first_iteration_only)
+        self.examples, self.quality, self.learnability = examples, quality, learnability
+        self.alpha, self.normalization, self.tie_margin = alpha, normalization, tie_margin
+        self.held_out, self.fallback_to_constant = held_out, fallback_to_constant
+        self.encoder, self.encoder_chat = encoder, encoder_chat
+        self.max_length, self.batch_tokens, self.penalties = max_length, batch_tokens, penalties
+        self.training, self.lora = training, lora
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be from 0 to 1, found {alpha:g}")
+        if not 0 < held_out < 1:
+            raise ValueError(f"held_out must be above 0 and below 1, found {held_out:g}")
+        if tie_margin < 0:
+            raise ValueError(f"tie_margin must not be negative, found {tie_margin:g}")
+        if not penalties or min(penalties) <= 0:
+            raise ValueError(f"penalties must name at least one penalty, all above 0, found {penalties}")
+        if training is None and lora is not None:
+            raise ValueError("lora says how the encoder is trained, and without `training` it is not")
+
+    def reads(self) -> list[Input]:
+        """The responses and both their scores."""
+        return [
+            Input("examples", self.examples, Kind.EXAMPLES),
+            Input("quality", self.quality, Kind.SCORES),
+            Input("learnability", self.learnability, Kind.SCORES),
+        ]
+
+    def plan(self, context: PlanContext) -> Plan:
+        """The encoder's pass over all prompts, and its training where it is trained."""
+        given, chat = context.given("examples"), load_chat(self._source(context))
+        prompts = [Prompt(example.instruction, example.system) for example in given.some()]
+        lengths = [len(one.input_ids) for one in encode_prompts(prompts, chat, self.max_length)]
+        work = [passes("routing", round(given.instructions * mean(lengths)))]
+        if self.training is not None:
+            learned = given.instructions - round(self.held_out * given.instructions)
+            work.append(planned_training(self.training, learned, lengths, context.processes))
+        return Plan(work=work)
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Fit the router, judge it, and leave it or the best single teacher behind."""
+        pool, calibration = self._calibration(context)
+        learned, judged = calibration.split(self.held_out, context.seed)
+        source = self._source(context)
+        if self.training is None:
+            if getattr(rank_zero_only, "rank", 0) != 0:
+                return {}
+            router, metrics = self._fit_head(context, pool.teachers, source, learned)
+        else:
+            router, metrics = self._train(context, self.training, pool.teachers, source, learned)
+            if getattr(rank_zero_only, "rank", 0) != 0:
+                return {}
+        return {**metrics, **self._judge(context, router, learned, judged, len(pool.prompts))}
+
+    def _calibration(self, context: StageContext) -> "tuple[ResponsePool, Calibration]":
+        pool = read_pool(context)
+        tables = {
+            name: pool.table({score.id: score.value for score in read_scores(context, name)})
+            for name in ("quality", "learnability")
+        }
+        reward = combined_rewards(tables["quality"], tables["learnability"], self.alpha, self.normalization)
+        compared = (~np.isnan(reward)).sum(axis=1) > 1
+        if compared.sum() < 2 * FEWEST:
+            raise StageError(
+                f"{context.key} needs {2 * FEWEST} prompts to which two teachers or more have a scored response, and "
+                f"finds {compared.sum()} of {len(pool.prompts)}; let the teachers answer the same prompts"
+            )
+        tables = {name: table[compared] for name, table in {"reward": reward, **tables}.items()}
+        prompts = [prompt for prompt, fits in zip(pool.prompts, compared, strict=True) if fits]
+        return pool, Calibration(prompts, tables)
+
+    def _source(self, context: StageContext | PlanContext) -> ModelSource:
+        """The encoder before it is trained."""
+        if self.encoder is not None:
+            return ModelSource(self.encoder, chat=self.encoder_chat)
+        return dataclasses.replace(context.student().source, weights=None)
+
+    def _fit_head(
+        self, context: StageContext, teachers: Sequence[str], source: ModelSource, learned: "Calibration"
+    ) -> tuple[LearnedRouter, dict[str, Any]]:
+        """The best head on the frozen encoder."""
+        encoder = PromptEncoder(source, self.max_length, self.batch_tokens)
+        features = in_chunks(context, context.directory / FEATURES, learned.prompts, encoder.features)
+        labels = pair_labels(learned.tables["reward"], self.tie_margin)
+        losses = penalty_losses(features, labels, self.penalties)
+        penalty = min(losses, key=lambda one: (losses[one], -one))
+        metrics = {"penalty": penalty, "cross_validated_loss": {f"{one:g}": loss for one, loss in losses.items()}}
+        return LearnedRouter(teachers, encoder, fit_head(features, labels, penalty)), metrics
+
+    def _train(
+        self,
+        context: StageContext,
+        training: TrainingSettings,
+        teachers: Sequence[str],
+        source: ModelSource,
+        learned: "Calibration",
+    ) -> tuple[LearnedRouter, dict[str, Any]]:
+        """Head and encoder together, or what is left of their training."""
+        chat = load_chat(source)
+        labels = pair_labels(learned.tables["reward"], self.tie_margin)
+        rendered = encode_prompts(learned.prompts, chat, self.max_length)
+        data = TrainingData(
+            [Compared(*item) for item in zip(rendered, labels, strict=True)],
+            [len(one.input_ids) for one in rendered],
+            training.batch_size,
+            context.seed,
+            partial(collate_compared, pad_id=chat.tokenizer.pad_token_id),
+        )
+        module = RouterModule(source, self.lora, len(teachers))
+
+        def leave_encoder(trainer: Trainer) -> None:
+            if trainer.is_global_zero:
+                module.save_encoder(context.directory / ROUTING)
+
+        metrics = fit(context, module, data, training, leave_weights=leave_encoder)
+        trained = dataclasses.replace(source, weights=context.directory / ROUTING / ENCODER)
+        encoder = PromptEncoder(trained, self.max_length, self.batch_tokens)
+        return LearnedRouter(teachers, encoder, module.trained_head()), metrics
+
+    def _judge(
+        self,
+        context: StageContext,
+        router: LearnedRouter,
+        learned: "Calibration",
+        judged: "Calibration",
+        num_prompts: int,
+    ) -> dict[str, Any]:
+        """Compare the router with the best single teacher, and leave the one or the other."""
+        coefficients = router.coefficients(judged.prompts)
+        constant = ConstantRouter(router.teachers, learned.mean_rewards().tolist())
+        comparison = Comparison.of(router.teachers, judged.tables, coefficients, np.asarray(constant.values))
+        gains = comparison.gains(context.seed)
+        best = max(router.teachers, key=lambda name: constant.values[router.teachers.index(name)])
+        useless = gains["reward"]["low"] <= 0
+        fallback = useless and self.fallback_to_constant
+        save_router(context, constant if fallback else router)
+        if fallback:
+            shutil.rmtree(context.directory / ROUTING / ENCODER, ignore_errors=True)
+        shutil.rmtree(context.directory / FEATURES, ignore_errors=True)
+        gain = "{mean:+.3g} (95% interval {low:+.3g} to {high:+.3g})".format(**gains["reward"])
+        labels = pair_labels(judged.tables["reward"], self.tie_margin)
+        return {
+            "prompts": num_prompts,
+            "prompts_with_pairs": len(learned.prompts) + len(judged.prompts),
+            "prompts_held_out": len(judged.prompts),
+            "pair_loss": bradley_terry_loss(torch.from_numpy(coefficients), labels).item(),
+            "best_single_teacher": best,
+            "router": comparison.summary("router"),
+            "constant": comparison.summary("constant"),
+            "oracle": comparison.summary("oracle"),
+            "gain": gains,
+            "fell_back_to_constant": fallback,
+            "finding": (
+                f"the router is {'not ' if useless else ''}better than always asking {best}: it gains {gain} of mean "
+                f"reward on {len(judged.prompts)} held-out prompts"
+                f"{f', so that {best} gets all prompts' if fallback else ''}"
+            ),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Prompts that two teachers or more have answered, with what is known of the responses."""
+
+    prompts: Sequence[Prompt]
+    """N prompts."""
+    tables: dict[str, Array]
+    """`reward`, `quality` and `learnability`, each (N, K)."""
+
+    def split(self, held_out: float, seed: int) -> "tuple[Calibration, Calibration]":
+        """What is learned from and what is held out, in an order that depends on the seed and each prompt alone."""
+        order = sorted(range(len(self.prompts)), key=lambda row: stable_id(seed, *self.prompts[row]))
+        count = min(max(round(held_out * len(order)), FEWEST), len(order) - FEWEST)
+        return self._part(order[count:]), self._part(order[:count])
+
+    def mean_rewards(self) -> Array:
+        """The mean reward of each teacher, shape (K,); below all others for one that has none."""
+        reward = self.tables["reward"]
+        known = ~np.isnan(reward)
+        means = np.nansum(reward, axis=0) / known.sum(axis=0).clip(min=1)
+        return np.where(known.any(axis=0), means, np.nanmin(reward) - 1)
+
+    def _part(self, rows: Sequence[int]) -> "Calibration":
+        return Calibration([self.prompts[row] for row in rows], {name: one[rows] for name, one in self.tables.items()})

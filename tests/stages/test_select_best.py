@@ -1,0 +1,101 @@
+"""SelectBest, by hand: five of seven examples have a score, two of these the same."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from montessori_pl.data import DataSources
+from montessori_pl.progress import Progress
+from montessori_pl.records import Example, Record, Score, append_records, read_records
+from montessori_pl.stages import SelectBest, StageContext, StageError
+
+VALUES = {"e": 1.0, "b": 3.0, "d": 1.0, "a": -2.0, "f": 2.0}
+EXAMPLES = [Example(id=id_, instruction=f"what is {id_}?", response="r") for id_ in "gfedcba"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run the stage on the examples with these scores; returns its metrics."""
+
+    def never(*arguments: Any, **keywords: Any) -> Any:
+        raise AssertionError("not needed")
+
+    def write(name: str, file: str, records: Sequence[Record]) -> Path:
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / file).unlink(missing_ok=True)
+        append_records(tmp_path / name / file, records)
+        return tmp_path / name
+
+    def session(share: float = 0.5, **scores: dict[str, float]) -> dict[str, Any]:
+        stage = SelectBest("data", list(scores), share)
+        directories = {"data": write("data", "examples.jsonl", EXAMPLES)}
+        for name, values in scores.items():
+            records = [Score(id=id_, value=value) for id_, value in values.items()]
+            directories[name] = write(name, "scores.jsonl", records)
+        (tmp_path / "best").mkdir(exist_ok=True)
+        return stage.run(
+            StageContext(
+                key="iteration_1/best",
+                name="best",
+                iteration=1,
+                directory=tmp_path / "best",
+                seed=0,
+                inputs={one.setting: directories[one.name] for one in stage.reads()},
+                data=DataSources("none", "none"),
+                student=never,
+                teacher=never,
+                backend=never,
+                trainer=never,
+                progress=Progress(lambda done, total: None, lambda seconds: None),
+                log_distribution=never,
+            )
+        )
+
+    return session
+
+
+@pytest.mark.parametrize(
+    ("share", "chosen", "threshold", "mean"),
+    [
+        (0.6, "fdb", 1.0, 2.0),  # of d and e, which are equal, the first
+        (0.4, "fb", 2.0, 2.5),
+        (0.01, "b", 3.0, 3.0),  # at least one
+        (1.0, "fedba", -2.0, 1.0),  # and never one without a score
+    ],
+)
+def test_the_best_share(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, share: float, chosen: str, threshold: float, mean: float
+) -> None:
+    metrics = run(share, influence=VALUES)
+    kept = read_records(tmp_path / "best" / "examples.jsonl", Example)
+    assert kept == [example for example in EXAMPLES if example.id in chosen], "in their order"
+    assert metrics["accepted"] == len(chosen)
+    assert metrics["rejected"] == {"not among the best": 5 - len(chosen), "unscored": 2}
+    assert (metrics["threshold"], metrics["mean_score"], metrics["mean_score_of_all"]) == (threshold, mean, 1.0)
+    assert metrics["diversity"]["distinct_share"] == 1.0
+    before = (tmp_path / "best" / "examples.jsonl").read_bytes()
+    assert run(share, influence=VALUES) == metrics
+    assert (tmp_path / "best" / "examples.jsonl").read_bytes() == before
+
+
+def test_several_judges_are_averaged(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """Root mean squares 1 and 10: `a` has (1 + .8) / 2, `b` (-1 - .4) / 2, and who is scored by one alone has none."""
+    metrics = run(0.5, influence={"a": 1.0, "b": -1.0}, other={"a": 8.0, "b": -4.0, "c": (220.0) ** 0.5})
+    (kept,) = read_records(tmp_path / "best" / "examples.jsonl", Example)
+    assert kept.id == "a"
+    assert metrics["threshold"] == pytest.approx(0.9)
+    assert metrics["mean_score_of_all"] == pytest.approx(0.1)
+    assert metrics["rejected"] == {"not among the best": 1, "unscored": 5}
+
+
+def test_nothing_to_choose_from(run: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(StageError, match="iteration_1/best has nothing to choose from: none of 7 examples has a score"):
+        run(influence={"z": 1.0})
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1])
+def test_a_share_is_a_share(share: float) -> None:
+    with pytest.raises(ValueError, match="share must be above 0 and at most 1, found"):
+        SelectBest("data", "influence", share)

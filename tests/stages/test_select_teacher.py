@@ -1,0 +1,185 @@
+"""SelectTeacher: rankings by hand, whatever is missing or negative, in whatever order it was recorded."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recorded_pools import inputs, make_context
+from tiny_models import save_tiny_model
+
+from montessori_pl.records import Example, Score
+from montessori_pl.routing import load_router
+from montessori_pl.stages import SelectTeacher, StageContext, StageError
+
+QUALITY = {"big": 8.0, "middle": 6.0, "small": 5.0}
+LOSS = {"big": 3.0, "middle": 1.0, "small": 0.5}
+IFD = {"big": 0.9, "middle": 0.5, "small": 0.7}
+RESPONSES = {"big": "abc", "middle": "abcdefgh", "small": "a"}
+"""In the tiny tokenizer every character is a token, and every response has an end token."""
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def context(tmp_path: Path, backbone: str) -> Callable[..., StageContext]:
+    """The stage with a pool of ten prompts; `quality` and `loss` replace the means, `examples` changes the pool."""
+
+    def make(
+        quality: dict[str, float] = QUALITY,
+        loss: dict[str, float] = LOSS,
+        change: Callable[[list[Example]], list[Example]] = lambda examples: examples,
+    ) -> StageContext:
+        examples = change(
+            [
+                Example(id=f"{n}-{teacher}", instruction=f"q{n}", response=RESPONSES[teacher], teacher=teacher)
+                for n in range(10)
+                for teacher in QUALITY
+            ]
+        )
+        # The numbers differ over prompts and have these means; on odd prompts middle is better than big.
+        signs = {one.id: (-1) ** int(one.instruction[1:]) * (one.teacher != "small") for one in examples}
+        qualities = {
+            one.id: quality[one.teacher] + signs[one.id] * (1.5 if one.teacher == "big" else -1.5) for one in examples
+        }
+        losses = [
+            Score(
+                id=one.id,
+                value=-loss[one.teacher],
+                details={"loss": loss[one.teacher] + 0.1 * signs[one.id], "ifd": IFD[one.teacher]},
+            )
+            for one in examples
+        ]
+        return make_context(
+            tmp_path / "it", backbone, inputs=inputs(tmp_path, examples, quality=qualities, loss=losses)
+        )
+
+    return make
+
+
+def test_the_report_by_hand(context: Callable[..., StageContext]) -> None:
+    here = context()
+    metrics = SelectTeacher("pool", "quality", "loss").run(here)
+    assert metrics["teacher"] == "small"
+    assert (metrics["prompts"], metrics["prompts_left_out"], metrics["warnings"]) == (10, 0, [])
+    small = metrics["teachers"]["small"]
+    assert small["responses"] == 10
+    assert {name: small[name]["mean"] for name in ("quality", "loss", "length", "ifd", "car")} == pytest.approx(
+        {"quality": 5, "loss": 0.5, "length": 2, "ifd": 0.7, "car": 5 / 2.5}
+    )
+    big = metrics["teachers"]["big"]["quality"]
+    assert big["mean"] == pytest.approx(8)
+    assert 6.5 < big["low"] < 7.5 < 8.5 < big["high"] < 9.5
+    assert metrics["rankings"] == {
+        "car, beta 0": ["big", "middle", "small"],
+        "car, beta 0.5": ["middle", "small", "big"],
+        "car, beta 1": ["small", "middle", "big"],
+        "car, beta 3": ["small", "middle", "big"],
+        "car, beta 10": ["small", "middle", "big"],
+        "car, beta inf": ["small", "middle", "big"],
+        "quality": ["big", "middle", "small"],
+        "loss": ["small", "middle", "big"],
+        "length": ["middle", "big", "small"],
+        "ifd": ["big", "small", "middle"],
+    }
+    assert metrics["chosen_in_resamples"] > 0.9
+    assert metrics["finding"].startswith(
+        "small is the best by car on 10 prompts that all teachers have answered, and i"
+    )
+    json.dumps(metrics, allow_nan=False)
+    router = load_router(here.directory / "routing")
+    assert router.route(["anything", "else"]) == ["small", "small"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ({"rule": "quality", "loss": None}, "big"),
+        ({"rule": "length", "loss": None}, "middle"),
+        ({"rule": "loss", "loss": "loss"}, "small"),
+        ({"rule": "ifd", "loss": "loss"}, "big"),
+        ({"rule": "car", "loss": "loss", "beta": 0.0}, "big"),
+        ({"rule": "car", "loss": "loss", "beta": 0.4}, "middle"),
+    ],
+)
+def test_every_rule_leaves_its_router(
+    settings: dict[str, Any], chosen: str, context: Callable[..., StageContext]
+) -> None:
+    here = context()
+    metrics = SelectTeacher("pool", "quality", **settings).run(here)
+    assert metrics["teacher"] == chosen
+    assert load_router(here.directory / "routing").route(["q"]) == [chosen]
+    if settings["loss"] is None:
+        assert list(metrics["rankings"]) == ["quality", "length"]
+
+
+def test_how_sure_it_is_shows_in_the_resamples(context: Callable[..., StageContext]) -> None:
+    """By quality big leads by .1 with a standard error of about 1: a coin decides."""
+    metrics = SelectTeacher("pool", "quality", None, "quality").run(context({"big": 7.1, "middle": 7.0, "small": 0.0}))
+    assert 0.4 < metrics["chosen_in_resamples"] < 0.8
+
+
+def test_negative_qualities_are_shifted_with_a_warning(context: Callable[..., StageContext]) -> None:
+    """Unshifted, -2 / (1 + 3 * 3) = -.2 would be the best; shifted, .01 / 10 is the worst."""
+    metrics = SelectTeacher("pool", "quality", "loss").run(context({"big": -2.0, "middle": -1.0, "small": -1.5}))
+    assert metrics["rankings"]["car, beta 3"] == ["middle", "small", "big"]
+    assert metrics["teachers"]["middle"]["car"]["mean"] == pytest.approx(1.01 / 4)
+    assert metrics["teachers"]["small"]["car"]["mean"] == pytest.approx(0.51 / 2.5)
+    assert metrics["teachers"]["big"]["car"]["mean"] == pytest.approx(0.01 / 10)
+    (warning,) = metrics["warnings"]
+    assert warning.startswith("the lowest mean quality of a teacher is -2; for CAR all qualities were shifted")
+
+
+def test_only_prompts_that_all_have_answered_count(context: Callable[..., StageContext]) -> None:
+    """Without the even prompts, on which big is at its best, big has 6.5 and middle 7.5."""
+
+    def lazy(examples: list[Example]) -> list[Example]:
+        return [one for one in examples if one.teacher != "small" or int(one.instruction[1:]) % 2]
+
+    metrics = SelectTeacher("pool", "quality", None, "quality").run(context(change=lazy))
+    assert (metrics["prompts"], metrics["prompts_left_out"]) == (5, 5)
+    assert metrics["teacher"] == "middle"
+    assert {name: one["quality"]["mean"] for name, one in metrics["teachers"].items()} == pytest.approx(
+        {"big": 6.5, "middle": 7.5, "small": 5.0}
+    )
+    assert {name: one["responses"] for name, one in metrics["teachers"].items()} == {
+        "big": 10,
+        "middle": 10,
+        "small": 5,
+    }
+
+
+def test_the_order_of_records_changes_nothing(context: Callable[..., StageContext]) -> None:
+    stage = SelectTeacher("pool", "quality", "loss")
+    expected = stage.run(context())
+    for seed in range(3):
+        shuffled = stage.run(context(change=lambda examples: random.Random(seed).sample(examples, len(examples))))  # noqa: B023
+        assert json.dumps(shuffled) == json.dumps(expected)
+
+
+def test_mistakes(context: Callable[..., StageContext]) -> None:
+    with pytest.raises(ValueError, match=r"rule 'car' needs the student's losses: name in `loss`"):
+        SelectTeacher("pool", "quality", None)
+    with pytest.raises(ValueError, match=r"beta and betas must not be negative, found -1"):
+        SelectTeacher("pool", "quality", "loss", beta=-1)
+    stage = SelectTeacher("pool", "quality", "loss")
+    with pytest.raises(StageError, match=r"chooses among teachers, and there are not two in .*pool: found big"):
+        stage.run(context(change=lambda examples: [one for one in examples if one.teacher == "big"]))
+    apart = {"big": "012", "middle": "345", "small": "6789"}
+    with pytest.raises(
+        StageError, match=r"no prompt to which all 3 teachers .* of 10 prompts, big has 3, middle has 3"
+    ):
+        stage.run(
+            context(change=lambda examples: [one for one in examples if one.instruction[1:] in apart[one.teacher]])
+        )
+    here = context()
+    (here.directory.parent / "loss" / "scores.jsonl").write_text(Score(id="0-big", value=1.0).to_json() + "\n")
+    with pytest.raises(
+        StageError, match=r"rule 'car' needs the loss of each response, which stage 'loss' does not tel"
+    ):
+        stage.run(here)

@@ -1,0 +1,282 @@
+"""TrainRouter: it finds who should answer where prompts tell it, says so where they do not, and survives kills."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from recorded_pools import (
+    TEACHERS,
+    best_teacher,
+    inputs,
+    known_qualities,
+    make_context,
+    pool,
+    prompts,
+    random_qualities,
+)
+from tiny_models import save_tiny_model, tiny_tokenizer
+
+from montessori_pl.chat import ChatFormat
+from montessori_pl.models import LoraSettings, ModelSource, load_model
+from montessori_pl.optimization import TrainingSettings
+from montessori_pl.records import Example
+from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, load_router
+from montessori_pl.routing.encoder import PromptEncoder
+from montessori_pl.stages import StageContext, StageError, TrainRouter, pools
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You are using a custom batch sampler"),
+]
+
+TEXTS = prompts(100)
+UNSEEN = prompts(60, seed=77)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def context(tmp_path: Path, backbone: str) -> Callable[..., StageContext]:
+    """The stage with a pool; `learnability` is as `quality` unless given."""
+
+    def make(
+        examples: Sequence[Example],
+        quality: dict[str, float],
+        learnability: dict[str, float] | None = None,
+        name: str = "it",
+        model: str = backbone,
+        **changes: Any,
+    ) -> StageContext:
+        found = inputs(tmp_path, examples, quality=quality, learnability=learnability or quality)
+        return make_context(tmp_path / name, model, **{"inputs": found, "trainer": make_trainer, **changes})
+
+    return make
+
+
+def make_trainer(callbacks: list[Any], **arguments: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        **arguments,
+    )
+
+
+def accuracy(context: StageContext, texts: Sequence[str] = UNSEEN) -> float:
+    """How often the router that a stage has left asks the right teacher."""
+    routed = load_router(context.directory / "routing").route(texts)
+    return sum(name == best_teacher(text) for name, text in zip(routed, texts, strict=True)) / len(texts)
+
+
+def test_features_are_the_hidden_state_where_the_answer_begins(backbone: str) -> None:
+    """Against one prompt at a time, without padding; of a long prompt the end is read."""
+    asked = [Prompt("abc"), Prompt("a longer one?", "be brief"), Prompt("x"), Prompt("abcdefghijkl" * 3)]
+    encoder = PromptEncoder(ModelSource(backbone), max_length=30, batch_tokens=64)
+    model, chat = load_model(ModelSource(backbone)), ChatFormat(tiny_tokenizer())
+    expected = []
+    for prompt in asked:
+        ids = chat.prompt_ids(prompt.messages())[-30:]
+        assert ids[-1] == chat.tokenizer.convert_tokens_to_ids("<assistant>")
+        with torch.no_grad():
+            expected.append(model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1].double())
+    torch.testing.assert_close(encoder.features(asked), torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_asks_whom_the_prompt_names(
+    seed: int, context: Callable[..., StageContext], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Three encoders with random weights, three pools: the right teacher for nearly all unseen prompts."""
+    model = save_tiny_model(tmp_path_factory.mktemp("other"), seed=seed)
+    examples = pool(prompts(100, seed=seed))
+    here = context(examples, known_qualities(examples, seed), model=model, seed=seed)
+    metrics = TrainRouter("pool", "quality", "learnability").run(here)
+    assert accuracy(here) > 0.9
+    assert (metrics["prompts"], metrics["prompts_held_out"]) == (100, 20)
+    assert metrics["gain"]["reward"]["low"] > 0.3
+    assert metrics["gain"]["quality"]["low"] > 0.1
+    assert metrics["router"]["regret"] < 0.2 < 0.8 < metrics["constant"]["regret"]
+    assert metrics["router"]["hit_at_1"] >= 0.9 > 0.7 > metrics["constant"]["hit_at_1"]
+    assert metrics["oracle"]["regret"] == 0
+    assert sum(metrics["router"]["shares"].values()) == pytest.approx(1)
+    assert metrics["pair_loss"] < 0.3
+    assert not metrics["fell_back_to_constant"]
+    assert metrics["finding"].startswith(f"the router is better than always asking {metrics['best_single_teacher']}: i")
+    assert not (here.directory / "features").exists()
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_it_says_so_where_no_prompt_tells_anything(context: Callable[..., StageContext]) -> None:
+    examples = pool(TEXTS)
+    quality = random_qualities(examples)
+    here = context(examples, quality)
+    metrics = TrainRouter("pool", "quality", "learnability").run(here)
+    best = metrics["best_single_teacher"]
+    assert metrics["finding"].startswith(f"the router is not better than always asking {best}: it gains ")
+    assert metrics["finding"].endswith(f"on 20 held-out prompts, so that {best} gets all prompts")
+    assert metrics["fell_back_to_constant"]
+    router = load_router(here.directory / "routing")
+    assert isinstance(router, ConstantRouter)
+    assert router.route(UNSEEN) == [best] * len(UNSEEN)
+
+    kept = context(examples, quality, name="kept")
+    metrics = TrainRouter("pool", "quality", "learnability", fallback_to_constant=False).run(kept)
+    assert not metrics["fell_back_to_constant"]
+    assert metrics["finding"].endswith("on 20 held-out prompts")
+    assert isinstance(load_router(kept.directory / "routing"), LearnedRouter)
+
+
+def test_alpha_weighs_quality_and_learnability(context: Callable[..., StageContext]) -> None:
+    """Quality knows who should answer, and learnability always prefers the steady one."""
+    examples = pool(TEXTS)
+    quality = known_qualities(examples)
+    steady = {example.id: float(example.teacher == "steady") for example in examples}
+    here = context(examples, quality, steady, name="quality")
+    assert TrainRouter("pool", "quality", "learnability", alpha=0.1).run(here)["router"]["shares"]["steady"] < 0.1
+    here = context(examples, quality, steady, name="learnability")
+    metrics = TrainRouter("pool", "quality", "learnability", alpha=0.9).run(here)
+    assert metrics["best_single_teacher"] == "steady"
+    assert metrics["fell_back_to_constant"], "always asking the steady one cannot be improved on"
+
+
+def test_the_order_of_records_and_of_names_changes_nothing(context: Callable[..., StageContext]) -> None:
+    examples = pool(TEXTS)
+    quality = known_qualities(examples)
+    stage = TrainRouter("pool", "quality", "learnability")
+    first = context(examples, quality, name="first")
+    expected = stage.run(first)
+    shuffled = context(random.Random(1).sample(examples, len(examples)), quality, name="shuffled")
+    assert json.dumps(stage.run(shuffled)) == json.dumps(expected)
+    for path in sorted((first.directory / "routing").iterdir()):
+        assert path.read_bytes() == (shuffled.directory / "routing" / path.name).read_bytes()
+
+    other_names = dict(zip(TEACHERS, ("z", "y", "x"), strict=True))
+    renamed = [Example.from_dict({**vars(example), "teacher": other_names[example.teacher]}) for example in examples]
+    here = context(renamed, quality, name="renamed")
+    found = stage.run(here)
+    shares = {other_names[name]: share for name, share in expected["router"]["shares"].items()}
+    assert found["router"]["shares"] == pytest.approx(shares)
+    assert found["gain"]["reward"]["mean"] == pytest.approx(expected["gain"]["reward"]["mean"])
+    before, after = (load_router(one.directory / "routing").route(UNSEEN) for one in (first, here))
+    assert [other_names[name] for name in before] == after
+
+
+def test_missing_answers_are_fewer_pairs(context: Callable[..., StageContext]) -> None:
+    """A third of the responses is gone; of prompts with one response left nothing can be learned."""
+    rng = random.Random(4)
+    examples = [example for example in pool(TEXTS) if rng.random() < 0.67]
+    answers = [sum(example.instruction == text for example in examples) for text in TEXTS]
+    assert 1 in answers
+    here = context(examples, known_qualities(examples))
+    metrics = TrainRouter("pool", "quality", "learnability").run(here)
+    assert metrics["prompts_with_pairs"] == sum(count > 1 for count in answers)
+    assert accuracy(here) > 0.8
+
+
+def test_a_kill_costs_no_more_than_a_chunk(
+    context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "CHUNK", 16)
+    examples = pool(TEXTS)
+    quality = known_qualities(examples)
+    stage = TrainRouter("pool", "quality", "learnability")
+    whole = context(examples, quality, name="whole")
+    expected = stage.run(whole)
+
+    killed = context(examples, quality, name="killed")
+    read: list[int] = []
+    features = PromptEncoder.features
+
+    def counted(self: PromptEncoder, asked: Sequence[Prompt]) -> torch.Tensor:
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        read.append(len(asked))
+        return features(self, asked)
+
+    monkeypatch.setattr(PromptEncoder, "features", counted)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(killed)
+    assert read == [16, 16]
+    (killed.directory / "features" / "00000032.draft").write_bytes(b"torn")
+    read[:] = [0] * 3  # from here on only counted
+    assert stage.run(killed) == expected
+    assert sum(read[3:]) == 80 - 32 + 20, "the rest of those it learns from, and those it is judged by"
+    for path in sorted((whole.directory / "routing").iterdir()):
+        assert path.read_bytes() == (killed.directory / "routing" / path.name).read_bytes()
+
+
+TRAINING = TrainingSettings(
+    lr=0.02, schedule="constant", epochs=6, batch_size=16, checkpoint_every_n_steps=5, gradient_clip_val=1.0
+)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=2, alpha=4)])
+def test_the_encoder_can_be_trained_too(lora: LoraSettings | None, context: Callable[..., StageContext]) -> None:
+    """Killed inside an epoch and again after training, it ends with the same bytes as undisturbed."""
+    examples = pool(TEXTS)
+    quality = known_qualities(examples)
+    stage = TrainRouter("pool", "quality", "learnability", training=TRAINING, lora=lora)
+    torch.manual_seed(0)
+    whole = context(examples, quality, name="whole")
+    expected = stage.run(whole)
+    assert expected["steps"] == 30
+    assert accuracy(whole) > 0.9
+    assert not expected["fell_back_to_constant"]
+
+    class Killed(Exception):
+        pass
+
+    class Kill(Callback):
+        """Dies after so many steps."""
+
+        def __init__(self, at_step: int) -> None:
+            self.at_step = at_step
+
+        def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+            if trainer.global_step == self.at_step:
+                raise Killed
+
+    def killed_at(step: int) -> Callable[..., Trainer]:
+        return lambda callbacks, **arguments: make_trainer([*callbacks, Kill(step)], **arguments)
+
+    for step in (8, 19):
+        torch.manual_seed(0)
+        with pytest.raises(Killed):
+            stage.run(context(examples, quality, name="killed", trainer=killed_at(step)))
+    torch.manual_seed(0)
+    killed = context(examples, quality, name="killed")
+    for _ in range(2):  # the second time, everything is there but the manifest's entry
+        assert stage.run(killed) == expected
+        files = sorted(path for path in (whole.directory / "routing").rglob("*") if path.is_file())
+        assert len(files) >= 4
+        for path in files:
+            assert path.read_bytes() == (killed.directory / path.relative_to(whole.directory)).read_bytes()
+
+
+def test_mistakes(context: Callable[..., StageContext]) -> None:
+    for settings, message in (
+        ({"alpha": 1.5}, r"alpha must be from 0 to 1, found 1\.5"),
+        ({"held_out": 0.0}, r"held_out must be above 0 and below 1, found 0"),
+        ({"tie_margin": -1.0}, r"tie_margin must not be negative"),
+        ({"penalties": (0.0,)}, r"penalties must name at least one penalty, all above 0"),
+        ({"lora": LoraSettings()}, r"lora says how the encoder is trained, and without `training` it is not"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TrainRouter("pool", "quality", "learnability", **settings)  # type: ignore[arg-type]
+    stage = TrainRouter("pool", "quality", "learnability")
+    examples = pool(TEXTS[:19])
+    with pytest.raises(StageError, match=r"needs 20 prompts to which two teachers or more .* finds 19 of 19; let the"):
+        stage.run(context(examples, known_qualities(examples)))
+    with pytest.raises(ValueError, match=r"holds no router \(router\.json is missing\)"):
+        load_router(Path("nowhere"))

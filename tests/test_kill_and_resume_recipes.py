@@ -1,0 +1,278 @@
+"""Each shipped recipe, killed in the stages that make it itself, ends as if nothing had happened, and is itself."""
+
+import dataclasses
+import json
+import runpy
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from test_kill_and_resume import (
+    GENERATE,
+    OPEN,
+    REPLACE,
+    SAVE_WEIGHTS,
+    STUDENT_STEP,
+    Moment,
+    Program,
+    assert_same_run,
+    everything,
+    half_a_line,
+)
+
+from montessori_pl import classroom
+from montessori_pl.cli import shipped_configs
+from montessori_pl.generation import TransformersBackend
+from montessori_pl.models import ModelSource
+from montessori_pl.records import Example, PreferencePair, Record, Score, read_records
+from montessori_pl.routing import load_router
+from montessori_pl.stages.base import ROUTING
+from montessori_pl.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+R = TypeVar("R", bound=Record)
+SHORT = {"temperature": 1.0, "presence_penalty": 0.0, "max_tokens": 24}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A recipe at a size of seconds, and where it is killed."""
+
+    settings: dict[str, dict[str, Any]]
+    """What is smaller than in the shipped recipe, by stage."""
+    moments: list[Moment]
+    """When it dies, in turn."""
+    check: Callable[[Path], None] = lambda run: None
+    """What makes the recipe itself, as assertions about the records of a finished run."""
+
+
+ELSEWHERE = {
+    "iter1.yaml": "test_kill_and_resume.py",
+    "iter2.yaml": "test_kill_and_resume.py, in the stages of iter1",
+    "llm2llm.yaml": "test_kill_and_resume.py and test_llm2llm.py",
+    "real_text.yaml": "test_real_text.py",
+    "recorded_teachers.yaml": "test_recorded_teachers.py",
+}
+"""Shipped recipes that other tests run."""
+POOL = ["letters", "digits", "chatty", "peer"]
+
+
+def records(run: Path, stage: str, kind: type[R]) -> list[R]:
+    """What a stage of the only iteration has written."""
+    name = {Example: "examples", Score: "scores", PreferencePair: "pairs"}[kind]  # type: ignore[index]
+    return read_records(run / "iteration_1" / stage / f"{name}.jsonl", kind)
+
+
+def metrics(run: Path, stage: str) -> dict[str, Any]:
+    """The numbers of a stage of the only iteration."""
+    found: dict[str, Any] = json.loads((run / "iteration_1" / stage / "metrics.json").read_text())
+    return found
+
+
+def best_is_chosen(run: Path, stage: str, largest: Callable[[Score], float]) -> None:
+    """Of each prompt the example with the largest number is preferred to the one with the smallest."""
+    scores = {score.id: score for score in records(run, stage, Score)}
+    groups: dict[str, list[float]] = {}
+    for example in records(run, "probing_data", Example):
+        if example.id in scores:
+            groups.setdefault(example.prompt, []).append(largest(scores[example.id]))
+    pairs = records(run, "preferences", PreferencePair)
+    assert pairs
+    for pair in pairs:
+        assert largest(scores[pair.chosen_id]) == max(groups[pair.prompt])
+        assert largest(scores[pair.rejected_id]) == min(groups[pair.prompt])
+
+
+def hard_examples_are_preferred(run: Path) -> None:
+    """By the loss of the warm student, which is not the score's value by definition but its detail."""
+    best_is_chosen(run, "losses", lambda score: score.details["loss"])
+
+
+def what_the_judge_likes_is_preferred(run: Path) -> None:
+    best_is_chosen(run, "judgements", lambda score: score.value)
+    values = [score.value for score in records(run, "judgements", Score)]
+    assert all(0 <= value <= 5 for value in values)
+    assert len(set(values)) > 2
+
+
+def nothing_is_measured(run: Path) -> None:
+    assert not list(run.glob("iteration_1/*/scores.jsonl"))
+    assert {example.teacher for example in records(run, "training_data", Example)} == {"classroom/teacher"}
+
+
+def the_endpoint_has_written_everything(run: Path) -> None:
+    """And the engine has paid for what the metrics count, and for nothing else, whatever was killed."""
+    assert {example.teacher for example in records(run, "training_data", Example)} == {"strong"}
+    spent = json.loads((run / "requests" / "strong" / "spending.json").read_text())
+    counted = metrics(run, "training_data")
+    assert counted["cost"] == pytest.approx(spent["dollars"])
+    assert counted["generated_tokens"] == spent["num_tokens"] > 0
+
+
+def one_teacher_answers_everything(run: Path) -> None:
+    """The one whose quality / (1 + 3 * loss), from the records, is the largest."""
+    quality = {score.id: score.value for score in records(run, "quality", Score)}
+    loss = {score.id: score.details["loss"] for score in records(run, "learnability", Score)}
+    answers: dict[str, list[str]] = {}
+    for example in records(run, "calibration", Example):
+        answers.setdefault(example.instruction, []).append(example.id)
+    complete = [ids for ids in answers.values() if len(ids) == len(POOL) and all(id_ in quality for id_ in ids)]
+    merits = {}
+    for place, name in enumerate(POOL):
+        own = [ids[place] for ids in complete]
+        assert all(f"-{name}-" in id_ for id_ in own)
+        mean_loss = sum(loss[id_] for id_ in own) / len(own)
+        merits[name] = sum(quality[id_] for id_ in own) / len(own) / (1 + 3 * mean_loss)
+    best = max(POOL, key=merits.__getitem__)
+    assert metrics(run, "chosen")["teacher"] == best
+    assert {example.teacher for example in records(run, "training_data", Example)} == {best}
+
+
+def the_router_decides_who_answers(run: Path) -> None:
+    examples = records(run, "training_data", Example)
+    router = load_router(run / "iteration_1" / "chosen" / ROUTING)
+    assert [example.teacher for example in examples] == router.route([example.instruction for example in examples])
+    assert len({example.instruction for example in examples}) == len(examples)
+
+
+CALIBRATION: dict[str, dict[str, Any]] = {
+    "calibration_prompts": {"num_examples": 60, "prompts_per_round": 8},
+    "calibration": {"instructions_per_round": 16},
+    "quality": {"batch_tokens": 256},
+    "learnability": {"batch_tokens": 256},
+    "training_prompts": {"num_examples": 24, "prompts_per_round": 4},
+    "training_data": {"instructions_per_round": 8},
+}
+
+CASES = {
+    "self_instruct.yaml": Case(
+        settings={}, moments=[Moment("training_data", GENERATE, everything, call=2)], check=nothing_is_measured
+    ),
+    "self_instruct_api.yaml": Case(
+        settings={},
+        moments=[
+            Moment("training_data", "montessori_pl.generation.OpenAIBackend.generate", call=2),
+            Moment("training_data", OPEN, half_a_line, file="/answers.jsonl", call=30),
+            Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=2),
+        ],
+        check=the_endpoint_has_written_everything,
+    ),
+    "random_pairs.yaml": Case(
+        settings={}, moments=[Moment("preferences", OPEN, half_a_line, file="/pairs.jsonl.draft")]
+    ),
+    "loss_signal.yaml": Case(
+        settings={"losses": {"batch_tokens": 64}},
+        moments=[Moment("losses", OPEN, half_a_line, file="/scores.part0.jsonl", call=2)],
+        check=hard_examples_are_preferred,
+    ),
+    "judge_signal.yaml": Case(
+        settings={"judgements": {"batch_tokens": 64}},
+        moments=[
+            Moment("judgements", "montessori_pl.generation.ClassroomJudge.generate", call=2),
+            Moment("judgements", OPEN, half_a_line, file="/scores.part0.jsonl", call=2),
+        ],
+        check=what_the_judge_likes_is_preferred,
+    ),
+    "car.yaml": Case(
+        settings=CALIBRATION,
+        moments=[
+            Moment("calibration", GENERATE, call=3),
+            Moment("calibration", OPEN, half_a_line, file="/examples.jsonl", call=2),
+            Moment("chosen", OPEN, half_a_line, file="/router.json.draft"),
+            Moment("training_data", GENERATE, everything, call=2),
+        ],
+        check=one_teacher_answers_everything,
+    ),
+    "persyn.yaml": Case(
+        settings=CALIBRATION | {"chosen": {"fallback_to_constant": False}},
+        moments=[
+            Moment("calibration", GENERATE, call=6),
+            Moment("chosen", "montessori_pl.stages.train_router.fit_head"),
+            Moment("chosen", OPEN, half_a_line, file="/router.json.draft"),
+            Moment("training_data", GENERATE, everything, call=2),
+        ],
+        check=the_router_decides_who_answers,
+    ),
+    "response_optimization.yaml": Case(
+        settings={
+            "instructions": {"num_examples": 24, "prompts_per_round": 4},
+            "responses": {"instructions_per_round": 8},
+            "aligned_teacher": {"watch.sampling": SHORT},
+            "training_instructions": {"num_examples": 32, "prompts_per_round": 4},
+            "training_responses": {"instructions_per_round": 8},
+        },
+        moments=[
+            Moment("responses", GENERATE, call=2),
+            Moment("responses", OPEN, half_a_line, file="/examples.jsonl", call=2),
+            Moment("aligned_teacher", "montessori_pl.teacher.TeacherDPOModule.dpo", call=3),
+            Moment("aligned_teacher", OPEN, half_a_line, file="/looks.jsonl.draft", call=2),
+            Moment("training_responses", OPEN, file="/journal.jsonl", call=2),
+            Moment("trained", STUDENT_STEP, call=2),
+        ],
+    ),
+    "bootstrap.yaml": Case(
+        settings={},
+        moments=[
+            Moment("best_half", OPEN, half_a_line, file="/examples.jsonl.draft"),
+            Moment("best_half", "montessori_pl.workspace.Workspace.finish"),
+            Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=2),
+        ],
+    ),
+    "self_reward.yaml": Case(
+        settings={
+            "new_instructions": {"num_examples": 32, "prompts_per_round": 4},
+            "answers": {"instructions_per_round": 8},
+            "judgements": {"batch_tokens": 64},
+            "aligned": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 4},
+        },
+        moments=[
+            Moment("answers", GENERATE, everything, call=2),
+            Moment("judgements", OPEN, half_a_line, file="/scores.part0.jsonl", call=2),
+            Moment("aligned", "montessori_pl.dpo.DPOModule.training_step", call=2),
+            Moment("aligned", REPLACE, file="last.ckpt.draft", call=2),
+            Moment("aligned", SAVE_WEIGHTS),
+            Moment("aligned", SAVE_WEIGHTS, everything),
+            Moment("evaluation", GENERATE, call=2),
+        ],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """The address of a server of the classroom's teacher."""
+    engine = TransformersBackend()
+    engine.load(ModelSource("classroom/teacher"))
+    server = runpy.run_path(str(ROOT / "examples" / "serve_model.py"))["make_server"](engine, 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_in_their_own_stages(name: str, tiny_recipe: Callable[..., Path], tmp_path: Path, endpoint: str) -> None:
+    """A run that was killed again and again, and one that nobody disturbed; and the report shows every student."""
+    classroom.resolve("classroom/teacher")  # built once, in this process
+    case = CASES[name]
+    changes = dict(case.settings)
+    if name == "self_instruct_api.yaml":
+        changes["config"] = {"teachers.strong.generation.init_args.base_url": endpoint}
+    program = Program(tiny_recipe(name, **changes), tmp_path)
+    program.finish(tmp_path / "whole")
+    for moment in case.moments:
+        program.kill(tmp_path / "killed", moment)
+    program.finish(tmp_path / "killed")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    last = [step.removeprefix("iteration_1/") for step in Workspace(tmp_path / "whole").entries][-2]
+    assert list(summary["students"])[-1] == last
+    case.check(tmp_path / "killed")
+
+
+def test_no_shipped_recipe_is_forgotten() -> None:
+    assert CASES.keys() | ELSEWHERE.keys() == {path.name for path in shipped_configs().glob("*.yaml")}

@@ -1,0 +1,99 @@
+"""The recipe `recorded_teachers.yaml` from a file of published responses to trained students, by the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from recorded_pools import best_teacher, known_qualities, pool, prompts
+from tiny_models import save_tiny_model
+
+from montessori_pl.cli import main
+from montessori_pl.records import Example, read_records
+
+Recipe = Callable[..., Path]
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Callable[..., Path]:
+    """The shipped recipe on 100 prompts that three teachers answered; keyword arguments rename columns."""
+
+    def write(**names: str) -> Path:
+        examples = pool(prompts(100))
+        qualities = known_qualities(examples)
+        columns = {"teacher": "model", "quality": "reward", **names}
+        rows: list[dict[str, Any]] = [
+            {
+                "instruction": one.instruction,
+                "output": one.response.lower(),
+                columns["teacher"]: one.teacher,
+                columns["quality"]: qualities[one.id] - 0.6,
+            }
+            for one in examples
+        ]
+        source, reference = tmp_path / "responses.jsonl", tmp_path / "reference.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        answers = [{"instruction": f"why {letter}?", "response": "so it is."} for letter in "abc"]
+        reference.write_text("".join(json.dumps(row) + "\n" for row in answers))
+        backbone = save_tiny_model(tmp_path / "student")
+        training = {"training.checkpoint_every_n_steps": 1, "training.epochs": 1}
+        return tiny_recipe(
+            "recorded_teachers.yaml",
+            config={
+                "student.init_args.backbone": backbone,
+                "data.seeds": str(reference),
+                "data.reference": str(reference),
+                "trainer.accelerator": "cpu",
+            },
+            responses={"source": str(source)},
+            router={"penalties": [0.01]},
+            taught_by_best_teacher=training,
+            taught_by_routed=training,
+        )
+
+    return write
+
+
+def test_from_responses_to_students(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is generated; the router finds who should answer what, and the report says by how much that is better."""
+    path = recipe()
+    main(["fit", "--config", str(path)])
+    said = capsys.readouterr().out
+    run = Path(yaml.safe_load(path.read_text())["run"]) / "iteration_1"
+    metrics = {stage.name: json.loads((stage / "metrics.json").read_text()) for stage in run.iterdir()}
+    assert metrics["best_teacher"]["prompts"] == 100
+    assert set(metrics["best_teacher"]["rankings"]) >= {"car, beta 0", "car, beta inf", "quality", "loss", "length"}
+    best = metrics["best_teacher"]["teacher"]
+    assert metrics["best_teacher_data"]["shares"] == {best: 1.0}
+    assert metrics["router"]["finding"].startswith("the router is better than always asking")
+    assert metrics["router"]["finding"] in said
+    assert "warning: the lowest mean quality of a teacher is -0." in said
+
+    routed = read_records(run / "routed_data" / "examples.jsonl", Example)
+    assert len(routed) == 100
+    assert sum(one.teacher == best_teacher(one.instruction) for one in routed) > 90
+    assert metrics["router"]["gain"]["quality"]["low"] > 0.1
+    assert metrics["taught_by_routed"]["examples"] == metrics["taught_by_best_teacher"]["examples"] == 100
+    assert set(metrics["evaluation"]["students"]) == {"base", "taught_by_best_teacher", "taught_by_routed"}
+
+    # As the run kept it, with the `lora: null` of a student whose default is an adapter.
+    main(["fit", "--config", str(run.parent / "config.yaml")])
+    assert "All 10 stages had finished" in capsys.readouterr().out
+
+
+def test_responses_without_a_quality(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(quality="stars")
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", str(path)])
+    assert "has no recorded quality, and so it is with 300 of 300 examples; write a fin" in capsys.readouterr().err
+
+
+def test_responses_of_nobody(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(teacher="author")
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", str(path)])
+    said = capsys.readouterr().err
+    assert "iteration_1/best_teacher: nobody says who wrote the response of example" in said
+    assert "write its teacher's name into a column `teacher`, `model` or `generator` of its source" in said
