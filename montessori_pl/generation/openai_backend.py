@@ -30,6 +30,8 @@ FIRST_WAIT = 0.5
 """Seconds before the first repetition; they double with each further one."""
 LONGEST_WAIT = 120.0
 """Seconds before a repetition at most; who is asked to wait longer stops."""
+BETWEEN_LOOKS = 0.1
+"""Seconds after which Ctrl-C is noticed at the latest."""
 MAX_SEED = 2**31
 """Seeds of the API are smaller: servers differ in how many bits they take."""
 
@@ -187,7 +189,9 @@ class OpenAIBackend(GenerationBackend):
         with ThreadPoolExecutor(min(self.max_concurrency, len(bodies))) as pool:
             try:
                 futures = [pool.submit(ask, body) for body in bodies]
-                wait(futures)
+                # In turns: a signal that another thread has received does not wake one that waits for ever.
+                while wait(futures, timeout=BETWEEN_LOOKS).not_done:
+                    pass
             except KeyboardInterrupt:
                 stop.set()
                 log.warning("waiting for the requests in flight, which are paid for")
