@@ -31,6 +31,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from study.measures import content
+
+from montessori_pl.records import Example, read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = "self_instruct"
@@ -108,6 +111,13 @@ def endpoint(world: int) -> Iterator[list[str]]:
         server.wait()
 
 
+def learned(run: Path) -> list[Example]:
+    """The examples that the last supervised student of a run has learned."""
+    entries = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["stages"]
+    source = [entry["inputs"]["examples"] for key, entry in entries.items() if key.endswith("/trained")][-1]
+    return read_records(run / source.split()[0] / "examples.jsonl", Example)
+
+
 def last_student(run: Path) -> tuple[str, dict[str, Any]]:
     """The student that the last evaluation names last, and the metrics of the stage that trained it."""
     evaluation = max(run.glob("iteration_*/evaluation"), key=lambda path: int(path.parent.name.partition("_")[2]))
@@ -116,15 +126,17 @@ def last_student(run: Path) -> tuple[str, dict[str, Any]]:
 
 
 def effort(runs: Sequence[Run]) -> Table:
-    """Training examples and optimizer steps of the students that are compared."""
-    table = Table(title="what the last student learned from", title_justify="left")
-    for heading in ("recipe", "student", "examples", "steps", "trained before by"):
+    """Training examples and optimizer steps of the students that are compared, and what the examples ask for."""
+    table = Table(title="what the last student learned from; shares by cell", title_justify="left")
+    for heading in ("recipe", "student", "examples", "steps", "trained before by", "target skills", "hard ones"):
         table.add_column(heading)
     for recipe in dict.fromkeys(run.recipe for run in runs):
         found = [last_student(run.path) for run in runs if run.recipe == recipe]
         shown = ["/".join(dict.fromkeys(str(one.get(key, "-")) for _, one in found)) for key in ("examples", "steps")]
         before = "supervised training" if "pairs" in found[0][1] else ""
-        table.add_row(recipe, found[0][0], *shown, before)
+        contents = [content(learned(run.path))[1] for run in runs if run.recipe == recipe]
+        shares = [" ".join(f"{one[name]:.2f}" for one in contents) for name in ("target share", "hard share")]
+        table.add_row(recipe, found[0][0], *shown, before, *shares)
     return table
 
 

@@ -108,8 +108,8 @@ class Synthesize(Stage):
         return [Input("teacher", self.teacher, Kind.TEACHER), *seeds, *guarded]
 
     def asks(self) -> list[str]:
-        """The teacher."""
-        return [self.teacher]
+        """The teacher, and the one that the guard may let write in its place."""
+        return [self.teacher, *([self.guard.fallback_teacher] if self.guard is not None else [])]
 
     def plan(self, context: PlanContext) -> Plan:
         """The rounds that are left; the next prompts are rendered as the run will, with seeds for shots to come."""
