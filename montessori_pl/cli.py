@@ -129,8 +129,8 @@ class MontessoriCLI(LightningCLI):
         pool: dict[str, PoolTeacher] = self._get(self.config_init, "teachers")
         steps = lay_out(self._get(self.config_init, "recipe"), iterations, pool)
         data: DataSources = self._get(self.config_init, "data")
-        workspace = Workspace(root)
-        if not all(workspace.finished(step.key) for step in steps):  # a finished run does not need them any more
+        workspace, settings = Workspace(root), self._settings()
+        if not all(workspace.up_to_date(step.key, settings[step.name]) for step in steps):  # or nobody needs them
             self._check_sources(data, pool)
         runner = Runner(
             workspace=workspace,
@@ -146,12 +146,12 @@ class MontessoriCLI(LightningCLI):
         )
         if self._get(self.config, "dry_run"):
             if runner.leads:
-                print_plan(plan_steps(runner, steps, self._settings()), display.console)
+                print_plan(plan_steps(runner, steps, settings), display.console)
             return
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
                 runner.logger = self._logger = self._make_logger(workspace)
-            worked = runner.run(steps, self._settings())
+            worked = runner.run(steps, settings)
             if runner.leads:
                 # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.
                 parser = self._subcommand_parsers["fit"]

@@ -154,6 +154,10 @@ class Workspace:
             changes = _changes(changed, entry.inputs, inputs)
             raise WorkspaceError(f"{state} with other inputs ({changes}); start another run with --run DIR, {again}")
 
+    def up_to_date(self, key: str, settings: Mapping[str, Any]) -> bool:
+        """Whether the stage has finished and `adjust` would leave it so: neither more nor less is asked for today."""
+        return self.finished(key) and not _changed(self.entries[key].settings, settings)
+
     def adjust(self, key: str, settings: Mapping[str, Any]) -> None:
         """Pin a stage that has begun to its settings of today, which `check` has allowed; it goes on if they differ."""
         entry = self.entries[key] if self.begun(key) else None
