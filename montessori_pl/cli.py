@@ -30,7 +30,7 @@ from montessori_pl.mistakes import ConfigError, SentenceParser, find_in_stages, 
 from montessori_pl.models import load_chat
 from montessori_pl.pinning import pinned
 from montessori_pl.planner import plan_steps
-from montessori_pl.pool import UNPINNED, PoolTeacher
+from montessori_pl.pool import PoolTeacher
 from montessori_pl.progress import ConsoleDisplay
 from montessori_pl.recipe import lay_out
 from montessori_pl.records import stable_id
@@ -47,6 +47,8 @@ BESIDE = (
     "python -m montessori_pl compare --help"
 )
 """What `--help` says of the commands that are not Lightning's."""
+TAKES = {"data": DataSources}
+"""The class that takes the settings of a section, where the section does not say so by `class_path`."""
 INTERRUPTED = "interrupted; the same command goes on from here"
 """What is said after Ctrl-C."""
 
@@ -173,12 +175,14 @@ class MontessoriCLI(LightningCLI):
                 "seed_everything": self._get(self.config, "seed_everything"),
                 f"recipe.{name}": with_version(pinned(_as_dict(config[name]))),
                 **{
-                    section: with_version(pinned(_as_dict(self._get(self.config, section)), section in stage.trains))
+                    section: with_version(
+                        pinned(_as_dict(self._get(self.config, section)), section in stage.trains, TAKES.get(section))
+                    )
                     for section in stage.uses
                     if section != "teacher" or _asks_the_teacher(stage, pool)
                 },
                 **{
-                    f"teachers.{name}": with_version(pinned({k: v for k, v in pool[name].items() if k not in UNPINNED}))
+                    f"teachers.{name}": with_version(pinned(pool[name], kind=PoolTeacher))
                     for name in stage.asks()
                     if name in pool
                 },
