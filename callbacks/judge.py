@@ -6,15 +6,16 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
-from callbacks.judging import MAX_SCORE, load_prompt, parse_score, render_prompt
-from montessori_pl.chat import ChatFormat
+from callbacks.judging import MAX_SCORE, load_prompt, parse_score, prompt_file, render_prompt
+from montessori_pl.chat import ChatFormat, layout_file
+from montessori_pl.contents import Files
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.generation.foresight import Respondent
 from montessori_pl.generation.transformers_backend import TransformersBackend
@@ -54,6 +55,7 @@ class JudgeSignal(SignalCallback):
     """
 
     unpinned = ("max_same_share", "max_failed_share", "min_examples")
+    files: ClassVar[Files] = {"prompt": prompt_file, "judge.chat": layout_file}
 
     def __init__(
         self,

@@ -44,17 +44,23 @@ _SCORE = re.compile(_SCORE_LINE.pattern + r"[\s*_`]*([0-5])(?:\s*/\s*5)?[\s*_`.]
 """The whole of such a line, if it can be read."""
 
 
+def prompt_file(name: str) -> Path | None:
+    """The file that a name means; none for a shipped prompt."""
+    return None if name in PROMPTS else Path(name)
+
+
 def load_prompt(name: str) -> str:
     """The prompt of this name, or the text of the file at this path.
 
     Raises:
         ValueError: there is no such prompt or file, or it does not say where instruction and response go.
     """
-    if name not in PROMPTS and not Path(name).is_file():
+    path = prompt_file(name)
+    if path is not None and not path.is_file():
         raise ValueError(
             f"unknown judge prompt {name!r}: expected one of {', '.join(PROMPTS)}, or the path of a text file"
         )
-    template = PROMPTS[name] if name in PROMPTS else Path(name).read_text(encoding="utf-8")
+    template = PROMPTS[name] if path is None else path.read_text(encoding="utf-8")
     if missing := [place for place in ("{instruction}", "{response}") if place not in template]:
         raise ValueError(f"the judge prompt {name!r} lacks {' and '.join(missing)}: write it where that text belongs")
     return template

@@ -4,9 +4,11 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
-from callbacks.judging import load_prompt, parse_score, render_prompt
-from montessori_pl.chat import ChatFormat
+from callbacks.judging import load_prompt, parse_score, prompt_file, render_prompt
+from montessori_pl.chat import ChatFormat, layout_file
+from montessori_pl.contents import Files
 from montessori_pl.data import DataSources
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend, Request, Sampling
@@ -31,6 +33,8 @@ class WinRate(Evaluator):
         sampling: how judgements are drawn.
         max_tokens: longest answer of the student in tokens.
     """
+
+    files: ClassVar[Files] = {"prompt": prompt_file, "judge.chat": layout_file}
 
     def __init__(
         self,

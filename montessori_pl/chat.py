@@ -138,6 +138,11 @@ def _behind(text: str, prefix: str) -> str:
     return text[len(prefix) :]
 
 
+def layout_file(layout: str) -> Path | None:
+    """The Jinja file that a layout names; none for `auto`, and for a layout that ships with the program."""
+    return None if layout == "auto" or layout in LAYOUTS else Path(layout)
+
+
 def _find_template(tokenizer: "PreTrainedTokenizerBase", layout: str) -> str:
     if layout == "auto":
         if tokenizer.chat_template is None:

@@ -30,7 +30,7 @@ from montessori_pl.mistakes import ConfigError, SentenceParser, find_in_stages, 
 from montessori_pl.models import load_chat
 from montessori_pl.pinning import pinned
 from montessori_pl.planner import plan_steps
-from montessori_pl.pool import UNPINNED, PoolTeacher
+from montessori_pl.pool import PoolTeacher
 from montessori_pl.progress import ConsoleDisplay
 from montessori_pl.recipe import lay_out
 from montessori_pl.records import stable_id
@@ -47,6 +47,8 @@ BESIDE = (
     "python -m montessori_pl compare --help"
 )
 """What `--help` says of the commands that are not Lightning's."""
+TAKES = {"data": DataSources}
+"""The class that takes the settings of a section, where the section does not say so by `class_path`."""
 INTERRUPTED = "interrupted; the same command goes on from here"
 """What is said after Ctrl-C."""
 
@@ -129,8 +131,8 @@ class MontessoriCLI(LightningCLI):
         pool: dict[str, PoolTeacher] = self._get(self.config_init, "teachers")
         steps = lay_out(self._get(self.config_init, "recipe"), iterations, pool)
         data: DataSources = self._get(self.config_init, "data")
-        workspace = Workspace(root)
-        if not all(workspace.finished(step.key) for step in steps):  # a finished run does not need them any more
+        workspace, settings = Workspace(root), self._settings()
+        if not all(workspace.up_to_date(step.key, settings[step.name]) for step in steps):  # or nobody needs them
             self._check_sources(data, pool)
         runner = Runner(
             workspace=workspace,
@@ -146,12 +148,12 @@ class MontessoriCLI(LightningCLI):
         )
         if self._get(self.config, "dry_run"):
             if runner.leads:
-                print_plan(plan_steps(runner, steps, self._settings()), display.console)
+                print_plan(plan_steps(runner, steps, settings), display.console)
             return
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
                 runner.logger = self._logger = self._make_logger(workspace)
-            worked = runner.run(steps, self._settings())
+            worked = runner.run(steps, settings)
             if runner.leads:
                 # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.
                 parser = self._subcommand_parsers["fit"]
@@ -173,12 +175,14 @@ class MontessoriCLI(LightningCLI):
                 "seed_everything": self._get(self.config, "seed_everything"),
                 f"recipe.{name}": with_version(pinned(_as_dict(config[name]))),
                 **{
-                    section: with_version(pinned(_as_dict(self._get(self.config, section)), section in stage.trains))
+                    section: with_version(
+                        pinned(_as_dict(self._get(self.config, section)), section in stage.trains, TAKES.get(section))
+                    )
                     for section in stage.uses
                     if section != "teacher" or _asks_the_teacher(stage, pool)
                 },
                 **{
-                    f"teachers.{name}": with_version(pinned({k: v for k, v in pool[name].items() if k not in UNPINNED}))
+                    f"teachers.{name}": with_version(pinned(pool[name], kind=PoolTeacher))
                     for name in stage.asks()
                     if name in pool
                 },

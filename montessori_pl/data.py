@@ -7,15 +7,17 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from montessori_pl.chat import ChatFormat, Rendered
-from montessori_pl.locations import locate
-from montessori_pl.readers import read_examples
+from montessori_pl.contents import Files
+from montessori_pl.locations import in_classroom, locate
+from montessori_pl.readers import read_examples, source_path
 from montessori_pl.records import Example, PreferencePair
 from montessori_pl.synthesis.contamination import ContaminationIndex, normalized
 
@@ -26,10 +28,16 @@ NEARLY_THE_SAME = 0.8
 have a template in common, and nothing stops the run; synthesis is stricter, because it can write another example."""
 
 
+def source_file(source: str) -> Path | None:
+    """The file or directory that a source of examples names; none for a set of the classroom, which has a version."""
+    return None if in_classroom(source) else source_path(source)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSources:
     """Where the examples come from that nobody has to synthesize."""
 
+    files: ClassVar[Files] = {"seeds": source_file, "reference": source_file, "test": source_file}
     seeds: str
     """Examples whose instructions are shown to the teacher as shots: a name of the classroom, a file of JSON lines, or
     a directory of a Hugging Face dataset; `[a:b]` behind it takes rows a to b."""

@@ -19,6 +19,11 @@ def locate(name: str) -> str:
     return f"{classroom.resolve(match[1])}{match[2] or ''}" if match else name
 
 
+def in_classroom(name: str) -> bool:
+    """Whether this is a name of the classroom rather than a path."""
+    return _CLASSROOM.fullmatch(name) is not None
+
+
 def with_version(settings: Any) -> Any:
     """The settings with its version behind each name of the classroom: another version is another world."""
     if isinstance(settings, Mapping):

@@ -1,11 +1,13 @@
 """What the student and the teacher have in common: a causal language model that is trained and checkpointed."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning
 import torch
 from torch import Tensor, nn
 
+from montessori_pl.chat import layout_file
+from montessori_pl.contents import Files
 from montessori_pl.models import LoraSettings, ModelSource, Precision, attach_lora, load_model
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.records import stable_seed
@@ -32,6 +34,8 @@ class LanguageModule(lightning.LightningModule):
     Raises:
         ValueError: all weights are trained, and not in float32.
     """
+
+    files: ClassVar[Files] = {"chat": layout_file}
 
     def __init__(self, backbone: str, lora: LoraSettings | None, chat: str, base_precision: Precision) -> None:
         super().__init__()

@@ -35,15 +35,15 @@ def plan_steps(runner: Runner, steps: Sequence[Step], settings: Mapping[str, Map
         WorkspaceError: the run directory does not fit the settings, or is damaged.
     """
     runner.check(steps, settings)
-    planner = _Planner(runner, steps)
+    planner = _Planner(runner, steps, settings)
     return [planner.planned(step) for step in steps]
 
 
 class _Planner:
     """Plans one step after another; knows what those before leave behind."""
 
-    def __init__(self, runner: Runner, steps: Sequence[Step]) -> None:
-        self.runner, self.workspace = runner, runner.workspace
+    def __init__(self, runner: Runner, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
+        self.runner, self.workspace, self.settings = runner, runner.workspace, settings
         self.steps = {step.key: step for step in steps}
         self.processes = runner.trainer(callbacks=[]).world_size
         self.expected: dict[str, Expected[Any] | None] = {}
@@ -51,7 +51,7 @@ class _Planner:
 
     def planned(self, step: Step) -> PlannedStep:
         """The step with its plan."""
-        if self.workspace.finished(step.key):
+        if self._skipped(step):
             return PlannedStep(key=step.key, plan=self._finished(step.key), state="finished before", finished=True)
         try:
             plan = step.stage.plan(self._context(step))
@@ -61,6 +61,10 @@ class _Planner:
             return PlannedStep(key=step.key, plan=None, state="no estimate")
         self.expected[step.key] = plan.leaves
         return PlannedStep(key=step.key, plan=plan, state="going on" if self.workspace.begun(step.key) else "")
+
+    def _skipped(self, step: Step) -> bool:
+        """Whether the run has nothing to do there; a step that has finished may be asked for more today."""
+        return self.workspace.up_to_date(step.key, self.settings[step.name])
 
     def _finished(self, key: str) -> Plan:
         """What a step has taken, as far as it was counted."""
@@ -82,7 +86,7 @@ class _Planner:
 
     def _leaves(self, key: str) -> Expected[Any] | None:
         """What the step of this key leaves behind, or has left behind."""
-        if key not in self.expected and self.workspace.finished(key):
+        if key not in self.expected and self._skipped(self.steps[key]):
             kind = self.steps[key].stage.produces
             name, record = RECORDS[kind]
             self.expected[key] = real(read_records(self.workspace.verify(key) / name, record))

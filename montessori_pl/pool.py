@@ -3,19 +3,21 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
+from montessori_pl.chat import layout_file
+from montessori_pl.contents import Files
 from montessori_pl.generation.base import GenerationBackend, Price
 from montessori_pl.locations import locate
 from montessori_pl.models import ModelSource, Precision
-
-UNPINNED = ("price", "license")
-"""Settings of a teacher of the pool that do not change what it writes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolTeacher:
     """A teacher that only writes."""
 
+    unpinned: ClassVar[tuple[str, ...]] = ("price", "license")
+    files: ClassVar[Files] = {"chat": layout_file}
     backbone: str
     """Hub id, local directory, name of the embedded classroom, or what an endpoint calls the model."""
     adapter: str | None = None

@@ -160,14 +160,25 @@ def _rejection(row: Row, own_id: str, number: int, place: str, problem: _Unusabl
     return Rejection(id=own_id or stable_id(text, number), reason=reason, detail=f"{place}: {detail}", text=text)
 
 
-def _split_source(source: str) -> tuple[Path, slice]:
+def source_path(source: str) -> Path:
+    """The file or directory that a source names, without the slice over its rows."""
+    return Path(_parts(source)[0])
+
+
+def _parts(source: str) -> tuple[str, str | None]:
+    """A source's path and what stands in its brackets, if any do."""
     match = re.fullmatch(r"(?s)(.+?)\[([^\[\]]*)\]", source)
-    if match is None or Path(source).exists():
-        return Path(source), slice(None)
-    bounds = re.fullmatch(r"(-?\d+)?:(-?\d+)?", match[2])
+    return (source, None) if match is None or Path(source).exists() else (match[1], match[2])
+
+
+def _split_source(source: str) -> tuple[Path, slice]:
+    path, part = _parts(source)
+    if part is None:
+        return Path(path), slice(None)
+    bounds = re.fullmatch(r"(-?\d+)?:(-?\d+)?", part)
     if bounds is None:
-        raise ValueError(f"bad slice [{match[2]}] in {source}; write [:64], [64:] or [10:20]")
-    return Path(match[1]), slice(*(int(bound) if bound else None for bound in bounds.groups()))
+        raise ValueError(f"bad slice [{part}] in {source}; write [:64], [64:] or [10:20]")
+    return Path(path), slice(*(int(bound) if bound else None for bound in bounds.groups()))
 
 
 def _read_file(path: Path) -> Sequence[Any]:

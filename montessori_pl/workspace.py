@@ -22,6 +22,7 @@ from typing import Any
 
 import filelock
 
+from montessori_pl.contents import common_file, same
 from montessori_pl.records import Record, append_records, read_lines
 
 
@@ -154,6 +155,10 @@ class Workspace:
             changes = _changes(changed, entry.inputs, inputs)
             raise WorkspaceError(f"{state} with other inputs ({changes}); start another run with --run DIR, {again}")
 
+    def up_to_date(self, key: str, settings: Mapping[str, Any]) -> bool:
+        """Whether the stage has finished and `adjust` would leave it so: neither more nor less is asked for today."""
+        return self.finished(key) and not _changed(self.entries[key].settings, settings)
+
     def adjust(self, key: str, settings: Mapping[str, Any]) -> None:
         """Pin a stage that has begun to its settings of today, which `check` has allowed; it goes on if they differ."""
         entry = self.entries[key] if self.begun(key) else None
@@ -270,12 +275,19 @@ _ABSENT = object()
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The settings that differ, with dots."""
     old, new = _flat(before), _flat(_plain(now))
-    return [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
+    names = sorted(old.keys() | new.keys())
+    return [name for name in names if not same(old.get(name, _ABSENT), new.get(name, _ABSENT))]
 
 
 def _changes(names: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = _flat(before), _flat(_plain(now))
-    return "; ".join(f"{name}: {_shown(old, name)} then, {_shown(new, name)} now" for name in names)
+    return "; ".join(f"{name}: {_change(name, old, new)}" for name in names)
+
+
+def _change(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    if (file := common_file(old.get(name), new.get(name))) is not None:
+        return f"the content of {file!r} has changed"
+    return f"{_shown(old, name)} then, {_shown(new, name)} now"
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:
@@ -289,9 +301,12 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by names with dots, and those in the items of a list by names such as `evaluators[0].judge`."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            flat |= _flat({f"{key}[{place}]": item for place, item in enumerate(value)}, prefix)
+        elif isinstance(value, Mapping) and value:
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value

@@ -199,6 +199,65 @@ class TestClassroom:
         assert finished.plan.work[0].prompt_tokens == counted["prompt_tokens"]
         assert finished.plan.work[0].completion_tokens == counted["generated_tokens"]
 
+    def test_finished_stage_of_which_more_is_asked(
+        self, plan: Planner, writing: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It goes on as the run will, also where less is asked for and nothing is left; a reader makes it a mistake."""
+        run, count = writing.parent / "run", "--recipe.training_data.num_examples"
+        cli.main(["fit", "--config", str(writing), count, "250"])
+        first, before = metrics(run, "training_data"), files(run)
+        (rest,) = plan(writing)
+        assert rest.plan is not None
+        assert (rest.state, rest.finished) == ("going on", False)
+        assert rest.plan.leaves is not None
+        assert rest.plan.leaves.count == 400
+        (less,) = plan(writing, count, "100")
+        assert less.plan is not None
+        assert (less.state, less.finished) == ("going on", False)
+        assert less.plan.leaves is not None
+        assert less.plan.leaves.count == 250, "what was written stays"
+        nothing = together(less.plan.work)
+        assert (nothing.max_requests, nothing.prompt_tokens, nothing.max_completion_tokens) == (0, 0, 0)
+        assert files(run) == before
+
+        cli.main(["fit", "--config", str(writing)])
+        second, foreseen = metrics(run, "training_data"), together(rest.plan.work)
+        assert second["accepted"] == 400
+        expected = {"prompt_tokens": foreseen.prompt_tokens, "generated_tokens": foreseen.completion_tokens}
+        for name, tokens in expected.items():
+            assert tokens == pytest.approx(second[name] - first[name], rel=0.2)
+        (finished,) = plan(writing)
+        assert (finished.state, finished.finished) == ("finished before", True)
+        cli.main(["fit", "--config", str(writing), count, "100"])
+        assert metrics(run, "training_data") == second
+
+        config = yaml.safe_load(writing.read_text())
+        config["recipe"]["read"] = {"class_path": "Combine", "init_args": {"examples": ["training_data"]}}
+        writing.write_text(yaml.safe_dump(config, sort_keys=False))
+        cli.main(["fit", "--config", str(writing), count, "100"])
+        capsys.readouterr()
+        said = []
+        for arguments in ([], ["--dry_run"]):
+            with pytest.raises(SystemExit):
+                cli.main(["fit", "--config", str(writing), *arguments])
+            said.append(capsys.readouterr().err)
+        assert said[0] == said[1]
+        assert "(recipe.training_data.init_args.num_examples: 100 then, 400 now)" in said[0]
+
+    def test_what_reads_a_stage_of_which_more_is_asked(self, plan: Planner, writing: Path) -> None:
+        """A stage that comes after it is planned with all that there will be."""
+        count = "--recipe.training_data.num_examples"
+        cli.main(["fit", "--config", str(writing), count, "20"])
+        config = yaml.safe_load(writing.read_text())
+        config["recipe"]["read"] = {"class_path": "Combine", "init_args": {"examples": ["training_data"]}}
+        writing.write_text(yaml.safe_dump(config, sort_keys=False))
+        for number in ("20", "90"):
+            written, read = plan(writing, count, number)
+            assert written.finished == (number == "20")
+            assert read.plan is not None
+            assert read.plan.leaves is not None
+            assert read.plan.leaves.count == int(number)
+
     def test_mistakes_augmented_and_answered(self, plan: Planner, tiny_recipe: Callable[..., Path]) -> None:
         """A round of LLM2LLM, whose seeds two authors answer besides; nobody knows how many mistakes there will be."""
         path = tiny_recipe("llm2llm.yaml", augmented={"num_examples": 200, "unlike": None})

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    ["records"],
+    ["records", "contents"],
     [
         *("chat", "influence", "pairing", "losses", "workspace", "locations", "readers", "optimization", "pinning"),
         *("distributions", "synthesis", "planning"),

@@ -201,6 +201,10 @@ MOMENTS = [
     Moment("trained", "torch.optim.AdamW.step", everything, call=2),
     Moment("trained", SAVE_WEIGHTS, everything),
     Moment("evaluation", GENERATE),
+    Moment("evaluation", GENERATE, everything, call=2),  # answers of the second round
+    Moment("evaluation", OPEN, half_a_line, file="/ExactMatch/answers.jsonl", call=2),
+    Moment("evaluation", OPEN, file="/ExactMatch/journal.jsonl"),  # the answers are there, and the journal lacks them
+    Moment("evaluation", OPEN, file="/evaluation/journal.jsonl"),  # a student is done, and the stage does not know it
     Moment("evaluation", OPEN, half_a_line, file="/evaluations.jsonl", call=2),
     Moment("evaluation", OUTSIDE, seconds=0.1),
     Moment("", "montessori_pl.cli.write_summary"),
@@ -298,6 +302,12 @@ def program(tiny_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathF
         warmup_data={"prompts_per_round": 1},
         training_data={"prompts_per_round": 1},
         trained={"training.batch_size": 8, "training.accumulate_grad_batches": 2},
+        evaluation={
+            "evaluators": [
+                {"class_path": "ResponseLoss"},
+                {"class_path": "ExactMatch", "init_args": {"max_tokens": 24, "items_per_round": 24}},
+            ]
+        },
     )
     return Program(recipe, tmp_path_factory.mktemp("program"))
 

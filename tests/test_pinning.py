@@ -16,6 +16,9 @@ def test_settings_that_say_how_fast_are_left_out() -> None:
         "class_path": "montessori_pl.generation.TransformersBackend",
         "init_args": {"max_batch_tokens": 64, "device": "cpu"},
     }
+    evaluator = {"class_path": "montessori_pl.evaluation.ExactMatch", "init_args": {"max_tokens": 8}}
+    in_rounds = {**evaluator, "init_args": {"max_tokens": 8, "items_per_round": 9}}
+    assert pinned({"evaluators": [in_rounds]}) == {"evaluators": [evaluator]}
     assert pinned(stage)["init_args"] == {"examples": "warmup_data", "training": {"lr": 1e-3}}
     assert pinned(engine) == {"class_path": "montessori_pl.generation.TransformersBackend", "init_args": {}}
     assert training == {"lr": 1e-3, "checkpoint_every_n_steps": 5}, "the settings themselves are not changed"

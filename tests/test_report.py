@@ -109,6 +109,21 @@ def test_tables(workspace: Workspace) -> None:
     assert "positive" not in text.partition("\ndata\n")[2], "no influence without what belongs beside it"
 
 
+def test_cut_answers_stand_below_the_accuracy(workspace: Workspace) -> None:
+    """Of those students of whom any were cut; there is no column of zeros."""
+    evaluated = {"accuracy": 0.5, "accuracy_standard_error": 0.02}
+    students = {"base": {**evaluated, "answers_cut": 0.0}, "trained": {**evaluated, "answers_cut": 0.0625}}
+    text = printed({**summarize(workspace.root), "evaluations": {"iteration_1/again": students}})
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    first = lines.index(["base", "0.500 ± 0.020", "-"])
+    assert lines[first : first + 3] == [
+        ["base", "0.500 ± 0.020", "-"],
+        ["trained", "0.500 ± 0.020", "-"],
+        ["", "6.2% cut", ""],
+    ]
+    assert "answers cut" not in text
+
+
 def test_warnings_come_first(workspace: Workspace) -> None:
     summary = summarize(workspace.root)
     assert summary["warnings"] == [f"iteration_1/training_data: {SENTENCE}"]

@@ -10,12 +10,18 @@ from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models import ModelSource
 from montessori_pl.planning import Work
 
+ANSWERS = "answers.jsonl"
+"""File of an evaluator's directory in which it may leave what a student answers, an item a line, for users to read."""
+
 
 class Evaluator(ABC):
     """Measures a student. Implement `evaluate`."""
 
     requests: Path | None = None
     """Directory in which an engine of the evaluator may keep answers that were paid for; the stage sets it."""
+    directory: Path | None = None
+    """Where the evaluator may keep what it has done of one student, to go on from there after a kill; the stage sets
+    it, and it need not exist. None where no stage asks."""
 
     def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
         """What the evaluation of one student will take, for a dry run; by default nothing is said.

@@ -1,56 +1,119 @@
 """Exact match: the share of test items that the student answers as the test set does."""
 
+import dataclasses
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
 
 from montessori_pl.chat import ChatFormat
 from montessori_pl.data import DataSources, normalized
 from montessori_pl.evaluation.answers import same_answer
-from montessori_pl.evaluation.base import Evaluator
-from montessori_pl.generation.base import GenerationBackend, Request, Sampling
+from montessori_pl.evaluation.base import ANSWERS, Evaluator
+from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.generation.foresight import Respondent
 from montessori_pl.models import ModelSource
 from montessori_pl.planning import Work
+from montessori_pl.records import Example, Record, read_records
+from montessori_pl.workspace import Journal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ItemAnswer(Record):
+    """What the student says to one item of the test set; `id` is the item's."""
+
+    answer: str | None
+    """The answer; none where the prompt leaves no room for one."""
+    right: bool
+    """Whether it is the expected one."""
+    cut: bool
+    """Whether it reached the token limit before it ended."""
 
 
 class ExactMatch(Evaluator):
     """Greedy answers to the test set, compared with its responses.
 
-    An item whose prompt leaves no room for an answer in the student's context counts as answered wrong.
+    An item whose prompt leaves no room for an answer in the student's context counts as answered wrong. All answers are
+    kept in `answers.jsonl`, in the order of the test set, so that students can be compared item by item.
 
     Args:
-        max_tokens: longest answer in tokens.
+        max_tokens: longest answer in tokens; an answer that is cut there is compared as far as it goes.
         answers: what is compared: the whole `text`, without regard to case and blanks, or the `final` answer, which
             stands behind `####`, in a `\\boxed{}`, or last of all, and is compared as a number where it is one.
+        items_per_round: items that are answered between two commits: what a kill can cost.
     """
 
-    def __init__(self, max_tokens: int = 64, answers: Literal["text", "final"] = "text") -> None:
+    unpinned: ClassVar[tuple[str, ...]] = ("items_per_round",)
+
+    def __init__(
+        self, max_tokens: int = 64, answers: Literal["text", "final"] = "text", items_per_round: int = 256
+    ) -> None:
+        if items_per_round < 1:
+            raise ValueError(f"items_per_round must be at least 1, found {items_per_round}")
         self.sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
-        self.answers = answers
+        self.answers, self.items_per_round = answers, items_per_round
 
     def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
-        """An answer to each item of the test set, as long as the test set's own."""
+        """An answer to each item of the test set that has none yet, as long as the test set's own."""
         test = data.read("test")
+        left = len(test) - len(self._kept())
         asked, expected = [example.messages()[:-1] for example in test], [example.response for example in test]
-        limit = self.sampling.max_tokens
-        return [Respondent(chat=chat).work("answers", len(test), len(test), asked, expected, limit)]
+        return [Respondent(chat=chat).work("answers", left, left, asked, expected, self.sampling.max_tokens)]
 
     def evaluate(
         self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]
     ) -> dict[str, float]:
-        """`accuracy`, with its standard error."""
+        """`accuracy` with its standard error, and `answers_cut`, the share of items whose answer was cut."""
         test = data.read("test")
+        answers = self._answers(test, student, backend)
+        accuracy = sum(one.right for one in answers) / len(test)
+        return {
+            "accuracy": accuracy,
+            "accuracy_standard_error": math.sqrt(accuracy * (1 - accuracy) / len(test)),
+            "answers_cut": sum(one.cut for one in answers) / len(test),
+        }
+
+    def _answers(
+        self, test: Sequence[Example], student: ModelSource, backend: Callable[[], GenerationBackend]
+    ) -> list[ItemAnswer]:
+        """An answer to each item: those that are kept, and then the others."""
+        journal = self._journal()
+        answers = self._kept()
+        if len(answers) == len(test):
+            return answers
         engine = backend()
         engine.load(student)
-        answered = [example for example in test if engine.fits(example.messages()[:-1], self.sampling)]
-        requests = [Request(messages=example.messages()[:-1], seed=0) for example in answered]
-        answers = engine.generate(requests, self.sampling)
+        for start in range(len(answers), len(test), self.items_per_round):
+            some = self._ask(test[start : start + self.items_per_round], engine)
+            answers += some
+            if journal is not None:
+                journal.commit({ANSWERS: some})
         engine.close()
+        return answers
+
+    def _journal(self) -> Journal | None:
+        if self.directory is None:
+            return None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return Journal(self.directory, [ANSWERS])
+
+    def _kept(self) -> list[ItemAnswer]:
+        """The answers of earlier sessions."""
+        path = self.directory / ANSWERS if self.directory is not None else None
+        return read_records(path, ItemAnswer) if path is not None and path.exists() else []
+
+    def _ask(self, items: Sequence[Example], engine: GenerationBackend) -> list[ItemAnswer]:
+        asked = [item.messages()[:-1] for item in items]
+        fits = [engine.fits(messages, self.sampling) for messages in asked]
+        requests = [Request(messages=messages, seed=0) for messages, fit in zip(asked, fits, strict=True) if fit]
+        completions = iter(engine.generate(requests, self.sampling))
+        return [self._judged(item, next(completions) if fit else None) for item, fit in zip(items, fits, strict=True)]
+
+    def _judged(self, item: Example, completion: Completion | None) -> ItemAnswer:
+        if completion is None:
+            return ItemAnswer(id=item.id, answer=None, right=False, cut=False)
         same = same_answer if self.answers == "final" else _same_text
-        hits = sum(same(answer.text, example.response) for answer, example in zip(answers, answered, strict=True))
-        accuracy = hits / len(test)
-        return {"accuracy": accuracy, "accuracy_standard_error": math.sqrt(accuracy * (1 - accuracy) / len(test))}
+        right = same(completion.text, item.response)
+        return ItemAnswer(id=item.id, answer=completion.text, right=right, cut=not completion.finished)
 
 
 def _same_text(given: str, expected: str) -> bool:

@@ -9,6 +9,8 @@ from rich.table import Table
 
 DATA = "data_"
 """Begins the names of a student's numbers that are about the examples it was trained on."""
+CUT = "answers_cut"
+"""The share of a student's answers that reached the token limit; stands below its accuracy where there are any."""
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -38,7 +40,8 @@ def _students(evaluations: Mapping[str, Mapping[str, Mapping[str, float]]]) -> T
             if metrics not in students.values():
                 students[name if name not in students else f"{name}, {key.split('/')[0]}"] = metrics
     names = list(dict.fromkeys(name for metrics in students.values() for name in metrics))
-    shown = [name for name in names if not name.endswith("_standard_error") and not name.startswith(DATA)]
+    beside = (DATA, CUT)
+    shown = [name for name in names if not name.endswith("_standard_error") and not name.startswith(beside)]
     table = Table(title="students", title_justify="left")
     table.add_column("student")
     for name in shown:
@@ -46,7 +49,10 @@ def _students(evaluations: Mapping[str, Mapping[str, Mapping[str, float]]]) -> T
     table.add_column("breadth of its data")
     for student, metrics in students.items():
         data = {name.removeprefix(DATA): value for name, value in metrics.items() if name.startswith(DATA)}
-        table.add_row(student, *[_with_error(metrics, name) for name in shown], _breadth(data, separator="\n"))
+        cells = {name: _with_error(metrics, name) for name in shown}
+        if metrics.get(CUT):
+            cells["accuracy"] += f"\n{metrics[CUT]:.1%} cut"
+        table.add_row(student, *cells.values(), _breadth(data, separator="\n"))
     return table
 
 

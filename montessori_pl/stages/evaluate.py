@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
-from montessori_pl.evaluation.base import Evaluator
+from montessori_pl.evaluation.base import ANSWERS, Evaluator
 from montessori_pl.models import load_chat
 from montessori_pl.planning import Plan
 from montessori_pl.records import Record, read_records
@@ -33,7 +34,7 @@ class Evaluate(Stage):
     """
 
     produces = Kind.REPORT
-    artifacts = ("evaluations.jsonl",)
+    artifacts = ("evaluations.jsonl", f"*/*/{ANSWERS}")
     uses = ("student", "generation", "data")
 
     def __init__(self, students: list[str], evaluators: list[Evaluator], first_iteration_only: bool = False) -> None:
@@ -47,23 +48,23 @@ class Evaluate(Stage):
     def plan(self, context: PlanContext) -> Plan:
         """What the evaluators say that they will take for each student that has not been evaluated."""
         chat = load_chat(context.student().source)
-        for evaluator in self.evaluators:
+        work = []
+        for _, evaluator, place in self._work()[len(context.commits) :]:
             evaluator.requests = context.requests
-        work = [
-            evaluator.plan(context.data, chat, context.backend) for _ in self.students for evaluator in self.evaluators
-        ]
-        return Plan(work=[one for works in work[len(context.commits) :] for one in works])
+            evaluator.directory = context.begun / place if context.begun is not None else None
+            work += evaluator.plan(context.data, chat, context.backend)
+        return Plan(work=work)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Evaluate what has not been evaluated."""
         journal = Journal(context.directory, ["evaluations.jsonl"])
         path = context.directory / "evaluations.jsonl"
         done = len(journal.commits)
-        context.progress.start(len(self.students) * len(self.evaluators), done)
-        work = [(name, evaluator) for name in self.students for evaluator in self.evaluators]
-        for name, evaluator in work[done:]:
+        work = self._work()
+        context.progress.start(len(work), done)
+        for name, evaluator, place in work[done:]:
             source = context.source(context.student(), f"students.{name}")
-            evaluator.requests = context.requests
+            evaluator.requests, evaluator.directory = context.requests, context.directory / place
             metrics = evaluator.evaluate(source, context.data, context.backend)
             evaluation = Evaluation(id=name, evaluator=type(evaluator).__name__, metrics=metrics)
             journal.commit({"evaluations.jsonl": [evaluation]})
@@ -72,3 +73,14 @@ class Evaluate(Stage):
         for evaluation in read_records(path, Evaluation):
             students[evaluation.id] |= evaluation.metrics
         return {"students": json.loads(json.dumps(students))}
+
+    def _work(self) -> list[tuple[str, Evaluator, Path]]:
+        """Each student with each evaluator, and where in the stage's directory the latter keeps what it has done."""
+        kinds = [type(evaluator).__name__ for evaluator in self.evaluators]
+        earlier = [kinds[:place].count(kind) for place, kind in enumerate(kinds)]
+        places = [f"{kind}_{number + 1}" if number else kind for kind, number in zip(kinds, earlier, strict=True)]
+        return [
+            (name, evaluator, Path(name, place))
+            for name in self.students
+            for evaluator, place in zip(self.evaluators, places, strict=True)
+        ]

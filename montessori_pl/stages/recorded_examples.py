@@ -1,8 +1,10 @@
 """RecordedExamples: examples that somebody else wrote, to be scored and trained on like our own."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
+from montessori_pl.contents import Files
+from montessori_pl.data import source_file
 from montessori_pl.locations import locate
 from montessori_pl.planning import Plan, real
 from montessori_pl.readers import read_source
@@ -25,6 +27,7 @@ class RecordedExamples(Stage):
 
     produces = Kind.EXAMPLES
     artifacts = ("examples.jsonl", "rejections.jsonl")
+    files: ClassVar[Files] = {"source": source_file}
 
     def __init__(self, source: str, first_iteration_only: bool = False) -> None:
         super().__init__(first_iteration_only)

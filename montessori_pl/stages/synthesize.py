@@ -134,6 +134,7 @@ class Synthesize(Stage):
             )
         size = self.prompts_per_round * self.samples_per_prompt
         limit = math.ceil(self.max_candidates_per_example * self.num_examples / size) - len(context.commits)
+        limit = max(0, limit) if missing else 0  # less may be asked for than in an earlier session
         rounds = min(math.ceil(missing / context.accepted_share / size), limit)
         return Amount(completions=rounds * size, max_completions=limit * size, accepted=missing, max_accepted=missing)
 

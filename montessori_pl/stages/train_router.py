@@ -4,13 +4,15 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from montessori_pl.chat import layout_file
+from montessori_pl.contents import Files
 from montessori_pl.models import LoraSettings, ModelSource, load_chat
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.planning import Plan, mean, passes
@@ -75,6 +77,7 @@ class TrainRouter(Stage):
     artifacts = (f"{ROUTING}/*.json", f"{ROUTING}/*.safetensors", f"{ROUTING}/{ENCODER}/*")
     uses = ("student",)
     unpinned = ("training.checkpoint_every_n_steps",)
+    files: ClassVar[Files] = {"encoder_chat": layout_file}
     distributed = True
 
     def __init__(

@@ -3,10 +3,13 @@
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
 
+from montessori_pl.contents import Files
 from montessori_pl.records import Example
 from montessori_pl.synthesis.parsing import parse_instruction
-from montessori_pl.synthesis.prompts import load_template, render_prompt
+from montessori_pl.synthesis.prompts import TEMPLATES, load_template, render_prompt
 
 
 class Synthesizer(ABC):
@@ -34,6 +37,11 @@ class Synthesizer(ABC):
         """
 
 
+def template_file(name: str) -> Path | None:
+    """The file that the name of a request means; none for a shipped one."""
+    return None if name in TEMPLATES else Path(name)
+
+
 class SelfInstruct(Synthesizer):
     """Few-shot prompting in the manner of Self-Instruct (arXiv 2212.10560), with the counts of Montessori-Instruct.
 
@@ -42,6 +50,8 @@ class SelfInstruct(Synthesizer):
         num_seed_shots: shots from the seeds.
         num_written_shots: shots from what was written before; seeds stand in while there are not enough.
     """
+
+    files: ClassVar[Files] = {"prompt": template_file}
 
     def __init__(self, prompt: str = "self_instruct", num_seed_shots: int = 6, num_written_shots: int = 2) -> None:
         if num_seed_shots < 0 or num_written_shots < 0 or num_seed_shots + num_written_shots < 1:

@@ -27,6 +27,7 @@ from montessori_pl.records import (
     Rejection,
     Score,
     append_records,
+    read_lines,
     read_records,
 )
 from montessori_pl.signals import ScoringData
@@ -389,6 +390,23 @@ class TestEvaluate:
         assert stage.run(here) == {"students": {"base": {"calls": 1.0}}}
         assert stage.run(here) == {"students": {"base": {"calls": 1.0}}}
         assert Counting.calls == 1
+
+    def test_answers_are_kept_by_student_and_evaluator(
+        self, data: DataSources, trained: Path, context: Callable[..., StageContext]
+    ) -> None:
+        """As artifacts; two evaluators of a kind do not write over each other."""
+        backend = Answers({"who?": "#### me", "what?": "that is.", "where?": "there", "when?": "now"})
+        here = context(data=data, inputs={"students.base": None, "students.trained": trained}, backend=lambda: backend)
+        stage = Evaluate(["base", "trained"], [ExactMatch(), ResponseLoss(), ExactMatch(answers="final")])
+        stage.run(here)
+        kept = sorted(path for pattern in stage.artifacts for path in here.directory.glob(pattern))
+        assert [str(path.relative_to(here.directory)) for path in kept] == [
+            *(f"base/{name}/answers.jsonl" for name in ("ExactMatch", "ExactMatch_2")),
+            "evaluations.jsonl",
+            *(f"trained/{name}/answers.jsonl" for name in ("ExactMatch", "ExactMatch_2")),
+        ]
+        right = [[row["right"] for row in read_lines(path)] for path in (kept[0], kept[1])]
+        assert right == [[False, True, False, True], [True, True, False, True]]
 
     def test_responses_that_are_too_long(
         self, data: DataSources, backbone: str, context: Callable[..., StageContext]
