@@ -31,7 +31,7 @@ from montessori_pl.records import Message
 GREEDY = Sampling(temperature=0, max_tokens=48)
 SAMPLED = Sampling(temperature=1, top_p=0.9, presence_penalty=1, max_tokens=48)
 NUMBER = 300
-TEACHER = ModelSource("classroom/teacher")
+TEACHER, STUDENT = ModelSource("classroom/teacher"), ModelSource("classroom/student")
 
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("small_engine")]
@@ -122,28 +122,6 @@ class TestAgainstTransformers:
         assert torch.allclose(ours, theirs, atol=1e-3)
         assert (ours - unadapted).abs().mean() > 1, "the adapter matters"
 
-    def test_student_and_fine_tuned_model(self, peer: TransformersBackend, tmp_path: Path) -> None:
-        """All weights fine-tuned lie in a directory without tokenizer; two engines share the requests."""
-        student = ModelSource("classroom/student")
-        tuned = load_model(student)
-        with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-        save_weights(tuned, tmp_path / "weights")
-        requests, seen = tasks(), []
-        engine = VLLMBackend(enforce_eager=True, data_parallel_size=2)
-        try:
-            for source in (student, dataclasses.replace(student, weights=tmp_path / "weights")):
-                peer.load(source)
-                engine.check(source)
-                engine.load(source)
-                seen.append(engine.generate(requests, GREEDY))
-                assert len(pids(engine)) == 2
-                assert seen[-1] == peer.generate(requests, GREEDY)
-        finally:
-            engine.close()
-        assert sum(map(Completion.__ne__, *seen)) > 20
-
 
 class TestSampling:
     def test_same_call_same_completions(self, engine: VLLMBackend) -> None:
@@ -213,6 +191,38 @@ class TestSampling:
         with pytest.raises(EngineError, match=r"exit code 1; its last words were: \w*Error: .*wishful"):
             backend.generate(tasks(1), GREEDY)
         backend.close()
+
+
+class TestOtherBases:
+    """Last in this file: the engine that the tests share starts again."""
+
+    def test_student_on_two_engines(self, peer: TransformersBackend) -> None:
+        """They share the requests."""
+        engine = VLLMBackend(enforce_eager=True, data_parallel_size=2)
+        try:
+            for backend in (peer, engine):
+                backend.load(STUDENT)
+            assert engine.generate(tasks(), GREEDY) == peer.generate(tasks(), GREEDY)
+            assert len(pids(engine)) == 2
+        finally:
+            engine.close()
+
+    def test_fine_tuned_model(self, engine: VLLMBackend, peer: TransformersBackend, tmp_path: Path) -> None:
+        """All weights fine-tuned lie in a directory without tokenizer."""
+        tuned = load_model(STUDENT)
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        save_weights(tuned, tmp_path / "weights")
+        source = dataclasses.replace(STUDENT, weights=tmp_path / "weights")
+        peer.load(STUDENT)
+        before = peer.generate(tasks(), GREEDY)
+        peer.load(source)
+        engine.check(source)
+        engine.load(source)
+        completions = engine.generate(tasks(), GREEDY)
+        assert completions == peer.generate(tasks(), GREEDY)
+        assert sum(map(Completion.__ne__, completions, before)) > 20
 
 
 def first_token(source: ModelSource, text: str, temperature: float, top_p: float) -> Counter[tuple[str, bool]]:
