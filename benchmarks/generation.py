@@ -1,7 +1,7 @@
 """How fast are our engines, beside what they are made of?
 
     OMP_NUM_THREADS=1 python benchmarks/generation.py                       # both comparisons, minutes on two cores
-    OMP_NUM_THREADS=1 python benchmarks/generation.py --model classroom/teacher --without-vllm
+    OMP_NUM_THREADS=1 python benchmarks/generation.py --model classroom/teacher
 
 The same requests are completed, in one run and with the same sampling, by
 
@@ -50,8 +50,9 @@ from montessori_pl.chat import ChatFormat
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
 from montessori_pl.data import length_batches
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend, VLLMBackend
+from montessori_pl.generation.wide_heads import WideCopies
 from montessori_pl.locations import locate
-from montessori_pl.models import ModelSource, load_chat, load_model, load_tokenizer
+from montessori_pl.models import ModelSource, base_location, load_chat, load_model, load_tokenizer
 from montessori_pl.readers import read_examples
 from montessori_pl.records import stable_seed
 from montessori_pl.synthesis.base import SelfInstruct
@@ -133,7 +134,7 @@ class BareVLLM:
     """`LLM.generate` in a process of its own, where the time is taken.
 
     Args:
-        model: the directory.
+        model: the directory of the weights.
         chat: how prompts are rendered, beforehand.
         split: whether the engine's core runs in one more process.
         eager: without compiled graphs.
@@ -143,6 +144,7 @@ class BareVLLM:
         self.chat = chat
         self._pipe, theirs = multiprocessing.Pipe()
         arguments = {"model": model, "dtype": "float32", "enforce_eager": eager, "max_model_len": chat.context}
+        arguments["tokenizer"] = chat.tokenizer.name_or_path
         if not torch.accelerator.is_available():
             arguments["enable_chunked_prefill"] = False  # or requests with a seed crash: see `VLLMBackend`
         context = multiprocessing.get_context("spawn")
@@ -296,8 +298,10 @@ def vllm_methods(source: ModelSource, chat: ChatFormat, eager: bool) -> Iterator
         backend = stack.enter_context(closing(VLLMBackend(enforce_eager=eager)))
         backend.load(source)
         methods: dict[str, Method] = {"vLLM": partial(ours, backend)}
+        copies = stack.enter_context(closing(WideCopies()))
+        model = base_location(source if torch.accelerator.is_available() else copies.runnable(source))
         for name, split in (("bare", False), ("bare, split", True)):
-            methods[name] = stack.enter_context(closing(BareVLLM(source.backbone, chat, split, eager)))
+            methods[name] = stack.enter_context(closing(BareVLLM(model, chat, split, eager)))
         yield methods
 
 

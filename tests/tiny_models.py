@@ -1,5 +1,6 @@
 """Models for tests: a character tokenizer and a Llama of two layers, saved as a checkpoint that can be loaded."""
 
+import dataclasses
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from montessori_pl.models import LoraSettings, ModelSource, attach_lora, load_model, save_weights
 
 SPECIAL = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
 TEMPLATE = (
@@ -56,3 +59,14 @@ def save_tiny_model(directory: Path, seed: int = 0, **changes: Any) -> str:
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return str(directory)
+
+
+def random_adapter(source: ModelSource, lora: LoraSettings, directory: Path) -> ModelSource:
+    """The model with an adapter whose weights are large enough to have opinions."""
+    model = attach_lora(load_model(source), lora)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    save_weights(model, directory)
+    return dataclasses.replace(source, weights=directory)

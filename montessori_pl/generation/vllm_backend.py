@@ -12,6 +12,7 @@ import torch
 from montessori_pl.chat import ChatFormat
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
 from montessori_pl.generation.vllm_process import EngineProcess
+from montessori_pl.generation.wide_heads import WideCopies, needed_widening
 from montessori_pl.models import ModelSource, Precision, base_location, holds_adapter, load_chat
 from montessori_pl.records import Message
 
@@ -37,8 +38,9 @@ class VLLMBackend(GenerationBackend):
     Changing the adapter over the same base does not restart the engine. On a base in half precision the adapter is in
     half precision, too.
 
-    On a CPU, `VLLM_CPU_KVCACHE_SPACE` in the environment bounds the memory for keys and values (in GiB), and models
-    need attention heads of 32 or more dimensions.
+    On a CPU, `VLLM_CPU_KVCACHE_SPACE` in the environment bounds the memory for keys and values (in GiB). vLLM's kernels
+    there know certain widths of attention heads. Of a Llama of another width, such as the classroom's models, and of
+    its adapters, copies are run whose heads are padded with zeros; other models of such a width are refused.
 
     Args:
         tensor_parallel_size: GPUs over which one engine is split.
@@ -84,12 +86,14 @@ class VLLMBackend(GenerationBackend):
         self.tensor_parallel_size, self.data_parallel_size = tensor_parallel_size, data_parallel_size
         self.dtype, self.gpu_memory_utilization, self.max_model_len = dtype, gpu_memory_utilization, max_model_len
         self.max_lora_rank, self.enforce_eager, self.engine_args = max_lora_rank, enforce_eager, engine_args or {}
-        self._source: ModelSource | None = None
+        self._name = ""  # what sentences call the model
+        self._source: ModelSource | None = None  # what the engines run: the model or its copy
         self._chat: ChatFormat | None = None
         self._engines: list[EngineProcess] = []
         self._arguments: dict[str, Any] = {}  # of the engines, without what follows from the rank
         self._rank = 0  # of the adapters that the engines have room for
         self._adapters: dict[Path, int] = {}
+        self._copies = WideCopies()
 
     def check(self, source: ModelSource) -> None:
         """Look for vLLM, for the devices, and at the tokenizer, the configuration and the directory of weights."""
@@ -103,6 +107,8 @@ class VLLMBackend(GenerationBackend):
         if source.weights is not None and not source.weights.is_dir():
             raise ValueError(f"no adapter or trained model in {source.weights}: there is no such directory")
         self._lora_rank(source)
+        if not torch.accelerator.is_available():
+            needed_widening(source)
         if self.max_model_len is not None and chat.context is not None and self.max_model_len > chat.context:
             raise ValueError(
                 f"{source.backbone!r} has {chat.context} positions, found max_model_len {self.max_model_len}"
@@ -110,12 +116,14 @@ class VLLMBackend(GenerationBackend):
 
     def load(self, source: ModelSource) -> None:
         """Take this model; an engine that can serve it stays, another one is closed."""
-        chat = load_chat(source)
-        arguments, rank = self._engine_arguments(source, chat), self._lora_rank(source)
+        chat, rank, name = load_chat(source), self._lora_rank(source), source.backbone
+        if not torch.accelerator.is_available():
+            source = self._copies.runnable(source)
+        arguments = self._engine_arguments(source, chat)
         if not self._engines or arguments != self._arguments or rank > self._rank:
             self._stop()
             self._arguments, self._rank = arguments, rank
-        self._chat, self._source = chat, source
+        self._chat, self._source, self._name = chat, source, name
 
     def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
         """Whether prompt and completion stay within `max_model_len` or the model's positions."""
@@ -133,7 +141,7 @@ class VLLMBackend(GenerationBackend):
         prompts = [chat.prompt_ids(request.messages) for request in requests]
         rows: list[list[int]] = [[] for _ in prompts]
         try:
-            shares = list(enumerate(self._running(source)))[: len(prompts)] if prompts else []
+            shares = list(enumerate(self._running()))[: len(prompts)] if prompts else []
             size = self.data_parallel_size
             for number, engine in shares:
                 engine.send(
@@ -154,13 +162,14 @@ class VLLMBackend(GenerationBackend):
     def close(self) -> None:
         """End the engines' processes."""
         self._stop()
+        self._copies.close()
         self._source = self._chat = None
 
-    def _running(self, source: ModelSource) -> list[EngineProcess]:
+    def _running(self) -> list[EngineProcess]:
         if not self._engines:
             lora = {"enable_lora": True, "max_lora_rank": self._rank} if self._rank else {}
             for devices in self._devices():
-                self._engines.append(EngineProcess(source.backbone, devices))
+                self._engines.append(EngineProcess(self._name, devices))
                 self._engines[-1].send(self._arguments | lora)
             for engine in self._engines:
                 engine.receive()

@@ -1,12 +1,11 @@
-"""vLLM answers as Transformers does: the same tokens, the same log-probabilities, the same adapters.
-
-The models are the classroom's, with heads that are wide enough for vLLM's CPU kernels.
-"""
+"""vLLM answers as Transformers does: the same tokens, the same log-probabilities, the same adapters."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import random_adapter
 from torch import Tensor
-from wide_heads import widen_adapter, widen_model
 
 from montessori_pl import classroom
 from montessori_pl.chat import ChatFormat, Rendered
@@ -24,51 +23,18 @@ from montessori_pl.classroom.tasks import FAMILIES, sample_task
 from montessori_pl.cli import main
 from montessori_pl.data import collate
 from montessori_pl.generation import Completion, EngineError, Request, Sampling, TransformersBackend, VLLMBackend
+from montessori_pl.generation.wide_heads import CPU_HEAD_DIMS
 from montessori_pl.losses import sequence_log_probabilities
-from montessori_pl.models import LoraSettings, ModelSource, attach_lora, load_chat, load_model, save_weights
+from montessori_pl.models import LoraSettings, ModelSource, load_chat, load_model, save_weights
 from montessori_pl.records import Message
 
 GREEDY = Sampling(temperature=0, max_tokens=48)
 SAMPLED = Sampling(temperature=1, top_p=0.9, presence_penalty=1, max_tokens=48)
 NUMBER = 300
+TEACHER, STUDENT = ModelSource("classroom/teacher"), ModelSource("classroom/student")
 
 
-@pytest.fixture(autouse=True)
-def small_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One core, and one GiB for keys and values."""
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@dataclasses.dataclass
-class World:
-    """The classroom's models as they are, and with wide heads."""
-
-    directory: Path
-
-    def __post_init__(self) -> None:
-        for name in ("teacher", "student"):
-            widen_model(Path(classroom.resolve(f"classroom/{name}")), self.directory / name)
-        letters = Path(classroom.resolve("classroom/specialist_letters"))
-        self._wide = {letters: widen_adapter(letters, self.directory / "letters", 24)}
-
-    def wide(self, source: ModelSource) -> ModelSource:
-        """The same model with wide heads."""
-        backbone = str(self.directory / source.backbone.removeprefix("classroom/"))
-        return dataclasses.replace(
-            source, backbone=backbone, weights=self._wide.get(source.weights) if source.weights else None
-        )
-
-    def teacher(self, adapter: str = "") -> ModelSource:
-        """The classroom's teacher, or one of its specialists."""
-        weights = Path(classroom.resolve(f"classroom/{adapter}")) if adapter else None
-        return ModelSource("classroom/teacher", weights)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("wide"))
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("small_engine")]
 
 
 @pytest.fixture(scope="module")
@@ -98,43 +64,32 @@ def tasks(number: int = NUMBER) -> list[Request]:
     ]
 
 
-def random_adapter(source: ModelSource, lora: LoraSettings, directory: Path) -> ModelSource:
-    """The model with an adapter whose weights are large enough to have opinions."""
-    model = attach_lora(load_model(source), lora)  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    save_weights(model, directory)
-    return dataclasses.replace(source, weights=directory)
-
-
 def pids(backend: VLLMBackend) -> list[int]:
     return [process.pid for process in backend._engines]
 
 
-@pytest.mark.vllm
 class TestAgainstTransformers:
-    def test_wide_heads_change_nothing(self, world: World) -> None:
-        """What the other tests rest on."""
-        ids = torch.randint(5, 400, (2, 100), generator=torch.Generator().manual_seed(0))
-        for source in (world.teacher(), world.teacher("specialist_letters"), ModelSource("classroom/student")):
-            with torch.no_grad():
-                narrow, wide = (load_model(one)(input_ids=ids).logits for one in (source, world.wide(source)))
-            assert torch.allclose(narrow, wide, atol=2e-4)
+    def test_kernels_have_these_heads(self) -> None:
+        """By the source: to import vLLM takes ten seconds and more."""
+        spec = importlib.util.find_spec("vllm")
+        assert spec is not None
+        assert spec.origin is not None
+        kernels = Path(spec.origin).parent / "v1" / "attention" / "backends" / "cpu_attn.py"
+        match = re.search(r"def get_supported_head_sizes.*\n\s+return \[(.*)\]", kernels.read_text())
+        assert match is not None
+        assert tuple(map(int, match[1].split(","))) == CPU_HEAD_DIMS
 
-    def test_greedy_completions(
-        self, world: World, engine: VLLMBackend, peer: TransformersBackend, tmp_path: Path
-    ) -> None:
+    def test_greedy_completions(self, engine: VLLMBackend, peer: TransformersBackend, tmp_path: Path) -> None:
         """Token for token, with and without adapters and penalty, on one engine as long as the base stays."""
-        requests, sources = tasks(), [world.teacher("specialist_letters"), world.teacher()]
-        pairs = [(source, world.wide(source)) for source in sources]
-        some_layers = random_adapter(pairs[1][1], LoraSettings(r=3, alpha=6, layers=[1]), tmp_path / "weights")
+        requests = tasks()
+        letters = dataclasses.replace(TEACHER, weights=Path(classroom.resolve("classroom/specialist_letters")))
+        some_layers = random_adapter(TEACHER, LoraSettings(r=3, alpha=6, layers=[1]), tmp_path / "weights")
         seen: list[list[Completion]] = []
         processes = set()
-        for narrow, wide in [*pairs, (some_layers, some_layers), pairs[0]]:
-            peer.load(narrow)
-            engine.load(wide)
+        for source in [letters, TEACHER, some_layers, letters]:
+            peer.load(source)
+            engine.check(source)
+            engine.load(source)
             for sampling in (GREEDY, dataclasses.replace(GREEDY, presence_penalty=1, max_tokens=5)):
                 seen.append(engine.generate(requests, sampling))
                 assert seen[-1] == peer.generate(requests, sampling)
@@ -145,10 +100,9 @@ class TestAgainstTransformers:
             assert sum(map(Completion.__ne__, seen[first], seen[second])) > 20
         assert {completion.finished for completion in seen[1]} == {True, False}
 
-    def test_log_probabilities(self, world: World, tmp_path: Path) -> None:
+    def test_log_probabilities(self, tmp_path: Path) -> None:
         """Of completions under an adapter: those that vLLM reports while it samples, and ours, read afterwards."""
-        base = world.wide(world.teacher())
-        source = random_adapter(base, LoraSettings(r=4), tmp_path / "weights")
+        source = random_adapter(TEACHER, LoraSettings(r=4), tmp_path / "weights")
         chat = load_chat(source)
         prompts = [chat.prompt_ids(request.messages) for request in tasks(60)]
         completions, theirs = sampled_log_probabilities(source, prompts)
@@ -163,41 +117,17 @@ class TestAgainstTransformers:
         with torch.no_grad():
             ours, unadapted = (
                 sequence_log_probabilities(load_model(model)(**inputs).logits, batch["labels"])
-                for model in (source, base)
+                for model in (source, TEACHER)
             )
         assert torch.allclose(ours, theirs, atol=1e-3)
         assert (ours - unadapted).abs().mean() > 1, "the adapter matters"
 
-    def test_student_and_fine_tuned_model(self, world: World, peer: TransformersBackend, tmp_path: Path) -> None:
-        """All weights fine-tuned lie in a directory without tokenizer; two engines share the requests."""
-        student = world.wide(ModelSource("classroom/student"))
-        tuned = load_model(student)
-        with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-        save_weights(tuned, tmp_path / "weights")
-        requests, seen = tasks(), []
-        engine = VLLMBackend(enforce_eager=True, data_parallel_size=2)
-        try:
-            fine_tuned = dataclasses.replace(student, weights=tmp_path / "weights")
-            for narrow, wide in [(ModelSource("classroom/student"), student), (fine_tuned, fine_tuned)]:
-                peer.load(narrow)
-                engine.check(wide)
-                engine.load(wide)
-                seen.append(engine.generate(requests, GREEDY))
-                assert len(pids(engine)) == 2
-                assert seen[-1] == peer.generate(requests, GREEDY)
-        finally:
-            engine.close()
-        assert sum(map(Completion.__ne__, *seen)) > 20
 
-
-@pytest.mark.vllm
 class TestSampling:
-    def test_same_call_same_completions(self, world: World, engine: VLLMBackend) -> None:
+    def test_same_call_same_completions(self, engine: VLLMBackend) -> None:
         """Whatever was asked before; and in float32 on a CPU nearly always also beside other requests."""
         requests = tasks()
-        engine.load(world.wide(world.teacher()))
+        engine.load(TEACHER)
         first = engine.generate(requests, SAMPLED)
         backwards = engine.generate(requests[::-1], SAMPLED)[::-1]
         some = engine.generate(requests[50:90], SAMPLED)
@@ -208,18 +138,16 @@ class TestSampling:
         assert sum(map(Completion.__ne__, others, first)) > 20, "other seeds, other completions"
 
     @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (2.0, 0.7)])
-    def test_samples_follow_the_softmax(
-        self, world: World, engine: VLLMBackend, temperature: float, top_p: float
-    ) -> None:
+    def test_samples_follow_the_softmax(self, engine: VLLMBackend, temperature: float, top_p: float) -> None:
         """2,000 first tokens against their probabilities by Pearson's chi-square: k - 1, spread sqrt(2 (k - 1))."""
-        source, number = world.wide(world.teacher()), 2000
-        engine.load(source)
+        number = 2000
+        engine.load(TEACHER)
         requests = [Request(messages=turn("tell me"), seed=seed) for seed in range(number)]
         found = Counter(
             (one.text, one.finished)
             for one in engine.generate(requests, Sampling(temperature=temperature, top_p=top_p, max_tokens=1))
         )
-        expected = first_token(source, "tell me", temperature, top_p)
+        expected = first_token(TEACHER, "tell me", temperature, top_p)
         assert found.keys() <= expected.keys()
         likely = {outcome: number * share for outcome, share in expected.items() if number * share >= 5}
         freedom = len(likely) - 1
@@ -227,17 +155,14 @@ class TestSampling:
         chi_square = sum((found[outcome] - mean) ** 2 / mean for outcome, mean in likely.items())
         assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
 
-    def test_completion_to_the_last_position(
-        self, world: World, engine: VLLMBackend, peer: TransformersBackend
-    ) -> None:
+    def test_completion_to_the_last_position(self, engine: VLLMBackend, peer: TransformersBackend) -> None:
         """What `fits` allows, vLLM does: here prompt and completion fill all positions but one, and all."""
-        source = world.wide(world.teacher())
-        chat = load_chat(source)
+        chat = load_chat(TEACHER)
         text = " ".join(str(request.messages[0]["content"]) for request in tasks(90))
         room = 512 - len(chat.prompt_ids(turn(text)))
         assert 1 < room < 200
-        engine.load(source)
-        peer.load(source)
+        engine.load(TEACHER)
+        peer.load(TEACHER)
         # A penalty on tokens that came already, among them no end: nothing else would go on for so long.
         for max_tokens in (room - 1, room):
             sampling = Sampling(temperature=0, presence_penalty=-2, max_tokens=max_tokens)
@@ -246,28 +171,58 @@ class TestSampling:
             assert engine.generate(request, sampling) == peer.generate(request, sampling)
         assert not engine.fits(turn(text), Sampling(max_tokens=room + 1))
 
-    def test_more_prompts_than_fit_a_step(self, world: World, engine: VLLMBackend) -> None:
+    def test_more_prompts_than_fit_a_step(self, engine: VLLMBackend) -> None:
         """24,000 tokens of prompts, several times what vLLM takes up at once, in one order and in the other."""
-        source = world.wide(world.teacher())
         text = " ".join(str(request.messages[0]["content"]) for request in tasks(60))
-        assert len(load_chat(source).prompt_ids(turn(text))) > 240
+        assert len(load_chat(TEACHER).prompt_ids(turn(text))) > 240
         requests = [
             Request(messages=turn(f"{request.messages[0]['content']} {text}"), seed=seed)
             for seed, request in enumerate(tasks(100))
         ]
-        engine.load(source)
+        engine.load(TEACHER)
         first = engine.generate(requests, SAMPLED)
         assert sum(map(Completion.__eq__, engine.generate(requests[::-1], SAMPLED)[::-1], first)) >= 97
         assert len({one.text for one in first}) > 20
 
-    def test_what_vllm_refuses_ends_in_its_words(
-        self, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_what_vllm_refuses_ends_in_its_words(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # its log is kept
         backend = VLLMBackend(engine_args={"quantization": "wishful"})
-        backend.load(world.wide(world.teacher()))
+        backend.load(TEACHER)
         with pytest.raises(EngineError, match=r"exit code 1; its last words were: \w*Error: .*wishful"):
             backend.generate(tasks(1), GREEDY)
+        backend.close()
+
+
+class TestOtherBases:
+    """Last in this file: the engine that the tests share starts again."""
+
+    def test_student_on_two_engines(self, peer: TransformersBackend) -> None:
+        """They share the requests."""
+        engine = VLLMBackend(enforce_eager=True, data_parallel_size=2)
+        try:
+            for backend in (peer, engine):
+                backend.load(STUDENT)
+            assert engine.generate(tasks(), GREEDY) == peer.generate(tasks(), GREEDY)
+            assert len(pids(engine)) == 2
+        finally:
+            engine.close()
+
+    def test_fine_tuned_model(self, engine: VLLMBackend, peer: TransformersBackend, tmp_path: Path) -> None:
+        """All weights fine-tuned lie in a directory without tokenizer."""
+        tuned = load_model(STUDENT)
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        save_weights(tuned, tmp_path / "weights")
+        source = dataclasses.replace(STUDENT, weights=tmp_path / "weights")
+        peer.load(STUDENT)
+        before = peer.generate(tasks(), GREEDY)
+        peer.load(source)
+        engine.check(source)
+        engine.load(source)
+        completions = engine.generate(tasks(), GREEDY)
+        assert completions == peer.generate(tasks(), GREEDY)
+        assert sum(map(Completion.__ne__, completions, before)) > 20
 
 
 def first_token(source: ModelSource, text: str, temperature: float, top_p: float) -> Counter[tuple[str, bool]]:
@@ -303,20 +258,23 @@ def sampled_log_probabilities(source: ModelSource, prompts: list[list[int]]) -> 
         "sums = [sum(seen[token].logprob for token, seen in zip(one.token_ids, one.logprobs)) for one in answers]\n"
         "print('\\n' + json.dumps([[list(one.token_ids) for one in answers], sums]), flush=True)\n"
     )
-    asked = {"arguments": backend._arguments, "adapter": backend._adapter(source), "prompts": prompts}
+    assert backend._source is not None
+    asked = {"arguments": backend._arguments, "adapter": backend._adapter(backend._source), "prompts": prompts}
     run = subprocess.run([sys.executable, "-c", code, json.dumps(asked)], capture_output=True, text=True)
+    backend.close()
     assert run.returncode == 0, run.stderr[-2000:]
     completions, sums = json.loads(run.stdout.strip().splitlines()[-1])
     return completions, torch.tensor(sums)
 
 
-@pytest.mark.vllm
 @pytest.mark.slow
-def test_recipe_with_vllm(world: World, tiny_recipe: Callable[..., Path]) -> None:
-    """One iteration of Montessori-Instruct at tiny size, all of whose writing vLLM does."""
-    engine = {"class_path": "montessori_pl.generation.VLLMBackend", "init_args": {"enforce_eager": True}}
-    models = {f"{name}.init_args.backbone": str(world.directory / name) for name in ("teacher", "student")}
-    path = tiny_recipe(config={"generation": engine, **models})
+def test_recipe_with_vllm(tiny_recipe: Callable[..., Path]) -> None:
+    """One iteration of Montessori-Instruct on the classroom, of which the line that names the engine is changed."""
+    path = tiny_recipe()
+    line = "class_path: montessori_pl.generation.TransformersBackend\n"
+    assert path.read_text().count(line) == 1
+    new_line = "{class_path: montessori_pl.generation.VLLMBackend, init_args: {enforce_eager: true}}\n"
+    path.write_text(path.read_text().replace(f"\n  {line}", f" {new_line}"))
     main(["fit", "--config", str(path)])
     run = path.parent / "run"
     manifest = json.loads((run / "manifest.json").read_text())

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import save_tiny_model
+from tiny_models import random_adapter, save_tiny_model
 
 from montessori_pl.generation import Completion, EngineError, Request, Sampling, VLLMBackend
 from montessori_pl.generation.vllm_process import GRACE
-from montessori_pl.models import ModelSource
+from montessori_pl.models import LoraSettings, ModelSource
 
 STAND_IN = Path(__file__).parent / "stand_in"
 SAMPLING = Sampling(max_tokens=12)
@@ -25,7 +25,15 @@ Make = Callable[..., VLLMBackend]
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tiny_model(tmp_path_factory.mktemp("teacher"))
+    """With attention heads of a width that vLLM has on a CPU, too."""
+    return save_tiny_model(tmp_path_factory.mktemp("teacher"), head_dim=32)
+
+
+@pytest.fixture
+def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model with heads of 8 dimensions, where there is no GPU."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    return save_tiny_model(tmp_path / "narrow")
 
 
 @pytest.fixture
@@ -119,6 +127,55 @@ class TestAnswers:
         assert completions == [
             Completion(text="das", finished=False, num_tokens=3, num_prompt_tokens=length) for length in (3, 4)
         ]
+
+
+class TestNarrowHeads:
+    """Heads of 8 dimensions, which vLLM does not have on a CPU."""
+
+    def test_copies_are_run(self, make: Make, narrow: str, tmp_path: Path) -> None:
+        """Of the model and of each adapter, on one engine; they go when it is closed."""
+        backend = make()
+        sources = [random_adapter(ModelSource(narrow), LoraSettings(r=r), tmp_path / f"rank {r}") for r in (2, 3)]
+        started, copies = set(), []
+        for source, expected in zip([*sources, sources[0]], ["dbsava", "dcsava", "dbsava"], strict=True):
+            backend.check(source)
+            backend.load(source)
+            assert answers(backend, "a") == [expected]
+            started.update(pids(backend))
+            copies.append(sorted(tmp_path.glob("wide-heads-*/*/*.safetensors")))
+        assert len(started) == 1
+        assert [len(paths) for paths in copies] == [2, 3, 3]
+        assert copies[2] == copies[1]
+        backend.close()
+        assert list(tmp_path.glob("wide-heads-*")) == []
+        backend.load(sources[0])
+        assert answers(backend, "a")
+
+    def test_another_base(self, make: Make, narrow: str, tmp_path: Path) -> None:
+        """A model all of whose weights were trained has a copy, and an engine, of its own."""
+        backend = make()
+        started = set()
+        for weights in (None, Path(save_tiny_model(tmp_path / "tuned", seed=1))):
+            backend.load(ModelSource(narrow, weights))
+            assert answers(backend, "a") == ["dasava"]
+            started.update(pids(backend))
+        assert len(started) == 2
+
+    def test_gpus_take_the_model_as_it_is(
+        self, make: Make, narrow: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        backend = make()
+        backend.load(ModelSource(narrow))
+        with pytest.raises(EngineError, match=r"engine of .*/narrow ended .* no kernel for heads of 8"):
+            answers(backend, "a")
+
+    def test_what_cannot_be_padded_is_refused(self, make: Make, narrow: str, tmp_path: Path) -> None:
+        """Before anything runs, and when it is loaded."""
+        source = ModelSource(save_tiny_model(tmp_path / "biased", attention_bias=True))
+        for refused in (make().check, make().load):
+            with pytest.raises(ValueError, match="have 8 and cannot be padded: its attention has biases"):
+                refused(source)
 
 
 class TestEnd:
