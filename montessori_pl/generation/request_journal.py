@@ -24,7 +24,7 @@ class Answer(Record):
     """What came back for a request; `id` is the request's."""
 
     text: str
-    """The completion."""
+    """The completion, as it came."""
     finished: bool
     """Whether the model ended it itself."""
     num_tokens: int
@@ -39,7 +39,8 @@ class Answer(Record):
     def completion(self) -> Completion:
         """The answer as an engine returns it."""
         return Completion(
-            text=self.text,
+            # Some servers, vLLM's among them, keep the blank that tokenizers of words put in front of the first one.
+            text=self.text.removeprefix(" "),
             finished=self.finished,
             num_tokens=self.num_tokens,
             num_prompt_tokens=self.num_prompt_tokens,
