@@ -15,7 +15,7 @@ from montessori_pl.data import collate
 from montessori_pl.models import LoraSettings, ModelSource, load_model, save_weights
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.records import Example
-from montessori_pl.stages.training import TrainingData
+from montessori_pl.stages.training.fit import TrainingData
 from montessori_pl.student import StudentModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")

@@ -9,10 +9,9 @@ from montessori_pl.generation.base import Request, Sampling
 from montessori_pl.planning import Expected, Plan
 from montessori_pl.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.routing import RouteLimits, load_router
-from montessori_pl.stages.authors import Author, Authors, student, teacher, usage_metrics
-from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.base import EXAMPLES, REJECTIONS, ROUTING, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.writing import EXAMPLES, REJECTIONS
+from montessori_pl.stages.writing.authors import Author, Authors, student, teacher, usage_metrics
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected, ResponseFilter
 from montessori_pl.workspace import Journal

@@ -12,10 +12,9 @@ from montessori_pl.generation.base import Request, Sampling
 from montessori_pl.models import load_chat
 from montessori_pl.planning import Expected, Plan, Work, mean, passes
 from montessori_pl.records import Example, Record, Score, read_records
-from montessori_pl.stages.authors import Authors, student, usage_metrics
-from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.base import EXAMPLES, LATEST, SCORES, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.writing import EXAMPLES
+from montessori_pl.stages.writing.authors import Authors, student, usage_metrics
 from montessori_pl.workspace import Journal
 
 FINDINGS = "findings.jsonl"
@@ -176,7 +175,7 @@ class FindMistakes(Stage):
 
     def _by_scores(self, context: StageContext, examples: Sequence[Example]) -> list[Finding]:
         assert self.below is not None
-        records = read_records(_directory(context, "scores") / "scores.jsonl", Score)
+        records = read_records(_directory(context, "scores") / SCORES, Score)
         scores = {score.id: score.value for score in records}
         scored = [example for example in examples if example.id in scores]
         if not scored:

@@ -6,10 +6,9 @@ from typing import Any
 
 from montessori_pl.planning import Plan
 from montessori_pl.records import Example, read_records
-from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.base import EXAMPLES, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.choosing.scores import num_scored, read_scores, score_inputs, score_names
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.scores import num_scored, read_scores, score_inputs, score_names
-from montessori_pl.stages.writing import EXAMPLES
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
 

@@ -20,7 +20,7 @@ from montessori_pl.influence import AdamW, InfluenceScorer
 from montessori_pl.losses import mean_response_loss
 from montessori_pl.models import LoraSettings
 from montessori_pl.optimization import TrainingSettings
-from montessori_pl.stages.training import TrainingData
+from montessori_pl.stages.training.fit import TrainingData
 from montessori_pl.student import StudentModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")

@@ -22,7 +22,7 @@ from montessori_pl.models import LoraSettings
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.records import Example, Score, read_records
 from montessori_pl.signals import ScoringData
-from montessori_pl.stages.training import TrainingData
+from montessori_pl.stages.training.fit import TrainingData
 from montessori_pl.student import StudentModule
 
 # Lightning's advice on loaders, which the command line silences too.

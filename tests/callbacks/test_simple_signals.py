@@ -35,7 +35,7 @@ from montessori_pl.records import Example, Score, read_records
 from montessori_pl.signals import ScoringData, SignalCallback
 from montessori_pl.stages import StageContext
 from montessori_pl.stages.score import Score as ScoreStage
-from montessori_pl.stages.training import TrainingData
+from montessori_pl.stages.training.fit import TrainingData
 from montessori_pl.student import StudentModule
 
 # Lightning's advice on loaders, which the command line silences too.

@@ -27,7 +27,7 @@ from montessori_pl.records import (
     stable_seed,
 )
 from montessori_pl.stages import AlignTeacher, Answer, Pair, Score, StageContext
-from montessori_pl.stages.dose import DoseWatch, prompts_in_order
+from montessori_pl.stages.training.dose import DoseWatch, prompts_in_order
 from montessori_pl.student import StudentModule
 from montessori_pl.synthesis.base import SelfInstruct
 from montessori_pl.synthesis.collapse import CollapseLimits

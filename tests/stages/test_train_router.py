@@ -27,7 +27,8 @@ from montessori_pl.optimization import TrainingSettings
 from montessori_pl.records import Example
 from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, load_router
 from montessori_pl.routing.encoder import PromptEncoder
-from montessori_pl.stages import StageContext, StageError, TrainRouter, pools
+from montessori_pl.stages import StageContext, StageError, TrainRouter
+from montessori_pl.stages.choosing import pools
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -22,7 +22,7 @@ from montessori_pl.models import LoraSettings
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.progress import Progress
 from montessori_pl.stages.base import CHECKPOINT, StageContext
-from montessori_pl.stages.training import TrainingData, fit
+from montessori_pl.stages.training.fit import TrainingData, fit
 from montessori_pl.student import StudentModule
 
 NUM_EXAMPLES, BATCH_SIZE, EPOCHS = 11, 2, 3

@@ -2,9 +2,8 @@
 
 from montessori_pl.pairing import mean_scores
 from montessori_pl.records import Score, read_records
-from montessori_pl.stages.base import Input, Kind, StageContext, StageError
+from montessori_pl.stages.base import SCORES, Input, Kind, StageContext, StageError
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.score import SCORES
 
 
 def score_names(scores: str | list[str]) -> list[str]:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from montessori_pl.records import Example, Rejection, read_records
-from montessori_pl.stages.base import BASE, LATEST, Input, Kind, StageContext, StageError
-from montessori_pl.stages.writing import EXAMPLES, REJECTIONS
+from montessori_pl.stages.base import BASE, EXAMPLES, LATEST, REJECTIONS, Input, Kind, StageContext, StageError
 from montessori_pl.synthesis.base import Synthesizer
 from montessori_pl.synthesis.collapse import CollapseLimits
 from montessori_pl.synthesis.diversity import diversity

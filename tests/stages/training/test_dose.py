@@ -30,10 +30,10 @@ from montessori_pl.optimization import TrainingSettings
 from montessori_pl.progress import Progress
 from montessori_pl.records import Example, PreferencePair, append_records, read_lines, stable_seed
 from montessori_pl.stages import AlignTeacher, StageContext, Synthesize
-from montessori_pl.stages import dose as dose_module
 from montessori_pl.stages.base import CHECKPOINT
-from montessori_pl.stages.dose import DoseWatch, num_held_out, prompts_in_order
-from montessori_pl.stages.looks import Look, Observer
+from montessori_pl.stages.training import dose as dose_module
+from montessori_pl.stages.training.dose import DoseWatch, num_held_out, prompts_in_order
+from montessori_pl.stages.training.looks import Look, Observer
 from montessori_pl.synthesis.base import Synthesizer
 from montessori_pl.synthesis.collapse import CollapseLimits
 from montessori_pl.synthesis.diversity import diversity
