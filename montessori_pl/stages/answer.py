@@ -119,10 +119,8 @@ class Answer(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Answer round by round what has not been answered."""
-        directory = context.inputs["instructions"]
-        assert directory is not None
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
-        asked = _asked(read_records(directory / EXAMPLES, Example))
+        asked = _asked(read_records(context.given("instructions") / EXAMPLES, Example))
         done = len(journal.commits) * self.instructions_per_round
         context.progress.start(len(asked), min(done, len(asked)))
         if done < len(asked):
@@ -165,9 +163,7 @@ class Answer(Stage):
         """Who answers each instruction, by the names of `_authors`."""
         if self.routing is None:
             return [list(writers)] * len(asked)
-        directory = context.inputs["routing"]
-        assert directory is not None
-        router = load_router(directory / ROUTING)
+        router = load_router(context.given("routing") / ROUTING)
         names = {author.name: name for name, author in writers.items()}
         if strangers := [name for name in router.teachers if name not in names]:
             raise StageError(

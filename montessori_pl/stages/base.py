@@ -111,6 +111,12 @@ class StageContext:
     requests: Path | None = None
     """The run's directory for answers that must not be paid for twice."""
 
+    def given(self, setting: str) -> Path:
+        """The directory of the stage that a setting names, for settings that always name one."""
+        directory = self.inputs[setting]
+        assert directory is not None
+        return directory
+
     def source(self, module: "LanguageModule", setting: str) -> ModelSource:
         """The model of this module with the weights of the stage that the setting names."""
         directory = self.inputs[setting]

@@ -69,9 +69,7 @@ class Pair(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Pair all prompts."""
-        directory = context.inputs["examples"]
-        assert directory is not None
-        examples = read_records(directory / EXAMPLES, Example)
+        examples = read_records(context.given("examples") / EXAMPLES, Example)
         scores = read_scores(context, self.scores)
         differences = {id_: score.terms for id_, score in scores.items() if score.terms}
         pairs = pair_examples(

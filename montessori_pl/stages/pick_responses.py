@@ -53,9 +53,7 @@ class PickResponses(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Route all instructions; of several responses of a teacher to one the first is kept."""
-        directory = context.inputs["routing"]
-        assert directory is not None
-        pool, router = read_pool(context), load_router(directory / ROUTING)
+        pool, router = read_pool(context), load_router(context.given("routing") / ROUTING)
         answered = np.array([[(prompt, name) in pool.answers for name in router.teachers] for prompt in pool.prompts])
         prompts = [prompt for prompt, row in zip(pool.prompts, answered, strict=True) if row.any()]
         if not prompts:

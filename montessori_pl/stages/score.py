@@ -90,14 +90,12 @@ class Score(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Score what has not been scored, then put all scores in the order of the examples."""
-        directory = context.inputs["examples"]
-        assert directory is not None
         student = context.student()
         checkpoint = context.inputs["student"]
         if checkpoint is not None and not holds_adapter(checkpoint / WEIGHTS):
             student.train_all_weights()  # what the probe moves is what that stage has trained
         chat = load_chat(student.source)
-        examples = read_records(directory / EXAMPLES, Example)
+        examples = read_records(context.given("examples") / EXAMPLES, Example)
         if self.max_examples is not None and self.max_examples < len(examples):
             chosen = random.Random(context.seed).sample(range(len(examples)), self.max_examples)
             examples = [examples[index] for index in sorted(chosen)]

@@ -50,9 +50,7 @@ class SelectBest(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Choose, and keep the order of the examples."""
-        directory = context.inputs["examples"]
-        assert directory is not None
-        examples = read_records(directory / EXAMPLES, Example)
+        examples = read_records(context.given("examples") / EXAMPLES, Example)
         scores = read_scores(context, self.scores)
         values = {example.id: scores[example.id].value for example in examples if example.id in scores}
         if not values:

@@ -50,8 +50,7 @@ class TrainStudent(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Train, or go on training."""
-        directory = context.inputs["examples"]
-        assert directory is not None
+        directory = context.given("examples")
         student = context.student()
         if self.all_weights:
             student.train_all_weights()

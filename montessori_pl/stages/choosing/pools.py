@@ -21,8 +21,7 @@ def read_pool(context: StageContext) -> ResponsePool:
     Raises:
         StageError: nobody says who wrote a response, or there are not two teachers.
     """
-    directory = context.inputs["examples"]
-    assert directory is not None
+    directory = context.given("examples")
     try:
         pool = ResponsePool.of(read_records(directory / EXAMPLES, Example))
     except ValueError as error:
@@ -37,9 +36,7 @@ def read_pool(context: StageContext) -> ResponsePool:
 
 def read_scores(context: StageContext, setting: str) -> list[Score]:
     """The scores of the stage that the setting names."""
-    directory = context.inputs[setting]
-    assert directory is not None
-    return read_records(directory / SCORES, Score)
+    return read_records(context.given(setting) / SCORES, Score)
 
 
 def save_router(context: StageContext, router: Router) -> None:

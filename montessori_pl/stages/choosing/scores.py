@@ -29,11 +29,8 @@ def read_scores(context: StageContext, names: list[str]) -> dict[str, Score]:
     Raises:
         StageError: the scores cannot be averaged.
     """
-    several = []
-    for name in names:
-        directory = context.inputs[_setting(names, name)]
-        assert directory is not None
-        several.append({score.id: score for score in read_records(directory / SCORES, Score)})
+    directories = [context.given(_setting(names, name)) for name in names]
+    several = [{score.id: score for score in read_records(one / SCORES, Score)} for one in directories]
     if len(several) == 1:
         return several[0]
     try:

@@ -25,8 +25,7 @@ def read_pairs(
     Raises:
         StageError: none fits.
     """
-    directory = context.inputs["pairs"]
-    assert directory is not None
+    directory = context.given("pairs")
     pairs = read_records(directory / PAIRS, PreferencePair)
     fitting = [(pair, encoded) for pair in pairs for encoded in encode_pairs([pair], chat, max_length)]
     if not fitting:

@@ -88,9 +88,7 @@ class CollapseWatch:
     ) -> None:
         self.guard, self.journal, self.directory = guard, journal, context.directory
         self._synthesizer, self._max_similarity = synthesizer, max_similarity
-        baseline = context.inputs[BASELINE]
-        assert baseline is not None
-        self._before = self._read(baseline)
+        self._before = self._read(context.given(BASELINE))
         if not self._before:
             raise StageError(
                 f"{context.key}: guard.baseline names {guard.baseline!r}, which holds no completions of a teacher to "
