@@ -19,17 +19,17 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
+from stage_runs import Killed, quiet_trainer, stage_context
 from tiny_models import save_tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from montessori_pl.chat import ChatFormat
-from montessori_pl.data import DataSources, encode_pairs
+from montessori_pl.data import encode_pairs
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
 from montessori_pl.models import LoraSettings, ModelSource, load_model, save_weights
 from montessori_pl.optimization import TrainingSettings
-from montessori_pl.progress import Progress
 from montessori_pl.records import Example, PreferencePair, append_records, read_lines, stable_seed
-from montessori_pl.stages import AlignTeacher, StageContext, Synthesize
+from montessori_pl.stages import AlignTeacher, Synthesize
 from montessori_pl.stages.base import CHECKPOINT
 from montessori_pl.stages.training import dose as dose_module
 from montessori_pl.stages.training.dose import DoseWatch, num_held_out, prompts_in_order
@@ -102,10 +102,6 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-class Killed(BaseException):
-    """Stands for `kill -9`: nothing in the program catches it."""
-
-
 AT_THE_END = -1
 
 
@@ -154,37 +150,17 @@ def align(backbone: str, pairs: Path) -> Align:
         **settings: Any,
     ) -> dict[str, Any]:
         lightning.seed_everything(SEED, verbose=False)
-        directory.mkdir(parents=True, exist_ok=True)
 
         def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
-            return Trainer(
-                accelerator="cpu",
-                callbacks=[*([notes] if notes else []), *callbacks],
-                default_root_dir=directory,
-                logger=logger,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-                **arguments,
-            )
+            return quiet_trainer([*([notes] if notes else []), *callbacks], logger=logger, **arguments)
 
-        def never(*arguments: Any) -> Any:
-            raise AssertionError("not needed")
-
-        context = StageContext(
+        context = stage_context(
+            directory,
             key="iteration_1/aligned",
-            name="aligned",
-            iteration=1,
-            directory=directory,
             seed=SEED,
             inputs={"pairs": pairs, "teacher": previous},
-            data=DataSources(seeds="", reference=""),
-            student=never,
             teacher=lambda: TeacherDPOModule(backbone, lora=LoraSettings(r=2, alpha=4, dropout=0.1), nll_weight=0.1),
-            backend=never,
             trainer=trainer,
-            progress=Progress(lambda done, total: None, lambda seconds: None),
-            log_distribution=never,
         )
         stage = AlignTeacher("pairs", training, watch=watch, synthesizer=Whatever(), **settings)
         return stage.run(context)
