@@ -224,7 +224,7 @@ class EpochBatches(Sampler[list[int]]):
 class ResumableLoader(DataLoader[Any]):
     """A loader over `EpochBatches` that tells its position; Lightning takes one that does not for not resumable.
 
-    The position that counts after a restart is the data module's (`stages/training.py` says why).
+    The position that counts after a restart is the data module's (`stages/training/fit.py` says why).
     """
 
     def __init__(self, dataset: Sequence[Any], batches: EpochBatches, collate_fn: Any) -> None:

@@ -5,27 +5,14 @@ other way round, and `steady` answers everything so-so.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from montessori_pl.data import DataSources
-from montessori_pl.models import LoraSettings
-from montessori_pl.progress import Progress
-from montessori_pl.records import Example, Record, Score, append_records
-from montessori_pl.stages import StageContext
-from montessori_pl.student import StudentModule
-from montessori_pl.teacher import TeacherDPOModule
+from stage_runs import write
+
+from montessori_pl.records import Example, Score
 
 TEACHERS = ("digits", "letters", "steady")
-
-
-def write(path: Path, records: Sequence[Record]) -> Path:
-    """Write records into a new file and return its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    append_records(path, records)
-    return path.parent
 
 
 def prompts(number: int, seed: int = 0) -> list[str]:
@@ -70,29 +57,3 @@ def inputs(root: Path, examples: Sequence[Example], **scores: dict[str, float] |
         records = [Score(id=id_, value=one) for id_, one in given.items()] if isinstance(given, dict) else given
         found[name] = write(root / name / "scores.jsonl", records)
     return found
-
-
-def make_context(directory: Path, backbone: str, **changes: Any) -> StageContext:
-    """The context of a stage called `it`, whose student is this model."""
-    directory.mkdir(parents=True, exist_ok=True)
-
-    def never(*arguments: Any, **keywords: Any) -> Any:
-        raise AssertionError("not needed")
-
-    nothing: Callable[..., None] = lambda *arguments: None  # noqa: E731
-    settings: dict[str, Any] = {
-        "key": "iteration_1/it",
-        "name": "it",
-        "iteration": 1,
-        "directory": directory,
-        "seed": 5,
-        "inputs": {},
-        "data": DataSources("none", "none"),
-        "student": lambda: StudentModule(backbone, lora=LoraSettings(r=2, alpha=4)),
-        "teacher": lambda: TeacherDPOModule(backbone),
-        "backend": never,
-        "trainer": never,
-        "progress": Progress(nothing, nothing),
-        "log_distribution": nothing,
-    }
-    return StageContext(**{**settings, **changes})

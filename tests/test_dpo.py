@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from preference_pairs import pair_batch, slow_log_probabilities
 from tiny_models import save_tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import collate_pairs, encode_pairs
 from montessori_pl.dpo import DPOModule
-from montessori_pl.losses import sequence_log_probabilities
 from montessori_pl.models import LoraSettings, ModelSource, load_model, save_weights
-from montessori_pl.records import PreferencePair
 from montessori_pl.teacher import TeacherDPOModule
 
 LORA = LoraSettings(r=2, alpha=4)
@@ -29,14 +26,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Tensor]:
-    chat = ChatFormat(tiny_tokenizer())
-    pairs = [
-        PreferencePair(
-            id=str(n), prompt=prompt, chosen=chosen, rejected=rejected, chosen_id="c", rejected_id="r", margin=1.0
-        )
-        for n, (prompt, chosen, rejected) in enumerate([("write", "a task.", "b"), ("ask", "why?", "no no no")])
-    ]
-    return collate_pairs(encode_pairs(pairs, chat, 64), chat.tokenizer.pad_token_id)
+    return pair_batch()
 
 
 def policy(backbone: str, lora: LoraSettings | None = None, weights: Path | None = None) -> DPOModule:
@@ -52,12 +42,6 @@ def perturb(module: DPOModule) -> None:
     with torch.no_grad():
         for parameter in module.optimized().values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-
-
-def slow_log_probabilities(source: ModelSource, batch: dict[str, Tensor]) -> Tensor:
-    """Under a model that is loaded anew."""
-    logits = load_model(source)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return sequence_log_probabilities(logits, batch["labels"]).detach()
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from montessori_pl.optimization import TrainingSettings
 from montessori_pl.planning import Expected, PlannedStep, Work, beyond_budgets, evenly, real, together
 from montessori_pl.records import Example, append_records, read_lines, read_records
 from montessori_pl.report.plan import print_plan
-from montessori_pl.stages.dose import DoseWatch
-from montessori_pl.stages.plan import planned_training
+from montessori_pl.stages.training.dose import DoseWatch
+from montessori_pl.stages.training.plan import planned_training
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHIPPED = sorted(

@@ -47,6 +47,9 @@ SIBLINGS = {
 }
 """Who knows a room of the same floor, or one beside the house."""
 
+INSIDE_STAGES = [["plan"], ["base"], ["choosing", "training", "writing"]]
+"""The floors within `stages`; above them stand the stages, which do not know each other."""
+
 
 def room_of(module: str) -> str:
     """`montessori_pl.stages.base` -> `stages`; the package itself -> an empty name."""
@@ -103,6 +106,18 @@ def test_siblings_are_what_they_are_said_to_be() -> None:
     }
     assert found >= SIBLINGS
     assert not any(one[::-1] in SIBLINGS for one in SIBLINGS)
+
+
+def test_stages_share_what_stands_below_them_and_do_not_know_each_other() -> None:
+    stages = ROOT / "montessori_pl" / "stages"
+    floor = {room: number for number, rooms in enumerate(INSIDE_STAGES) for room in rooms}
+    for path in set(stages.rglob("*.py")) - {stages / "__init__.py"}:
+        room = path.relative_to(stages).parts[0].removesuffix(".py")
+        for module in imports(path):
+            other = module.removeprefix("montessori_pl.stages.").split(".")[0]
+            if room_of(module) == "stages" and not (other == room and room in floor):
+                assert other in floor, f"{room} imports the stage {other}"
+                assert floor[other] < floor.get(room, len(INSIDE_STAGES)), f"{room} imports {other}"
 
 
 def test_plugins_know_the_house_and_not_its_upper_floors() -> None:

@@ -160,7 +160,7 @@ def _follow_stages() -> Callable[[], str]:
 
 OPEN, REPLACE = "builtins.open", "os.replace"
 STUDENT_STEP = "montessori_pl.student.StudentModule.training_step"
-SAVE_WEIGHTS = "montessori_pl.stages.training.save_weights"
+SAVE_WEIGHTS = "montessori_pl.stages.training.fit.save_weights"
 GENERATE = "montessori_pl.generation.TransformersBackend.generate"
 OUTSIDE = "(from outside)"
 MOMENTS = [
@@ -176,7 +176,7 @@ MOMENTS = [
     Moment("warmup", STUDENT_STEP, call=2),
     Moment("warmup", "shutil.move", half_a_move, call=2),  # inside a checkpoint
     Moment("warmup", REPLACE, file="last.ckpt.draft"),  # a whole checkpoint that is not yet in its place
-    Moment("warmup", "montessori_pl.stages.training.LastCheckpoint.on_train_epoch_end", everything),
+    Moment("warmup", "montessori_pl.stages.training.fit.LastCheckpoint.on_train_epoch_end", everything),
     Moment("warmup", SAVE_WEIGHTS),  # trained, and nothing saved but the checkpoint
     Moment("probing_data", GENERATE, call=3),  # instructions of the second round
     Moment("probing_data", GENERATE, everything, call=2),  # its responses

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from stage_runs import quiet_trainer
 from tiny_models import save_tiny_model, tiny_tokenizer
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from montessori_pl.data import collate
 from montessori_pl.models import LoraSettings, ModelSource, load_model, save_weights
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.records import Example
-from montessori_pl.stages.training import TrainingData
+from montessori_pl.stages.training.fit import TrainingData
 from montessori_pl.student import StudentModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -77,16 +78,7 @@ def slow_losses(student: StudentModule, rendered: list[Rendered]) -> list[list[f
 def fit(student: StudentModule, rendered: list[Rendered], **arguments: Any) -> Trainer:
     """Two optimizer steps."""
     student.training_settings = TrainingSettings(lr=1e-2, schedule="constant", batch_size=2)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **arguments,
-    )
+    trainer = quiet_trainer(max_epochs=1, **arguments)
     data = TrainingData(
         rendered, [len(one.input_ids) for one in rendered], 2, 0, lambda items: collate(items, pad_id=0)
     )

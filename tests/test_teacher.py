@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from tiny_models import save_tiny_model, tiny_tokenizer
+from preference_pairs import pair_batch, slow_log_probabilities
+from tiny_models import save_tiny_model
 from torch import Tensor, nn
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import collate_pairs, encode_pairs
 from montessori_pl.losses import IGNORED, sequence_log_probabilities
 from montessori_pl.models import LoraSettings, ModelSource, load_model, save_weights
-from montessori_pl.records import PreferencePair
 from montessori_pl.teacher import TeacherDPOModule
 
 LORA = LoraSettings(r=2, alpha=4)
@@ -28,14 +26,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Tensor]:
-    chat = ChatFormat(tiny_tokenizer())
-    pairs = [
-        PreferencePair(
-            id=str(n), prompt=prompt, chosen=chosen, rejected=rejected, chosen_id="c", rejected_id="r", margin=1.0
-        )
-        for n, (prompt, chosen, rejected) in enumerate([("write", "a task.", "b"), ("ask", "why?", "no no no")])
-    ]
-    return collate_pairs(encode_pairs(pairs, chat, 64), chat.tokenizer.pad_token_id)
+    return pair_batch()
 
 
 def perturb(module: TeacherDPOModule, seed: int) -> None:
@@ -75,9 +66,7 @@ def teacher(request: pytest.FixtureRequest, backbone: str, previous: Path) -> Te
 
 def reference_of(teacher: TeacherDPOModule, batch: dict[str, Tensor]) -> Tensor:
     """Log-probabilities under a model that is loaded anew, as the teacher was before this alignment."""
-    model = load_model(ModelSource(teacher.backbone, teacher.source.weights))
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return sequence_log_probabilities(logits, batch["labels"]).detach()
+    return slow_log_probabilities(ModelSource(teacher.backbone, teacher.source.weights), batch)
 
 
 def log_probabilities(teacher: TeacherDPOModule, batch: dict[str, Tensor]) -> Tensor:
@@ -195,7 +184,5 @@ def test_saved_adapter_is_the_trained_one(teacher: TeacherDPOModule, batch: dict
     files = save_weights(teacher.network, tmp_path / "weights")  # type: ignore[arg-type]
     names = [str(file.relative_to(tmp_path / "weights")) for file in files]
     assert names == ["adapter_config.json", "adapter_model.safetensors"]
-    loaded = load_model(ModelSource(teacher.backbone, tmp_path / "weights"))
-    logits = loaded(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    expected = log_probabilities(teacher, batch)
-    torch.testing.assert_close(sequence_log_probabilities(logits, batch["labels"]).detach(), expected)
+    saved = slow_log_probabilities(ModelSource(teacher.backbone, tmp_path / "weights"), batch)
+    torch.testing.assert_close(saved, log_probabilities(teacher, batch))

@@ -1,11 +1,10 @@
-"""The stages of which recipes are made, one file each."""
+"""The stages of which recipes are made, one file each; what several of them share stands in rooms beside them."""
 
 from montessori_pl.stages.align_student import AlignStudent
 from montessori_pl.stages.align_teacher import AlignTeacher
 from montessori_pl.stages.answer import Answer
 from montessori_pl.stages.augment import Augment
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.collapse_guard import CollapseGuard
 from montessori_pl.stages.combine import Combine
 from montessori_pl.stages.evaluate import Evaluate
 from montessori_pl.stages.find_mistakes import FindMistakes
@@ -18,6 +17,7 @@ from montessori_pl.stages.select_teacher import SelectTeacher
 from montessori_pl.stages.synthesize import Synthesize
 from montessori_pl.stages.train_router import TrainRouter
 from montessori_pl.stages.train_student import TrainStudent
+from montessori_pl.stages.writing.collapse_guard import CollapseGuard
 
 __all__ = [
     "AlignStudent",

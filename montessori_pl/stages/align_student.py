@@ -9,8 +9,8 @@ from montessori_pl.optimization import TrainingSettings
 from montessori_pl.planning import Plan
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.preferences import pair_data, plan_alignment, read_pairs
-from montessori_pl.stages.training import fit
+from montessori_pl.stages.training.fit import fit
+from montessori_pl.stages.training.preferences import pair_data, plan_alignment, read_pairs
 
 
 class AlignStudent(Stage):

@@ -11,11 +11,11 @@ from montessori_pl.optimization import TrainingSettings
 from montessori_pl.planning import Plan
 from montessori_pl.records import Message
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
-from montessori_pl.stages.dose import LOOKS, TEACHERS, DoseControl, DoseWatch, num_held_out, prompts_in_order
-from montessori_pl.stages.looks import Observer, whole_response
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.preferences import pair_data, plan_alignment, read_pairs
-from montessori_pl.stages.training import fit
+from montessori_pl.stages.training.dose import LOOKS, TEACHERS, DoseControl, DoseWatch, num_held_out, prompts_in_order
+from montessori_pl.stages.training.fit import fit
+from montessori_pl.stages.training.looks import Observer, whole_response
+from montessori_pl.stages.training.preferences import pair_data, plan_alignment, read_pairs
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.teacher import TeacherDPOModule
 

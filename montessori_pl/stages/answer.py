@@ -9,10 +9,9 @@ from montessori_pl.generation.base import Request, Sampling
 from montessori_pl.planning import Expected, Plan
 from montessori_pl.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.routing import RouteLimits, load_router
-from montessori_pl.stages.authors import Author, Authors, student, teacher, usage_metrics
-from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.base import EXAMPLES, REJECTIONS, ROUTING, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.writing import EXAMPLES, REJECTIONS
+from montessori_pl.stages.writing.authors import Author, Authors, student, teacher, usage_metrics
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected, ResponseFilter
 from montessori_pl.workspace import Journal
@@ -120,10 +119,8 @@ class Answer(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Answer round by round what has not been answered."""
-        directory = context.inputs["instructions"]
-        assert directory is not None
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
-        asked = _asked(read_records(directory / EXAMPLES, Example))
+        asked = _asked(read_records(context.given("instructions") / EXAMPLES, Example))
         done = len(journal.commits) * self.instructions_per_round
         context.progress.start(len(asked), min(done, len(asked)))
         if done < len(asked):
@@ -166,9 +163,7 @@ class Answer(Stage):
         """Who answers each instruction, by the names of `_authors`."""
         if self.routing is None:
             return [list(writers)] * len(asked)
-        directory = context.inputs["routing"]
-        assert directory is not None
-        router = load_router(directory / ROUTING)
+        router = load_router(context.given("routing") / ROUTING)
         names = {author.name: name for name, author in writers.items()}
         if strangers := [name for name in router.teachers if name not in names]:
             raise StageError(

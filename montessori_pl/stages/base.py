@@ -42,6 +42,14 @@ BASE = "base"
 ITSELF = ""
 """Stands for the stage that reads, as an earlier iteration left it."""
 
+EXAMPLES = "examples.jsonl"
+"""File, within a stage's directory, of the examples that it leaves behind."""
+REJECTIONS = "rejections.jsonl"
+"""File, within a stage's directory, of what did not become an example."""
+SCORES = "scores.jsonl"
+"""File, within a stage's directory, of the scores of examples."""
+PAIRS = "pairs.jsonl"
+"""File, within a stage's directory, of preference pairs."""
 WEIGHTS = "weights"
 """Directory, within a training stage's own, of the adapter or the whole model that it trained."""
 CHECKPOINT = "last.ckpt"
@@ -102,6 +110,12 @@ class StageContext:
     """Teachers that only write, by name."""
     requests: Path | None = None
     """The run's directory for answers that must not be paid for twice."""
+
+    def given(self, setting: str) -> Path:
+        """The directory of the stage that a setting names, for settings that always name one."""
+        directory = self.inputs[setting]
+        assert directory is not None
+        return directory
 
     def source(self, module: "LanguageModule", setting: str) -> ModelSource:
         """The model of this module with the weights of the stage that the setting names."""

@@ -5,9 +5,8 @@ from typing import Any
 
 from montessori_pl.planning import MANY, Expected, Plan, evenly
 from montessori_pl.records import Example, read_records
-from montessori_pl.stages.base import ITSELF, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.base import EXAMPLES, ITSELF, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.writing import EXAMPLES
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
 

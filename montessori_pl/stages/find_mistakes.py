@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from montessori_pl.data import encode_examples
@@ -12,10 +11,9 @@ from montessori_pl.generation.base import Request, Sampling
 from montessori_pl.models import load_chat
 from montessori_pl.planning import Expected, Plan, Work, mean, passes
 from montessori_pl.records import Example, Record, Score, read_records
-from montessori_pl.stages.authors import Authors, student, usage_metrics
-from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.base import EXAMPLES, LATEST, SCORES, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.writing import EXAMPLES
+from montessori_pl.stages.writing.authors import Authors, student, usage_metrics
 from montessori_pl.workspace import Journal
 
 FINDINGS = "findings.jsonl"
@@ -130,7 +128,7 @@ class FindMistakes(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Look at what has not been looked at."""
         journal = Journal(context.directory, [EXAMPLES, FINDINGS])
-        examples = read_records(_directory(context, "examples") / EXAMPLES, Example)
+        examples = read_records(context.given("examples") / EXAMPLES, Example)
         # Only answers come one by one; which losses are high shows among all of them.
         size = self.examples_per_round if self.by == "exact_match" else max(1, len(examples))
         done = min(len(journal.commits) * size, len(examples))
@@ -176,7 +174,7 @@ class FindMistakes(Stage):
 
     def _by_scores(self, context: StageContext, examples: Sequence[Example]) -> list[Finding]:
         assert self.below is not None
-        records = read_records(_directory(context, "scores") / "scores.jsonl", Score)
+        records = read_records(context.given("scores") / SCORES, Score)
         scores = {score.id: score.value for score in records}
         scored = [example for example in examples if example.id in scores]
         if not scored:
@@ -210,9 +208,3 @@ class FindMistakes(Stage):
 def _shown(example: Example, finding: Finding) -> dict[str, Any]:
     said = {"answer": finding.answer} if finding.value is None else {"value": finding.value}
     return {"instruction": example.instruction, "response": example.response, **said}
-
-
-def _directory(context: StageContext, setting: str) -> Path:
-    directory = context.inputs[setting]
-    assert directory is not None
-    return directory

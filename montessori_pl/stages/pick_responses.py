@@ -12,9 +12,9 @@ from montessori_pl.planning import Plan
 from montessori_pl.records import Example
 from montessori_pl.routing import Prompt, ResponsePool, RouteLimits, load_router
 from montessori_pl.routing.limits import choose
-from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.base import EXAMPLES, ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.choosing.pools import in_chunks, read_pool
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.pools import in_chunks, read_pool
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
 
@@ -33,7 +33,7 @@ class PickResponses(Stage):
     """
 
     produces = Kind.EXAMPLES
-    artifacts = ("examples.jsonl",)
+    artifacts = (EXAMPLES,)
 
     def __init__(
         self, examples: str, routing: str, limits: RouteLimits | None = None, first_iteration_only: bool = False
@@ -53,9 +53,7 @@ class PickResponses(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Route all instructions; of several responses of a teacher to one the first is kept."""
-        directory = context.inputs["routing"]
-        assert directory is not None
-        pool, router = read_pool(context), load_router(directory / ROUTING)
+        pool, router = read_pool(context), load_router(context.given("routing") / ROUTING)
         answered = np.array([[(prompt, name) in pool.answers for name in router.teachers] for prompt in pool.prompts])
         prompts = [prompt for prompt, row in zip(pool.prompts, answered, strict=True) if row.any()]
         if not prompts:
@@ -76,7 +74,7 @@ class PickResponses(Stage):
             raise StageError(f"{context.key}: {error}") from error
         names = [router.teachers[place] for place in chosen]
         picked = _in_order(pool, [pool.answers[one][0] for one in zip(prompts, names, strict=True)])
-        write_atomically(context.directory / "examples.jsonl", "".join(example.to_json() + "\n" for example in picked))
+        write_atomically(context.directory / EXAMPLES, "".join(example.to_json() + "\n" for example in picked))
         shutil.rmtree(context.directory / COEFFICIENTS)
         left_out = len(pool.prompts) - len(prompts)
         return {

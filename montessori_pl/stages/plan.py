@@ -4,7 +4,7 @@ Nothing here loads weights, asks an engine or writes a file.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from montessori_pl.data import DataSources
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.foresight import Respondent
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.planning import Expected, NoEstimate, Work, mean
+from montessori_pl.planning import Expected, NoEstimate
 from montessori_pl.pool import PoolTeacher
 from montessori_pl.records import Example, Rejection, read_lines, read_records
 
@@ -116,25 +115,6 @@ class PlanContext:
     def notes(self) -> list[str]:
         """What had to be assumed of a teacher's writing."""
         return [] if self.known else [ASSUMED_SHARE, ASSUMED_LENGTHS]
-
-
-def planned_training(settings: TrainingSettings, count: int, lengths: Sequence[int], processes: int) -> Work:
-    """Training on so many items.
-
-    Args:
-        settings: how is trained.
-        count: the items.
-        lengths: tokens of items that they are like.
-        processes: that share the work.
-    """
-    batches = -(-count // (settings.batch_size * processes))
-    tokens = round(settings.epochs * count * mean(lengths))
-    return Work(
-        what="training",
-        steps=settings.epochs * -(-batches // settings.accumulate_grad_batches),
-        tokens=tokens,
-        max_tokens=tokens,
-    )
 
 
 def _records(directory: Path | None, name: str, kind: type[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from montessori_pl.data import source_file
 from montessori_pl.locations import locate
 from montessori_pl.planning import Plan, real
 from montessori_pl.readers import read_source
-from montessori_pl.stages.base import Kind, Stage, StageContext
+from montessori_pl.stages.base import EXAMPLES, REJECTIONS, Kind, Stage, StageContext
 from montessori_pl.stages.plan import PlanContext
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
@@ -26,7 +26,7 @@ class RecordedExamples(Stage):
     """
 
     produces = Kind.EXAMPLES
-    artifacts = ("examples.jsonl", "rejections.jsonl")
+    artifacts = (EXAMPLES, REJECTIONS)
     files: ClassVar[Files] = {"source": source_file}
 
     def __init__(self, source: str, first_iteration_only: bool = False) -> None:
@@ -40,8 +40,8 @@ class RecordedExamples(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Read all rows; those that are no examples become rejections."""
         examples, rejections = read_source(locate(self.source))
-        write_atomically(context.directory / "examples.jsonl", "".join(e.to_json() + "\n" for e in examples))
-        write_atomically(context.directory / "rejections.jsonl", "".join(r.to_json() + "\n" for r in rejections))
+        write_atomically(context.directory / EXAMPLES, "".join(e.to_json() + "\n" for e in examples))
+        write_atomically(context.directory / REJECTIONS, "".join(r.to_json() + "\n" for r in rejections))
         return {
             "accepted": len(examples),
             "rejected": dict(Counter(rejection.reason for rejection in rejections).most_common()),

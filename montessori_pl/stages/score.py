@@ -16,12 +16,22 @@ from montessori_pl.planning import Expected, Plan
 from montessori_pl.records import Example, Rejection, drop_torn_line, read_records
 from montessori_pl.records import Score as ScoreRecord
 from montessori_pl.signals import REPORT, ScoringData, SignalCallback
-from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.base import (
+    CHECKPOINT,
+    EXAMPLES,
+    LATEST,
+    SCORES,
+    WEIGHTS,
+    Input,
+    Kind,
+    Stage,
+    StageContext,
+    StageError,
+)
 from montessori_pl.stages.plan import PlanContext
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
 
-SCORES = "scores.jsonl"
 UNSCORED = "unscored.jsonl"
 """The examples that the signal could not score, with the reason; there is no such file where it scored all."""
 
@@ -80,14 +90,12 @@ class Score(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Score what has not been scored, then put all scores in the order of the examples."""
-        directory = context.inputs["examples"]
-        assert directory is not None
         student = context.student()
         checkpoint = context.inputs["student"]
         if checkpoint is not None and not holds_adapter(checkpoint / WEIGHTS):
             student.train_all_weights()  # what the probe moves is what that stage has trained
         chat = load_chat(student.source)
-        examples = read_records(directory / "examples.jsonl", Example)
+        examples = read_records(context.given("examples") / EXAMPLES, Example)
         if self.max_examples is not None and self.max_examples < len(examples):
             chosen = random.Random(context.seed).sample(range(len(examples)), self.max_examples)
             examples = [examples[index] for index in sorted(chosen)]

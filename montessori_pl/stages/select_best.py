@@ -6,10 +6,9 @@ from typing import Any
 
 from montessori_pl.planning import Plan
 from montessori_pl.records import Example, read_records
-from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.base import EXAMPLES, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.choosing.scores import num_scored, read_scores, score_inputs, score_names
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.scores import num_scored, read_scores, score_inputs, score_names
-from montessori_pl.stages.writing import EXAMPLES
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.workspace import write_atomically
 
@@ -51,9 +50,7 @@ class SelectBest(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Choose, and keep the order of the examples."""
-        directory = context.inputs["examples"]
-        assert directory is not None
-        examples = read_records(directory / EXAMPLES, Example)
+        examples = read_records(context.given("examples") / EXAMPLES, Example)
         scores = read_scores(context, self.scores)
         values = {example.id: scores[example.id].value for example in examples if example.id in scores}
         if not values:

@@ -14,8 +14,8 @@ from montessori_pl.routing.pool import Array
 from montessori_pl.routing.resampling import interval, resampled_means
 from montessori_pl.routing.selection import NEEDED, Rule, merit, ranking
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.choosing.pools import read_pool, read_scores, save_router
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.pools import read_pool, read_scores, save_router
 
 
 class SelectTeacher(Stage):

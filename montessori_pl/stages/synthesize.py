@@ -8,12 +8,12 @@ from typing import Any
 from montessori_pl.generation.base import Sampling
 from montessori_pl.planning import Plan
 from montessori_pl.records import Example, Rejection, read_records, stable_seed
-from montessori_pl.stages.authors import Author, Authors, teacher, usage_metrics
-from montessori_pl.stages.base import LATEST, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.collapse_guard import FALLBACK_TEACHER, CollapseGuard, CollapseWatch
+from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.planned_writing import NUM_PROMPTS, Amount, plan_writing
-from montessori_pl.stages.writing import EXAMPLES, REJECTIONS, Assignment, Rules, Writer
+from montessori_pl.stages.writing.authors import Author, Authors, teacher, usage_metrics
+from montessori_pl.stages.writing.collapse_guard import FALLBACK_TEACHER, CollapseGuard, CollapseWatch
+from montessori_pl.stages.writing.plan import NUM_PROMPTS, Amount, plan_writing
+from montessori_pl.stages.writing.writer import Assignment, Rules, Writer
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.synthesis.contamination import Decontamination
 from montessori_pl.synthesis.diversity import diversity

@@ -26,9 +26,10 @@ from montessori_pl.routing.preferences import Normalization, bradley_terry_loss,
 from montessori_pl.routing.regret import Comparison
 from montessori_pl.routing.router import ENCODER
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.plan import PlanContext, planned_training
-from montessori_pl.stages.pools import in_chunks, read_pool, read_scores, save_router
-from montessori_pl.stages.training import TrainingData, fit
+from montessori_pl.stages.choosing.pools import in_chunks, read_pool, read_scores, save_router
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.training.fit import TrainingData, fit
+from montessori_pl.stages.training.plan import planned_training
 
 FEWEST = 10
 """Fewest prompts to learn from, and fewest to judge by: an interval of fewer means nothing."""

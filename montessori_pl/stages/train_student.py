@@ -8,9 +8,10 @@ from montessori_pl.models import load_chat
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.planning import Plan
 from montessori_pl.records import Example, read_records
-from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.plan import PlanContext, planned_training
-from montessori_pl.stages.training import TrainingData, fit
+from montessori_pl.stages.base import CHECKPOINT, EXAMPLES, WEIGHTS, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.training.fit import TrainingData, fit
+from montessori_pl.stages.training.plan import planned_training
 
 
 class TrainStudent(Stage):
@@ -49,13 +50,12 @@ class TrainStudent(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Train, or go on training."""
-        directory = context.inputs["examples"]
-        assert directory is not None
+        directory = context.given("examples")
         student = context.student()
         if self.all_weights:
             student.train_all_weights()
         chat = load_chat(student.source)
-        examples = read_records(directory / "examples.jsonl", Example)
+        examples = read_records(directory / EXAMPLES, Example)
         if unanswered := sum(not example.response for example in examples):
             raise StageError(
                 f"{context.key} cannot learn from {directory}: {unanswered} of {len(examples)} examples have no "

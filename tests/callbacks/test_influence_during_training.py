@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from stage_runs import quiet_trainer
 from tiny_models import save_tiny_model, tiny_tokenizer
 
 from callbacks import InfluenceDuringTraining
@@ -20,7 +21,7 @@ from montessori_pl.influence import AdamW, InfluenceScorer
 from montessori_pl.losses import mean_response_loss
 from montessori_pl.models import LoraSettings
 from montessori_pl.optimization import TrainingSettings
-from montessori_pl.stages.training import TrainingData
+from montessori_pl.stages.training.fit import TrainingData
 from montessori_pl.student import StudentModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -46,17 +47,7 @@ def train(tmp_path: Path, *callbacks: Callback) -> StudentModule:
     torch.manual_seed(0)
     student = StudentModule(save_tiny_model(tmp_path / "model"), lora=LoraSettings(r=2, alpha=4, dropout=0.1))
     student.training_settings = TrainingSettings(lr=1e-2, epochs=2, batch_size=2)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        logger=CSVLogger(tmp_path),
-        log_every_n_steps=1,
-        callbacks=list(callbacks),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = quiet_trainer(callbacks, max_epochs=2, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     lengths = [len(one.input_ids) for one in RENDERED]
     trainer.fit(student, datamodule=TrainingData(RENDERED, lengths, 2, 0, lambda items: collate(items, pad_id=0)))
     return student

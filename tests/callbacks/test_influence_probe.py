@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from stage_runs import quiet_trainer
 from tiny_models import save_tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from montessori_pl.models import LoraSettings
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.records import Example, Score, read_records
 from montessori_pl.signals import ScoringData
-from montessori_pl.stages.training import TrainingData
+from montessori_pl.stages.training.fit import TrainingData
 from montessori_pl.student import StudentModule
 
 # Lightning's advice on loaders, which the command line silences too.
@@ -52,18 +52,6 @@ def examples(texts: list[tuple[str, str]]) -> list[Example]:
     return [Example(id=f"e{n}", instruction=text, response=answer) for n, (text, answer) in enumerate(texts)]
 
 
-def make_trainer(**arguments: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **arguments,
-    )
-
-
 def make_student(backbone: str) -> StudentModule:
     return StudentModule(backbone, lora=LoraSettings(r=2, alpha=4))
 
@@ -82,7 +70,7 @@ def checkpoint(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     data = TrainingData(
         rendered, [len(one.input_ids) for one in rendered], 2, 0, lambda batch: collate(batch, pad_id=0)
     )
-    trainer = make_trainer(max_epochs=1)
+    trainer = quiet_trainer(max_epochs=1)
     trainer.fit(student, datamodule=data)
     path = tmp_path_factory.mktemp("warmup") / "last.ckpt"
     trainer.save_checkpoint(path)
@@ -94,7 +82,7 @@ def probe(backbone: str, checkpoint: str | None, output: Path, **settings: Any) 
     callback = InfluenceProbeCallback(**settings)
     callback.output = output / f"scores-{len(list(output.iterdir()))}.jsonl"
     data = ScoringData(examples(PROBED), render(PROBED), render(REFERENCE), pad_id=0)
-    trainer = make_trainer(callbacks=[callback], inference_mode=False)
+    trainer = quiet_trainer(callbacks=[callback], inference_mode=False)
     trainer.predict(make_student(backbone), datamodule=data, return_predictions=False, ckpt_path=checkpoint)
     return read_records(callback.output, Score)
 
@@ -214,7 +202,7 @@ def test_probing_changes_nothing(backbone: str, checkpoint: str, tmp_path: Path)
     callback = InfluenceProbeCallback()
     callback.output = tmp_path / "last.jsonl"
     data = ScoringData(examples(PROBED)[2:], render(PROBED)[2:], render(REFERENCE), pad_id=0)
-    make_trainer(callbacks=[callback], inference_mode=False).predict(
+    quiet_trainer(callbacks=[callback], inference_mode=False).predict(
         make_student(backbone), datamodule=data, return_predictions=False, ckpt_path=checkpoint
     )
     alone = read_records(callback.output, Score)[0]
@@ -282,11 +270,11 @@ def test_true_half_precision_of_the_trainer_is_refused(backbone: str, checkpoint
     callback = InfluenceProbeCallback()
     callback.output = tmp_path / "half.jsonl"
     data = ScoringData(examples(PROBED), render(PROBED), render(REFERENCE), pad_id=0)
-    trainer = make_trainer(callbacks=[callback], inference_mode=False, precision="bf16-true")
+    trainer = quiet_trainer(callbacks=[callback], inference_mode=False, precision="bf16-true")
     with pytest.raises(ValueError, match=r"needs parameters in float32, but .*lora_A.* is in torch\.bfloat16: at"):
         trainer.predict(make_student(backbone), datamodule=data, return_predictions=False, ckpt_path=checkpoint)
     callback.output = tmp_path / "mixed.jsonl"
-    trainer = make_trainer(callbacks=[callback], inference_mode=False, precision="bf16-mixed")
+    trainer = quiet_trainer(callbacks=[callback], inference_mode=False, precision="bf16-mixed")
     trainer.predict(make_student(backbone), datamodule=data, return_predictions=False, ckpt_path=checkpoint)
     exact = probe(backbone, checkpoint, tmp_path)
     assert [score.terms for score in read_records(callback.output, Score)] == [score.terms for score in exact]
@@ -317,7 +305,7 @@ def probe_many(
     chat = ChatFormat(tiny_tokenizer())
     rendered = [chat.render(example.messages()) for example in MANY]
     data = ScoringData(MANY, rendered, render(LARGE_REFERENCE), pad_id=0, batch_tokens=300, scored=scored or [])
-    trainer = make_trainer(callbacks=[callback], inference_mode=False)
+    trainer = quiet_trainer(callbacks=[callback], inference_mode=False)
     trainer.predict(make_student(backbone), datamodule=data, return_predictions=False, ckpt_path=checkpoint)
     report = output / "signal.json"
     return callback.output.read_bytes(), json.loads(report.read_text()) if report.exists() else {}

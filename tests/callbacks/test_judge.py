@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch import Trainer
+from stage_runs import quiet_trainer, stage_context, write
 from tiny_models import save_tiny_model
 
 from callbacks import JudgeSignal
@@ -26,7 +26,6 @@ from montessori_pl.generation import (
     TransformersBackend,
 )
 from montessori_pl.models import LoraSettings, ModelSource
-from montessori_pl.progress import Progress
 from montessori_pl.records import (
     Example,
     Message,
@@ -180,46 +179,22 @@ class Scoring:
     backbone: str
 
     def context(self, name: str, **inputs: Path | None) -> StageContext:
-        directory = self.root / name
-        directory.mkdir(parents=True, exist_ok=True)
         reference = self.root / "reference.jsonl"
         reference.write_text(json.dumps({"instruction": "x", "response": "y"}) + "\n")
 
-        def never(*arguments: Any) -> Any:
-            raise AssertionError("not needed")
-
-        return StageContext(
-            key=f"iteration_1/{name}",
-            name=name,
-            iteration=1,
-            directory=directory,
-            seed=0,
+        return stage_context(
+            self.root / name,
             inputs=inputs,
             data=DataSources(seeds="", reference=str(reference)),
             student=lambda: StudentModule(self.backbone, lora=LoraSettings(r=2, alpha=4)),
-            teacher=never,
-            backend=never,
-            trainer=lambda callbacks, **settings: Trainer(
-                accelerator="cpu",
-                callbacks=callbacks,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-                **settings,
-            ),
-            progress=Progress(lambda done, total: None, lambda seconds: None),
-            log_distribution=lambda name, numbers: None,
+            trainer=quiet_trainer,
         )
 
     def __call__(
         self, signal: JudgeSignal, examples: Sequence[Example], name: str = "scores", batch_tokens: int = 1
     ) -> dict[str, Any]:
         """The metrics; with one token each prompt is a batch of its own."""
-        data = self.root / f"{name}-data"
-        data.mkdir(exist_ok=True)
-        (data / "examples.jsonl").write_text("".join(one.to_json() + "\n" for one in examples))
+        data = write(self.root / f"{name}-data" / "examples.jsonl", examples)
         context = self.context(name, examples=data, student=None)
         return ScoreStage("data", signal, batch_tokens=batch_tokens).run(context)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from stage_runs import quiet_trainer, stage_context, write
 from tiny_models import CHARACTERS, SPECIAL, save_tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -30,12 +30,10 @@ from montessori_pl.chat import ChatFormat, Rendered
 from montessori_pl.data import DataSources, collate
 from montessori_pl.models import LoraSettings
 from montessori_pl.optimization import TrainingSettings
-from montessori_pl.progress import Progress
 from montessori_pl.records import Example, Score, read_records
 from montessori_pl.signals import ScoringData, SignalCallback
-from montessori_pl.stages import StageContext
 from montessori_pl.stages.score import Score as ScoreStage
-from montessori_pl.stages.training import TrainingData
+from montessori_pl.stages.training.fit import TrainingData
 from montessori_pl.student import StudentModule
 
 # Lightning's advice on loaders, which the command line silences too.
@@ -68,18 +66,6 @@ def render(texts: list[tuple[str, str]]) -> list[Rendered]:
     return [CHAT.render(example.messages()) for example in examples(texts)]
 
 
-def make_trainer(**arguments: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **arguments,
-    )
-
-
 def make_student(backbone: str) -> StudentModule:
     return StudentModule(backbone, lora=LoraSettings(r=2, alpha=4))
 
@@ -97,7 +83,7 @@ def checkpoint(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     student.training_settings = TrainingSettings(lr=0.05, batch_size=2, weight_decay=0.1)
     rendered = render(TRAINED)
     lengths = [len(one.input_ids) for one in rendered]
-    trainer = make_trainer(max_epochs=1)
+    trainer = quiet_trainer(max_epochs=1)
     trainer.fit(student, datamodule=TrainingData(rendered, lengths, 2, 0, lambda batch: collate(batch, pad_id=0)))
     path = tmp_path_factory.mktemp("warmup") / "last.ckpt"
     trainer.save_checkpoint(path)
@@ -156,7 +142,7 @@ class Scoring:
             [items[n] for n in order], [rendered[n] for n in order], render(REFERENCE), 0, batch_tokens=batch_tokens
         )
         self.student = make_student(self.backbone)
-        make_trainer(callbacks=[signal], inference_mode=False).predict(
+        quiet_trainer(callbacks=[signal], inference_mode=False).predict(
             self.student, datamodule=data, return_predictions=False, ckpt_path=self.checkpoint
         )
         return sorted(read_records(signal.output, Score), key=lambda score: score.id)
@@ -390,29 +376,15 @@ def test_cosine_of_an_untrained_student_has_no_moments(score: Scoring) -> None:
 
 def test_the_stage_reports_direction_quantiles_and_ties(backbone: str, tmp_path: Path) -> None:
     """Lengths with the end token: 9, 10, 2, 10 and 2; two pairs of examples are tied. Another start says the same."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "examples.jsonl").write_text("".join(one.to_json() + "\n" for one in examples(SCORED)))
+    write(tmp_path / "data" / "examples.jsonl", examples(SCORED))
     reference = tmp_path / "reference.jsonl"
     reference.write_text("".join(json.dumps({"instruction": i, "response": r}) + "\n" for i, r in REFERENCE))
-    (tmp_path / "scores").mkdir()
-
-    def never(*arguments: Any) -> Any:
-        raise AssertionError("not needed")
-
-    context = StageContext(
-        key="iteration_1/scores",
-        name="scores",
-        iteration=1,
-        directory=tmp_path / "scores",
-        seed=0,
+    context = stage_context(
+        tmp_path / "scores",
         inputs={"examples": tmp_path / "data", "student": None},
         data=DataSources(seeds="", reference=str(reference)),
         student=lambda: make_student(backbone),
-        teacher=never,
-        backend=never,
-        trainer=lambda callbacks, **settings: make_trainer(callbacks=callbacks, **settings),
-        progress=Progress(lambda done, total: None, lambda seconds: None),
-        log_distribution=lambda name, numbers: None,
+        trainer=quiet_trainer,
     )
     first = ScoreStage("data", ResponseLengthSignal("low")).run(context)
     report = (tmp_path / "scores" / "signal.json").read_bytes()

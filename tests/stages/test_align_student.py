@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from stage_runs import Killed, quiet_trainer, stage_context, write
 from tiny_models import save_tiny_model, tiny_tokenizer
 from torch import Tensor
 
@@ -21,8 +22,7 @@ from montessori_pl.evaluation import ResponseLoss
 from montessori_pl.generation import TransformersBackend
 from montessori_pl.models import LoraSettings, ModelSource, load_model
 from montessori_pl.optimization import TrainingSettings
-from montessori_pl.progress import Progress
-from montessori_pl.records import Example, PreferencePair, Record, append_records, read_records
+from montessori_pl.records import Example, PreferencePair, read_records
 from montessori_pl.records import Score as ScoreRecord
 from montessori_pl.stages import AlignStudent, Answer, Evaluate, Score, StageContext, StageError, TrainStudent
 from montessori_pl.student import StudentModule
@@ -53,10 +53,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-class Killed(BaseException):
-    """Stands for `kill -9`: nothing in the program catches it."""
-
-
 AT_THE_END = -1
 
 
@@ -85,49 +81,21 @@ def context(backbone: str, tmp_path: Path) -> Context:
 
     def make(name: str, callback: Callback | None = None, **changes: Any) -> StageContext:
         lightning.seed_everything(3, verbose=False)
-        directory = tmp_path / name
-        directory.mkdir(exist_ok=True)
 
         def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
-            return Trainer(
-                accelerator="cpu",
-                callbacks=[*([callback] if callback else []), *callbacks],
-                default_root_dir=directory,
-                logger=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-                **arguments,
-            )
-
-        def never(*arguments: Any) -> Any:
-            raise AssertionError("not needed")
+            return quiet_trainer([*([callback] if callback else []), *callbacks], **arguments)
 
         settings: dict[str, Any] = {
-            "key": f"iteration_1/{name}",
-            "name": name,
-            "iteration": 1,
-            "directory": directory,
             "seed": 3,
-            "inputs": {},
             "data": DataSources("none", str(tmp_path / "examples" / "examples.jsonl")),
             "student": lambda: StudentModule(backbone, lora=LoraSettings(r=2, alpha=4, dropout=0.1)),
-            "teacher": never,
-            "backend": never,
             "trainer": trainer,
-            "progress": Progress(lambda done, total: None, lambda seconds: None),
-            "log_distribution": lambda name, values: None,
         }
-        return StageContext(**{**settings, **changes})
+        return stage_context(tmp_path / name, **{**settings, **changes})
 
     write(tmp_path / "examples" / "examples.jsonl", EXAMPLES)
     write(tmp_path / "pairs" / "pairs.jsonl", PAIRS)
     return make
-
-
-def write(path: Path, records: Sequence[Record]) -> None:
-    path.parent.mkdir()
-    append_records(path, records)
 
 
 @pytest.fixture(params=["adapter", "whole", "base"])

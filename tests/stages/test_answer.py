@@ -7,22 +7,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from stage_runs import Killed, StandIn, stage_context
 
-from montessori_pl.data import DataSources
 from montessori_pl.generation import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.models import ModelSource
 from montessori_pl.pairing import pair_examples
 from montessori_pl.pool import PoolTeacher
-from montessori_pl.progress import Progress
 from montessori_pl.records import Example, Message, Rejection, Score, append_records, read_records
 from montessori_pl.routing import ConstantRouter, RouteLimits
-from montessori_pl.stages import Answer, StageContext, StageError
+from montessori_pl.stages import Answer, StageError
 from montessori_pl.stages.base import ROUTING, WEIGHTS
 from montessori_pl.synthesis.filters import ResponseFilter
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 @dataclasses.dataclass
@@ -61,13 +56,6 @@ class Scribe(GenerationBackend):
         return Completion(text=text, finished=True, num_tokens=7, num_prompt_tokens=3)
 
 
-class Model:
-    """Stands for a module, of which a stage asks only where it comes from."""
-
-    def __init__(self, backbone: str) -> None:
-        self.source = ModelSource(backbone)
-
-
 @dataclasses.dataclass
 class Room:
     """Runs `Answer` in one directory."""
@@ -91,25 +79,12 @@ class Room:
 
     def run(self, inputs: dict[str, Path | None] | None = None, **settings: Any) -> dict[str, Any]:
         """Run the stage, or go on with it."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-
-        def never(*arguments: Any, **keywords: Any) -> Any:
-            raise AssertionError("Answer needs no trainer")
-
-        context = StageContext(
-            key="iteration_1/answers",
-            name="answers",
-            iteration=1,
-            directory=self.directory,
-            seed=5,
+        context = stage_context(
+            self.directory,
             inputs={"instructions": self.root / "asked", **(inputs or {})},
-            data=DataSources("", ""),
-            student=lambda: Model("the-student"),  # type: ignore[arg-type,return-value]
-            teacher=lambda: Model("the-teacher"),  # type: ignore[arg-type,return-value]
+            student=lambda: StandIn("the-student"),
+            teacher=lambda: StandIn("the-teacher"),
             backend=lambda: Scribe(self.events, **self.engine),
-            trainer=never,
-            progress=Progress(lambda done, total: None, lambda seconds: None),
-            log_distribution=lambda name, values: None,
             pool=self.pool,
             requests=self.root / "requests",
         )

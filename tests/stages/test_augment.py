@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_runs import StandIn, stage_context
 
 from montessori_pl.data import DataSources
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models import ModelSource
-from montessori_pl.progress import Progress
 from montessori_pl.records import Example, Message, Rejection, append_records, read_records
-from montessori_pl.stages import Augment, StageContext
+from montessori_pl.stages import Augment
 from montessori_pl.synthesis import SelfInstruct
 
 ASKED = "Write a new task .\n<instruction>"
@@ -70,12 +70,6 @@ class ScriptedTeacher(GenerationBackend):
         return Completion(text=self.write(random.Random(seed), shot), finished=True, num_tokens=9)
 
 
-class Teacher:
-    """Stands for the teacher module, of which a stage asks only where it comes from."""
-
-    source = ModelSource("the-teacher")
-
-
 @dataclasses.dataclass
 class Workshop:
     """Runs `Augment` in one directory with scripted teachers."""
@@ -106,25 +100,14 @@ class Workshop:
 
     def run(self, teacher: ScriptedTeacher, inputs: dict[str, Path | None] | None = None, **settings: Any) -> Any:
         """Run `Augment`, or go on with it."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-
-        def never(*arguments: Any, **keywords: Any) -> Any:
-            raise AssertionError("Augment needs no student and no trainer")
-
-        context = StageContext(
+        context = stage_context(
+            self.directory,
             key=f"iteration_{self.iteration}/more",
-            name="more",
             iteration=self.iteration,
-            directory=self.directory,
-            seed=5,
             inputs={"examples": self.root / "mistakes", "teacher": None, **(inputs or {})},
             data=self.data,
-            student=never,
-            teacher=Teacher,  # type: ignore[arg-type]
+            teacher=lambda: StandIn("the-teacher"),
             backend=lambda: teacher,
-            trainer=never,
-            progress=Progress(lambda done, total: None, lambda seconds: None),
-            log_distribution=lambda name, values: None,
         )
         return Augment("mistakes", **{"synthesizer": SelfInstruct("classroom", 1, 0), **settings}).run(context)
 

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_runs import stage_context
 
-from montessori_pl.data import DataSources
-from montessori_pl.progress import Progress
 from montessori_pl.records import Example, append_records, read_records
-from montessori_pl.stages import Combine, StageContext, StageError
+from montessori_pl.stages import Combine, StageError
 
 Put = Callable[..., Path]
 
@@ -31,26 +30,7 @@ def put(tmp_path: Path) -> Put:
 
 
 def run(stage: Combine, directory: Path, inputs: dict[str, Path | None]) -> dict[str, Any]:
-    def never(*arguments: Any, **keywords: Any) -> Any:
-        raise AssertionError("not needed")
-
-    directory.mkdir(parents=True, exist_ok=True)
-    context = StageContext(
-        key="iteration_1/set",
-        name="set",
-        iteration=1,
-        directory=directory,
-        seed=5,
-        inputs=inputs,
-        data=DataSources("none", "none"),
-        student=never,
-        teacher=never,
-        backend=never,
-        trainer=never,
-        progress=Progress(lambda done, total: None, lambda seconds: None),
-        log_distribution=lambda name, values: None,
-    )
-    return stage.run(context)
+    return stage.run(stage_context(directory, key="iteration_1/set", name="set", inputs=inputs))
 
 
 def ids(directory: Path) -> Sequence[str]:

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from stage_runs import never, stage_context
 from tiny_models import save_tiny_model, tiny_tokenizer
 
 from montessori_pl.chat import ChatFormat
-from montessori_pl.data import DataSources
 from montessori_pl.evaluation import ResponseLoss
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models import ModelSource, load_model
-from montessori_pl.progress import Progress
 from montessori_pl.records import Example, Message, Record, Score, append_records, read_records
-from montessori_pl.stages import FindMistakes, StageContext, StageError
+from montessori_pl.stages import FindMistakes, StageError
 from montessori_pl.stages.find_mistakes import Finding
 from montessori_pl.student import StudentModule
 
@@ -82,26 +81,12 @@ class Desk:
 
     def run(self, stage: FindMistakes, backend: GenerationBackend | None = None, **inputs: Path | None) -> Any:
         """Run the stage, or go on with it."""
-
-        def never(*arguments: Any, **keywords: Any) -> Any:
-            raise AssertionError("not needed")
-
-        self.directory.mkdir(exist_ok=True)
         paths = {"examples": self.root / "data", "student": None, "scores": self.root / "judge"}
-        context = StageContext(
-            key="iteration_1/mistakes",
-            name="mistakes",
-            iteration=1,
-            directory=self.directory,
-            seed=5,
+        context = stage_context(
+            self.directory,
             inputs={one.setting: {**paths, **inputs}[one.setting] for one in stage.reads()},
-            data=DataSources("none", "none"),
             student=lambda: StudentModule(self.backbone, lora=None),
-            teacher=never,
             backend=(lambda: backend) if backend is not None else never,
-            trainer=never,
-            progress=Progress(lambda done, total: None, lambda seconds: None),
-            log_distribution=lambda name, values: None,
         )
         return stage.run(context)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
+from stage_runs import quiet_trainer, stage_context, write
 from tiny_models import save_tiny_model, tiny_tokenizer
 
 from callbacks import InfluenceProbeCallback
@@ -18,15 +18,12 @@ from montessori_pl.evaluation import Evaluator, ExactMatch, ResponseLoss
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models import LoraSettings, ModelSource, load_model, save_weights
 from montessori_pl.optimization import TrainingSettings
-from montessori_pl.progress import Progress
 from montessori_pl.records import (
     Example,
     Message,
     PreferencePair,
-    Record,
     Rejection,
     Score,
-    append_records,
     read_lines,
     read_records,
 )
@@ -45,38 +42,14 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 def context(tmp_path: Path, backbone: str) -> Callable[..., StageContext]:
     """A context for a stage called `it`, with inputs and whatever else a test replaces."""
 
-    def make(**changes: Any) -> StageContext:
-        directory = tmp_path / "iteration_1" / "it"
-        directory.mkdir(parents=True, exist_ok=True)
-
-        def never(*arguments: Any, **keywords: Any) -> Any:
-            raise AssertionError("not needed")
-
+    def make(directory: Path = tmp_path / "iteration_1" / "it", **changes: Any) -> StageContext:
         settings: dict[str, Any] = {
-            "key": "iteration_1/it",
-            "name": "it",
-            "iteration": 1,
-            "directory": directory,
-            "seed": 5,
-            "inputs": {},
-            "data": DataSources("none", "none"),
             "student": lambda: StudentModule(backbone, lora=LoraSettings(r=2, alpha=4)),
             "teacher": lambda: TeacherDPOModule(backbone),
-            "backend": never,
-            "trainer": never,
-            "progress": Progress(lambda done, total: None, lambda seconds: None),
-            "log_distribution": lambda name, values: None,
         }
-        return StageContext(**{**settings, **changes})
+        return stage_context(directory, **{**settings, **changes})
 
     return make
-
-
-def write(path: Path, records: Sequence[Record]) -> Path:
-    """Write records into a new file and return its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    append_records(path, records)
-    return path.parent
 
 
 class TestRecordedExamples:
@@ -441,7 +414,7 @@ class TestAllWeights:
         examples = [Example(id=str(n), instruction=f"why {n}?", response="it is so") for n in range(4)]
         directory = write(tmp_path / "data" / "examples.jsonl", examples)
         stage = TrainStudent("data", TrainingSettings(lr=1e-2, batch_size=2), all_weights=True)
-        here = context(inputs={"examples": directory}, trainer=trainer)
+        here = context(inputs={"examples": directory}, trainer=quiet_trainer)
         assert stage.run(here)["steps"] == 2
         return here.directory
 
@@ -468,16 +441,11 @@ class TestAllWeights:
             directory=tmp_path,
             inputs={"examples": write(tmp_path / "new" / "examples.jsonl", [example]), "student": trained},
             data=DataSources("none", str(write(tmp_path / "set" / "reference.jsonl", [example]) / "reference.jsonl")),
-            trainer=trainer,
+            trainer=quiet_trainer,
         )
         metrics = stages.Score("new", Counting(method="exact")).run(here)
         assert moved == [len(list(load_model(ModelSource(str(trained / "weights"))).parameters()))]
         assert metrics["mean"] > 0, "a step on the only reference lowers its loss"
-
-
-def trainer(callbacks: list[Any], **arguments: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(accelerator="cpu", callbacks=callbacks, use_distributed_sampler=False, **quiet, **arguments)
 
 
 class TestNothingToLearn:

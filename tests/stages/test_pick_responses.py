@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from recorded_pools import inputs, make_context
+from recorded_pools import inputs
+from stage_runs import stage_context
 
 from montessori_pl.records import Example, read_records
 from montessori_pl.routing import ConstantRouter, RouteLimits
@@ -36,7 +37,7 @@ def context(tmp_path: Path) -> Callable[..., StageContext]:
         (tmp_path / "router" / "routing").mkdir(parents=True, exist_ok=True)
         ConstantRouter(["c", "a", "b"], [1.0, 3.0, 2.0]).save(tmp_path / "router" / "routing")
         found = inputs(tmp_path, examples)
-        return make_context(tmp_path / "it", "none", inputs={**found, "routing": tmp_path / "router"})
+        return stage_context(tmp_path / "it", inputs={**found, "routing": tmp_path / "router"})
 
     return make
 

@@ -3,11 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning
 import pytest
-from lightning.pytorch import Callback, Trainer
+from stage_runs import quiet_trainer, stage_context, write
 from tiny_models import save_tiny_model, tiny_tokenizer
 
 from callbacks import ResponseLengthSignal
@@ -16,18 +15,16 @@ from montessori_pl.data import DataSources
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling, TransformersBackend
 from montessori_pl.models import LoraSettings, ModelSource
 from montessori_pl.optimization import TrainingSettings
-from montessori_pl.progress import Progress
 from montessori_pl.records import (
     Example,
     Message,
     PreferencePair,
-    append_records,
     read_lines,
     read_records,
     stable_seed,
 )
 from montessori_pl.stages import AlignTeacher, Answer, Pair, Score, StageContext
-from montessori_pl.stages.dose import DoseWatch, prompts_in_order
+from montessori_pl.stages.training.dose import DoseWatch, prompts_in_order
 from montessori_pl.student import StudentModule
 from montessori_pl.synthesis.base import SelfInstruct
 from montessori_pl.synthesis.collapse import CollapseLimits
@@ -90,38 +87,18 @@ def context(backbone: str, tmp_path: Path) -> Context:
 
     def make(name: str, **inputs: str | None) -> StageContext:
         lightning.seed_everything(SEED, verbose=False)
-        (tmp_path / name).mkdir()
-
-        def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
-            return Trainer(
-                accelerator="cpu",
-                callbacks=callbacks,
-                default_root_dir=tmp_path / name,
-                logger=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-                **arguments,
-            )
-
-        return StageContext(
-            key=f"iteration_1/{name}",
-            name=name,
-            iteration=1,
-            directory=tmp_path / name,
+        return stage_context(
+            tmp_path / name,
             seed=SEED,
             inputs={setting: tmp_path / stage if stage else None for setting, stage in inputs.items()},
             data=DataSources("none", str(tmp_path / "asked" / "examples.jsonl")),
             student=lambda: StudentModule(backbone, lora=LoraSettings(r=2, alpha=4)),
             teacher=lambda: TeacherDPOModule(backbone, lora=LoraSettings(r=2, alpha=4)),
             backend=Speaker,
-            trainer=trainer,
-            progress=Progress(lambda done, total: None, lambda seconds: None),
-            log_distribution=lambda name, values: None,
+            trainer=quiet_trainer,
         )
 
-    (tmp_path / "asked").mkdir()
-    append_records(tmp_path / "asked" / "examples.jsonl", ASKED)
+    write(tmp_path / "asked" / "examples.jsonl", ASKED)
     return make
 
 

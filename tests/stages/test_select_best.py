@@ -1,15 +1,14 @@
 """SelectBest, by hand: five of seven examples have a score, two of these the same."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_runs import never, stage_context, write
 
-from montessori_pl.data import DataSources
-from montessori_pl.progress import Progress
-from montessori_pl.records import Example, Record, Score, append_records, read_records
-from montessori_pl.stages import SelectBest, StageContext, StageError
+from montessori_pl.records import Example, Score, read_records
+from montessori_pl.stages import SelectBest, StageError
 
 VALUES = {"e": 1.0, "b": 3.0, "d": 1.0, "a": -2.0, "f": 2.0}
 EXAMPLES = [Example(id=id_, instruction=f"what is {id_}?", response="r") for id_ in "gfedcba"]
@@ -19,39 +18,14 @@ EXAMPLES = [Example(id=id_, instruction=f"what is {id_}?", response="r") for id_
 def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Run the stage on the examples with these scores; returns its metrics."""
 
-    def never(*arguments: Any, **keywords: Any) -> Any:
-        raise AssertionError("not needed")
-
-    def write(name: str, file: str, records: Sequence[Record]) -> Path:
-        (tmp_path / name).mkdir(exist_ok=True)
-        (tmp_path / name / file).unlink(missing_ok=True)
-        append_records(tmp_path / name / file, records)
-        return tmp_path / name
-
     def session(share: float = 0.5, **scores: dict[str, float]) -> dict[str, Any]:
         stage = SelectBest("data", list(scores), share)
-        directories = {"data": write("data", "examples.jsonl", EXAMPLES)}
+        directories = {"data": write(tmp_path / "data" / "examples.jsonl", EXAMPLES)}
         for name, values in scores.items():
             records = [Score(id=id_, value=value) for id_, value in values.items()]
-            directories[name] = write(name, "scores.jsonl", records)
-        (tmp_path / "best").mkdir(exist_ok=True)
-        return stage.run(
-            StageContext(
-                key="iteration_1/best",
-                name="best",
-                iteration=1,
-                directory=tmp_path / "best",
-                seed=0,
-                inputs={one.setting: directories[one.name] for one in stage.reads()},
-                data=DataSources("none", "none"),
-                student=never,
-                teacher=never,
-                backend=never,
-                trainer=never,
-                progress=Progress(lambda done, total: None, lambda seconds: None),
-                log_distribution=never,
-            )
-        )
+            directories[name] = write(tmp_path / name / "scores.jsonl", records)
+        inputs = {one.setting: directories[one.name] for one in stage.reads()}
+        return stage.run(stage_context(tmp_path / "best", inputs=inputs, log_distribution=never))
 
     return session
 

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded_pools import inputs, make_context
+from recorded_pools import inputs
+from stage_runs import stage_context
 from tiny_models import save_tiny_model
 
+from montessori_pl.models import LoraSettings
 from montessori_pl.records import Example, Score
 from montessori_pl.routing import load_router
 from montessori_pl.stages import SelectTeacher, StageContext, StageError
+from montessori_pl.student import StudentModule
 
 QUALITY = {"big": 8.0, "middle": 6.0, "small": 5.0}
 LOSS = {"big": 3.0, "middle": 1.0, "small": 0.5}
@@ -55,8 +58,10 @@ def context(tmp_path: Path, backbone: str) -> Callable[..., StageContext]:
             )
             for one in examples
         ]
-        return make_context(
-            tmp_path / "it", backbone, inputs=inputs(tmp_path, examples, quality=qualities, loss=losses)
+        return stage_context(
+            tmp_path / "it",
+            inputs=inputs(tmp_path, examples, quality=qualities, loss=losses),
+            student=lambda: StudentModule(backbone, lora=LoraSettings(r=2, alpha=4)),
         )
 
     return make

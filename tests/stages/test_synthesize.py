@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_runs import StandIn, stage_context
 
 from montessori_pl.data import DataSources
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models import ModelSource
 from montessori_pl.progress import Progress
 from montessori_pl.records import Example, Message, Rejection, append_records, read_records
-from montessori_pl.stages import StageContext, StageError, Synthesize
+from montessori_pl.stages import StageError, Synthesize
 from montessori_pl.synthesis import SelfInstruct
 from montessori_pl.synthesis.contamination import Decontamination
 from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
@@ -66,12 +67,6 @@ class ScriptedTeacher(GenerationBackend):
         return Completion(text=self.answer(text), finished=self.finished, num_tokens=9)
 
 
-class Teacher:
-    """Stands for the teacher module, of which a stage asks only where it comes from."""
-
-    source = ModelSource("the-teacher")
-
-
 @dataclasses.dataclass
 class Workshop:
     """Runs stages in one directory with scripted teachers."""
@@ -94,27 +89,16 @@ class Workshop:
 
     def run(self, teacher: ScriptedTeacher, seed: int = 5, **settings: Any) -> dict[str, Any]:
         """Run `Synthesize`, or go on with it."""
-        directory = self.root / "iteration_1" / "data"
-        directory.mkdir(parents=True, exist_ok=True)
         settings = {"synthesizer": SelfInstruct("classroom", 2, 1), "prompts_per_round": 4, **settings}
 
-        def never(*arguments: Any, **keywords: Any) -> Any:
-            raise AssertionError("Synthesize needs no student and no trainer")
-
-        context = StageContext(
-            key="iteration_1/data",
-            name="data",
-            iteration=1,
-            directory=directory,
+        context = stage_context(
+            self.root / "iteration_1" / "data",
             seed=seed,
             inputs={"teacher": None},
             data=self.data,
-            student=never,
-            teacher=Teacher,  # type: ignore[arg-type]
+            teacher=lambda: StandIn("the-teacher"),
             backend=lambda: teacher,
-            trainer=never,
             progress=Progress(lambda done, total: self.shown.append(done), lambda seconds: None),
-            log_distribution=lambda name, values: None,
         )
         return Synthesize(**settings).run(context)
 

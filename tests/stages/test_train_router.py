@@ -14,11 +14,11 @@ from recorded_pools import (
     best_teacher,
     inputs,
     known_qualities,
-    make_context,
     pool,
     prompts,
     random_qualities,
 )
+from stage_runs import Killed, quiet_trainer, stage_context
 from tiny_models import save_tiny_model, tiny_tokenizer
 
 from montessori_pl.chat import ChatFormat
@@ -27,7 +27,9 @@ from montessori_pl.optimization import TrainingSettings
 from montessori_pl.records import Example
 from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, load_router
 from montessori_pl.routing.encoder import PromptEncoder
-from montessori_pl.stages import StageContext, StageError, TrainRouter, pools
+from montessori_pl.stages import StageContext, StageError, TrainRouter
+from montessori_pl.stages.choosing import pools
+from montessori_pl.student import StudentModule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -56,21 +58,14 @@ def context(tmp_path: Path, backbone: str) -> Callable[..., StageContext]:
         **changes: Any,
     ) -> StageContext:
         found = inputs(tmp_path, examples, quality=quality, learnability=learnability or quality)
-        return make_context(tmp_path / name, model, **{"inputs": found, "trainer": make_trainer, **changes})
+        settings: dict[str, Any] = {
+            "inputs": found,
+            "student": lambda: StudentModule(model, lora=LoraSettings(r=2, alpha=4)),
+            "trainer": quiet_trainer,
+        }
+        return stage_context(tmp_path / name, **{**settings, **changes})
 
     return make
-
-
-def make_trainer(callbacks: list[Any], **arguments: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=callbacks,
-        **arguments,
-    )
 
 
 def accuracy(context: StageContext, texts: Sequence[str] = UNSEEN) -> float:
@@ -234,9 +229,6 @@ def test_the_encoder_can_be_trained_too(lora: LoraSettings | None, context: Call
     assert accuracy(whole) > 0.9
     assert not expected["fell_back_to_constant"]
 
-    class Killed(Exception):
-        pass
-
     class Kill(Callback):
         """Dies after so many steps."""
 
@@ -248,7 +240,7 @@ def test_the_encoder_can_be_trained_too(lora: LoraSettings | None, context: Call
                 raise Killed
 
     def killed_at(step: int) -> Callable[..., Trainer]:
-        return lambda callbacks, **arguments: make_trainer([*callbacks, Kill(step)], **arguments)
+        return lambda callbacks, **arguments: quiet_trainer([*callbacks, Kill(step)], **arguments)
 
     for step in (8, 19):
         torch.manual_seed(0)

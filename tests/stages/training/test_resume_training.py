@@ -14,15 +14,15 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from stage_runs import Killed, quiet_trainer, stage_context
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from montessori_pl.chat import Rendered
-from montessori_pl.data import DataSources, collate
+from montessori_pl.data import collate
 from montessori_pl.models import LoraSettings
 from montessori_pl.optimization import TrainingSettings
-from montessori_pl.progress import Progress
-from montessori_pl.stages.base import CHECKPOINT, StageContext
-from montessori_pl.stages.training import TrainingData, fit
+from montessori_pl.stages.base import CHECKPOINT
+from montessori_pl.stages.training.fit import TrainingData, fit
 from montessori_pl.student import StudentModule
 
 NUM_EXAMPLES, BATCH_SIZE, EPOCHS = 11, 2, 3
@@ -32,10 +32,6 @@ SEED = 7
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
 Seen = list[tuple[int, int, list[list[int]], float]]
 """Of each batch: epoch, index, tokens, and the learning rate."""
-
-
-class Killed(BaseException):
-    """Stands for `kill -9`: nothing in the program catches it."""
 
 
 class Watch(Callback):
@@ -95,35 +91,9 @@ def train(
     seen: Seen = []
 
     def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
-        return Trainer(
-            accelerator="cpu",
-            callbacks=[*callbacks, Watch(seen, kill_at)],
-            default_root_dir=directory,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            **arguments,
-        )
+        return quiet_trainer([*callbacks, Watch(seen, kill_at)], **arguments)
 
-    def nothing(*arguments: Any) -> Any:
-        raise AssertionError("training asks for no other model")
-
-    context = StageContext(
-        key="iteration_1/trained",
-        name="trained",
-        iteration=1,
-        directory=directory,
-        seed=SEED,
-        inputs={},
-        data=DataSources(seeds="", reference=""),
-        student=nothing,
-        teacher=nothing,
-        backend=nothing,
-        trainer=trainer,
-        progress=Progress(lambda done, total: None, lambda seconds: None),
-        log_distribution=nothing,
-    )
+    context = stage_context(directory, seed=SEED, trainer=trainer)
     generator = torch.Generator().manual_seed(1)
     items = []
     for number in range(NUM_EXAMPLES):

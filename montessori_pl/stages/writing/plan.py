@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from montessori_pl.planning import MANY, Expected, Plan, evenly
 from montessori_pl.records import Example
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.writing import Rules, fitting_prompt, turn
+from montessori_pl.stages.writing.writer import Rules, fitting_prompt, turn
 from montessori_pl.synthesis.parsing import CLOSING, OPENING
 
 NUM_PROMPTS = 64

@@ -8,10 +8,10 @@ from montessori_pl.data import EncodedPair, collate_pairs, encode_pairs
 from montessori_pl.optimization import TrainingSettings
 from montessori_pl.planning import Work
 from montessori_pl.records import PreferencePair, read_records
-from montessori_pl.stages.base import StageContext, StageError
-from montessori_pl.stages.pair import PAIRS
-from montessori_pl.stages.plan import PlanContext, planned_training
-from montessori_pl.stages.training import TrainingData
+from montessori_pl.stages.base import PAIRS, StageContext, StageError
+from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.training.fit import TrainingData
+from montessori_pl.stages.training.plan import planned_training
 
 
 def read_pairs(
@@ -25,8 +25,7 @@ def read_pairs(
     Raises:
         StageError: none fits.
     """
-    directory = context.inputs["pairs"]
-    assert directory is not None
+    directory = context.given("pairs")
     pairs = read_records(directory / PAIRS, PreferencePair)
     fitting = [(pair, encoded) for pair in pairs for encoded in encode_pairs([pair], chat, max_length)]
     if not fitting:

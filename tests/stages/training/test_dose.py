@@ -1,4 +1,4 @@
-"""The dose of alignment: what a look sees, that it disturbs nothing, and which teacher stays."""
+"""The dose of alignment: what is held out, when training stops, and which teacher stays."""
 
 import dataclasses
 import inspect
@@ -6,51 +6,37 @@ import itertools
 import json
 import math
 import os
-import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
+from alignments import GENTLE, PROMPTS, SEED, WATCH, Align, looks_of
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
-from tiny_models import save_tiny_model, tiny_tokenizer
+from stage_runs import Killed
+from tiny_models import tiny_tokenizer
 from torch import Tensor
 
 from montessori_pl.chat import ChatFormat
-from montessori_pl.data import DataSources, encode_pairs
-from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
-from montessori_pl.models import LoraSettings, ModelSource, load_model, save_weights
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.progress import Progress
-from montessori_pl.records import Example, PreferencePair, append_records, read_lines, stable_seed
-from montessori_pl.stages import AlignTeacher, StageContext, Synthesize
-from montessori_pl.stages import dose as dose_module
+from montessori_pl.models import ModelSource, load_model
+from montessori_pl.stages import AlignTeacher, Synthesize
 from montessori_pl.stages.base import CHECKPOINT
-from montessori_pl.stages.dose import DoseWatch, num_held_out, prompts_in_order
-from montessori_pl.stages.looks import Look, Observer
-from montessori_pl.synthesis.base import Synthesizer
+from montessori_pl.stages.training import dose as dose_module
+from montessori_pl.stages.training.dose import DoseWatch, num_held_out, prompts_in_order
+from montessori_pl.stages.training.looks import Look
 from montessori_pl.synthesis.collapse import CollapseLimits
-from montessori_pl.synthesis.diversity import diversity
-from montessori_pl.synthesis.filters import Rejected
 from montessori_pl.teacher import TeacherDPOModule
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
 
-SEED = 3
-NO_LIMITS = CollapseLimits(**{field.name: None for field in dataclasses.fields(CollapseLimits)})
-SHORT = Sampling(temperature=1.0, top_p=0.9, max_tokens=12)
-PROMPTS = ["write", "ask", "invent a task.", "a question?", "say", "think of it"]
-"""Two pairs each: six batches of two pairs, without those that are held out."""
-WATCH = DoseWatch(held_out=0.2, every_n_steps=1, num_samples=8, sampling=SHORT, limits=NO_LIMITS)
-GENTLE = TrainingSettings(lr=1e-3, epochs=2, batch_size=2, checkpoint_every_n_steps=2)
 OVERDOSE = dataclasses.replace(GENTLE, lr=1e-1, epochs=4, schedule="constant")
 LIMITS = CollapseLimits(divergence=0.3)
+AT_THE_END = -1
 
 
 class Nothing(DoseWatch):
@@ -58,55 +44,6 @@ class Nothing(DoseWatch):
 
     def beyond(self, first: Mapping[str, Any], look: Mapping[str, Any]) -> list[str]:
         return ["it moved"]
-
-
-class Whatever(Synthesizer):
-    """Takes every completion with an `a` in it for an instruction."""
-
-    def prompt(
-        self, rng: random.Random, seeds: Sequence[Example], written: Sequence[Example], num_shots: int | None = None
-    ) -> tuple[str, tuple[str, ...]]:
-        raise AssertionError("nobody writes prompts here")
-
-    def instruction(self, completion: str) -> str:
-        if "a" not in completion:
-            raise Rejected("no a", completion)
-        return completion.strip()
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tiny_model(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of twelve pairs of six prompts, with unequal weights."""
-    records = [
-        PreferencePair(
-            id=f"{prompt}-{number}",
-            prompt=prompt,
-            chosen=["a task.", "why is it so?"][number],
-            rejected=["no no no", "b"][number],
-            chosen_id="c",
-            rejected_id="r",
-            margin=1.0,
-            weight=0.5 + number,
-            chosen_finished=number == 0,
-        )
-        for prompt in PROMPTS
-        for number in range(2)
-    ]
-    directory = tmp_path_factory.mktemp("pairs")
-    append_records(directory / "pairs.jsonl", records)
-    return directory
-
-
-class Killed(BaseException):
-    """Stands for `kill -9`: nothing in the program catches it."""
-
-
-AT_THE_END = -1
 
 
 class Notes(Callback):
@@ -135,65 +72,6 @@ class Notes(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.kill_at == AT_THE_END:
             raise Killed
-
-
-Align = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def align(backbone: str, pairs: Path) -> Align:
-    """One session of the stage, as the runner begins it; returns its metrics."""
-
-    def run(
-        directory: Path,
-        watch: DoseWatch | None = WATCH,
-        training: TrainingSettings = GENTLE,
-        notes: Callback | None = None,
-        previous: Path | None = None,
-        logger: Any = False,
-        **settings: Any,
-    ) -> dict[str, Any]:
-        lightning.seed_everything(SEED, verbose=False)
-        directory.mkdir(parents=True, exist_ok=True)
-
-        def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
-            return Trainer(
-                accelerator="cpu",
-                callbacks=[*([notes] if notes else []), *callbacks],
-                default_root_dir=directory,
-                logger=logger,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-                **arguments,
-            )
-
-        def never(*arguments: Any) -> Any:
-            raise AssertionError("not needed")
-
-        context = StageContext(
-            key="iteration_1/aligned",
-            name="aligned",
-            iteration=1,
-            directory=directory,
-            seed=SEED,
-            inputs={"pairs": pairs, "teacher": previous},
-            data=DataSources(seeds="", reference=""),
-            student=never,
-            teacher=lambda: TeacherDPOModule(backbone, lora=LoraSettings(r=2, alpha=4, dropout=0.1), nll_weight=0.1),
-            backend=never,
-            trainer=trainer,
-            progress=Progress(lambda done, total: None, lambda seconds: None),
-            log_distribution=never,
-        )
-        stage = AlignTeacher("pairs", training, watch=watch, synthesizer=Whatever(), **settings)
-        return stage.run(context)
-
-    return run
-
-
-def looks_of(directory: Path) -> list[Look]:
-    return list(read_lines(directory / "looks.jsonl"))
 
 
 def weights_of(directory: Path) -> dict[str, bytes]:
@@ -308,141 +186,6 @@ class TestHeldOut:
         }
         held_out = prompts_in_order([("", text) for text in PROMPTS], SEED)[:2]
         assert found == {text: 0 if ("", text) in held_out else 2 * 2 * GENTLE.epochs for text in PROMPTS}
-
-
-def slow_log_probability(source: ModelSource, chat: ChatFormat, prompt: str, text: str, finished: bool) -> float:
-    """Of one completion, token by token."""
-    model = load_model(source)
-    ids, response = chat.prompt_ids([{"role": "user", "content": prompt}]), chat.response_ids(text, finished)
-    total = 0.0
-    for token in response:
-        with torch.no_grad():
-            total += float(model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(dim=0)[token])
-        ids = [*ids, token]
-    return total
-
-
-@pytest.fixture(params=["first", "second"])
-def observer(request: pytest.FixtureRequest, backbone: str, pairs: Path, tmp_path: Path) -> Observer:
-    """Looks at a teacher that has moved away from its reference, in the first iteration and in the second one."""
-    generator = torch.Generator().manual_seed(4)
-
-    def moved(teacher: TeacherDPOModule) -> TeacherDPOModule:
-        teacher.configure_model()
-        with torch.no_grad():
-            for parameter in teacher.optimized().values():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        return teacher
-
-    lora = LoraSettings(r=2, alpha=4, dropout=0.5)
-    teacher = TeacherDPOModule(backbone, lora=lora, beta=0.3, nll_weight=0.5)
-    if request.param == "second":
-        save_weights(moved(TeacherDPOModule(backbone, lora=lora)).network, tmp_path / "previous")  # type: ignore[arg-type]
-        teacher.source = dataclasses.replace(teacher.source, weights=tmp_path / "previous")
-    moved(teacher).network.train()
-    chat = ChatFormat(tiny_tokenizer(), context=96)
-    records = [PreferencePair.from_dict(line) for line in read_lines(pairs / "pairs.jsonl")][:5]
-    return Observer(
-        teacher=teacher,
-        chat=chat,
-        held_out=encode_pairs(records, chat, 64),
-        prompts=[[{"role": "user", "content": text}] for text in PROMPTS],
-        num_samples=8,
-        sampling=SHORT,
-        read=Whatever().instruction,
-        seed=SEED,
-        batch_size=2,
-    )
-
-
-class TestLook:
-    def test_numbers_of_the_pairs(self, observer: Observer, pairs: Path, tmp_path: Path) -> None:
-        """Against log-probabilities of one completion at a time, under two models that are loaded anew."""
-        look = observer.look()
-        teacher = observer.teacher
-        save_weights(teacher.network, tmp_path / "moved")  # type: ignore[arg-type]
-        policy, reference = ModelSource(teacher.backbone, tmp_path / "moved"), teacher.source
-        ratios: dict[str, list[float]] = {"chosen": [], "rejected": []}
-        losses, nll, tokens = [], 0.0, 0
-        for line in list(read_lines(pairs / "pairs.jsonl"))[:5]:
-            for side, values in ratios.items():
-                completion = (observer.chat, line["prompt"], line[side], line[f"{side}_finished"])
-                log_probability = slow_log_probability(policy, *completion)
-                values.append(log_probability - slow_log_probability(reference, *completion))
-                if side == "chosen":
-                    nll -= line["weight"] * log_probability
-                    tokens += len(observer.chat.response_ids(line["chosen"], line["chosen_finished"]))
-            margin = ratios["chosen"][-1] - ratios["rejected"][-1]
-            losses.append(line["weight"] * math.log(1 + math.exp(-0.3 * margin)))
-        margins = [one - other for one, other in zip(ratios["chosen"], ratios["rejected"], strict=True)]
-        assert look["loss"] == pytest.approx(sum(losses) / 5 + 0.5 * nll / tokens, rel=1e-4)
-        assert look["margin"] == pytest.approx(sum(margins) / 5, rel=1e-4, abs=1e-4)
-        assert look["chosen_log_ratio"] == pytest.approx(sum(ratios["chosen"]) / 5, rel=1e-4, abs=1e-4)
-        assert look["rejected_log_ratio"] == pytest.approx(sum(ratios["rejected"]) / 5, rel=1e-4, abs=1e-4)
-        assert look["reward_accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / 5)
-
-    def test_numbers_of_the_writing(self, observer: Observer, tmp_path: Path) -> None:
-        """The same completions as of the saved teacher, loaded by the engine itself; scored one at a time."""
-        look = observer.look()
-        teacher, chat = observer.teacher, observer.chat
-        save_weights(teacher.network, tmp_path / "moved")  # type: ignore[arg-type]
-        policy, reference = ModelSource(teacher.backbone, tmp_path / "moved"), teacher.source
-        engine = TransformersBackend(device="cpu")
-        engine.load(policy)
-        asked = [*PROMPTS, *PROMPTS[:2]]
-        requests = [
-            Request(messages=[{"role": "user", "content": text}], seed=stable_seed(SEED, "look", number))
-            for number, text in enumerate(asked)
-        ]
-        completions: list[Completion] = engine.generate(requests, SHORT)
-        ratios, nats, tokens = [], 0.0, 0
-        for prompt, completion in zip(asked, completions, strict=True):
-            scored = (chat, prompt, completion.text, completion.finished)
-            before = slow_log_probability(reference, *scored)
-            ratios.append(slow_log_probability(policy, *scored) - before)
-            nats -= before
-            tokens += len(chat.response_ids(completion.text, completion.finished))
-        instructions = [completion.text.strip() for completion in completions if "a" in completion.text]
-        assert look["samples"] == [completion.text for completion in completions[:3]]
-        assert look["parsed_share"] == len(instructions) / 8
-        assert {name: look[name] for name in diversity([])} == diversity(instructions)
-        assert look["tokens"] == sum(completion.num_tokens for completion in completions) / 8
-        assert look["kl"] == pytest.approx(sum(ratios) / 8, rel=1e-4, abs=1e-4)
-        assert look["divergence"] == pytest.approx(sum(ratios) / tokens, rel=1e-4, abs=1e-4)
-        assert look["surprise"] == pytest.approx(nats / tokens, rel=1e-4)
-
-    def test_disturbs_nothing(self, observer: Observer) -> None:
-        """Mode of each module, gradients, what is trained, weights and random states; and no tensor of inference."""
-        network = observer.teacher.network
-        for parameter in observer.teacher.optimized().values():
-            parameter.grad = torch.ones_like(parameter)
-        next(network.children()).eval()  # one part, as a callback might
-
-        def state() -> Any:
-            return (
-                [module.training for module in network.modules()],
-                {name: parameter.requires_grad for name, parameter in network.named_parameters()},
-                {name: parameter.grad.sum().item() for name, parameter in observer.teacher.optimized().items()},  # type: ignore[union-attr]
-                {name: parameter.detach().double().sum().item() for name, parameter in network.named_parameters()},
-                torch.get_rng_state().tolist(),
-                random.getstate(),
-            )
-
-        before, look = state(), observer.look()
-        assert state() == before
-        assert observer.look() == look, "and the next one sees the same"
-        assert not any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers()))
-
-    def test_completions_end_with_the_context(self, observer: Observer) -> None:
-        """The default limit of 1,024 tokens is more than small models have positions."""
-        look = dataclasses.replace(observer, sampling=Sampling(max_tokens=1024)).look()
-        assert look["tokens"] <= 96
-
-    def test_before_the_first_step_nothing_has_moved(self, align: Align, tmp_path: Path) -> None:
-        align(tmp_path)
-        first, _, *others = looks_of(tmp_path)  # the learning rate rises from zero: the first step moves nothing
-        assert [first[name] for name in ("margin", "chosen_log_ratio", "kl", "reward_accuracy")] == [0, 0, 0, 0]
-        assert all(look["kl"] != 0 and look["margin"] != 0 for look in others)
 
 
 class TestTraining:

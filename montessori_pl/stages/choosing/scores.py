@@ -2,9 +2,8 @@
 
 from montessori_pl.pairing import mean_scores
 from montessori_pl.records import Score, read_records
-from montessori_pl.stages.base import Input, Kind, StageContext, StageError
+from montessori_pl.stages.base import SCORES, Input, Kind, StageContext, StageError
 from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.score import SCORES
 
 
 def score_names(scores: str | list[str]) -> list[str]:
@@ -30,11 +29,8 @@ def read_scores(context: StageContext, names: list[str]) -> dict[str, Score]:
     Raises:
         StageError: the scores cannot be averaged.
     """
-    several = []
-    for name in names:
-        directory = context.inputs[_setting(names, name)]
-        assert directory is not None
-        several.append({score.id: score for score in read_records(directory / SCORES, Score)})
+    directories = [context.given(_setting(names, name)) for name in names]
+    several = [{score.id: score for score in read_records(one / SCORES, Score)} for one in directories]
     if len(several) == 1:
         return several[0]
     try:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_runs import StandIn, stage_context
 
 from montessori_pl.data import DataSources
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models import ModelSource
-from montessori_pl.progress import Progress
 from montessori_pl.records import Example, Message, append_records, read_lines, read_records
-from montessori_pl.stages import CollapseGuard, StageContext, StageError, Synthesize
+from montessori_pl.stages import CollapseGuard, StageError, Synthesize
 from montessori_pl.synthesis import SelfInstruct
 from montessori_pl.synthesis.collapse import CollapseLimits
 
@@ -78,12 +78,6 @@ class Teachers(GenerationBackend):
         self._loaded = ""
 
 
-class Teacher:
-    """Stands for the teacher module."""
-
-    source = ModelSource("the-teacher")
-
-
 class School:
     """Runs `Synthesize` in directories of its own; what the teacher before alignment wrote lies in `before`."""
 
@@ -97,8 +91,6 @@ class School:
 
     def run(self, name: str, teachers: Teachers, teacher: str | None = "aligned", **settings: Any) -> dict[str, Any]:
         """Run a stage, or go on with it; `fallback` and what else belongs to the guard goes to the guard."""
-        directory = self.root / name
-        directory.mkdir(exist_ok=True)
         inputs: dict[str, Path | None] = {"teacher": self.root / teacher if teacher else None}
         guard: CollapseGuard | None = settings.get("guard")
         if guard is not None:
@@ -107,23 +99,13 @@ class School:
             base = guard.fallback_teacher == "base"
             inputs["guard.fallback_teacher"] = None if base else self.root / guard.fallback_teacher
 
-        def never(*arguments: Any, **keywords: Any) -> Any:
-            raise AssertionError("Synthesize needs no student and no trainer")
-
-        context = StageContext(
-            key=f"iteration_1/{name}",
+        context = stage_context(
+            self.root / name,
             name="data",
-            iteration=1,
-            directory=directory,
-            seed=5,
             inputs=inputs,
             data=self.data,
-            student=never,
-            teacher=Teacher,  # type: ignore[arg-type]
+            teacher=lambda: StandIn("the-teacher"),
             backend=lambda: teachers,
-            trainer=never,
-            progress=Progress(lambda done, total: None, lambda seconds: None),
-            log_distribution=lambda name, values: None,
         )
         synthesizer = SelfInstruct("classroom", 2, 1)
         settings = {"synthesizer": synthesizer, "prompts_per_round": 4, "max_similarity": None, **settings}

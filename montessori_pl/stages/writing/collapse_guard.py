@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from montessori_pl.records import Example, Rejection, read_records
-from montessori_pl.stages.base import BASE, LATEST, Input, Kind, StageContext, StageError
-from montessori_pl.stages.writing import EXAMPLES, REJECTIONS
+from montessori_pl.stages.base import BASE, EXAMPLES, LATEST, REJECTIONS, Input, Kind, StageContext, StageError
 from montessori_pl.synthesis.base import Synthesizer
 from montessori_pl.synthesis.collapse import CollapseLimits
 from montessori_pl.synthesis.diversity import diversity
@@ -89,9 +88,7 @@ class CollapseWatch:
     ) -> None:
         self.guard, self.journal, self.directory = guard, journal, context.directory
         self._synthesizer, self._max_similarity = synthesizer, max_similarity
-        baseline = context.inputs[BASELINE]
-        assert baseline is not None
-        self._before = self._read(baseline)
+        self._before = self._read(context.given(BASELINE))
         if not self._before:
             raise StageError(
                 f"{context.key}: guard.baseline names {guard.baseline!r}, which holds no completions of a teacher to "

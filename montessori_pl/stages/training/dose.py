@@ -24,7 +24,7 @@ from montessori_pl.generation.base import Sampling
 from montessori_pl.models import save_weights
 from montessori_pl.records import read_lines
 from montessori_pl.stages.base import WEIGHTS
-from montessori_pl.stages.looks import Look, Observer
+from montessori_pl.stages.training.looks import Look, Observer
 from montessori_pl.synthesis.collapse import CollapseLimits
 from montessori_pl.workspace import directory_written_atomically, write_atomically
 

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.records import Example, Message, Rejection, stable_seed
-from montessori_pl.stages.authors import Author, Authors
 from montessori_pl.stages.base import StageContext
+from montessori_pl.stages.writing.authors import Author, Authors
 from montessori_pl.synthesis.base import Synthesizer
 from montessori_pl.synthesis.contamination import Decontamination, HeldOut
 from montessori_pl.synthesis.filters import InstructionFilter, Rejected, ResponseFilter
 from montessori_pl.synthesis.near_duplicates import NearDuplicateIndex
-
-EXAMPLES, REJECTIONS = "examples.jsonl", "rejections.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the two training stages share: fit from the last checkpoint, and leave weights and optimizer state behind."""
+"""What all training stages share: fit from the last checkpoint, and leave weights and optimizer state behind."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from montessori_pl.records import Example, Score, read_records
 from montessori_pl.routing import Prompt, ResponsePool, Router
-from montessori_pl.stages.base import ROUTING, StageContext, StageError
+from montessori_pl.stages.base import EXAMPLES, ROUTING, SCORES, StageContext, StageError
 
 CHUNK = 256
 """Prompts whose numbers are kept at a time: what a kill can cost."""
@@ -21,10 +21,9 @@ def read_pool(context: StageContext) -> ResponsePool:
     Raises:
         StageError: nobody says who wrote a response, or there are not two teachers.
     """
-    directory = context.inputs["examples"]
-    assert directory is not None
+    directory = context.given("examples")
     try:
-        pool = ResponsePool.of(read_records(directory / "examples.jsonl", Example))
+        pool = ResponsePool.of(read_records(directory / EXAMPLES, Example))
     except ValueError as error:
         raise StageError(f"{context.key}: {error}") from error
     if len(pool.teachers) < 2:
@@ -37,9 +36,7 @@ def read_pool(context: StageContext) -> ResponsePool:
 
 def read_scores(context: StageContext, setting: str) -> list[Score]:
     """The scores of the stage that the setting names."""
-    directory = context.inputs[setting]
-    assert directory is not None
-    return read_records(directory / "scores.jsonl", Score)
+    return read_records(context.given(setting) / SCORES, Score)
 
 
 def save_router(context: StageContext, router: Router) -> None:

@@ -1,0 +1,176 @@
+"""Runs to their ends, and on from there: quick ones of a stage or two, and the shipped recipe with small counts."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from recipe_files import Mistake, Recipe, contents
+
+from montessori_pl.cli import main, shipped_configs
+from montessori_pl.workspace import Workspace
+
+PLUGIN = '''
+from montessori_pl.stages import Kind, Stage, StageContext, StageError
+from pathlib import Path
+
+
+class Breaks(Stage):
+    """Breaks until somebody writes a file."""
+
+    produces = Kind.REPORT
+    artifacts = ()
+
+    def __init__(self, until: str, first_iteration_only: bool = False) -> None:
+        super().__init__(first_iteration_only)
+        self.until = until
+
+    def run(self, context: StageContext) -> dict[str, str]:
+        if not Path(self.until).exists():
+            raise StageError(f"{context.key} waits for {self.until}")
+        return {}
+'''
+
+
+class TestRuns:
+    """Runs to their ends."""
+
+    def test_what_a_stage_warns_of_is_said_behind_its_last_line(
+        self, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Any stage's: the sentences of its metrics under `warnings`."""
+        Path("warning_stages.py").write_text(PLUGIN.replace("return {}", 'return {"warnings": ["less and less"]}'))
+        Path("mended").touch()
+        stage = {"class_path": "warning_stages.Breaks", "init_args": {"until": "mended"}}
+        main(["fit", "--config", recipe(recipe__warns=stage)])
+        said = capsys.readouterr().out
+        assert re.search(r"recorded: done in .*\n\[2/2\]", said), "who warns of nothing says nothing"
+        assert re.search(r"warns: done in .*\n  warning: less and less\n", said)
+
+    def test_a_finished_stage_is_topped_up(self, mistake: Mistake, recipe: Recipe) -> None:
+        """As long as nobody has read it; what there was stays, and what is added comes from later prompts."""
+        settings = {
+            "num_examples": 6,
+            "samples_per_prompt": 2,
+            "prompts_per_round": 2,
+            "synthesizer": {"class_path": "SelfInstruct", "init_args": {"prompt": "classroom"}},
+            "instruction_sampling": {"max_tokens": 40},
+            "response_sampling": {"max_tokens": 24},
+            "max_similarity": None,
+        }
+        path = recipe(recipe__data={"class_path": "Synthesize", "init_args": settings})
+        main(["fit", "--config", path])
+        examples = Path("run/iteration_1/data/examples.jsonl")
+        before = examples.read_text()
+        main(["fit", "--config", path, "--recipe.data.num_examples", "9"])
+        assert examples.read_text().startswith(before)
+        assert len(examples.read_text().splitlines()) == 9
+        asked = {"class_path": "Answer", "init_args": {"instructions": "data", "student": "base"}}
+        asked["init_args"]["sampling"] = {"max_tokens": 8}  # type: ignore[index]
+        path = recipe(recipe__data={"class_path": "Synthesize", "init_args": settings}, recipe__answers=asked)
+        main(["fit", "--config", path, "--recipe.data.num_examples", "9"])
+        said = mistake("--config", path, "--recipe.data.num_examples", "12")
+        assert said.startswith(
+            "stage iteration_1/data of run has finished under other settings "
+            "(recipe.data.init_args.num_examples: 9 then, 12 now)"
+        )
+
+    def test_plugin_beside_the_recipe_and_a_later_stage_that_changes(self, mistake: Mistake, recipe: Recipe) -> None:
+        """The second stage, a class in a file of the working directory, stops the first session.
+
+        What has not begun may then be changed; what has finished is not done again.
+        """
+        Path("stages_of_mine.py").write_text(PLUGIN)
+        stages = {
+            "recipe__breaks": {"class_path": "stages_of_mine.Breaks", "init_args": {"until": "mended"}},
+            "recipe__later": {"class_path": "RecordedExamples", "init_args": {"source": "classroom/seeds[:8]"}},
+        }
+        said = mistake("--config", recipe(**stages))
+        assert said == "iteration_1/breaks waits for mended"
+        assert "StageError" in Path("run/error.log").read_text(), "the traceback is kept"
+        before = contents(Path("run/iteration_1/recorded"))
+        Path("mended").touch()
+        main(["fit", "--config", "recipe.yaml", "--recipe.later.source", "classroom/seeds[:4]"])
+        assert contents(Path("run/iteration_1/recorded")) == before
+        assert len(Path("run/iteration_1/later/examples.jsonl").read_text().splitlines()) == 4
+
+    def test_recipe_to_its_end_and_on(
+        self, tiny_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tiny_recipe()
+        arguments, run = ["fit", "--config", str(path)], path.parent / "run"
+        main(arguments)
+        printed = capsys.readouterr().out
+        summary = json.loads((run / "summary.json").read_text())
+        assert list(summary["students"]) == ["base", "warmup", "trained"]
+        for metrics in summary["students"].values():
+            assert {"reference_loss", "test_loss", "accuracy"} <= metrics.keys()
+            assert metrics["reference_loss"] > 0
+            assert 0 <= metrics["accuracy"] <= 1
+            for name in ("reference loss", "test loss", "accuracy"):
+                assert name in printed
+        assert summary["data"]["iteration_1/warmup_data"]["accepted"] == 24
+        assert summary["data"]["iteration_1/training_data"]["accepted"] == 48
+        assert summary["data"]["iteration_1/influence_after"]["count"] == 8
+        assert summary["data"]["iteration_1/preferences"]["pairs"] >= 1
+        # Influence never stands alone: beside it the loss of the student on which it was measured, as its evaluation
+        # gives it, and how varied the examples are.
+        assert summary["warnings"] == []
+        judged = ("influence", "influence_2", "influence_3", "influence_after")
+        assert list(summary["influence"]) == [f"iteration_1/{name}" for name in judged]
+        for key, numbers in summary["influence"].items():
+            same = numbers["reference_loss"] == summary["students"]["warmup"]["reference_loss"]
+            assert same is (key.split("_")[-1] not in "23"), "the other two were warmed up apart"
+            for name in ("token_entropy", "opening_entropy", "distinct_share", "mean_max_rouge_l"):
+                assert numbers[name] == summary["data"][key]["diversity"][name] > 0
+            assert re.search(
+                rf"{key}: done in .* \(mean {numbers['mean']:.3g}, positive {numbers['positive_share']:.0%} of \d+; "
+                rf"entropy of words {numbers['token_entropy']:.2f}, of first words {numbers['opening_entropy']:.2f}; "
+                rf"reference loss {numbers['reference_loss']:.3f}\)",
+                printed,
+            )
+        for student, data in (("warmup", "warmup_data"), ("trained", "training_data")):
+            breadth = summary["data"][f"iteration_1/{data}"]["diversity"]
+            assert summary["students"][student]["data_token_entropy"] == breadth["token_entropy"]
+        assert not [name for name in summary["students"]["base"] if name.startswith("data_")]
+        assert summary["training"]["iteration_1/warmup"]["steps"] == 6, "24 examples by 8, twice"
+        assert len(summary["stages"]) == 14
+        assert all(stage["finished"] and stage["seconds"] >= 0 for stage in summary["stages"].values())
+        assert summary["stages"]["iteration_1/training_data"]["seconds"] > 0
+        for text in ("[1/14] iteration_1/warmup_data: Synthesize", "24 examples accepted", "summary.json"):
+            assert text in printed
+        for student, metrics in summary["students"].items():
+            assert re.search(rf"│ {student} +│ +{metrics['reference_loss']:.3f} ± ", printed)
+        assert yaml.safe_load((run / "config.yaml").read_text())["recipe"].keys() == {
+            key.split("/")[1] for key in summary["stages"]
+        }
+
+        # A second call does nothing, and says so in seconds.
+        before = contents(run / "iteration_1")
+        start = time.monotonic()
+        main(arguments)
+        assert time.monotonic() - start < 10
+        printed = capsys.readouterr().out
+        assert printed.count("finished before") == 14
+        assert "All 14 stages had finished; nothing was left to do." in printed
+
+        # More iterations go on from there; the run directory holds its own recipe file.
+        main(["fit", "--config", str(run / "config.yaml"), "--iterations", "2"])
+        assert contents(run / "iteration_1") == before
+        entries = Workspace(run).entries
+        second = [key.removeprefix("iteration_2/") for key in entries if key.startswith("iteration_2/")]
+        assert second == list(yaml.safe_load((shipped_configs() / "iter1.yaml").read_text())["recipe"])[4:]
+        assert _read_by(entries["iteration_2/probing_data"].inputs, "teacher") == "iteration_1/aligned_teacher"
+        assert _read_by(entries["iteration_2/influence"].inputs, "student") == "iteration_1/trained"
+        assert _read_by(entries["iteration_2/aligned_teacher"].inputs, "teacher") == "iteration_1/aligned_teacher"
+        assert _read_by(entries["iteration_2/training_data"].inputs, "teacher") == "iteration_2/aligned_teacher"
+        assert entries["iteration_2/trained"].inputs.keys() == {"examples"}, "the student starts from its base"
+        assert _read_by(entries["iteration_2/evaluation"].inputs, "students.warmup") == "iteration_1/warmup"
+        assert _read_by(entries["iteration_2/evaluation"].inputs, "students.trained") == "iteration_2/trained"
+
+
+def _read_by(inputs: dict[str, str], setting: str) -> str:
+    return inputs[setting].split()[0]

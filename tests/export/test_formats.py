@@ -1,0 +1,184 @@
+"""What is exported, format by format: read back by the libraries that it is for, and trained on by TRL."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_dataset, load_from_disk
+from hand_made import EXAMPLES, PAIRS, RECORDED, HandMade, described, exported, rows
+from tiny_models import save_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from montessori_pl.chat import ChatFormat
+from montessori_pl.data import encode_pairs
+from montessori_pl.readers import read_examples
+from montessori_pl.records import Example
+
+
+@pytest.mark.usefixtures("run")
+class TestFormats:
+    """What is written, and that it is read back."""
+
+    def test_alpaca(self) -> None:
+        found = rows(exported("alpaca", "--stage", "data") / "train.jsonl")
+        assert found[0] == {"id": "data-0", "instruction": "what is a cat?", "input": "", "output": "an animal."}
+        assert [row["output"] for row in found] == [one.response for one in EXAMPLES]
+        assert all(row.keys() == found[0].keys() for row in found)
+
+    def test_system_messages(self) -> None:
+        """A column that some rows lack is read differently by different readers: all have it, or none."""
+        alpaca = exported("alpaca", "--stage", "outside")
+        assert [row["system"] for row in rows(alpaca / "train.jsonl")] == ["be kind", ""]
+        messages = rows(exported("messages", "--stage", "outside", output="messages") / "train.jsonl")
+        assert [[turn["role"] for turn in row["messages"]] for row in messages] == [
+            ["system", "user", "assistant"],
+            ["user", "assistant"],
+        ]
+
+    @pytest.mark.parametrize("stage", ["data", "outside"])
+    @pytest.mark.parametrize("format", ["alpaca", "messages"])
+    def test_our_own_reader_reads_the_same_conversations(self, format: str, stage: str) -> None:
+        """With their ids, blanks and line separators."""
+        found = read_examples(str(exported(format, "--stage", stage) / "train.jsonl"))
+        expected = {"data": EXAMPLES, "outside": RECORDED}[stage]
+        assert [(one.id, one.messages()) for one in found] == [(one.id, one.messages()) for one in expected]
+
+    @pytest.mark.parametrize("format", ["alpaca", "messages", "dpo"])
+    def test_datasets_reads_the_directory(self, format: str, tmp_path: Path) -> None:
+        """By the card, so that neither LLaMA-Factory's files nor the card itself are taken for rows."""
+        directory = exported(format)
+        found = load_dataset(str(directory), split="train", cache_dir=str(tmp_path / "cache"))
+        assert found.to_list() == rows(directory / "train.jsonl")
+
+    def test_text_stays_readable(self) -> None:
+        assert "日本語" in (exported("messages", "--stage", "data") / "train.jsonl").read_text(encoding="utf-8")
+
+    def test_dpo(self) -> None:
+        """Without the pairs in which a completion was cut: there a trainer would put an end token."""
+        directory = exported("dpo")
+        found = rows(directory / "train.jsonl")
+        assert [row["id"] for row in found] == ["pair-0", "pair-2"]
+        assert found[0] == {
+            "id": "pair-0",
+            "prompt": [{"role": "user", "content": "write a task."}],
+            "chosen": [{"role": "assistant", "content": "name a cat."}],
+            "rejected": [{"role": "assistant", "content": "no"}],
+            "score_margin": 0.5,
+            "weight": 0.25,
+        }
+
+    def test_hf(self, tmp_path: Path) -> None:
+        """Whole records, and the scores of the stage that scored some of them."""
+        directory = exported("hf", "--stage", "data")
+        found = load_from_disk(str(directory))["train"]
+        columns = ["iteration_1/influence", "iteration_1/influence/standard_error"]
+        assert [Example.from_dict(row) for row in found.remove_columns(columns)] == EXAMPLES
+        assert [[row[column] for column in columns] for row in found] == [
+            [0.5, 0.25],
+            [-1.0, None],
+            [None] * 2,
+            [None] * 2,
+        ]
+        assert [one.messages() for one in read_examples(str(directory))] == [one.messages() for one in EXAMPLES]
+        by_card = load_dataset(str(directory), split="train", cache_dir=str(tmp_path / "cache"))
+        assert by_card.to_list() == found.to_list()
+
+    def test_columns_of_hf_have_types_where_no_row_has_a_value(self) -> None:
+        features = load_from_disk(str(exported("hf", "--stage", "outside")))["train"].features
+        assert features["seed_ids"].feature.dtype == "string"
+        assert features["completion_finished"].dtype == "bool"
+
+    def test_scores_of_what_the_stage_held_before_are_left_out(self, run: HandMade) -> None:
+        shutil.rmtree("iter1/iteration_1/data")
+        run.add("iteration_1/data", "Synthesize", {"examples": EXAMPLES[:2]}, {"accepted": 2})
+        assert "iteration_1/influence" not in load_from_disk(str(exported("hf", "--stage", "data")))["train"].features
+
+    @pytest.mark.parametrize("stage", ["data", "outside"])
+    def test_llama_factory_alpaca(self, stage: str) -> None:
+        """As its documentation reads the columns: prompt and query are joined, an empty system message is none."""
+        description, found = described(exported("alpaca", "--stage", stage))
+        columns = description["columns"]
+        assert not description.get("ranking")
+        for row, one in zip(found, {"data": EXAMPLES, "outside": RECORDED}[stage], strict=True):
+            asked = "\n".join(row[columns[column]] for column in ("prompt", "query") if row[columns[column]])
+            assert (asked, row[columns["response"]]) == (one.instruction, one.response)
+            assert (row[columns["system"]] if "system" in columns else "") == one.system
+
+    def test_llama_factory_messages(self) -> None:
+        description, found = described(exported("messages", "--stage", "outside"))
+        tags = description["tags"]
+        names = {tags[f"{role}_tag"]: role for role in ("system", "user", "assistant")}
+        assert description["formatting"] == "sharegpt"
+        for row, one in zip(found, RECORDED, strict=True):
+            turns = row[description["columns"]["messages"]]
+            assert [
+                {"role": names[turn[tags["role_tag"]]], "content": turn[tags["content_tag"]]} for turn in turns
+            ] == one.messages()
+
+    def test_llama_factory_pairs(self) -> None:
+        """It takes text in `chosen` and `rejected`, or one turn, but no list of turns."""
+        description, found = described(exported("dpo"))
+        columns = description["columns"]
+        assert description["ranking"] is True
+        assert [[row[columns[name]] for name in ("prompt", "query", "chosen", "rejected")] for row in found] == [
+            [one.prompt, "", one.chosen, one.rejected] for one in (PAIRS[0], PAIRS[2])
+        ]
+
+
+@pytest.mark.usefixtures("run")
+class TestTrainers:
+    """TRL trains on what is written, on the tokens that we would train on."""
+
+    @pytest.fixture
+    def model(self) -> str:
+        """A tiny model in a directory."""
+        return save_tiny_model(Path("model"))
+
+    def arguments(self, **others: Any) -> dict[str, Any]:
+        return {
+            "output_dir": "trained",
+            "max_steps": 1,
+            "per_device_train_batch_size": 2,
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            **others,
+        }
+
+    def test_supervised_fine_tuning(self, model: str) -> None:
+        trl = pytest.importorskip("trl")
+        exported("messages", "--stage", "data")
+        dataset = load_dataset("json", data_files="out/train.jsonl", split="train", cache_dir="cache")
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        trainer = trl.SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(model),
+            args=trl.SFTConfig(**self.arguments()),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+        )
+        ours = ChatFormat(tokenizer)
+        expected = [ours.render(one.messages()).input_ids for one in EXAMPLES]
+        assert trainer.train_dataset["input_ids"][:] == expected
+        assert trainer.train().training_loss > 0
+
+    def test_dpo(self, model: str) -> None:
+        trl = pytest.importorskip("trl")
+        exported("dpo")
+        dataset = load_dataset("json", data_files="out/train.jsonl", split="train", cache_dir="cache")
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        trainer = trl.DPOTrainer(
+            AutoModelForCausalLM.from_pretrained(model),
+            args=trl.DPOConfig(**self.arguments()),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+        )
+        ours = encode_pairs([PAIRS[0], PAIRS[2]], ChatFormat(tokenizer), max_length=96)
+        for row, one in zip(trainer.train_dataset, ours, strict=True):
+            assert row["prompt_ids"] + row["chosen_ids"] == one.chosen.input_ids
+            assert row["prompt_ids"] + row["rejected_ids"] == one.rejected.input_ids
+            assert len(row["chosen_ids"]) == sum(one.chosen.trained)
+        assert trainer.train().training_loss > 0

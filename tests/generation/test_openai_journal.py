@@ -1,0 +1,232 @@
+"""What was paid for is never lost and never paid for twice; and the budget is kept."""
+
+import dataclasses
+import json
+import multiprocessing
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, asks, expected, kept
+from endpoint import TOKENS, FaultyEndpoint, answer_to, completion, content
+
+from montessori_pl.generation import EndpointError, OpenAIBackend, Price, Sampling, request_journal
+from montessori_pl.generation.request_journal import ANSWERS, Answer, RequestJournal
+from montessori_pl.models import ModelSource
+
+pytestmark = pytest.mark.usefixtures("short_waits")
+
+
+class TestJournal:
+    """An answer that arrived is never asked for again."""
+
+    def test_later_sessions_ask_only_for_what_is_missing(
+        self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path
+    ) -> None:
+        requests = asks(20)
+        engine(tmp_path).generate(requests[5:15], SAMPLING)
+        assert engine(tmp_path).generate(requests, SAMPLING) == expected(requests)
+        assert engine(tmp_path).generate(requests[::-1], SAMPLING) == expected(requests)[::-1]
+        assert set(endpoint.asked.values()) == {1}
+
+    def test_same_request_twice_is_asked_once(self, endpoint: FaultyEndpoint, engine: Engine) -> None:
+        """The same seed draws the same completion; without `keep`, this holds for the engine's life."""
+        backend = engine()
+        assert backend.generate([ask("a"), ask("b"), ask("a")], SAMPLING) == expected([ask("a"), ask("b"), ask("a")])
+        backend.generate([ask("a")], SAMPLING)
+        assert endpoint.asked == {"a": 1, "b": 1}
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"max_concurrency": 3},
+            {"timeout": 9.0},
+            {"max_retries": 0},
+            {"price": PRICE},
+            {"price": PRICE, "budget": 1.0},
+            {"context_length": 5000},
+            {"api_key_env": None},
+            {"base_url": "http://localhost:1/v1"},
+            {"model": "a-model"},
+            {"extra_body": {}},
+        ],
+        ids=str,
+    )
+    def test_what_does_not_decide_the_answer(
+        self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, changed: dict[str, Any]
+    ) -> None:
+        """Also another address: the same server on another port, or another provider of the same model."""
+        requests = asks(3)
+        engine(tmp_path).generate(requests, SAMPLING)
+        assert engine(tmp_path, **changed).generate(requests, SAMPLING) == expected(requests)
+        assert set(endpoint.asked.values()) == {1}
+
+    @pytest.mark.parametrize(
+        ("settings", "sampling", "seed"),
+        [
+            ({"model": "another"}, {}, 1),
+            ({"backbone": "another"}, {}, 1),
+            ({"extra_body": {"top_k": 3}}, {}, 1),
+            ({"limit_parameter": "max_completion_tokens"}, {}, 1),
+            ({}, {"temperature": 0.5}, 1),
+            ({}, {"top_p": 0.5}, 1),
+            ({}, {"presence_penalty": 0.5}, 1),
+            ({}, {"max_tokens": 21}, 1),
+            ({}, {}, 2),
+        ],
+        ids=str,
+    )
+    def test_what_decides_the_answer(
+        self,
+        endpoint: FaultyEndpoint,
+        engine: Engine,
+        tmp_path: Path,
+        settings: dict[str, Any],
+        sampling: dict[str, Any],
+        seed: int,
+    ) -> None:
+        engine(tmp_path).generate([ask("a", 1)], SAMPLING)
+        engine(tmp_path, **settings).generate([ask("a", seed)], dataclasses.replace(SAMPLING, **sampling))
+        assert endpoint.asked["a"] == 2
+
+    def test_journal_may_end_anywhere(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
+        """Cut here and there, as a kill may leave it: whole lines are served, the rest is asked for again."""
+        requests = asks(4)
+        endpoint.answer = lambda question, seed: completion(f"naïve {question} with {seed}")
+        answers = engine(tmp_path / "whole").generate(requests, SAMPLING)
+        data = (tmp_path / "whole" / ANSWERS).read_bytes()
+        for size in [*range(0, len(data), 47), len(data)]:
+            directory = tmp_path / str(size)
+            directory.mkdir()
+            (directory / ANSWERS).write_bytes(data[:size])
+            before = len(endpoint.bodies)
+            assert engine(directory).generate(requests, SAMPLING) == answers
+            assert len(endpoint.bodies) - before == 4 - data[:size].count(b"\n")
+            assert sorted((directory / ANSWERS).read_bytes().splitlines()) == sorted(data.splitlines())
+
+    def test_full_disk_leaves_no_half_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Other threads go on to write behind it."""
+        journal = RequestJournal(tmp_path)
+        answers = [
+            Answer(id=str(number), text="t", finished=True, num_tokens=1, num_prompt_tokens=1) for number in range(3)
+        ]
+        journal.add(answers[0])
+
+        def half(path: Path, records: list[Answer]) -> None:
+            with open(path, "a") as file:
+                file.write(records[0].to_json()[:10])
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(request_journal, "append_records", half)
+            with pytest.raises(OSError, match="No space left"):
+                journal.add(answers[1])
+        journal.add(answers[2])
+        assert list(RequestJournal(tmp_path).answers) == ["0", "2"]
+
+    def test_something_else_is_not_read_as_answers(self, engine: Engine, tmp_path: Path) -> None:
+        (tmp_path / ANSWERS).write_text('{"id": "a", "text": "b"}\n')
+        with pytest.raises(ValueError, match="not a Answer record"):
+            engine(tmp_path)
+
+
+def _generate_in_a_process(base_url: str, directory: Path, number: int) -> None:
+    backend = OpenAIBackend(base_url=base_url, max_concurrency=8)
+    backend.keep(directory)
+    backend.load(ModelSource("a-model"))
+    backend.generate(asks(number), SAMPLING)
+
+
+def test_kill_in_the_middle(endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
+    """`kill -9` at the 200th of 500 answers: what had arrived is not asked for again, and 8 at most are asked twice."""
+    requests = asks(500)
+    # Forked from a process without threads; this one has the endpoint's.
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_generate_in_a_process, args=(endpoint.base_url, tmp_path, 500))
+    endpoint.seconds = 0.002
+    endpoint.after_answer = lambda number: process.kill() if number == 200 else None
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    time.sleep(0.1)  # for what is still on its way to a client that has gone
+
+    before = endpoint.asked.copy()
+    arrived = {answer.text: answer for answer in RequestJournal(tmp_path).answers.values()}
+    assert 192 <= len(arrived) <= 200
+    lines = (tmp_path / ANSWERS).read_bytes()
+    (tmp_path / ANSWERS).write_bytes(lines[: lines.rindex(b"\n") + 1] + lines[:50])  # a torn line
+
+    assert engine(tmp_path, max_concurrency=16, price=PRICE).generate(requests, SAMPLING) == expected(requests)
+    asked = endpoint.asked
+    assert sum(asked.values()) - 500 == sum(before.values()) - len(arrived) <= 8, "what was in flight is asked twice"
+    for request in requests:
+        question = request.messages[-1]["content"]
+        times = 1 + (question in before and answer_to(question, request.seed) not in arrived)
+        assert asked[question] == times, question
+    assert {answer.id for answer in arrived.values()} < RequestJournal(tmp_path).answers.keys()
+
+
+class TestMoney:
+    """Tokens, dollars and the budget."""
+
+    @pytest.mark.parametrize("max_concurrency", [1, 4])
+    def test_budget_is_exceeded_by_what_is_in_flight_at_most(
+        self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, max_concurrency: int
+    ) -> None:
+        """$0.02 buy six answers at $0.003, and the seventh; everything is kept, and more money goes on from there."""
+        requests = asks(30)
+        endpoint.seconds = 0.02
+        with pytest.raises(
+            EndpointError, match=r"and the budget is \$0\.0200; raise the setting budget to go on"
+        ) as error:
+            engine(tmp_path, price=PRICE, budget=0.02, max_concurrency=max_concurrency).generate(requests, SAMPLING)
+        spent = endpoint.answered.total() * DOLLARS
+        assert 0.02 <= spent < 0.02 + max_concurrency * DOLLARS
+        assert len(kept(tmp_path)) == endpoint.answered.total() == len(endpoint.bodies)
+        assert f"{len(kept(tmp_path))} answers are kept in" in str(error.value)
+        spending = json.loads((tmp_path / "spending.json").read_text())
+        assert spending["dollars"] == pytest.approx(spent)
+        assert spending["budget"] == 0.02
+
+        before = len(endpoint.bodies)
+        again = engine(tmp_path, price=PRICE, budget=0.02)
+        with pytest.raises(EndpointError, match=rf"have cost \${spent:.4f}, and the budget is \$0.0200"):
+            again.generate(requests, SAMPLING)
+        assert len(endpoint.bodies) == before, "nothing is sent"
+        first = expected(requests)[:5]
+        assert again.generate(requests[:5], SAMPLING) == first, "what is there costs nothing"
+
+        assert engine(tmp_path, price=PRICE, budget=1.0).generate(requests, SAMPLING) == expected(requests)
+        assert set(endpoint.asked.values()) == {1}
+
+    def test_no_attempt_is_repeated_when_the_budget_is_spent(
+        self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path
+    ) -> None:
+        """Each attempt is billed, though there is no text in what comes back; the fourth would be beyond $0.009."""
+        endpoint.faults["a"] = [content(completion(None))] * 10
+        with pytest.raises(EndpointError, match=r"have cost \$0\.0090"):
+            engine(tmp_path, price=PRICE, budget=0.009, max_retries=9).generate([ask("a")], SAMPLING)
+        assert endpoint.asked["a"] == 3
+
+    def test_estimate(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
+        """`question 1` has 10 letters, 3 tokens, and the turn 4; completions are of full length until one is known."""
+        backend = engine(tmp_path, price=PRICE)
+        before = backend.estimate([*asks(10), *asks(2)], SAMPLING)
+        assert (before.num_requests, before.num_prompt_tokens) == (10, 70)
+        assert (before.num_tokens, before.max_tokens) == (200, 200)
+        assert before.dollars == before.max_dollars == pytest.approx((70 * 100 + 200 * 400) / 1e6)
+        assert not endpoint.bodies
+
+        backend.generate(asks(4), SAMPLING)
+        after = engine(tmp_path, price=PRICE).estimate(asks(10), SAMPLING)
+        assert (after.num_requests, after.num_prompt_tokens) == (6, 42)
+        assert (after.num_tokens, after.max_tokens) == (6 * TOKENS, 120)
+        assert after.dollars == pytest.approx((42 * 100 + 30 * 400) / 1e6)
+        assert engine(tmp_path).estimate(asks(10), Sampling(max_tokens=2)).num_tokens == 20, "never beyond the limit"
+        assert engine(tmp_path).estimate(asks(10), SAMPLING).dollars is None
+
+    def test_cost(self) -> None:
+        """Two million prompt tokens at $3 and half a million sampled ones at $8."""
+        assert Price(input=3, output=8).cost(2_000_000, 500_000) == 10
