@@ -120,7 +120,7 @@ class Answer(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Answer round by round what has not been answered."""
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
-        asked = _asked(read_records(context.given("instructions") / EXAMPLES, Example))
+        asked = _asked(context.examples("instructions"))
         done = len(journal.commits) * self.instructions_per_round
         context.progress.start(len(asked), min(done, len(asked)))
         if done < len(asked):

@@ -119,7 +119,7 @@ class Augment(Stage):
         """Make the attempts that have not been made."""
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
         written = read_records(context.directory / EXAMPLES, Example)
-        given = _examples(context, "examples")
+        given = context.examples("examples")
         wanted = self._wanted(context, given)
         context.progress.start(sum(wanted.values()), len(written))
         if any(_missing(wanted, written).values()):
@@ -139,7 +139,7 @@ class Augment(Stage):
     ) -> None:
         wanted = self._wanted(context, given)
         missing = _missing(wanted, written)
-        known = [example for name in self.unlike for example in _examples(context, f"unlike.{name}")]
+        known = [example for name in self.unlike for example in context.examples(f"unlike.{name}")]
         writer = Writer(
             context,
             self.rules,
@@ -221,9 +221,3 @@ def _missing(wanted: Mapping[str, int], written: Sequence[Example]) -> dict[str,
 
 def _reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
     return dict(Counter(rejection.reason for rejection in rejections).most_common())
-
-
-def _examples(context: StageContext, setting: str) -> list[Example]:
-    """The examples of the stage that a setting names; none where that stage has not run yet."""
-    directory = context.inputs[setting]
-    return read_records(directory / EXAMPLES, Example) if directory is not None else []

@@ -13,6 +13,7 @@ from montessori_pl.models import ModelSource
 from montessori_pl.planning import Plan
 from montessori_pl.pool import PoolTeacher
 from montessori_pl.progress import Progress
+from montessori_pl.records import Example, read_records
 from montessori_pl.stages.plan import PlanContext
 
 if TYPE_CHECKING:
@@ -116,6 +117,11 @@ class StageContext:
         directory = self.inputs[setting]
         assert directory is not None
         return directory
+
+    def examples(self, setting: str) -> list[Example]:
+        """What the stage that a setting names has written; nothing where there is none yet."""
+        directory = self.inputs[setting]
+        return read_records(directory / EXAMPLES, Example) if directory is not None else []
 
     def source(self, module: "LanguageModule", setting: str) -> ModelSource:
         """The model of this module with the weights of the stage that the setting names."""

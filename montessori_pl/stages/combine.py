@@ -1,10 +1,9 @@
 """Combine: the examples of several stages as one training set, which may grow from iteration to iteration."""
 
-from pathlib import Path
 from typing import Any
 
 from montessori_pl.planning import MANY, Expected, Plan, evenly
-from montessori_pl.records import Example, read_records
+from montessori_pl.records import Example
 from montessori_pl.stages.base import EXAMPLES, ITSELF, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.plan import PlanContext
 from montessori_pl.synthesis.diversity import diversity
@@ -64,7 +63,7 @@ class Combine(Stage):
         for one in self.reads():
             source = one.name or f"{context.name} before"
             number = len(combined)
-            for example in _examples(context.inputs[one.setting]):
+            for example in context.examples(one.setting):
                 if combined.setdefault(example.id, example) != example:
                     raise StageError(
                         f"{context.key}: {found_in[example.id]} and {source} have different examples with the id "
@@ -79,7 +78,3 @@ class Combine(Stage):
             "added": added,
             "diversity": diversity([example.instruction for example in combined.values()]),
         }
-
-
-def _examples(directory: Path | None) -> list[Example]:
-    return read_records(directory / EXAMPLES, Example) if directory is not None else []

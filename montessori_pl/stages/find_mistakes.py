@@ -128,7 +128,7 @@ class FindMistakes(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Look at what has not been looked at."""
         journal = Journal(context.directory, [EXAMPLES, FINDINGS])
-        examples = read_records(context.given("examples") / EXAMPLES, Example)
+        examples = context.examples("examples")
         # Only answers come one by one; which losses are high shows among all of them.
         size = self.examples_per_round if self.by == "exact_match" else max(1, len(examples))
         done = min(len(journal.commits) * size, len(examples))

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from montessori_pl.pairing import pair_examples
 from montessori_pl.planning import Expected, Plan
-from montessori_pl.records import Example, PreferencePair, read_records
-from montessori_pl.stages.base import EXAMPLES, PAIRS, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.records import Example, PreferencePair
+from montessori_pl.stages.base import PAIRS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.choosing.scores import num_scored, read_scores, score_inputs, score_names
 from montessori_pl.stages.plan import PlanContext
 from montessori_pl.workspace import write_atomically
@@ -69,7 +69,7 @@ class Pair(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Pair all prompts."""
-        examples = read_records(context.given("examples") / EXAMPLES, Example)
+        examples = context.examples("examples")
         scores = read_scores(context, self.scores)
         differences = {id_: score.terms for id_, score in scores.items() if score.terms}
         pairs = pair_examples(

@@ -18,7 +18,6 @@ from montessori_pl.records import Score as ScoreRecord
 from montessori_pl.signals import REPORT, ScoringData, SignalCallback
 from montessori_pl.stages.base import (
     CHECKPOINT,
-    EXAMPLES,
     LATEST,
     SCORES,
     WEIGHTS,
@@ -95,7 +94,7 @@ class Score(Stage):
         if checkpoint is not None and not holds_adapter(checkpoint / WEIGHTS):
             student.train_all_weights()  # what the probe moves is what that stage has trained
         chat = load_chat(student.source)
-        examples = read_records(context.given("examples") / EXAMPLES, Example)
+        examples = context.examples("examples")
         if self.max_examples is not None and self.max_examples < len(examples):
             chosen = random.Random(context.seed).sample(range(len(examples)), self.max_examples)
             examples = [examples[index] for index in sorted(chosen)]

@@ -5,7 +5,6 @@ import statistics
 from typing import Any
 
 from montessori_pl.planning import Plan
-from montessori_pl.records import Example, read_records
 from montessori_pl.stages.base import EXAMPLES, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.choosing.scores import num_scored, read_scores, score_inputs, score_names
 from montessori_pl.stages.plan import PlanContext
@@ -50,7 +49,7 @@ class SelectBest(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Choose, and keep the order of the examples."""
-        examples = read_records(context.given("examples") / EXAMPLES, Example)
+        examples = context.examples("examples")
         scores = read_scores(context, self.scores)
         values = {example.id: scores[example.id].value for example in examples if example.id in scores}
         if not values:

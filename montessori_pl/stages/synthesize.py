@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from montessori_pl.generation.base import Sampling
@@ -33,6 +33,8 @@ class Synthesize(Stage):
         samples_per_prompt: completions of each prompt.
         teacher: who writes: the stage whose teacher it is, `latest`, `base`, or a teacher of the pool.
         seeds: the stage whose examples are shown as shots; null shows those of `data.seeds`.
+        unlike: stages whose examples nothing may repeat, beside the seeds; of a stage that stands later in the recipe,
+            those of the iteration before.
         synthesizer: how instructions are asked for.
         instruction_sampling: how instructions are drawn; the defaults are the paper's.
         response_sampling: how responses are drawn; the defaults are the paper's.
@@ -63,6 +65,7 @@ class Synthesize(Stage):
         samples_per_prompt: int = 4,
         teacher: str = LATEST,
         seeds: str | None = None,
+        unlike: list[str] | None = None,
         synthesizer: Synthesizer | None = None,
         instruction_sampling: Sampling = Sampling(temperature=1.0, top_p=0.9, presence_penalty=1.0),
         response_sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
@@ -86,7 +89,7 @@ class Synthesize(Stage):
         if min(num_examples or 1, num_prompts or 1, samples_per_prompt, prompts_per_round) < 1:
             raise ValueError("num_examples, num_prompts, samples_per_prompt and prompts_per_round must be at least 1")
         self.num_examples, self.num_prompts, self.samples_per_prompt = num_examples, num_prompts, samples_per_prompt
-        self.teacher, self.seeds = teacher, seeds
+        self.teacher, self.seeds, self.unlike = teacher, seeds, unlike or []
         self.rules = Rules(
             synthesizer=synthesizer or SelfInstruct(),
             instruction_sampling=instruction_sampling,
@@ -102,10 +105,11 @@ class Synthesize(Stage):
         self.guard = guard
 
     def reads(self) -> list[Input]:
-        """The teacher, the seeds where a stage has them, and what the guard compares with."""
+        """The teacher, the seeds where a stage has them, what not to repeat, and what the guard compares with."""
         seeds = [Input("seeds", self.seeds, Kind.EXAMPLES)] if self.seeds is not None else []
+        known = [Input(f"unlike.{name}", name, Kind.EXAMPLES, optional=True) for name in self.unlike]
         guarded = self.guard.reads() if self.guard is not None else []
-        return [Input("teacher", self.teacher, Kind.TEACHER), *seeds, *guarded]
+        return [Input("teacher", self.teacher, Kind.TEACHER), *seeds, *known, *guarded]
 
     def asks(self) -> list[str]:
         """The teacher, and the one that the guard may let write in its place."""
@@ -115,7 +119,7 @@ class Synthesize(Stage):
         """The rounds that are left; the next prompts are rendered as the run will, with seeds for shots to come."""
         seeds = context.given("seeds").like if self.seeds is not None else context.data.read("seeds")
         amount = self._amount(context)
-        first = len(context.commits) * self.prompts_per_round
+        first = _asked(context.commits)
         last = min(first + NUM_PROMPTS, self.num_prompts) if self.num_prompts is not None else first + NUM_PROMPTS
         shots = [(stable_seed(context.seed, "prompt", index), seeds) for index in range(first, last)]
         prompts = first + amount.completions // self.samples_per_prompt
@@ -123,7 +127,7 @@ class Synthesize(Stage):
 
     def _amount(self, context: PlanContext) -> Amount:
         """How much is left to be written: whole rounds, unless the number of prompts is given."""
-        missing = self._missing(sum(commit["accepted"] for commit in context.commits), len(context.commits))
+        missing = self._missing(context.commits)
         if self.num_examples is None:
             most = missing * self.samples_per_prompt
             return Amount(
@@ -142,9 +146,9 @@ class Synthesize(Stage):
         """Write rounds until there is enough."""
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
         examples = read_records(context.directory / EXAMPLES, Example)
-        context.progress.start(self.num_examples or self.num_prompts, self._done(len(examples), len(journal.commits)))
+        context.progress.start(self.num_examples or self.num_prompts, self._done(journal.commits))
         watch = self._watch(context, journal)
-        if self._missing(len(examples), len(journal.commits)):
+        if self._missing(journal.commits):
             with Authors(context) as authors:
                 self._write_rounds(context, journal, authors, examples, watch)
         rejections = read_records(context.directory / REJECTIONS, Rejection)
@@ -169,28 +173,29 @@ class Synthesize(Stage):
         examples: list[Example],
         watch: CollapseWatch | None,
     ) -> None:
-        seeds = self._seeds(context)
-        writer = Writer(context, self.rules, authors, seeds, examples, self._has_room(examples))
+        seeds = context.examples("seeds") if self.seeds is not None else context.data.read("seeds")
+        known = [example for name in self.unlike for example in context.examples(f"unlike.{name}")]
+        writer = Writer(context, self.rules, authors, [*seeds, *known], examples, self._has_room(examples))
         author = teacher(context, "teacher", self.teacher)
-        while self._missing(len(examples), len(journal.commits)):
+        while self._missing(journal.commits):
             self._check_limits(context, journal)
             collapsed = watch is not None and watch.alarmed
-            number = len(journal.commits)
-            accepted, rejected = writer.write(number, self._round(number, context, author, seeds, collapsed))
+            assignments = self._round(_asked(journal.commits), context, author, seeds, collapsed)
+            accepted, rejected = writer.write(len(journal.commits), assignments)
             examples += accepted
-            last = not self._missing(len(examples), number + 1)
+            counts = {
+                "prompts": len(assignments),
+                "candidates": len(accepted) + len(rejected),
+                "accepted": len(accepted),
+            }
+            last = not self._missing([*journal.commits, counts])
             journal.commit(
                 {EXAMPLES: accepted, REJECTIONS: rejected},
-                candidates=len(accepted) + len(rejected),
-                accepted=len(accepted),
+                **counts,
                 **authors.take_usage(),
                 **(watch.notes(accepted, rejected, last) if watch is not None else {}),
             )
-            context.progress.advance(self._done(len(examples), len(journal.commits)) - context.progress.done)
-
-    def _seeds(self, context: StageContext) -> list[Example]:
-        directory = context.inputs.get("seeds")
-        return read_records(directory / EXAMPLES, Example) if directory is not None else context.data.read("seeds")
+            context.progress.advance(self._done(journal.commits) - context.progress.done)
 
     def _has_room(self, examples: Sequence[Example]) -> Callable[[str, Counter[str]], bool]:
         """With `num_examples`, whether one more is wanted beside those that the round has."""
@@ -198,10 +203,10 @@ class Synthesize(Stage):
         return lambda prompt_id, passed: wanted is None or len(examples) + passed.total() < wanted
 
     def _round(
-        self, number: int, context: StageContext, author: Author, seeds: Sequence[Example], collapsed: bool
+        self, first: int, context: StageContext, author: Author, seeds: Sequence[Example], collapsed: bool
     ) -> list[Assignment]:
-        """The prompts of the round of this number."""
-        first, last = number * self.prompts_per_round, (number + 1) * self.prompts_per_round
+        """The prompts of the round that begins with the prompt of this number."""
+        last = first + self.prompts_per_round
         if self.num_prompts is not None:
             last = min(last, self.num_prompts)
         return [
@@ -221,14 +226,12 @@ class Synthesize(Stage):
             return teacher(context, FALLBACK_TEACHER, self.guard.fallback_teacher)
         return author
 
-    def _done(self, num_examples: int, num_rounds: int) -> int:
-        if self.num_prompts is not None:
-            return min(num_rounds * self.prompts_per_round, self.num_prompts)
-        return num_examples
+    def _done(self, commits: Sequence[Mapping[str, int]]) -> int:
+        return _asked(commits) if self.num_prompts is not None else sum(commit["accepted"] for commit in commits)
 
-    def _missing(self, num_examples: int, num_rounds: int) -> int:
+    def _missing(self, commits: Sequence[Mapping[str, int]]) -> int:
         # There may be more than enough: less may be asked for than in an earlier session.
-        return max(0, (self.num_prompts or self.num_examples or 0) - self._done(num_examples, num_rounds))
+        return max(0, (self.num_prompts or self.num_examples or 0) - self._done(commits))
 
     def _check_limits(self, context: StageContext, journal: Journal) -> None:
         candidates = sum(commit["candidates"] for commit in journal.commits)
@@ -255,3 +258,8 @@ class Synthesize(Stage):
             f"kept: raise the limit to go on, ask for {accepted} to go on without the rest, or mend the prompt, the "
             "sampling or the filters under another --run"
         )
+
+
+def _asked(commits: Sequence[Mapping[str, int]]) -> int:
+    """Prompts of all rounds so far; the last round of an earlier session may have had fewer than the others."""
+    return sum(commit["prompts"] for commit in commits)
