@@ -59,7 +59,7 @@ def what_came_out(source: Source) -> str:
         if breadth := origin.metrics.get("diversity"):
             named = ((_DIVERSITY.get(name, name), _number(value)) for name, value in breadth.items())
             parts.append(table(("the accepted instructions", "how varied"), named))
-        parts += [prose(f"**The run warns:** {sentence}.") for sentence in origin.metrics.get("collapse", [])]
+        parts += [prose(f"**The run warns:** {sentence}.") for sentence in origin.metrics.get("warnings", [])]
     return "\n\n".join(parts)
 
 

@@ -17,9 +17,11 @@ _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")
 """The hub's names of powers of ten, from a thousand on."""
 _EXAMPLES = """{count} instructions with responses, to train a language model on; {who}. Nobody has read and corrected
     them in the run: expect mistakes among them."""
-_PAIRS = """{count} pairs of completions of one prompt, of which the first is preferred, to align a teacher with. The
-    prompts ask for a new instruction, and the completions are what the teacher wrote, whole: they are no answers to the
-    questions of users."""
+_PAIRS = "{count} pairs of completions of one prompt, of which the first is preferred, to align a language model with."
+_OF_INSTRUCTIONS = """The prompts ask for a new instruction, and the completions are what the teacher wrote, whole: they
+    are no answers to the questions of users."""
+_OF_RESPONSES = """The prompts are instructions, and the completions are responses to them. Nobody has read and
+    corrected them in the run: expect mistakes also in what is preferred."""
 
 
 def write_card(source: Source, directory: Path, format: str, license: str | None, command: str) -> None:
@@ -67,7 +69,10 @@ def _title(source: Source) -> str:
 
 def _summary(source: Source) -> str:
     if source.pairs:
-        return _PAIRS.format(count=len(source.pairs))
+        text = _PAIRS.format(count=len(source.pairs))
+        if not source.examples:  # what was asked is known from them alone
+            return text
+        return f"{text} {_OF_RESPONSES if source.of_responses else _OF_INSTRUCTIONS}"
     who = "a teacher language model wrote them" if _synthetic(source) else "they were not written in the run"
     return _EXAMPLES.format(count=len(source.examples), who=who)
 

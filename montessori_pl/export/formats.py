@@ -1,11 +1,12 @@
 """The rows of a stage in the layouts that other trainers read.
 
 All text is as it was written, without an end token: who trains on it puts one behind each response. Files are JSON
-lines, which TRL (through `datasets`), LLaMA-Factory and axolotl all document; beside them stands what LLaMA-Factory
-wants to know of a data set.
+lines, which TRL (through `datasets`), LLaMA-Factory and axolotl all read; beside them stands what LLaMA-Factory wants
+to know of a data set.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,25 +25,20 @@ DATASET_INFO = "dataset_info.json"
 
 def write_alpaca(source: Source, directory: Path) -> None:
     """`instruction`, `input` (always empty), `output`, and `system` where some example has a system message."""
-    with_system = has_system(source)
-    _write_rows(
-        directory / TRAIN,
-        (
-            {"id": example.id, "instruction": example.instruction, "input": "", "output": example.response}
-            | ({"system": example.system} if with_system else {})
-            for example in source.examples
-        ),
+    rows = (
+        {"id": one.id, "instruction": one.instruction, "input": "", "output": one.response, "system": one.system}
+        for one in source.examples
     )
-    columns = {"prompt": "instruction", "query": "input", "response": "output"}
-    _describe(source, directory, {"columns": columns | ({"system": "system"} if with_system else {})})
+    _write_alpaca(source, directory / TRAIN, rows, {"response": "output"})
 
 
 def write_messages(source: Source, directory: Path) -> None:
     """`messages`, each a role and a content."""
-    _write_rows(directory / TRAIN, ({"id": one.id, "messages": one.messages()} for one in source.examples))
+    path = directory / TRAIN
+    _write_rows(path, ({"id": one.id, "messages": one.messages()} for one in source.examples))
     roles = {f"{role}_tag": role for role in ("user", "assistant", "system")}
     tags = {"role_tag": "role", "content_tag": "content", **roles}
-    _describe(source, directory, {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags})
+    _describe(source, path, formatting="sharegpt", columns={"messages": "messages"}, tags=tags)
 
 
 def write_dpo(source: Source, directory: Path) -> None:
@@ -52,7 +48,7 @@ def write_dpo(source: Source, directory: Path) -> None:
         (
             {
                 "id": pair.id,
-                "prompt": [{"role": "user", "content": pair.prompt}],
+                "prompt": pair.messages(),
                 "chosen": [{"role": "assistant", "content": pair.chosen}],
                 "rejected": [{"role": "assistant", "content": pair.rejected}],
                 # Not `margin`: some trainers subtract a column of this name from the difference of rewards.
@@ -62,15 +58,18 @@ def write_dpo(source: Source, directory: Path) -> None:
             for pair in source.pairs
         ),
     )
-    _write_rows(
-        directory / RANKED,
-        (
-            {"id": pair.id, "instruction": pair.prompt, "input": "", "chosen": pair.chosen, "rejected": pair.rejected}
-            for pair in source.pairs
-        ),
+    rows = (
+        {
+            "id": pair.id,
+            "instruction": pair.prompt,
+            "input": "",
+            "chosen": pair.chosen,
+            "rejected": pair.rejected,
+            "system": pair.system,
+        }
+        for pair in source.pairs
     )
-    columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
-    _describe(source, directory, {"ranking": True, "columns": columns}, RANKED)
+    _write_alpaca(source, directory / RANKED, rows, {"chosen": "chosen", "rejected": "rejected"}, ranking=True)
 
 
 def write_hf(source: Source, directory: Path) -> None:
@@ -99,13 +98,13 @@ WRITERS: dict[str, tuple[str, Callable[[Source, Path], None]]] = {
 
 
 def has_system(source: Source) -> bool:
-    """Whether some example has a system message."""
-    return any(example.system for example in source.examples)
+    """Whether some row has a system message."""
+    return any(row.system for row in source.pairs or source.examples)
 
 
 def dataset_name(source: Source) -> str:
-    """How the data set is called where a name is asked for."""
-    return f"{source.run.resolve().name}_{source.stage.name}"
+    """How the data set is called where a name is asked for: without commas, at which LLaMA-Factory parts names."""
+    return re.sub(r"[^\w.-]+", "_", f"{source.run.resolve().name}_{source.stage.name}")
 
 
 def score_columns(key: str) -> dict[str, str]:
@@ -113,15 +112,27 @@ def score_columns(key: str) -> dict[str, str]:
     return {key: "value", f"{key}/standard_error": "standard_error"}
 
 
+def _write_alpaca(
+    source: Source, path: Path, rows: Iterable[Mapping[str, Any]], answers: Mapping[str, str], **description: Any
+) -> None:
+    """Write rows in the columns of Alpaca, without `system` where none has a system message, and describe them."""
+    columns = {"prompt": "instruction", "query": "input", **answers, "system": "system"}
+    if not has_system(source):
+        del columns["system"]
+    written = {"id", *columns.values()}
+    _write_rows(path, ({name: value for name, value in row.items() if name in written} for row in rows))
+    _describe(source, path, columns=columns, **description)
+
+
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _describe(source: Source, directory: Path, description: Mapping[str, Any], file_name: str = TRAIN) -> None:
-    """Write the file in which LLaMA-Factory looks data sets up."""
-    content = {dataset_name(source): {"file_name": file_name, **description}}
-    (directory / DATASET_INFO).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _describe(source: Source, path: Path, **description: Any) -> None:
+    """Write the file in which LLaMA-Factory looks data sets up; in ASCII, for it is read in the locale's encoding."""
+    content = {dataset_name(source): {"file_name": path.name, **description}}
+    path.with_name(DATASET_INFO).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _feature(hint: Any) -> Any:

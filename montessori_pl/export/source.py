@@ -86,6 +86,11 @@ class Source:
         """Rows that are exported."""
         return len(self.pairs or self.examples)
 
+    @property
+    def of_responses(self) -> bool:
+        """Whether the teachers of the examples were asked the instructions themselves, and not for new ones."""
+        return all(example.prompt == example.instruction for example in self.examples)
+
     def teachers(self) -> Counter[str]:
         """Who wrote how many of the examples, or of the completions in pairs; empty for whom nobody has recorded."""
         if not self.pairs:

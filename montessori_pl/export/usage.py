@@ -1,4 +1,12 @@
-"""How the files of each format are read: the part of a card that a reader copies from."""
+"""How the files of each format are read: the part of a card that a reader copies from.
+
+Whoever changes a setting for another program runs that program on the files, and notes its version here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
 
 from montessori_pl.export.formats import DATASET_INFO, TRAIN, dataset_name, has_system, score_columns
 from montessori_pl.export.markdown import bullets, code, prose
@@ -28,8 +36,10 @@ DPOTrainer(model, args=DPOConfig(), train_dataset=dataset, processing_class=toke
 """,
     "python",
 )
-_END = """The text holds no end tokens: a trainer puts one behind each response, and renders the conversation with the
-    chat template of the model that it trains."""
+_LLAMA_FACTORY = "LLaMA-Factory (run with version 0.9.5)"
+_AXOLOTL = "axolotl (run with version 0.19.0)"
+_END = """The paths are as seen from this directory. The text holds no end tokens: a trainer puts one behind each
+    response as it renders the conversation."""
 
 
 def usage(source: Source, format: str) -> str:
@@ -45,12 +55,12 @@ def _alpaca(source: Source) -> list[str]:
             + (", and `system`, which may be empty." if system else ".")
         ),
         _LOAD,
-        _llama_factory(source, "sft"),
+        *_llama_factory(source, "sft"),
         prose(
-            "For axolotl, which puts the words of the Alpaca prompt around each instruction"
-            + (" and does not read `system` here (the format `messages` keeps it):" if system else ":")
+            f"For {_AXOLOTL}, which puts words of the Alpaca prompt around each instruction (in the format `messages` "
+            "it takes the model's chat template):"
         ),
-        _axolotl("alpaca"),
+        _axolotl(type="alpaca_w_system.load_instruct" if system else "alpaca"),
         prose(_END),
     ]
 
@@ -64,9 +74,9 @@ def _messages(source: Source) -> list[str]:
             """TRL trains on whole conversations; with `SFTConfig(assistant_only_loss=True)`, and a chat template that
             marks them, on the responses alone, as Montessori PL does."""
         ),
-        _llama_factory(source, "sft"),
-        prose("For axolotl:"),
-        _axolotl("chat_template"),
+        *_llama_factory(source, "sft"),
+        prose(f"For {_AXOLOTL}:"),
+        _axolotl(type="chat_template"),
         prose(_END),
     ]
 
@@ -76,13 +86,17 @@ def _dpo(source: Source) -> list[str]:
         prose(
             """A row holds `prompt`, `chosen` and `rejected`, each a list of turns with `role` and `content`; its `id`;
             `score_margin`, by how much the chosen completion scored higher; and `weight`, how much the pair counts in
-            an alignment by Montessori PL (1 on average). TRL reads neither of the last two."""
+            an alignment by Montessori PL (1 on average). These trainers read neither of the last two."""
         ),
         _LOAD,
         _DPO,
-        _llama_factory(source, "dpo"),
-        prose("For axolotl, in versions that take lists of turns in `chosen`:"),
-        _axolotl("chat_template.default", rl="dpo", field_messages="prompt", split="train"),
+        *_llama_factory(source, "dpo"),
+        prose(
+            f"""For {_AXOLOTL}; it hands the turns to TRL, which cuts what is longer than `sequence_len`. Its own
+            `chat_template.default` searches the rendered text for the completion, and mistakes other words for a
+            short one:"""
+        ),
+        _axolotl(type="passthrough", head={"rl": "dpo", "skip_prepare_dataset": True}),
         prose(_END + " Pairs with a completion that was cut at its token limit are therefore left out."),
     ]
 
@@ -103,13 +117,20 @@ def _hf(source: Source) -> list[str]:
     return [prose("A row is a whole record:"), bullets(fields), code(load, "python"), prose(remark)]
 
 
-def _llama_factory(source: Source, stage: str) -> str:
-    return prose(
-        f"""For LLaMA-Factory: `stage: {stage}`, `dataset: {dataset_name(source)}`, and this directory as `dataset_dir`;
-        or with the entry of `{DATASET_INFO}` in its own."""
-    )
+def _llama_factory(source: Source, stage: str) -> list[str]:
+    return [
+        prose(f"For {_LLAMA_FACTORY}:"),
+        _yaml({"stage": stage, "dataset": dataset_name(source), "dataset_dir": "."}),
+        prose(
+            f"""or with the entry of `{DATASET_INFO}` in that of a `dataset_dir` of yours, from where `file_name` must
+            then lead here."""
+        ),
+    ]
 
 
-def _axolotl(type: str, rl: str = "", **settings: str) -> str:
-    lines = [f"  - path: {TRAIN}", f"    type: {type}", *(f"    {name}: {value}" for name, value in settings.items())]
-    return code("\n".join([*([f"rl: {rl}"] if rl else []), "datasets:", *lines]), "yaml")
+def _axolotl(type: str, head: Mapping[str, Any] | None = None) -> str:
+    return _yaml({**(head or {}), "datasets": [{"path": TRAIN, "type": type, "split": "train"}]})
+
+
+def _yaml(settings: Mapping[str, Any]) -> str:
+    return code(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), "yaml")

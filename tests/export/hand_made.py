@@ -132,7 +132,7 @@ def write_run(path: Path | str = "iter1") -> HandMade:
             "accepted": 4,
             "rejected": {"near duplicate": 1, "keyword": 1},
             "diversity": {"token_entropy": 2.25, "distinct_share": 1.0},
-            "collapse": [WARNING],
+            "warnings": [WARNING],
         },
         WRITING,
         teacher="base",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hand_made import ADDRESS, EXAMPLES, SCORES, TEACHER, WARNING, WRITING, HandMade, exported
+from hand_made import ADDRESS, EXAMPLES, PAIRS, SCORES, TEACHER, WARNING, WRITING, HandMade, exported
 from huggingface_hub import DatasetCard
 
 from montessori_pl.__main__ import main
@@ -86,6 +86,20 @@ class TestCard:
         assert "| `iteration_1/influence` | `InfluenceProbeCallback` |" in card
         assert "iteration_1/length" not in card
         assert "iteration_1/length" in (exported("hf", output="hf") / "README.md").read_text(encoding="utf-8")
+
+    def test_pairs_over_responses(self, run: HandMade) -> None:
+        """What prompts and completions are is told from the examples, where there are any."""
+
+        def summary(path: str) -> str:
+            return " ".join((exported("dpo", output=path) / "README.md").read_text().split())
+
+        assert "The prompts ask for a new instruction" in summary("instructions")
+        answers = [replace(one, prompt=one.instruction, completion=one.response) for one in EXAMPLES]
+        run.add("iteration_2/answers", "Answer", {"examples": answers}, {})
+        run.add("iteration_2/pairs", "Pair", {"pairs": PAIRS}, {}, inputs=["examples=iteration_2/answers"])
+        assert "The prompts are instructions, and the completions are responses" in summary("responses")
+        run.add("iteration_3/pairs", "Given", {"pairs": PAIRS}, {})
+        assert "The prompts" not in summary("given")
 
     @pytest.mark.parametrize("format", ["alpaca", "dpo"])
     def test_settings_of_the_engine_are_not_published(self, format: str) -> None:

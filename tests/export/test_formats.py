@@ -1,15 +1,18 @@
 """What is exported, format by format: read back by the libraries that it is for, and trained on by TRL."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import load_dataset, load_from_disk
-from hand_made import EXAMPLES, PAIRS, RECORDED, HandMade, described, exported, rows
+from hand_made import EXAMPLES, PAIRS, RECORDED, HandMade, described, exported, rows, write_run
 from tiny_models import save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from montessori_pl.__main__ import main
 from montessori_pl.chat import ChatFormat
 from montessori_pl.data import encode_pairs
 from montessori_pl.readers import read_examples
@@ -68,6 +71,15 @@ class TestFormats:
             "weight": 0.25,
         }
 
+    def test_dpo_keeps_system_messages(self, run: HandMade) -> None:
+        """Pairs over responses may have them; TRL and LLaMA-Factory each look for them in their own place."""
+        pairs = [replace(PAIRS[0], system="be kind"), PAIRS[2]]
+        run.add("iteration_2/preferences", "Pair", {"pairs": pairs}, {})
+        directory = exported("dpo")
+        assert [row["prompt"] for row in rows(directory / "train.jsonl")] == [pair.messages() for pair in pairs]
+        description, found = described(directory)
+        assert [row[description["columns"]["system"]] for row in found] == ["be kind", ""]
+
     def test_hf(self, tmp_path: Path) -> None:
         """Whole records, and the scores of the stage that scored some of them."""
         directory = exported("hf", "--stage", "data")
@@ -96,7 +108,7 @@ class TestFormats:
 
     @pytest.mark.parametrize("stage", ["data", "outside"])
     def test_llama_factory_alpaca(self, stage: str) -> None:
-        """As its documentation reads the columns: prompt and query are joined, an empty system message is none."""
+        """As it reads the columns: prompt and query are joined, an empty system message is none."""
         description, found = described(exported("alpaca", "--stage", stage))
         columns = description["columns"]
         assert not description.get("ranking")
@@ -124,6 +136,14 @@ class TestFormats:
         assert [[row[columns[name]] for name in ("prompt", "query", "chosen", "rejected")] for row in found] == [
             [one.prompt, "", one.chosen, one.rejected] for one in (PAIRS[0], PAIRS[2])
         ]
+
+    def test_name_of_the_data_set(self) -> None:
+        """LLaMA-Factory takes what a comma parts for several names, and reads the file in the locale's encoding."""
+        write_run("lr=1, größe").add("iteration_2/data", "Synthesize", {"examples": EXAMPLES}, {})
+        main(["export", "lr=1, größe", "--output", "out"])
+        text = Path("out/dataset_info.json").read_bytes().decode("ascii")
+        assert list(json.loads(text)) == ["lr_1_größe_data"]
+        assert "dataset: lr_1_größe_data" in Path("out/README.md").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.usefixtures("run")
