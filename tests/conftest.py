@@ -61,6 +61,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             "warmup_data": {"num_examples": 24, "prompts_per_round": 4},
             "probing_data": {"num_prompts": 8, "prompts_per_round": 4},
             "training_data": {"num_examples": 48, "prompts_per_round": 4},
+            "new_data": {"num_examples": 24, "prompts_per_round": 4},
             "influence": {"batch_tokens": 16, "signal.init_args.calibration_examples": 8},
             "influence_after": {"max_examples": 8},
             "warmup": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 8},
@@ -83,8 +84,8 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
                     target = config["recipe"][stage]["init_args"]
                 else:
                     continue
-                if source is counts and config["recipe"][stage]["class_path"] == "Answer":
-                    continue  # it answers as many instructions as there are
+                if source is counts and config["recipe"][stage]["class_path"] in ("Answer", "Combine"):
+                    continue  # they take as many as there are
                 for dotted, value in settings.items():
                     *path, last = dotted.split(".")
                     node = target

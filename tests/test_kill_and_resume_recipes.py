@@ -56,6 +56,7 @@ ELSEWHERE = {
     "llm2llm.yaml": "test_kill_and_resume.py and test_llm2llm.py",
     "real_text.yaml": "test_real_text.py",
     "recorded_teachers.yaml": "test_recorded_teachers.py",
+    "rounds.yaml": "test_rounds.py",
 }
 """Shipped recipes that other tests run."""
 POOL = ["letters", "digits", "chatty", "peer"]
