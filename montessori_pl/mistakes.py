@@ -25,7 +25,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-MANY = 16
+MANY = 24
 """So many names are listed; of more, only those that resemble the misspelt one."""
 
 

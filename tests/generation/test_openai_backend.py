@@ -109,6 +109,15 @@ class TestAnswers:
         assert (answer.text, answer.finished, answer.num_tokens) == (text or "", finished, TOKENS)
         assert endpoint.asked["a"] == 1
 
+    def test_tokenizer_s_blank_in_front_is_dropped(
+        self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path
+    ) -> None:
+        """One blank, from what is returned and not from what is kept; all other white space is the model's."""
+        endpoint.answer = lambda question, seed: completion({"a": " d e c ", "b": "  - x", "c": "\n y"}[question])
+        answers = engine(tmp_path).generate([ask("a"), ask("b"), ask("c")], SAMPLING)
+        assert [answer.text for answer in answers] == ["d e c ", " - x", "\n y"]
+        assert sorted(answer.text for answer in kept(tmp_path)) == ["\n y", "  - x", " d e c "]
+
     def test_tokens_are_estimated_where_the_server_does_not_count(
         self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path
     ) -> None:

@@ -73,6 +73,7 @@ class Workshop:
 
     root: Path
     num_seeds: int = 4
+    inputs: dict[str, Path | None] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root.mkdir(exist_ok=True)
@@ -94,7 +95,7 @@ class Workshop:
         context = stage_context(
             self.root / "iteration_1" / "data",
             seed=seed,
-            inputs={"teacher": None},
+            inputs={"teacher": None, **self.inputs},
             data=self.data,
             teacher=lambda: StandIn("the-teacher"),
             backend=lambda: teacher,
@@ -159,6 +160,15 @@ class TestHowMuch:
             assert count == 3
             prompts = {(e.prompt, e.seed_ids) for e in workshop.examples if e.prompt_id == prompt_id}
             assert len(prompts) == 1, "samples of one prompt answer one and the same prompt"
+
+    def test_more_prompts_asked_for_later(self, workshop: Workshop) -> None:
+        """Every prompt is asked once, also behind a last round that was not full."""
+        for number in (5, 10):
+            metrics = workshop.run(ScriptedTeacher(), num_prompts=number, samples_per_prompt=1, max_similarity=None)
+            assert metrics["accepted"] == number
+        assert [example.id for example in workshop.examples] == [f"data-1-{prompt:05d}-0" for prompt in range(10)]
+        assert [example.round for example in workshop.examples] == [0] * 4 + [1] + [2] * 4 + [3]
+        assert (workshop.shown[0], workshop.shown[-1]) == (0, 10)
 
     def test_examples_say_where_they_come_from(self, workshop: Workshop) -> None:
         workshop.run(ScriptedTeacher(finished=False), num_examples=3)
@@ -250,6 +260,24 @@ class TestRejections:
         assert f"ROUGE-L 0.857 with {kept.id}: {kept.instruction}" in details
         assert f"ROUGE-L 1.000 with {kept.id}: {kept.instruction}" in details
         assert any(other in rejection.text for rejection in workshop.rejections)
+
+    def test_what_other_stages_have_written_is_not_repeated(self, tmp_path: Path) -> None:
+        """Nor is it shown; a stage that has not run yet has written nothing."""
+        first, second = Workshop(tmp_path / "first"), Workshop(tmp_path / "second")
+        first.run(ScriptedTeacher(), num_prompts=6)
+        known = {example.instruction for example in first.examples}
+        second.inputs = {
+            "unlike.data": first.root / "iteration_1" / "data",
+            "unlike.later": None,
+        }
+        teacher = ScriptedTeacher()
+        metrics = second.run(teacher, num_prompts=6, unlike=["data", "later"])
+        assert len(known) > 1
+        assert metrics["accepted"] == 0
+        assert {rejection.reason for rejection in second.rejections} == {"near duplicate"}
+        assert not any(instruction in prompt for instruction in known for prompt in teacher.prompts)
+        names = [(one.setting, one.name, one.optional) for one in Synthesize(1, unlike=["data", "later"]).reads()]
+        assert names[1:] == [("unlike.data", "data", True), ("unlike.later", "later", True)]
 
     @pytest.mark.parametrize("max_similarity", [None, 1.0])
     def test_near_duplicates_are_kept_on_demand_but_not_exact_ones(
