@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,23 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks as shipped_plugins  # noqa: F401  # so that they are found by their class names
 from montessori_pl.data import DataSources
 from montessori_pl.generation import GenerationBackend
 from montessori_pl.locations import with_version
 from montessori_pl.mistakes import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
-from montessori_pl.models import load_chat
 from montessori_pl.pinning import pinned
 from montessori_pl.planner import plan_steps
 from montessori_pl.pool import PoolTeacher
+from montessori_pl.preflight import look_ahead
 from montessori_pl.progress import ConsoleDisplay
-from montessori_pl.recipe import lay_out
+from montessori_pl.recipe import asks_the_teacher, lay_out
 from montessori_pl.records import stable_id
 from montessori_pl.report import print_summary, write_summary
 from montessori_pl.report.plan import print_plan
 from montessori_pl.runner import Runner
-from montessori_pl.stages import Kind, Stage
+from montessori_pl.stages import Stage
 from montessori_pl.student import StudentModule
 from montessori_pl.teacher import TeacherDPOModule
 from montessori_pl.workspace import Workspace, write_atomically
@@ -132,8 +131,8 @@ class MontessoriCLI(LightningCLI):
         steps = lay_out(self._get(self.config_init, "recipe"), iterations, pool)
         data: DataSources = self._get(self.config_init, "data")
         workspace, settings = Workspace(root), self._settings()
-        if not all(workspace.up_to_date(step.key, settings[step.name]) for step in steps):  # or nobody needs them
-            self._check_sources(data, pool)
+        dry_run: bool = self._get(self.config, "dry_run")
+        self._check_for_teacher(pool)
         runner = Runner(
             workspace=workspace,
             display=display,
@@ -146,7 +145,9 @@ class MontessoriCLI(LightningCLI):
             logger=None,
             pool=pool,
         )
-        if self._get(self.config, "dry_run"):
+        if not all(workspace.up_to_date(step.key, settings[step.name]) for step in steps):  # or nobody needs them
+            look_ahead(runner, steps, dry_run)
+        if dry_run:
             if runner.leads:
                 print_plan(plan_steps(runner, steps, settings), display.console)
             return
@@ -179,7 +180,7 @@ class MontessoriCLI(LightningCLI):
                         pinned(_as_dict(self._get(self.config, section)), section in stage.trains, TAKES.get(section))
                     )
                     for section in stage.uses
-                    if section != "teacher" or _asks_the_teacher(stage, pool)
+                    if section != "teacher" or asks_the_teacher(stage, pool)
                 },
                 **{
                     f"teachers.{name}": with_version(pinned(pool[name], kind=PoolTeacher))
@@ -224,33 +225,11 @@ class MontessoriCLI(LightningCLI):
             logger._wandb_init["settings"] = wandb.Settings(console="off", silent=True)
         return logger if isinstance(logger, Logger) else None
 
-    def _check_sources(self, data: DataSources, pool: Mapping[str, PoolTeacher]) -> None:
-        """Look at the data, for the models and at the trainer before anything runs."""
-        for role in ("seeds", "reference", "test"):
-            if getattr(data, role) is not None:
-                data.read(role)
-        data.check_disjoint()
+    def _check_for_teacher(self, pool: Collection[str]) -> None:
         recipe: dict[str, Stage] = self._get(self.config_init, "recipe")
         for name, stage in recipe.items():
-            if _asks_the_teacher(stage, pool) and self._get(self.config_init, "teacher") is None:
+            if asks_the_teacher(stage, pool) and self._get(self.config_init, "teacher") is None:
                 raise ConfigError(f"recipe.{name} asks the teacher, and the recipe file has no section `teacher`")
-        for role in ("student", "teacher"):
-            if role == "teacher" and not any(_asks_the_teacher(stage, pool) for stage in recipe.values()):
-                continue
-            try:
-                load_chat(self._get(self.config_init, role)().source)
-            except ValueError as error:
-                raise ConfigError(f"{role}: {error}") from error
-        for name, member in pool.items():
-            engine = (member.generation or self._get(self.config_init, "generation"))()
-            try:
-                engine.check(member.source())
-            except ValueError as error:
-                raise ConfigError(f"teachers.{name}: {error}") from error
-        try:
-            self._trainer([])
-        except (TypeError, ValueError, MisconfigurationException) as error:
-            raise ConfigError(f"trainer: {error}") from error
 
 
 def shipped_configs() -> Path:
@@ -281,12 +260,6 @@ def find_configs(arguments: list[str]) -> list[str]:
             raise ValueError(f"no recipe file {value!r} in the working directory; those that ship with us are: {names}")
         found[at] = f"{option}={shipped}" if equals else str(shipped)
     return found
-
-
-def _asks_the_teacher(stage: Stage, pool: Collection[str]) -> bool:
-    """Whether a stage depends on the section `teacher`; one that asks only teachers of the pool does not."""
-    asked = [one.name for one in stage.reads() if one.kind is Kind.TEACHER]
-    return "teacher" in stage.uses and not (asked and set(asked) <= set(pool))
 
 
 def _no_teacher() -> TeacherDPOModule:

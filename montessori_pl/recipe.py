@@ -98,3 +98,9 @@ def _resolve(
         f"recipe.{reader}: {wanted.setting.split('.')[0]} names {wanted.name!r}, but {why}; "
         f"what can be read there, {wanted.kind.value} of stages before it: {exist}"
     )
+
+
+def asks_the_teacher(stage: Stage, pool: Collection[str]) -> bool:
+    """Whether a stage depends on the section `teacher`; one that asks only teachers of the pool does not."""
+    asked = [one.name for one in stage.reads() if one.kind is Kind.TEACHER]
+    return "teacher" in stage.uses and not (asked and set(asked) <= set(pool))

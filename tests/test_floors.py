@@ -17,7 +17,7 @@ FLOORS = [
     ["modules", "dpo", "student", "teacher", "signals", "evaluation", "pool", "routing"],
     ["stages"],
     ["recipe", "runner", "tracking"],
-    ["planner"],
+    ["planner", "preflight"],
     ["cli"],
 ]
 """From the ground up. `synthesis` stands low because it knows records only."""

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from montessori_pl.chat import ChatFormat
 from montessori_pl.data import DataSources
@@ -17,6 +18,8 @@ ANSWERS = "answers.jsonl"
 class Evaluator(ABC):
     """Measures a student. Implement `evaluate`."""
 
+    generates: ClassVar[bool] = True
+    """Whether students are asked, with an engine of the recipe's kind."""
     requests: Path | None = None
     """Directory in which an engine of the evaluator may keep answers that were paid for; the stage sets it."""
     directory: Path | None = None

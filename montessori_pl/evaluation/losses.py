@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 
@@ -23,6 +24,8 @@ class ResponseLoss(Evaluator):
         max_length: longest conversation in tokens; longer ones are cut on the right, and left out if no response is
             left.
     """
+
+    generates: ClassVar[bool] = False
 
     def __init__(self, batch_tokens: int = 8192, max_length: int = 1024) -> None:
         self.batch_tokens, self.max_length = batch_tokens, max_length

@@ -90,6 +90,8 @@ class GenerationBackend(ABC):
 
     unpinned: ClassVar[tuple[str, ...]] = ()
     """Settings that change the speed and not the text; they may be changed in the middle of a run."""
+    loads_weights: ClassVar[bool] = True
+    """Whether the engine can run what a stage has trained; an endpoint answers with what it has."""
     price: Price | None = None
     """What tokens cost, where the engine's settings say so."""
 
@@ -98,6 +100,16 @@ class GenerationBackend(ABC):
 
         Raises:
             ValueError: it could not.
+        """
+        return
+
+    def ready(self) -> None:
+        """Look, before a run begins, for the packages, keys and devices that are needed; by default none are.
+
+        A dry run does without them.
+
+        Raises:
+            ValueError: something is missing.
         """
         return
 

