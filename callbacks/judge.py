@@ -94,6 +94,13 @@ class JudgeSignal(SignalCallback):
                 "name the model that judges: judge: {backbone: ...}"
             )
 
+    def ready(self) -> None:
+        """The judge's engine and model."""
+        engine = self.engine or TransformersBackend()
+        engine.ready()
+        if self.judge is not None:
+            engine.check(self.judge)
+
     def plan(self, count: int, most: int, data: ScoringData, chat: ChatFormat) -> Plan:
         """The judgements; how long they are nobody knows, so that each is expected to be as long as it may be."""
         engine = self.engine or TransformersBackend()

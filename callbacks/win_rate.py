@@ -51,6 +51,12 @@ class WinRate(Evaluator):
         self.template = load_prompt(prompt)
         self.answering = Sampling(temperature=0.0, max_tokens=max_tokens)
 
+    def ready(self) -> None:
+        """The judge's engine, where it has one of its own, and its model."""
+        if self.engine is not None:
+            self.engine.ready()
+            self.engine.check(self.judge)
+
     def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
         """An answer to each item, and the judgements of both sides; each as long as it may be."""
         test = data.read("test")

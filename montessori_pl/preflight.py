@@ -42,6 +42,10 @@ def look_ahead(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> 
         _refuse_what_is_trained(engine, [step for of_kind in asked.values() for step in of_kind])
         with _named("generation"):
             _look_at(engine, [source for kind, source in models.items() if asked[kind]], dry_run)
+    if not dry_run:
+        for stage_name, stage in {step.name: step.stage for step in steps}.items():
+            with _named(f"recipe.{stage_name}"):
+                stage.ready()
     try:
         runner.trainer(callbacks=[])
     except (TypeError, ValueError, MisconfigurationException) as error:

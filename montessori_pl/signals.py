@@ -117,6 +117,14 @@ class SignalCallback(Callback, ABC):
     requests: Path | None = None
     """Directory in which an engine of the signal may keep answers that were paid for; the stage sets it."""
 
+    def ready(self) -> None:
+        """Look, before a run begins, at an engine of the signal's own; by default there is none.
+
+        Raises:
+            ValueError: something is missing.
+        """
+        return
+
     def plan(self, count: int, most: int, data: ScoringData, chat: ChatFormat) -> Plan:
         """What scoring will take, for a dry run; by default a pass over each example.
 

@@ -26,6 +26,14 @@ class Evaluator(ABC):
     """Where the evaluator may keep what it has done of one student, to go on from there after a kill; the stage sets
     it, and it need not exist. None where no stage asks."""
 
+    def ready(self) -> None:
+        """Look, before a run begins, at an engine of the evaluator's own; by default there is none.
+
+        Raises:
+            ValueError: something is missing.
+        """
+        return
+
     def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
         """What the evaluation of one student will take, for a dry run; by default nothing is said.
 

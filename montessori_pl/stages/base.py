@@ -166,6 +166,14 @@ class Stage(ABC):
         """Names of teachers; those of the pool are settings that the result depends on."""
         return []
 
+    def ready(self) -> None:
+        """Look, before a run begins, at engines of the stage's own: packages, keys, devices and their models.
+
+        Raises:
+            ValueError: something is missing.
+        """
+        return
+
     def plan(self, context: PlanContext) -> Plan | None:
         """What the stage will take, or what is left of it, for a dry run; none, the default, for no estimate.
 

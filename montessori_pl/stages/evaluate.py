@@ -46,6 +46,11 @@ class Evaluate(Stage):
         """The students."""
         return [Input(f"students.{name}", name, Kind.STUDENT) for name in self.students]
 
+    def ready(self) -> None:
+        """What the evaluators need."""
+        for evaluator in self.evaluators:
+            evaluator.ready()
+
     def plan(self, context: PlanContext) -> Plan:
         """What the evaluators say that they will take for each student that has not been evaluated."""
         chat = load_chat(context.student().source)

@@ -72,6 +72,10 @@ class Score(Stage):
         """The examples and the student."""
         return [Input("examples", self.examples, Kind.EXAMPLES), Input("student", self.student, Kind.STUDENT)]
 
+    def ready(self) -> None:
+        """What the signal needs."""
+        self.signal.ready()
+
     def plan(self, context: PlanContext) -> Plan:
         """What the signal says that it will take."""
         given, chat = context.given("examples"), load_chat(context.student().source)

@@ -199,6 +199,24 @@ class TestMistakes:
         main(["fit", "--config", config, "--dry_run"])
         assert "written" in capsys.readouterr().out
 
+    @pytest.mark.parametrize("stage", ["judgements", "evaluation"])
+    def test_judge_at_an_endpoint_without_a_key(
+        self, mistake: Mistake, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, stage: str
+    ) -> None:
+        """Found out before the stages in front of it have run."""
+        monkeypatch.delenv("MY_KEY", raising=False)
+        engine = {"class_path": "OpenAIBackend", "init_args": {"api_key_env": "MY_KEY"}}
+        judge = {"judge": {"backbone": "a-model"}, "engine": engine}
+        signal = {"class_path": "callbacks.JudgeSignal", "init_args": judge}
+        evaluators = [{"class_path": "callbacks.WinRate", "init_args": judge}]
+        stages = {
+            "judgements": {"class_path": "Score", "init_args": {"examples": "recorded", "signal": signal}},
+            "evaluation": {"class_path": "Evaluate", "init_args": {"students": ["base"], "evaluators": evaluators}},
+        }
+        said = mistake("--config", recipe(**{f"recipe__{stage}": stages[stage]}))
+        assert said.startswith(f"recipe.{stage}: the environment variable MY_KEY is not set; ")
+        assert not Path("run").exists()
+
     def test_stage_that_reads_an_unknown_name(self, mistake: Mistake, recipe: Recipe) -> None:
         stage = {"class_path": "TrainStudent", "init_args": {"examples": "recordd", "training": {"lr": 1e-3}}}
         assert mistake("--config", recipe(recipe__warmup=stage)) == (
