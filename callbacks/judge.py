@@ -96,9 +96,9 @@ class JudgeSignal(SignalCallback):
 
     def ready(self) -> None:
         """The judge's engine and model."""
-        engine = self.engine or TransformersBackend()
-        engine.ready()
         if self.judge is not None:
+            engine = self.engine or TransformersBackend()
+            engine.ready(self.judge)
             engine.check(self.judge)
 
     def plan(self, count: int, most: int, data: ScoringData, chat: ChatFormat) -> Plan:

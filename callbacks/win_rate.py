@@ -13,6 +13,7 @@ from montessori_pl.data import DataSources
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend, Request, Sampling
 from montessori_pl.generation.foresight import Respondent
+from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.models import ModelSource
 from montessori_pl.planning import Work
 from montessori_pl.records import Example, Message, stable_seed
@@ -52,10 +53,10 @@ class WinRate(Evaluator):
         self.answering = Sampling(temperature=0.0, max_tokens=max_tokens)
 
     def ready(self) -> None:
-        """The judge's engine, where it has one of its own, and its model."""
-        if self.engine is not None:
-            self.engine.ready()
-            self.engine.check(self.judge)
+        """The judge's engine and model."""
+        engine = self.engine or TransformersBackend()  # the recipe's finds a model where Transformers does
+        engine.ready(self.judge)
+        engine.check(self.judge)
 
     def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
         """An answer to each item, and the judgements of both sides; each as long as it may be."""

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ class MontessoriCLI(LightningCLI):
             logger=None,
             pool=pool,
         )
-        if not all(workspace.up_to_date(step.key, settings[step.name]) for step in steps):  # or nobody needs them
-            look_ahead(runner, steps, dry_run)
+        if left := [step for step in steps if not workspace.up_to_date(step.key, settings[step.name])]:
+            look_ahead(runner, left, dry_run)
         if dry_run:
             if runner.leads:
                 print_plan(plan_steps(runner, steps, settings), display.console)
@@ -171,16 +172,19 @@ class MontessoriCLI(LightningCLI):
         config = self._get(self.config, "recipe")
         stages = self._get(self.config_init, "recipe")
         pool = {name: _as_dict(one) for name, one in self._get(self.config, "teachers").items()}
+
+        @cache  # the files that a section names are read
+        def section(name: str, trained: bool) -> Any:
+            return with_version(pinned(_as_dict(self._get(self.config, name)), trained, TAKES.get(name)))
+
         return {
             name: {
                 "seed_everything": self._get(self.config, "seed_everything"),
                 f"recipe.{name}": with_version(pinned(_as_dict(config[name]))),
                 **{
-                    section: with_version(
-                        pinned(_as_dict(self._get(self.config, section)), section in stage.trains, TAKES.get(section))
-                    )
-                    for section in stage.uses
-                    if section != "teacher" or asks_the_teacher(stage, pool)
+                    used: section(used, used in stage.trains)
+                    for used in stage.uses
+                    if used != "teacher" or asks_the_teacher(stage, pool)
                 },
                 **{
                     f"teachers.{name}": with_version(pinned(pool[name], kind=PoolTeacher))

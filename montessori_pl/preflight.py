@@ -17,7 +17,7 @@ def look_ahead(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> 
 
     Args:
         runner: who will run them.
-        steps: from `recipe.lay_out`.
+        steps: from `recipe.lay_out`, those that are left.
         dry_run: whether they are only planned, which takes no packages, keys and devices of engines.
 
     Raises:
@@ -33,15 +33,16 @@ def look_ahead(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> 
     for kind, source in models.items():
         with _named(kind.value):
             load_chat(source)
+    asked = {name for step in steps for name in step.stage.asks()}
     for name, member in runner.pool.items():
         with _named(f"teachers.{name}"):
-            _look_at((member.generation or runner.backend)(), [member.source()], dry_run)
-    asked = {kind: [step for step in steps if _writes(step, kind, runner)] for kind in models}
-    if any(asked.values()):
-        engine = runner.backend()
-        _refuse_what_is_trained(engine, [step for of_kind in asked.values() for step in of_kind])
-        with _named("generation"):
-            _look_at(engine, [source for kind, source in models.items() if asked[kind]], dry_run)
+            _look_at((member.generation or runner.backend)(), member.source(), dry_run or name not in asked)
+    for kind, source in models.items():
+        if writing := [step for step in steps if _writes(step, kind, runner)]:
+            engine = runner.backend()
+            _refuse_what_is_trained(engine, writing)
+            with _named("generation"):
+                _look_at(engine, source, dry_run)
     if not dry_run:
         for stage_name, stage in {step.name: step.stage for step in steps}.items():
             with _named(f"recipe.{stage_name}"):
@@ -52,11 +53,10 @@ def look_ahead(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> 
         raise ValueError(f"trainer: {error}") from error
 
 
-def _look_at(engine: GenerationBackend, sources: Sequence[ModelSource], dry_run: bool) -> None:
-    if not dry_run:
-        engine.ready()
-    for source in sources:
-        engine.check(source)
+def _look_at(engine: GenerationBackend, source: ModelSource, from_afar: bool) -> None:
+    if not from_afar:
+        engine.ready(source)
+    engine.check(source)
 
 
 def _writes(step: Step, kind: Kind, runner: Runner) -> bool:
@@ -69,11 +69,8 @@ def _refuse_what_is_trained(engine: GenerationBackend, steps: Sequence[Step]) ->
     if engine.loads_weights:
         return
     for step in steps:
-        if any(
-            step.inputs[one.setting] is not None
-            for one in step.stage.reads()
-            if one.kind in (Kind.STUDENT, Kind.TEACHER) and one.setting in step.inputs
-        ):
+        models = [one for one in step.stage.reads() if one.kind in (Kind.STUDENT, Kind.TEACHER)]
+        if any(step.inputs[one.setting] is not None for one in models):
             raise ValueError(
                 f"recipe.{step.name} asks a model that the run trains, and {type(engine).__name__} answers with what "
                 "its endpoint has; name an engine that loads weights in the section generation, and give the endpoint "

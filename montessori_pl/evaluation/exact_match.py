@@ -76,7 +76,7 @@ class ExactMatch(Evaluator):
         self, test: Sequence[Example], student: ModelSource, backend: Callable[[], GenerationBackend]
     ) -> list[ItemAnswer]:
         """An answer to each item: those that are kept, and then the others."""
-        journal = self._journal()
+        journal = self._journal()  # first: it cuts off what was never committed
         answers = self._kept()
         if len(answers) == len(test):
             return answers

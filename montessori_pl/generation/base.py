@@ -103,10 +103,10 @@ class GenerationBackend(ABC):
         """
         return
 
-    def ready(self) -> None:
-        """Look, before a run begins, for the packages, keys and devices that are needed; by default none are.
+    def ready(self, source: ModelSource) -> None:
+        """Look, before a run begins, for what this model takes here: packages, keys, devices; by default nothing.
 
-        A dry run does without them.
+        A dry run, which may be made elsewhere, does without.
 
         Raises:
             ValueError: something is missing.

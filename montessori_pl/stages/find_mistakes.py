@@ -56,7 +56,6 @@ class FindMistakes(Stage):
 
     produces = Kind.EXAMPLES
     artifacts = (EXAMPLES, FINDINGS)
-    uses = ("student", "generation")
 
     def __init__(
         self,
@@ -83,6 +82,7 @@ class FindMistakes(Stage):
                 "FindMistakes needs 0 < share <= 1 and examples_per_round >= 1, "
                 f"found share {share} and examples_per_round {examples_per_round}"
             )
+        self.uses = {"exact_match": ("student", "generation"), "loss": ("student",), "score": ()}[by]
         self.examples, self.student, self.by, self.share = examples, student, by, share
         self.scores, self.below = scores, below
         self.sampling = Sampling(temperature=0.0, max_tokens=max_tokens)

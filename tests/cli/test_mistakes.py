@@ -198,6 +198,8 @@ class TestMistakes:
         assert not Path("run").exists()
         main(["fit", "--config", config, "--dry_run"])
         assert "written" in capsys.readouterr().out
+        nobody = recipe(teachers={"strong": {"backbone": "a-model", "generation": engine}})
+        main(["fit", "--config", nobody])  # the same teacher, whom no stage asks
 
     @pytest.mark.parametrize("stage", ["judgements", "evaluation"])
     def test_judge_at_an_endpoint_without_a_key(

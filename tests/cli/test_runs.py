@@ -50,6 +50,37 @@ class TestRuns:
         assert re.search(r"recorded: done in .*\n\[2/2\]", said), "who warns of nothing says nothing"
         assert re.search(r"warns: done in .*\n  warning: less and less\n", said)
 
+    def test_engine_is_needed_only_for_what_is_left(self, mistake: Mistake, recipe: Recipe) -> None:
+        """An engine whose key is gone stops a run that has something to write, and no other."""
+        Path("keyed.py").write_text(
+            "from pathlib import Path\n"
+            "from montessori_pl.generation import TransformersBackend\n"
+            "class Keyed(TransformersBackend):\n"
+            "    def ready(self, source):\n"
+            "        if not Path('key').exists():\n"
+            "            raise ValueError(f'no key for {source.backbone}')\n"
+        )
+        written = {
+            "class_path": "Synthesize",
+            "init_args": {
+                "num_prompts": 1,
+                "synthesizer": {"class_path": "SelfInstruct", "init_args": {"prompt": "classroom"}},
+                "instruction_sampling": {"max_tokens": 40},
+                "response_sampling": {"max_tokens": 24},
+            },
+        }
+        config = {"generation": {"class_path": "keyed.Keyed"}, "recipe__written": written}
+        assert mistake("--config", recipe(**config)) == "generation: no key for classroom/teacher"
+        Path("key").touch()
+        main(["fit", "--config", recipe(**config)])
+        Path("key").unlink()
+        training = {"lr": 1e-3, "batch_size": 4}
+        later = {"class_path": "TrainStudent", "init_args": {"examples": "recorded", "training": training}}
+        main(["fit", "--config", recipe(**config, recipe__later=later)])
+        assert Workspace(Path("run")).finished("iteration_1/later")
+        again = recipe(**config, recipe__again=written)
+        assert mistake("--config", again) == "generation: no key for classroom/teacher"
+
     def test_a_finished_stage_is_topped_up(self, mistake: Mistake, recipe: Recipe) -> None:
         """As long as nobody has read it; what there was stays, and what is added comes from later prompts."""
         settings = {

@@ -173,7 +173,7 @@ class TestNarrowHeads:
     def test_what_cannot_be_padded_is_refused(self, make: Make, narrow: str, tmp_path: Path) -> None:
         """Before anything runs, and when it is loaded."""
         source = ModelSource(save_tiny_model(tmp_path / "biased", attention_bias=True))
-        for refused in (make().check, make().load):
+        for refused in (make().ready, make().load):
             with pytest.raises(ValueError, match="have 8 and cannot be padded: its attention has biases"):
                 refused(source)
 
@@ -236,10 +236,10 @@ class TestEnd:
 
 
 class TestCheck:
-    def test_vllm_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_vllm_is_not_installed(self, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(ValueError, match=r"VLLMBackend needs vLLM: pip install 'montessori-pl\[vllm\]'"):
-            VLLMBackend().ready()
+            VLLMBackend().ready(ModelSource(backbone))
 
     def test_what_is_not_there(self, make: Make, backbone: str, tmp_path: Path) -> None:
         """Of 96 positions, and of adapters of rank 8 and 1024."""
@@ -255,11 +255,11 @@ class TestCheck:
         with pytest.raises(ValueError, match=r"has rank 8, the largest that is allowed is 1$"):
             make(max_lora_rank=1).check(ModelSource(backbone, tmp_path / "small"))
 
-    def test_too_few_gpus(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_too_few_gpus(self, make: Make, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
         backend = make(data_parallel_size=2, tensor_parallel_size=2)
         with pytest.raises(ValueError, match=r"2 engines .* on 2 GPUs each .* need 4 GPUs, found 3"):
-            backend.ready()
+            backend.ready(ModelSource(backbone))
 
     @pytest.mark.parametrize(
         ("settings", "sentence"),

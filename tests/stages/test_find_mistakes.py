@@ -283,3 +283,16 @@ def test_settings_that_contradict_each_other(settings: dict[str, Any], sentence:
     with pytest.raises(ValueError, match="FindMistakes needs") as error:
         FindMistakes("data", **settings)
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "uses"),
+    [
+        ({}, ("student", "generation")),
+        ({"by": "loss"}, ("student",)),
+        ({"by": "score", "scores": "judged", "below": 3.0}, ()),
+    ],
+)
+def test_only_answers_take_an_engine(settings: dict[str, Any], uses: tuple[str, ...]) -> None:
+    """And scores not even the student."""
+    assert FindMistakes("examples", **settings).uses == uses
