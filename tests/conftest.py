@@ -19,6 +19,13 @@ import pytest
 import torch
 import yaml
 
+if importlib.util.find_spec("hypothesis") is not None:  # which the environment of vLLM has not
+    from hypothesis import settings
+
+    # Machines that are busy take their time; what takes too long runs into pytest's own limit.
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -25,9 +25,7 @@ from montessori_pl.influence import (
     trainable_parameters,
 )
 
-quickly = settings(
-    max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+quickly = settings(max_examples=15, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -50,7 +50,6 @@ def test_scores_equal_rouge_score(a: str, b: str) -> None:
 
 
 @given(st.lists(few_words | ascii_texts, max_size=12), st.sampled_from(THRESHOLDS), st.booleans())
-@settings(deadline=None)
 def test_decisions_equal_brute_force(texts: list[str], threshold: float, keep_all: bool) -> None:
     assert_same_decisions(texts, threshold, keep_all)
 
