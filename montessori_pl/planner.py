@@ -12,13 +12,13 @@ from montessori_pl.planning import Expected, NoEstimate, Plan, PlannedStep, Work
 from montessori_pl.recipe import Step
 from montessori_pl.records import Example, PreferencePair, Record, Score, read_records
 from montessori_pl.runner import METRICS, Runner
-from montessori_pl.stages.base import Kind
+from montessori_pl.stages.base import EXAMPLES, PAIRS, SCORES, Kind
 from montessori_pl.stages.plan import PlanContext
 
 RECORDS: Mapping[Kind, tuple[str, type[Record]]] = {
-    Kind.EXAMPLES: ("examples.jsonl", Example),
-    Kind.SCORES: ("scores.jsonl", Score),
-    Kind.PAIRS: ("pairs.jsonl", PreferencePair),
+    Kind.EXAMPLES: (EXAMPLES, Example),
+    Kind.SCORES: (SCORES, Score),
+    Kind.PAIRS: (PAIRS, PreferencePair),
 }
 """What lies in the directory of a finished step, by what it produces."""
 
