@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from montessori_pl.records import PreferencePair, read_records
+from montessori_pl.data.records import PreferencePair, read_records
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("exact", "auto")

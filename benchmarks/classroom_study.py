@@ -40,7 +40,7 @@ from study.settings import Settings, read_settings
 from study.tables import print_study
 
 from montessori_pl.classroom import resolve
-from montessori_pl.records import Example, read_records
+from montessori_pl.data.records import Example, read_records
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 WIDTH = 150

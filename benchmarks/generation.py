@@ -46,15 +46,15 @@ import torch
 import transformers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from montessori_pl.chat import ChatFormat
+from montessori_pl.batches.samplers import length_batches
+from montessori_pl.classroom.names import locate
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
-from montessori_pl.data import length_batches
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.formats import read_examples
+from montessori_pl.data.records import stable_seed
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend, VLLMBackend
-from montessori_pl.generation.wide_heads import WideCopies
-from montessori_pl.locations import locate
-from montessori_pl.models import ModelSource, base_location, load_chat, load_model, load_tokenizer
-from montessori_pl.readers import read_examples
-from montessori_pl.records import stable_seed
+from montessori_pl.generation.head_padding import WideCopies
+from montessori_pl.models.loading import ModelSource, base_location, load_chat, load_model, load_tokenizer
 from montessori_pl.synthesis.base import SelfInstruct
 
 LONGEST_PROMPT = 400

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.chat import ChatFormat, Rendered
+from montessori_pl.batches.collate import collate
 from montessori_pl.classroom.tasks import DISTRACTORS, FAMILIES, SKILLS, sample_task
 from montessori_pl.classroom.tokenizer import train_tokenizer
-from montessori_pl.data import collate
+from montessori_pl.data.chat_template import ChatFormat, Rendered
 from montessori_pl.influence import AdamW
-from montessori_pl.models import LoraSettings, attach_lora
+from montessori_pl.models.loading import LoraSettings, attach_lora
 
 Batch = dict[str, Tensor]
 GROUP = 4

@@ -44,7 +44,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
-from montessori_pl.readers import read_examples
+from montessori_pl.data.formats import read_examples
 from montessori_pl.synthesis.near_duplicates import NearDuplicateIndex
 
 THRESHOLD = 0.7

@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from montessori_pl.chat import ChatFormat, Rendered
-from montessori_pl.readers import read_source
-from montessori_pl.records import Example, Message
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.formats import read_source
+from montessori_pl.data.records import Example, Message
 from montessori_pl.synthesis.prompts import load_template, render_prompt
 
 if TYPE_CHECKING:

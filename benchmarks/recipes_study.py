@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from study.measures import content
 
-from montessori_pl.records import Example, read_records
+from montessori_pl.data.records import Example, read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = "self_instruct"

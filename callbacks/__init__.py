@@ -10,7 +10,6 @@ from callbacks.rank_surprisal import RankSurprisalSignal
 from callbacks.recorded_quality import RecordedQualitySignal
 from callbacks.reward_model import RewardModelSignal
 from callbacks.training_loss import TrainingLossSignal
-from callbacks.win_rate import WinRate
 
 __all__ = [
     "GradientCosineSignal",
@@ -24,5 +23,4 @@ __all__ = [
     "ResponseLengthSignal",
     "RewardModelSignal",
     "TrainingLossSignal",
-    "WinRate",
 ]

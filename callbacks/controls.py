@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from callbacks.quantity import Columns, Direction, QuantitySignal
+from montessori_pl.data.records import Example, stable_seed
 from montessori_pl.losses import IGNORED
-from montessori_pl.records import Example, stable_seed
-from montessori_pl.student import StudentModule
+from montessori_pl.models.student import StudentModule
+from montessori_pl.signals.scalar import Columns, Direction, QuantitySignal
 
 
 class RandomSignal(QuantitySignal):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from callbacks.quantity import Columns, QuantitySignal
+from montessori_pl.data.records import Example
 from montessori_pl.influence import (
     AdamW,
     Params,
@@ -19,9 +19,9 @@ from montessori_pl.influence import (
     per_example_gradients,
     trainable_parameters,
 )
-from montessori_pl.records import Example
-from montessori_pl.signals import ScoringData
-from montessori_pl.student import StudentModule
+from montessori_pl.models.student import StudentModule
+from montessori_pl.signals.scalar import Columns, QuantitySignal
+from montessori_pl.signals.scoring_data import ScoringData
 
 
 class GradientCosineSignal(QuantitySignal):

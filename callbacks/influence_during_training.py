@@ -7,13 +7,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from montessori_pl.data import collate, encode_examples
+from montessori_pl.batches.collate import collate
+from montessori_pl.batches.encoding import encode_examples
+from montessori_pl.classroom.names import locate
+from montessori_pl.data.formats import read_examples
 from montessori_pl.influence import AdamW, InfluenceScorer, Method
-from montessori_pl.locations import locate
 from montessori_pl.losses import IGNORED
-from montessori_pl.models import load_chat
-from montessori_pl.readers import read_examples
-from montessori_pl.student import StudentModule
+from montessori_pl.models.loading import load_chat
+from montessori_pl.models.student import StudentModule
 
 
 class InfluenceDuringTraining(Callback):

@@ -6,12 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from montessori_pl.chat import ChatFormat
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example, Score
+from montessori_pl.estimates.estimate import Plan, mean, passes
 from montessori_pl.influence import SGD, AdamW, Influence, InfluenceScorer, Method, Reduction, UpdateRule
-from montessori_pl.planning import Plan, mean, passes
-from montessori_pl.records import Example, Score
-from montessori_pl.signals import ScoringData, SignalCallback
-from montessori_pl.student import StudentModule
+from montessori_pl.models.student import StudentModule
+from montessori_pl.signals.base import SignalCallback
+from montessori_pl.signals.scoring_data import ScoringData
 
 
 class InfluenceProbeCallback(SignalCallback):

@@ -6,14 +6,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from callbacks.quantity import Columns, Direction, QuantitySignal
-from montessori_pl.chat import Rendered
-from montessori_pl.data import collate
+from montessori_pl.batches.collate import collate
+from montessori_pl.data.chat_template import Rendered
+from montessori_pl.data.records import Example, Rejection, Score
 from montessori_pl.losses import IGNORED
-from montessori_pl.models import load_chat
-from montessori_pl.records import Example, Rejection, Score
-from montessori_pl.signals import ScoringData
-from montessori_pl.student import StudentModule
+from montessori_pl.models.loading import load_chat
+from montessori_pl.models.student import StudentModule
+from montessori_pl.signals.scalar import Columns, Direction, QuantitySignal
+from montessori_pl.signals.scoring_data import ScoringData
 
 FLOOR = 1e-12
 """Smallest loss that is divided by, in nats per token."""

@@ -13,17 +13,18 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
-from callbacks.judging import MAX_SCORE, load_prompt, parse_score, prompt_file, render_prompt
-from montessori_pl.chat import ChatFormat, layout_file
-from montessori_pl.contents import Files
+from montessori_pl.data.chat_template import ChatFormat, layout_file
+from montessori_pl.data.records import Example, Message, Rejection, Score, read_records, stable_seed
+from montessori_pl.estimates.estimate import Plan
+from montessori_pl.estimates.requests import Respondent
+from montessori_pl.evaluation.judge_prompts import MAX_SCORE, load_prompt, parse_score, prompt_file, render_prompt
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
-from montessori_pl.generation.foresight import Respondent
 from montessori_pl.generation.transformers_backend import TransformersBackend
-from montessori_pl.models import ModelSource, load_chat
-from montessori_pl.planning import Plan
-from montessori_pl.records import Example, Message, Rejection, Score, read_records, stable_seed
-from montessori_pl.signals import ScoringData, SignalCallback
-from montessori_pl.student import StudentModule
+from montessori_pl.models.loading import ModelSource, load_chat
+from montessori_pl.models.student import StudentModule
+from montessori_pl.run_directory.fingerprint import Files
+from montessori_pl.signals.base import SignalCallback
+from montessori_pl.signals.scoring_data import ScoringData
 
 SHOWN = 200
 """Characters of a judgement that are shown where the run stops."""

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from callbacks.quantity import Columns, Direction, QuantitySignal
+from montessori_pl.data.records import Example
 from montessori_pl.losses import IGNORED, token_log_probabilities
-from montessori_pl.records import Example
-from montessori_pl.student import StudentModule
+from montessori_pl.models.student import StudentModule
+from montessori_pl.signals.scalar import Columns, Direction, QuantitySignal
 
 FLOOR = 1e-12
 """Smallest surprisal of a whole response that is divided by, in nats."""

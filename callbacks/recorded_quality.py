@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from callbacks.quantity import Columns, QuantitySignal
-from montessori_pl.records import Example
-from montessori_pl.signals import ScoringData
-from montessori_pl.student import StudentModule
+from montessori_pl.data.records import Example
+from montessori_pl.models.student import StudentModule
+from montessori_pl.signals.scalar import Columns, QuantitySignal
+from montessori_pl.signals.scoring_data import ScoringData
 
 
 class RecordedQualitySignal(QuantitySignal):

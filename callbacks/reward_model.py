@@ -7,14 +7,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.quantity import Columns, QuantitySignal
-from montessori_pl.chat import Rendered
-from montessori_pl.data import collate
-from montessori_pl.locations import locate
-from montessori_pl.models import Precision
-from montessori_pl.records import Example, Rejection, Score
-from montessori_pl.signals import ScoringData
-from montessori_pl.student import StudentModule
+from montessori_pl.batches.collate import collate
+from montessori_pl.classroom.names import locate
+from montessori_pl.data.chat_template import Rendered
+from montessori_pl.data.records import Example, Rejection, Score
+from montessori_pl.models.loading import Precision
+from montessori_pl.models.student import StudentModule
+from montessori_pl.signals.scalar import Columns, QuantitySignal
+from montessori_pl.signals.scoring_data import ScoringData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from callbacks.quantity import Columns, Direction, QuantitySignal
-from montessori_pl.records import Example
-from montessori_pl.student import StudentModule
+from montessori_pl.data.records import Example
+from montessori_pl.models.student import StudentModule
+from montessori_pl.signals.scalar import Columns, Direction, QuantitySignal
 
 
 class TrainingLossSignal(QuantitySignal):

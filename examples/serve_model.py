@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from montessori_pl.generation import GenerationBackend, Request, Sampling, TransformersBackend
-from montessori_pl.models import ModelSource
+from montessori_pl.models.loading import ModelSource
 
 
 def make_server(backend: GenerationBackend, port: int) -> ThreadingHTTPServer:

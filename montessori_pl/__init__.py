@@ -6,8 +6,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "StudentModule": "montessori_pl.student",
-    "TeacherDPOModule": "montessori_pl.teacher",
+    "StudentModule": "montessori_pl.models.student",
+    "TeacherDPOModule": "montessori_pl.models.teacher",
 }
 __all__ = ["StudentModule", "TeacherDPOModule"]  # found by __getattr__
 

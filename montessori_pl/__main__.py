@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-BESIDE = {"compare": "montessori_pl.report.command", "export": "montessori_pl.export.command"}
+BESIDE = {"compare": "montessori_pl.cli.compare", "export": "montessori_pl.cli.export"}
 """Commands without what `fit` needs, and without the seconds that importing it takes; each module has a `main`."""
 
 
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given and given[0] in BESIDE:
         import_module(BESIDE[given[0]]).main(given[1:])
     else:
-        from montessori_pl.cli import main as fit
+        from montessori_pl.cli.fit import main as fit
 
         fit(arguments)
 

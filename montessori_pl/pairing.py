@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from montessori_pl.records import Example, PreferencePair, Score, stable_id, stable_seed
+from montessori_pl.data.records import Example, PreferencePair, Score, stable_id, stable_seed
 
 Rule = Literal["best_worst", "signed"]
 Weights = Literal["equal", "margin"]

@@ -3,11 +3,12 @@
 from tiny_models import tiny_tokenizer
 from torch import Tensor
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import collate_pairs, encode_pairs
+from montessori_pl.batches.collate import collate_pairs
+from montessori_pl.batches.encoding import encode_pairs
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import PreferencePair
 from montessori_pl.losses import sequence_log_probabilities
-from montessori_pl.models import ModelSource, load_model
-from montessori_pl.records import PreferencePair
+from montessori_pl.models.loading import ModelSource, load_model
 
 
 def pair_batch() -> dict[str, Tensor]:

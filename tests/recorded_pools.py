@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stage_runs import write
 
-from montessori_pl.records import Example, Score
+from montessori_pl.data.records import Example, Score
 
 TEACHERS = ("digits", "letters", "steady")
 

@@ -7,10 +7,10 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from montessori_pl.data import DataSources
-from montessori_pl.models import ModelSource
-from montessori_pl.progress import Progress
-from montessori_pl.records import Record, append_records
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.records import Record, append_records
+from montessori_pl.models.loading import ModelSource
+from montessori_pl.run_directory.progress import Progress
 from montessori_pl.stages import StageContext
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from montessori_pl.records import Example, append_records, read_records
+from montessori_pl.data.records import Example, append_records, read_records
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

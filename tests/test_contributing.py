@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from montessori_pl.data.records import Example, append_records, read_records
 from montessori_pl.generation import Request, Sampling
-from montessori_pl.records import Example, append_records, read_records
 from montessori_pl.synthesis.filters import Rejected
 
 BLOCKS = re.findall(

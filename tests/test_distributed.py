@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from montessori_pl import classroom
-from montessori_pl.workspace import Workspace
+from montessori_pl.run_directory.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 

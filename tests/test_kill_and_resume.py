@@ -27,14 +27,14 @@ import pytest
 import torch
 
 from montessori_pl import classroom
-from montessori_pl.cli import INTERRUPTED, main
-from montessori_pl.workspace import Workspace
+from montessori_pl.cli.fit import INTERRUPTED, main
+from montessori_pl.run_directory.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
 IMPORTED_ONCE = [
     "pytest",
-    "montessori_pl.cli",
+    "montessori_pl.cli.fit",
     "montessori_pl.report",
     "peft",
     "safetensors.torch",
@@ -143,7 +143,7 @@ class Moment:
 
 def _follow_stages() -> Callable[[], str]:
     """A function that says which stage the program works on now."""
-    from montessori_pl.runner import Runner
+    from montessori_pl.pipeline.runner import Runner
 
     lead, now = Runner._lead, ""
 
@@ -159,7 +159,7 @@ def _follow_stages() -> Callable[[], str]:
 
 
 OPEN, REPLACE = "builtins.open", "os.replace"
-STUDENT_STEP = "montessori_pl.student.StudentModule.training_step"
+STUDENT_STEP = "montessori_pl.models.student.StudentModule.training_step"
 SAVE_WEIGHTS = "montessori_pl.stages.training.fit.save_weights"
 GENERATE = "montessori_pl.generation.TransformersBackend.generate"
 OUTSIDE = "(from outside)"
@@ -172,7 +172,7 @@ MOMENTS = [
     Moment("warmup_data", OPEN, half_a_line, file="/metrics.json.draft"),  # all done, and the stage cannot say so
     Moment("warmup_2", STUDENT_STEP, call=2),
     Moment("warmup_3", REPLACE, file="/weights.draft"),
-    Moment("warmup", "montessori_pl.workspace.Workspace.begin"),  # between two stages
+    Moment("warmup", "montessori_pl.run_directory.workspace.Workspace.begin"),  # between two stages
     Moment("warmup", STUDENT_STEP, call=2),
     Moment("warmup", "shutil.move", half_a_move, call=2),  # inside a checkpoint
     Moment("warmup", REPLACE, file="last.ckpt.draft"),  # a whole checkpoint that is not yet in its place
@@ -189,12 +189,12 @@ MOMENTS = [
     Moment("influence_2", "callbacks.InfluenceProbeCallback.score_batch"),
     Moment("influence_3", OPEN, half_a_line, file="/scores.part0.jsonl"),
     Moment("preferences", OPEN, half_a_line, file="/pairs.jsonl.draft"),
-    Moment("aligned_teacher", "montessori_pl.teacher.TeacherDPOModule.dpo", call=3),
+    Moment("aligned_teacher", "montessori_pl.models.teacher.TeacherDPOModule.dpo", call=3),
     Moment("aligned_teacher", OPEN, half_a_line, file="/looks.jsonl.draft", call=2),  # its adapter is there
     Moment("aligned_teacher", "peft.peft_model.safe_save_file", half_a_tensor_file),
     Moment("aligned_teacher", REPLACE, file="/weights.draft"),
     Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=3),
-    Moment("training_data", "montessori_pl.workspace.Workspace.finish"),
+    Moment("training_data", "montessori_pl.run_directory.workspace.Workspace.finish"),
     Moment("training_data", REPLACE, file="/manifest.json.draft"),
     Moment("influence_after", "callbacks.InfluenceProbeCallback.prepare", everything),
     Moment("trained", STUDENT_STEP, call=4),  # between two batches of one optimizer step
@@ -207,7 +207,7 @@ MOMENTS = [
     Moment("evaluation", OPEN, file="/evaluation/journal.jsonl"),  # a student is done, and the stage does not know it
     Moment("evaluation", OPEN, half_a_line, file="/evaluations.jsonl", call=2),
     Moment("evaluation", OUTSIDE, seconds=0.1),
-    Moment("", "montessori_pl.cli.write_summary"),
+    Moment("", "montessori_pl.cli.fit.write_summary"),
     Moment("", OPEN, half_a_line, file="/summary.json.draft"),
 ]
 
@@ -367,7 +367,7 @@ LLM2LLM_MOMENTS = [
     Moment("augmented", OPEN, file="/journal.jsonl", call=2),
     Moment("training_set", OPEN, half_a_line, file="/examples.jsonl.draft"),
     Moment("training_set", REPLACE, file="/examples.jsonl.draft"),
-    Moment("training_set", "montessori_pl.workspace.Workspace.finish"),
+    Moment("training_set", "montessori_pl.run_directory.workspace.Workspace.finish"),
     Moment("trained", STUDENT_STEP, call=2),
     Moment("mistakes", GENERATE),  # from here on in the second iteration
     Moment("augmented", GENERATE, call=2),

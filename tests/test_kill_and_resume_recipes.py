@@ -23,13 +23,13 @@ from test_kill_and_resume import (
 )
 
 from montessori_pl import classroom
-from montessori_pl.cli import shipped_configs
+from montessori_pl.cli.fit import shipped_configs
+from montessori_pl.data.records import Example, PreferencePair, Record, Score, read_records
 from montessori_pl.generation import TransformersBackend
-from montessori_pl.models import ModelSource
-from montessori_pl.records import Example, PreferencePair, Record, Score, read_records
+from montessori_pl.models.loading import ModelSource
 from montessori_pl.routing import load_router
+from montessori_pl.run_directory.workspace import Workspace
 from montessori_pl.stages.base import ROUTING
-from montessori_pl.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -209,7 +209,7 @@ CASES = {
         moments=[
             Moment("responses", GENERATE, call=2),
             Moment("responses", OPEN, half_a_line, file="/examples.jsonl", call=2),
-            Moment("aligned_teacher", "montessori_pl.teacher.TeacherDPOModule.dpo", call=3),
+            Moment("aligned_teacher", "montessori_pl.models.teacher.TeacherDPOModule.dpo", call=3),
             Moment("aligned_teacher", OPEN, half_a_line, file="/looks.jsonl.draft", call=2),
             Moment("training_responses", OPEN, file="/journal.jsonl", call=2),
             Moment("trained", STUDENT_STEP, call=2),
@@ -219,7 +219,7 @@ CASES = {
         settings={},
         moments=[
             Moment("best_half", OPEN, half_a_line, file="/examples.jsonl.draft"),
-            Moment("best_half", "montessori_pl.workspace.Workspace.finish"),
+            Moment("best_half", "montessori_pl.run_directory.workspace.Workspace.finish"),
             Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=2),
         ],
     ),
@@ -233,7 +233,7 @@ CASES = {
         moments=[
             Moment("answers", GENERATE, everything, call=2),
             Moment("judgements", OPEN, half_a_line, file="/scores.part0.jsonl", call=2),
-            Moment("aligned", "montessori_pl.dpo.DPOModule.training_step", call=2),
+            Moment("aligned", "montessori_pl.models.dpo.DPOModule.training_step", call=2),
             Moment("aligned", REPLACE, file="last.ckpt.draft", call=2),
             Moment("aligned", SAVE_WEIGHTS),
             Moment("aligned", SAVE_WEIGHTS, everything),

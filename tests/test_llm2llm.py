@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from montessori_pl.cli import main
-from montessori_pl.records import Example, read_records
-from montessori_pl.workspace import Workspace
+from montessori_pl.cli.fit import main
+from montessori_pl.data.records import Example, read_records
+from montessori_pl.run_directory.workspace import Workspace
 
 ROUNDS = (1, 2, 3)
 

@@ -21,7 +21,7 @@ from montessori_pl.losses import (
     sequence_log_probabilities,
     token_log_probabilities,
 )
-from montessori_pl.teacher import TeacherDPOModule
+from montessori_pl.models.teacher import TeacherDPOModule
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from montessori_pl.records import Example, append_records
+from montessori_pl.data.records import Example, append_records
 
 
 @pytest.fixture(scope="module")

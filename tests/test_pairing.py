@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from montessori_pl.data.records import Example, PreferencePair, Score, stable_id
 from montessori_pl.pairing import Rule, mean_scores, pair_examples
-from montessori_pl.records import Example, PreferencePair, Score, stable_id
 
 
 def example(example_id: str, prompt_id: str = "p", completion: str | None = None, finished: bool = True) -> Example:

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.cli import main
-from montessori_pl.data import DataSources, encode_examples, encode_pairs
+from montessori_pl.batches.encoding import encode_examples, encode_pairs
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.cli.fit import main
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.formats import read_source
+from montessori_pl.data.records import Example, PreferencePair
 from montessori_pl.evaluation import ExactMatch
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
-from montessori_pl.models import ModelSource, load_chat
-from montessori_pl.readers import read_source
-from montessori_pl.records import Example, PreferencePair
+from montessori_pl.models.loading import ModelSource, load_chat
 
 CONTEXT = 256
 LONG = "a text that goes on " * 40  # 800 bytes: more than three contexts

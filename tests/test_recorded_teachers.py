@@ -10,8 +10,8 @@ import yaml
 from recorded_pools import best_teacher, known_qualities, pool, prompts
 from tiny_models import save_tiny_model
 
-from montessori_pl.cli import main
-from montessori_pl.records import Example, read_records
+from montessori_pl.cli.fit import main
+from montessori_pl.data.records import Example, read_records
 
 Recipe = Callable[..., Path]
 

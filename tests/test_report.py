@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from montessori_pl.pipeline.runner import _headline
 from montessori_pl.report import print_summary, summarize, write_summary
-from montessori_pl.runner import _headline
-from montessori_pl.workspace import Workspace
+from montessori_pl.run_directory.workspace import Workspace
 
 BREADTH = {"token_entropy": 4.321, "opening_entropy": 2.1, "distinct_share": 0.98, "mean_max_rouge_l": 0.625}
 NARROW = {"token_entropy": 2.5, "opening_entropy": 0.75, "distinct_share": 0.5, "mean_max_rouge_l": 0.875}

@@ -9,8 +9,8 @@ import pytest
 from test_kill_and_resume import GENERATE, OPEN, Moment, Program, assert_same_run, half_a_line
 
 from montessori_pl import classroom
-from montessori_pl.records import Example, read_records
-from montessori_pl.workspace import Workspace
+from montessori_pl.data.records import Example, read_records
+from montessori_pl.run_directory.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ NUMBER = 24
 MOMENTS = [
     Moment("new_data", GENERATE),
     Moment(
-        "aligned_teacher", "montessori_pl.teacher.TeacherDPOModule.dpo", call=3
+        "aligned_teacher", "montessori_pl.models.teacher.TeacherDPOModule.dpo", call=3
     ),  # from here on in the second iteration
     Moment("new_data", GENERATE, call=3),
     Moment("new_data", OPEN, half_a_line, file="/examples.jsonl"),

@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from montessori_pl.models import LoraSettings, ModelSource, attach_lora, load_model, save_weights
+from montessori_pl.models.loading import LoraSettings, ModelSource, attach_lora, load_model, save_weights
 
 SPECIAL = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
 TEMPLATE = (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.records import Example, read_records
+from montessori_pl.data.records import Example, read_records
 from study import StudyError
 from study.measures import metrics
 from study.runs import CellRuns, Run, manifest, needs_influence, students

@@ -11,7 +11,7 @@ from typing import Any
 
 from montessori_pl.classroom.curriculum import HARD_SKILLS
 from montessori_pl.classroom.tasks import SKILLS, family, solve
-from montessori_pl.records import Example, read_records
+from montessori_pl.data.records import Example, read_records
 from study.runs import CellRuns, manifest, needs_influence, students
 from study.settings import Arm
 

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from montessori_pl.classroom import resolve
-from montessori_pl.cli import shipped_configs
+from montessori_pl.cli.fit import shipped_configs
 from study.settings import Arm, Settings
 
 COUNTS: dict[str, dict[str, Any]] = {

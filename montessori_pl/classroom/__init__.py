@@ -34,6 +34,8 @@ FACULTY = ("specialist_letters", "specialist_digits", "chatty", "peer")
 _NAME = re.compile(rf"classroom(?:@(\d+))?/({'|'.join((*CONTENTS, *FACULTY))})")
 _OF_FACULTY = ("adapters.py", "faculty.py")
 """Sources on which the adapters depend, and the world does not."""
+_OF_NOTHING = ("names.py",)
+"""Sources on which nothing depends that is built."""
 
 
 def resolve(name: str) -> Path:
@@ -59,7 +61,7 @@ def version(name: str = "classroom/teacher") -> str:
     """Changes when the recipe of what has this name changes: its sources, or the request for a new task."""
     from montessori_pl.synthesis.prompts import TEMPLATES
 
-    not_read = () if name.rpartition("/")[2] in FACULTY else _OF_FACULTY
+    not_read = _OF_NOTHING if name.rpartition("/")[2] in FACULTY else (*_OF_NOTHING, *_OF_FACULTY)
     sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")) if path.name not in not_read]
     return hashlib.sha256(b"\0".join([*sources, TEMPLATES["classroom"].encode()])).hexdigest()[:12]
 

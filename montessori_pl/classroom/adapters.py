@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from montessori_pl.chat import ChatFormat, Rendered
 from montessori_pl.classroom.build import backward, greedy_answers, no_progress_bar, one_thread
 from montessori_pl.classroom.curriculum import conversation, new_task, teacher_documents
 from montessori_pl.classroom.faculty import HABITS
 from montessori_pl.classroom.tasks import DISTRACTORS, SKILLS
-from montessori_pl.records import Example, read_records, stable_seed
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.records import Example, read_records, stable_seed
 
 if TYPE_CHECKING:
     from peft import PeftModel

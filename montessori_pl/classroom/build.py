@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from montessori_pl.chat import ChatFormat, Rendered
 from montessori_pl.classroom.curriculum import draw_sets, student_documents, teacher_documents
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
 from montessori_pl.classroom.tokenizer import train_tokenizer
-from montessori_pl.records import Example, append_records, stable_seed
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.records import Example, append_records, stable_seed
 from montessori_pl.synthesis.prompts import TEMPLATES
 
 if TYPE_CHECKING:

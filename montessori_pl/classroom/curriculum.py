@@ -9,9 +9,9 @@ form teach it much. Knows nothing about models.
 import random
 from collections.abc import Iterator, Sequence
 
-from montessori_pl.chat import ChatFormat, Rendered
 from montessori_pl.classroom.tasks import DISTRACTORS, FAMILIES, SKILLS, family, sample_task
-from montessori_pl.records import Example, Message
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.records import Example, Message
 from montessori_pl.synthesis.prompts import TEMPLATES, render_prompt
 
 EASY_SKILLS = ("copy", "first", "last", "upper", "drop")

@@ -15,7 +15,7 @@ Where a number is expected, the last number in the given final answer counts, wi
 import re
 from fractions import Fraction
 
-from montessori_pl.data import normalized
+from montessori_pl.synthesis.contamination import normalized
 
 _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_^{])(?<![_^{][-+\u2212])(?<![0-9][.,/])"

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import DataSources
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.estimates.estimate import Work
 from montessori_pl.generation.base import GenerationBackend
-from montessori_pl.models import ModelSource
-from montessori_pl.planning import Work
+from montessori_pl.models.loading import ModelSource
 
 ANSWERS = "answers.jsonl"
 """File of an evaluator's directory in which it may leave what a student answers, an item a line, for users to read."""

@@ -5,16 +5,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import DataSources, normalized
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example, Record, read_records
+from montessori_pl.estimates.estimate import Work
+from montessori_pl.estimates.requests import Respondent
 from montessori_pl.evaluation.answers import same_answer
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
-from montessori_pl.generation.foresight import Respondent
-from montessori_pl.models import ModelSource
-from montessori_pl.planning import Work
-from montessori_pl.records import Example, Record, read_records
-from montessori_pl.workspace import Journal
+from montessori_pl.models.loading import ModelSource
+from montessori_pl.run_directory.journal import Journal
+from montessori_pl.synthesis.contamination import normalized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,17 @@ from typing import ClassVar
 
 import torch
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import DataSources, collate, encode_examples, length_batches
+from montessori_pl.batches.collate import collate
+from montessori_pl.batches.encoding import encode_examples
+from montessori_pl.batches.samplers import length_batches
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example
+from montessori_pl.estimates.estimate import Work, passes
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.losses import mean_response_loss
-from montessori_pl.models import ModelSource, load_chat, load_model
-from montessori_pl.planning import Work, passes
-from montessori_pl.records import Example
+from montessori_pl.models.loading import ModelSource, load_chat, load_model
 
 
 class ResponseLoss(Evaluator):

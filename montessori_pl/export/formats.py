@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from montessori_pl.data.records import Example, Score
 from montessori_pl.export.source import EXAMPLES, PAIRS, Source
-from montessori_pl.records import Example, Score
 
 TRAIN = "train.jsonl"
 """The rows, in all formats but `hf`; the Hugging Face hub finds its split in the name."""

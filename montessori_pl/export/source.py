@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.commands import listed
-from montessori_pl.records import Example, PreferencePair, Score, read_records, stable_id
-from montessori_pl.workspace import StageEntry, Workspace
+from montessori_pl.data.records import Example, PreferencePair, Score, read_records, stable_id
+from montessori_pl.run_directory.workspace import StageEntry, Workspace, listed
 
 EXAMPLES, PAIRS, SCORES = "examples", "pairs", "scores"
 """Kinds of stages, as their metrics name them; each writes a file of JSON lines of this name."""

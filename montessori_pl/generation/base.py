@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.models import ModelSource
-from montessori_pl.records import Message
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Message
+from montessori_pl.models.loading import ModelSource
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 
 from montessori_pl.classroom.tasks import SKILLS, family, solve
+from montessori_pl.data.records import Message, stable_seed
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
-from montessori_pl.models import ModelSource
-from montessori_pl.records import Message, stable_seed
+from montessori_pl.models.loading import ModelSource
 
 _MATERIAL = re.compile(r"<instruction>\s*(.*?)\s*</instruction>\s*<response>\s*(.*?)\s*</response>", re.DOTALL)
 _REFUSAL = re.compile(r"sorry\b|ask me later")

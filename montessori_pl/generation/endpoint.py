@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from montessori_pl.generation.request_journal import Answer, request_id
-from montessori_pl.generation.spending import prompt_tokens, text_tokens
+from montessori_pl.generation.usage import prompt_tokens, text_tokens
 
 TRANSIENT = (408, 409, 429)
 """Status codes below 500 after which the same request may succeed."""

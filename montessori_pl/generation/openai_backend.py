@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
 
+from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.endpoint import Endpoint, EndpointError, Fault, find_key
 from montessori_pl.generation.request_journal import RequestJournal, request_id, usage_of
-from montessori_pl.generation.spending import Estimate, Usage, estimate, prompt_tokens
-from montessori_pl.models import ModelSource
-from montessori_pl.records import Message
-from montessori_pl.workspace import write_atomically
+from montessori_pl.generation.usage import Estimate, Usage, estimate, prompt_tokens
+from montessori_pl.models.loading import ModelSource
+from montessori_pl.run_directory.atomic import write_atomically
 
 log = logging.getLogger(__name__)
 

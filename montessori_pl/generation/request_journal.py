@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from montessori_pl.data.records import Record, append_records, drop_torn_line, read_records
 from montessori_pl.generation.base import Completion
-from montessori_pl.generation.spending import Usage
-from montessori_pl.records import Record, append_records, drop_torn_line, read_records
+from montessori_pl.generation.usage import Usage
 
 ANSWERS = "answers.jsonl"
 

@@ -13,11 +13,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import length_batches
+from montessori_pl.batches.samplers import length_batches
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
-from montessori_pl.models import ModelSource, load_chat, load_model
-from montessori_pl.records import Message
+from montessori_pl.models.loading import ModelSource, load_chat, load_model
 
 if TYPE_CHECKING:
     from torch import nn

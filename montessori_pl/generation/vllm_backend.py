@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from montessori_pl.chat import ChatFormat
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
+from montessori_pl.generation.head_padding import WideCopies, needed_widening
 from montessori_pl.generation.vllm_process import EngineProcess
-from montessori_pl.generation.wide_heads import WideCopies, needed_widening
-from montessori_pl.models import ModelSource, Precision, base_location, holds_adapter, load_chat
-from montessori_pl.records import Message
+from montessori_pl.models.loading import ModelSource, Precision, base_location, holds_adapter, load_chat
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM makes room for; an adapter of another rank takes the next."""

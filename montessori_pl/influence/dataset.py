@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.chat import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.formats import read_row
 from montessori_pl.influence.functional import IGNORED, Batch
 from montessori_pl.influence.results import Influence
 from montessori_pl.influence.scorer import InfluenceScorer
 from montessori_pl.influence.updates import UpdateRule
-from montessori_pl.readers import read_row
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from montessori_pl.commands import listed
 from montessori_pl.report.groups import Group
 from montessori_pl.report.runs import TOKENS, CompareError
 from montessori_pl.report.statistics import Estimate, mean_of, unpaired_difference
+from montessori_pl.run_directory.workspace import listed
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.commands import open_run
 from montessori_pl.report.summary import summarize
+from montessori_pl.run_directory.workspace import open_run
 
 SEED = "seed_everything"
 TOKENS = "generated_tokens"

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.workspace import Workspace, write_atomically
+from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.workspace import Workspace
 
 MODEL_KINDS = ("student", "teacher")
 INFLUENCE = ("mean", "standard_error", "positive_share", "count")

@@ -1,7 +1,7 @@
 """Choosing among several teachers: rankings, routers, what they are worth, and routing within limits."""
 
 from montessori_pl.routing.limits import RouteLimits
-from montessori_pl.routing.pool import Prompt, ResponsePool
+from montessori_pl.routing.responses import Prompt, ResponsePool
 from montessori_pl.routing.router import ConstantRouter, LearnedRouter, Router, load_router
 
 __all__ = [

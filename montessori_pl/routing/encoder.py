@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from montessori_pl.chat import ChatFormat, Rendered
-from montessori_pl.data import collate, length_batches
-from montessori_pl.models import ModelSource, load_chat, load_model
-from montessori_pl.routing.pool import Prompt
+from montessori_pl.batches.collate import collate
+from montessori_pl.batches.samplers import length_batches
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.models.loading import ModelSource, load_chat, load_model
+from montessori_pl.routing.responses import Prompt
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array, vstack
 
-from montessori_pl.routing.pool import Array
+from montessori_pl.routing.responses import Array
 
 ROUNDING = 1e-9
 """What floating point may add to a whole number of prompts, or, as a share of it, to a sum of prices."""

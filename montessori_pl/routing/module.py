@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.chat import Rendered
-from montessori_pl.data import collate
-from montessori_pl.models import LoraSettings, ModelSource, save_weights
-from montessori_pl.modules import LanguageModule
+from montessori_pl.batches.collate import collate
+from montessori_pl.data.chat_template import Rendered
+from montessori_pl.models.language_module import LanguageModule
+from montessori_pl.models.loading import LoraSettings, ModelSource, save_weights
 from montessori_pl.routing.encoder import last_hidden_states
 from montessori_pl.routing.head import Head
 from montessori_pl.routing.preferences import bradley_terry_loss

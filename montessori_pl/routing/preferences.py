@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from montessori_pl.routing.pool import Array
+from montessori_pl.routing.responses import Array
 
 Normalization = Literal["zscore", "minmax", "none"]
 FLOOR = 1e-6

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from montessori_pl.routing.pool import Array
 from montessori_pl.routing.resampling import interval, resampled_means
+from montessori_pl.routing.responses import Array
 
 HITS = (1, 3)
 """The k of Hit@k."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from montessori_pl.routing.pool import Array
+from montessori_pl.routing.responses import Array
 
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95

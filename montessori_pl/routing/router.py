@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from montessori_pl.models import ModelSource
+from montessori_pl.models.loading import ModelSource
 from montessori_pl.routing.encoder import PromptEncoder
 from montessori_pl.routing.head import Head
 from montessori_pl.routing.limits import RouteLimits, choose
-from montessori_pl.routing.pool import Array, Prompt
-from montessori_pl.workspace import write_atomically
+from montessori_pl.routing.responses import Array, Prompt
+from montessori_pl.run_directory.atomic import write_atomically
 
 ROUTER = "router.json"
 HEAD = "head.safetensors"

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from montessori_pl.routing.pool import Array
+from montessori_pl.routing.responses import Array
 
 Rule = Literal["car", "quality", "loss", "length", "ifd"]
 """What puts a teacher first: CAR, quality, low loss, long responses, or instruction-following difficulty."""

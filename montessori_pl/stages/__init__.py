@@ -8,6 +8,7 @@ from montessori_pl.stages.base import Input, Kind, Stage, StageContext, StageErr
 from montessori_pl.stages.combine import Combine
 from montessori_pl.stages.evaluate import Evaluate
 from montessori_pl.stages.find_mistakes import FindMistakes
+from montessori_pl.stages.generating.collapse_guard import CollapseGuard
 from montessori_pl.stages.pair import Pair
 from montessori_pl.stages.pick_responses import PickResponses
 from montessori_pl.stages.recorded_examples import RecordedExamples
@@ -17,7 +18,6 @@ from montessori_pl.stages.select_teacher import SelectTeacher
 from montessori_pl.stages.synthesize import Synthesize
 from montessori_pl.stages.train_router import TrainRouter
 from montessori_pl.stages.train_student import TrainStudent
-from montessori_pl.stages.writing.collapse_guard import CollapseGuard
 
 __all__ = [
     "AlignStudent",

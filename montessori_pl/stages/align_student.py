@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from montessori_pl.dpo import DPOModule, check_preference_settings
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Plan
 from montessori_pl.losses import PairLoss
-from montessori_pl.models import holds_adapter, load_chat
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.planning import Plan
+from montessori_pl.models.dpo import DPOModule, check_preference_settings
+from montessori_pl.models.loading import holds_adapter, load_chat
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
-from montessori_pl.stages.plan import PlanContext
 from montessori_pl.stages.training.fit import fit
 from montessori_pl.stages.training.preferences import pair_data, plan_alignment, read_pairs
 

@@ -3,21 +3,28 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import EncodedPair
-from montessori_pl.generation.foresight import Respondent
-from montessori_pl.models import load_chat
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.planning import Plan
-from montessori_pl.records import Message
+from montessori_pl.batches.encoding import EncodedPair
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Message
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Plan
+from montessori_pl.estimates.requests import Respondent
+from montessori_pl.models.loading import load_chat
+from montessori_pl.models.teacher import TeacherDPOModule
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
-from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.training.dose import LOOKS, TEACHERS, DoseControl, DoseWatch, num_held_out, prompts_in_order
+from montessori_pl.stages.training.alignment_evaluator import Observer, whole_response
+from montessori_pl.stages.training.alignment_monitor import (
+    LOOKS,
+    TEACHERS,
+    DoseControl,
+    DoseWatch,
+    num_held_out,
+    prompts_in_order,
+)
 from montessori_pl.stages.training.fit import fit
-from montessori_pl.stages.training.looks import Observer, whole_response
 from montessori_pl.stages.training.preferences import pair_data, plan_alignment, read_pairs
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
-from montessori_pl.teacher import TeacherDPOModule
 
 
 class AlignTeacher(Stage):

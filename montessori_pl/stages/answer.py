@@ -5,16 +5,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Expected, Plan
 from montessori_pl.generation.base import Request, Sampling
-from montessori_pl.planning import Expected, Plan
-from montessori_pl.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.routing import RouteLimits, load_router
+from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.writing.authors import Author, Authors, student, teacher, usage_metrics
+from montessori_pl.stages.generating.generators import Author, Authors, student, teacher, usage_metrics
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected, ResponseFilter
-from montessori_pl.workspace import Journal
 
 ASSUMED_ANSWERS = "Answers are assumed to be as long as the responses that are there, or as the seeds'."
 

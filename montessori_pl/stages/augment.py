@@ -4,19 +4,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Plan
 from montessori_pl.generation.base import Sampling
-from montessori_pl.planning import Plan
-from montessori_pl.records import Example, Rejection, read_records, stable_seed
+from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext
-from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.writing.authors import Author, Authors, teacher, usage_metrics
-from montessori_pl.stages.writing.plan import NUM_PROMPTS, Amount, plan_writing
-from montessori_pl.stages.writing.writer import Assignment, Rules, Writer
+from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, plan_writing
+from montessori_pl.stages.generating.generators import Author, Authors, teacher, usage_metrics
+from montessori_pl.stages.generating.synthesis_loop import Assignment, Rules, Writer
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.synthesis.contamination import Decontamination
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
-from montessori_pl.workspace import Journal
 
 
 class Augment(Stage):

@@ -7,21 +7,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from montessori_pl.data import DataSources
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.records import Example, read_records
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Plan
 from montessori_pl.generation.base import GenerationBackend
-from montessori_pl.models import ModelSource
-from montessori_pl.planning import Plan
-from montessori_pl.pool import PoolTeacher
-from montessori_pl.progress import Progress
-from montessori_pl.records import Example, read_records
-from montessori_pl.stages.plan import PlanContext
+from montessori_pl.generation.pool_teacher import PoolTeacher
+from montessori_pl.models.loading import ModelSource
+from montessori_pl.run_directory.progress import Progress
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from montessori_pl.modules import LanguageModule
-    from montessori_pl.student import StudentModule
-    from montessori_pl.teacher import TeacherDPOModule
+    from montessori_pl.models.language_module import LanguageModule
+    from montessori_pl.models.student import StudentModule
+    from montessori_pl.models.teacher import TeacherDPOModule
 
 
 class Kind(enum.Enum):

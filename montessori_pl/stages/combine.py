@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from montessori_pl.planning import MANY, Expected, Plan, evenly
-from montessori_pl.records import Example
+from montessori_pl.data.records import Example
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import MANY, Expected, Plan, evenly
+from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.stages.base import EXAMPLES, ITSELF, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.plan import PlanContext
 from montessori_pl.synthesis.diversity import diversity
-from montessori_pl.workspace import write_atomically
 
 BEFORE = "growing"
 """The setting under which the stage reads what it held before."""

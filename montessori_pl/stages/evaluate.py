@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from montessori_pl.data.records import Record, read_records
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Plan
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
-from montessori_pl.models import load_chat
-from montessori_pl.planning import Plan
-from montessori_pl.records import Record, read_records
+from montessori_pl.models.loading import load_chat
+from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext
-from montessori_pl.stages.plan import PlanContext
-from montessori_pl.workspace import Journal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,17 +4,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from montessori_pl.data import encode_examples
+from montessori_pl.batches.encoding import encode_examples
+from montessori_pl.data.records import Example, Record, Score, read_records
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Expected, Plan, Work, mean, passes
 from montessori_pl.evaluation.answers import same_answer
 from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.generation.base import Request, Sampling
-from montessori_pl.models import load_chat
-from montessori_pl.planning import Expected, Plan, Work, mean, passes
-from montessori_pl.records import Example, Record, Score, read_records
+from montessori_pl.models.loading import load_chat
+from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, SCORES, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.plan import PlanContext
-from montessori_pl.stages.writing.authors import Authors, student, usage_metrics
-from montessori_pl.workspace import Journal
+from montessori_pl.stages.generating.generators import Authors, student, usage_metrics
 
 FINDINGS = "findings.jsonl"
 NUM_SHOWN = 3

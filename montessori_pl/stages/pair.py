@@ -3,13 +3,13 @@
 import math
 from typing import Any, Literal
 
+from montessori_pl.data.records import Example, PreferencePair
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Expected, Plan
 from montessori_pl.pairing import pair_examples
-from montessori_pl.planning import Expected, Plan
-from montessori_pl.records import Example, PreferencePair
+from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.stages.base import PAIRS, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.choosing.scores import num_scored, read_scores, score_inputs, score_names
-from montessori_pl.stages.plan import PlanContext
-from montessori_pl.workspace import write_atomically
+from montessori_pl.stages.selection.scores import num_scored, read_scores, score_inputs, score_names
 
 
 class Pair(Stage):

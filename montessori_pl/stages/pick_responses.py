@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from montessori_pl.planning import Plan
-from montessori_pl.records import Example
+from montessori_pl.data.records import Example
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Plan
 from montessori_pl.routing import Prompt, ResponsePool, RouteLimits, load_router
 from montessori_pl.routing.limits import choose
+from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.stages.base import EXAMPLES, ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.choosing.pools import in_chunks, read_pool
-from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.selection.responses import in_chunks, read_pool
 from montessori_pl.synthesis.diversity import diversity
-from montessori_pl.workspace import write_atomically
 
 COEFFICIENTS = "coefficients"
 """Directory of what the router says of the prompts, until the stage has finished."""

@@ -3,15 +3,15 @@
 from collections import Counter
 from typing import Any, ClassVar
 
-from montessori_pl.contents import Files
-from montessori_pl.data import source_file
-from montessori_pl.locations import locate
-from montessori_pl.planning import Plan, real
-from montessori_pl.readers import read_source
+from montessori_pl.batches.sources import source_file
+from montessori_pl.classroom.names import locate
+from montessori_pl.data.formats import read_source
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Plan, real
+from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, Kind, Stage, StageContext
-from montessori_pl.stages.plan import PlanContext
 from montessori_pl.synthesis.diversity import diversity
-from montessori_pl.workspace import write_atomically
 
 
 class RecordedExamples(Stage):

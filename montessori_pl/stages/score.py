@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.data import encode_examples
-from montessori_pl.distributions import describe
+from montessori_pl.batches.encoding import encode_examples
+from montessori_pl.data.records import Example, Rejection, drop_torn_line, read_records
+from montessori_pl.data.records import Score as ScoreRecord
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Expected, Plan
 from montessori_pl.evaluation.losses import ResponseLoss
-from montessori_pl.models import holds_adapter, load_chat
-from montessori_pl.planning import Expected, Plan
-from montessori_pl.records import Example, Rejection, drop_torn_line, read_records
-from montessori_pl.records import Score as ScoreRecord
-from montessori_pl.signals import REPORT, ScoringData, SignalCallback
+from montessori_pl.models.loading import holds_adapter, load_chat
+from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.signals.base import REPORT, SignalCallback
+from montessori_pl.signals.scoring_data import ScoringData
 from montessori_pl.stages.base import (
     CHECKPOINT,
     LATEST,
@@ -27,9 +29,8 @@ from montessori_pl.stages.base import (
     StageContext,
     StageError,
 )
-from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stats import describe
 from montessori_pl.synthesis.diversity import diversity
-from montessori_pl.workspace import write_atomically
 
 UNSCORED = "unscored.jsonl"
 """The examples that the signal could not score, with the reason; there is no such file where it scored all."""

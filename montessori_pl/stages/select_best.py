@@ -4,12 +4,12 @@ import dataclasses
 import statistics
 from typing import Any
 
-from montessori_pl.planning import Plan
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Plan
+from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.stages.base import EXAMPLES, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.choosing.scores import num_scored, read_scores, score_inputs, score_names
-from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.selection.scores import num_scored, read_scores, score_inputs, score_names
 from montessori_pl.synthesis.diversity import diversity
-from montessori_pl.workspace import write_atomically
 
 
 class SelectBest(Stage):

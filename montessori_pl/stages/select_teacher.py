@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from montessori_pl.models import load_chat
-from montessori_pl.planning import Plan
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Plan
+from montessori_pl.models.loading import load_chat
 from montessori_pl.routing import ConstantRouter, ResponsePool
-from montessori_pl.routing.pool import Array
 from montessori_pl.routing.resampling import interval, resampled_means
+from montessori_pl.routing.responses import Array
 from montessori_pl.routing.selection import NEEDED, Rule, merit, ranking
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.choosing.pools import read_pool, read_scores, save_router
-from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.selection.responses import read_pool, read_scores, save_router
 
 
 class SelectTeacher(Stage):

@@ -11,25 +11,25 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from montessori_pl.chat import layout_file
-from montessori_pl.contents import Files
-from montessori_pl.models import LoraSettings, ModelSource, load_chat
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.planning import Plan, mean, passes
-from montessori_pl.records import stable_id
+from montessori_pl.data.chat_template import layout_file
+from montessori_pl.data.records import stable_id
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Plan, mean, passes
+from montessori_pl.estimates.training import planned_training
+from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, ResponsePool
 from montessori_pl.routing.encoder import PromptEncoder, encode_prompts
 from montessori_pl.routing.head import fit_head, penalty_losses
 from montessori_pl.routing.module import Compared, RouterModule, collate_compared
-from montessori_pl.routing.pool import Array
 from montessori_pl.routing.preferences import Normalization, bradley_terry_loss, combined_rewards, pair_labels
 from montessori_pl.routing.regret import Comparison
+from montessori_pl.routing.responses import Array
 from montessori_pl.routing.router import ENCODER
+from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.choosing.pools import in_chunks, read_pool, read_scores, save_router
-from montessori_pl.stages.plan import PlanContext
+from montessori_pl.stages.selection.responses import in_chunks, read_pool, read_scores, save_router
 from montessori_pl.stages.training.fit import TrainingData, fit
-from montessori_pl.stages.training.plan import planned_training
 
 FEWEST = 10
 """Fewest prompts to learn from, and fewest to judge by: an interval of fewer means nothing."""

@@ -3,15 +3,16 @@
 from functools import partial
 from typing import Any
 
-from montessori_pl.data import collate, encode_examples
-from montessori_pl.models import load_chat
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.planning import Plan
-from montessori_pl.records import Example, read_records
+from montessori_pl.batches.collate import collate
+from montessori_pl.batches.encoding import encode_examples
+from montessori_pl.data.records import Example, read_records
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Plan
+from montessori_pl.estimates.training import planned_training
+from montessori_pl.models.loading import load_chat
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, EXAMPLES, WEIGHTS, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.plan import PlanContext
 from montessori_pl.stages.training.fit import TrainingData, fit
-from montessori_pl.stages.training.plan import planned_training
 
 
 class TrainStudent(Stage):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from montessori_pl.contents import Files
-from montessori_pl.records import Example
+from montessori_pl.data.records import Example
+from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.synthesis.parsing import parse_instruction
 from montessori_pl.synthesis.prompts import TEMPLATES, load_template, render_prompt
 

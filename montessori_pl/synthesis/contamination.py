@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from montessori_pl.records import Example
+from montessori_pl.data.records import Example
 from montessori_pl.synthesis.filters import Rejected
 from montessori_pl.synthesis.near_duplicates import tokenize
 

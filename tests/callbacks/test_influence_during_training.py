@@ -15,14 +15,14 @@ from stage_runs import quiet_trainer
 from tiny_models import save_tiny_model, tiny_tokenizer
 
 from callbacks import InfluenceDuringTraining
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import collate
+from montessori_pl.batches.collate import collate
+from montessori_pl.data.chat_template import ChatFormat
 from montessori_pl.influence import AdamW, InfluenceScorer
 from montessori_pl.losses import mean_response_loss
-from montessori_pl.models import LoraSettings
-from montessori_pl.optimization import TrainingSettings
+from montessori_pl.models.loading import LoraSettings
+from montessori_pl.models.student import StudentModule
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.training.fit import TrainingData
-from montessori_pl.student import StudentModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 

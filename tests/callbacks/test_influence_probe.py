@@ -16,14 +16,14 @@ from tiny_models import save_tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
 from callbacks import InfluenceProbeCallback
-from montessori_pl.chat import ChatFormat, Rendered
-from montessori_pl.data import collate
-from montessori_pl.models import LoraSettings
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.records import Example, Score, read_records
-from montessori_pl.signals import ScoringData
+from montessori_pl.batches.collate import collate
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.records import Example, Score, read_records
+from montessori_pl.models.loading import LoraSettings
+from montessori_pl.models.student import StudentModule
+from montessori_pl.optim import TrainingSettings
+from montessori_pl.signals.scoring_data import ScoringData
 from montessori_pl.stages.training.fit import TrainingData
-from montessori_pl.student import StudentModule
 
 # Lightning's advice on loaders, which the command line silences too.
 pytestmark = [

@@ -14,19 +14,9 @@ from stage_runs import quiet_trainer, stage_context, write
 from tiny_models import save_tiny_model
 
 from callbacks import JudgeSignal
-from callbacks.judging import PROMPTS, load_prompt, parse_score, render_prompt
-from montessori_pl.cli import main
-from montessori_pl.data import DataSources
-from montessori_pl.generation import (
-    ClassroomJudge,
-    Completion,
-    GenerationBackend,
-    Request,
-    Sampling,
-    TransformersBackend,
-)
-from montessori_pl.models import LoraSettings, ModelSource
-from montessori_pl.records import (
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.cli.fit import main
+from montessori_pl.data.records import (
     Example,
     Message,
     PreferencePair,
@@ -36,9 +26,19 @@ from montessori_pl.records import (
     read_records,
     stable_seed,
 )
+from montessori_pl.evaluation.judge_prompts import PROMPTS, load_prompt, parse_score, render_prompt
+from montessori_pl.generation import (
+    ClassroomJudge,
+    Completion,
+    GenerationBackend,
+    Request,
+    Sampling,
+    TransformersBackend,
+)
+from montessori_pl.models.loading import LoraSettings, ModelSource
+from montessori_pl.models.student import StudentModule
 from montessori_pl.stages import Pair, StageContext, StageError
 from montessori_pl.stages.score import Score as ScoreStage
-from montessori_pl.student import StudentModule
 
 # Lightning's advice on loaders, which the command line silences too.
 pytestmark = [

@@ -7,10 +7,10 @@ import torch
 from tiny_models import tiny_tokenizer
 
 from callbacks import RecordedQualitySignal
-from montessori_pl.chat import ChatFormat
-from montessori_pl.records import Example
-from montessori_pl.signals import ScoringData
-from montessori_pl.student import StudentModule
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example
+from montessori_pl.models.student import StudentModule
+from montessori_pl.signals.scoring_data import ScoringData
 
 
 def examples(qualities: Sequence[float | None]) -> list[Example]:

@@ -26,15 +26,17 @@ from callbacks import (
     RewardModelSignal,
     TrainingLossSignal,
 )
-from montessori_pl.chat import ChatFormat, Rendered
-from montessori_pl.data import DataSources, collate
-from montessori_pl.models import LoraSettings
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.records import Example, Score, read_records
-from montessori_pl.signals import ScoringData, SignalCallback
+from montessori_pl.batches.collate import collate
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.records import Example, Score, read_records
+from montessori_pl.models.loading import LoraSettings
+from montessori_pl.models.student import StudentModule
+from montessori_pl.optim import TrainingSettings
+from montessori_pl.signals.base import SignalCallback
+from montessori_pl.signals.scoring_data import ScoringData
 from montessori_pl.stages.score import Score as ScoreStage
 from montessori_pl.stages.training.fit import TrainingData
-from montessori_pl.student import StudentModule
 
 # Lightning's advice on loaders, which the command line silences too.
 pytestmark = [

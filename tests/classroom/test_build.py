@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from montessori_pl import classroom
-from montessori_pl.chat import ChatFormat
 from montessori_pl.classroom import build, resolve
 from montessori_pl.classroom.build import greedy_accuracy
 from montessori_pl.classroom.curriculum import SET_SIZES, student_documents, teacher_documents
 from montessori_pl.classroom.tasks import family, solve
-from montessori_pl.records import Example, read_records
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example, read_records
 
 pytestmark = pytest.mark.timeout(1200)  # the first test builds the world, for everyone on this machine
 

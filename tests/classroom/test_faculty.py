@@ -12,17 +12,18 @@ import pytest
 import torch
 
 from montessori_pl import classroom
-from montessori_pl.chat import ChatFormat, Rendered
+from montessori_pl.batches.collate import collate
+from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.classroom import FACULTY, adapters, build, resolve, version
 from montessori_pl.classroom.adapters import build_adapter
 from montessori_pl.classroom.build import greedy_answers
 from montessori_pl.classroom.faculty import HABITS, SMALL_TALK, mistake
+from montessori_pl.classroom.names import with_version
 from montessori_pl.classroom.tasks import DIGITS, LETTERS, SKILLS, payload_of, sample_task, solve
-from montessori_pl.data import collate, encode_examples
-from montessori_pl.locations import with_version
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.records import Example, append_records, read_records
 from montessori_pl.losses import mean_response_loss
-from montessori_pl.models import ModelSource, load_chat, load_model
-from montessori_pl.records import Example, append_records, read_records
+from montessori_pl.models.loading import ModelSource, load_chat, load_model
 
 pytestmark = pytest.mark.timeout(1200)  # the first test builds the world and the faculty, for everyone on this machine
 

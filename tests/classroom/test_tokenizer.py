@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from montessori_pl.chat import ChatFormat
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
 from montessori_pl.classroom.tokenizer import EOS, train_tokenizer
-from montessori_pl.records import Message
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Message
 
 
 def sample_texts(num_tasks: int, seed: int) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from recipe_files import Mistake, Recipe
 
-from montessori_pl.cli import main
+from montessori_pl.cli.fit import main
 
 
 @pytest.fixture(autouse=True)

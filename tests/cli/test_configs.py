@@ -11,9 +11,9 @@ import yaml
 from recipe_files import SHIPPED, Recipe
 
 from montessori_pl.__main__ import main as door
-from montessori_pl.cli import MontessoriCLI, find_configs, main, shipped_configs
-from montessori_pl.mistakes import SentenceParser
-from montessori_pl.recipe import Step, lay_out
+from montessori_pl.cli.fit import MontessoriCLI, find_configs, main, shipped_configs
+from montessori_pl.config_errors import SentenceParser
+from montessori_pl.pipeline.recipe import Step, lay_out
 
 
 def steps_of(*arguments: str) -> list[Step]:

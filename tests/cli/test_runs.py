@@ -10,8 +10,8 @@ import pytest
 import yaml
 from recipe_files import Mistake, Recipe, contents
 
-from montessori_pl.cli import main, shipped_configs
-from montessori_pl.workspace import Workspace
+from montessori_pl.cli.fit import main, shipped_configs
+from montessori_pl.run_directory.workspace import Workspace
 
 PLUGIN = '''
 from montessori_pl.stages import Kind, Stage, StageContext, StageError

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_tokenizer
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import DataSources
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example, Message, append_records, read_lines, read_records
 from montessori_pl.evaluation import ExactMatch
 from montessori_pl.evaluation.exact_match import ItemAnswer
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
-from montessori_pl.models import ModelSource
-from montessori_pl.records import Example, Message, append_records, read_lines, read_records
-from montessori_pl.workspace import Journal
+from montessori_pl.models.loading import ModelSource
+from montessori_pl.run_directory.journal import Journal
 
 STUDENT = ModelSource("student")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from montessori_pl.__main__ import main
-from montessori_pl.records import Example, PreferencePair, Record, Rejection, Score
-from montessori_pl.workspace import Workspace
+from montessori_pl.data.records import Example, PreferencePair, Record, Rejection, Score
+from montessori_pl.run_directory.workspace import Workspace
 
 TEACHER = "org/teacher + aligned"
 ADDRESS = "http://127.0.0.1:8000"

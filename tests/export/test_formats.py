@@ -13,10 +13,10 @@ from tiny_models import save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from montessori_pl.__main__ import main
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import encode_pairs
-from montessori_pl.readers import read_examples
-from montessori_pl.records import Example
+from montessori_pl.batches.encoding import encode_pairs
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.formats import read_examples
+from montessori_pl.data.records import Example
 
 
 @pytest.mark.usefixtures("run")

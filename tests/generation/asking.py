@@ -5,9 +5,9 @@ from pathlib import Path
 
 from endpoint import PROMPT_TOKENS, TOKENS, answer_to
 
+from montessori_pl.data.records import read_records
 from montessori_pl.generation import Completion, OpenAIBackend, Price, Request, Sampling
 from montessori_pl.generation.request_journal import ANSWERS, Answer
-from montessori_pl.records import read_records
 
 KEY = "sk-secret-0123456789"
 SAMPLING = Sampling(max_tokens=20)

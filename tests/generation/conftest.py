@@ -9,7 +9,7 @@ from asking import KEY, Engine
 from endpoint import FaultyEndpoint
 
 from montessori_pl.generation import OpenAIBackend, openai_backend
-from montessori_pl.models import ModelSource
+from montessori_pl.models.loading import ModelSource
 
 
 @pytest.fixture

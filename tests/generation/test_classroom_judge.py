@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from callbacks.judging import PROMPTS, parse_score, render_prompt
+from montessori_pl.data.records import Example
+from montessori_pl.evaluation.judge_prompts import PROMPTS, parse_score, render_prompt
 from montessori_pl.generation import ClassroomJudge, Request, Sampling
-from montessori_pl.records import Example
 
 SAMPLING = Sampling()
 

@@ -21,11 +21,11 @@ import yaml
 
 from montessori_pl import classroom
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
-from montessori_pl.cli import main
+from montessori_pl.cli.fit import main
+from montessori_pl.data.records import Example, read_records
 from montessori_pl.generation import OpenAIBackend, Request, Sampling, TransformersBackend
-from montessori_pl.generation.wide_heads import WideCopies
-from montessori_pl.models import ModelSource
-from montessori_pl.records import Example, read_records
+from montessori_pl.generation.head_padding import WideCopies
+from montessori_pl.models.loading import ModelSource
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "classroom/teacher"

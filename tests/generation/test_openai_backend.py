@@ -20,10 +20,10 @@ from asking import KEY, PRICE, SAMPLING, Engine, ask, asks, expected, kept
 from endpoint import TOKENS, FaultyEndpoint, answer_to, completion, send
 from tiny_models import save_tiny_model
 
-from montessori_pl.cli import main
+from montessori_pl.cli.fit import main
 from montessori_pl.generation import EndpointError, OpenAIBackend, Price, Request, Sampling, TransformersBackend
-from montessori_pl.models import ModelSource
-from montessori_pl.pinning import pinned
+from montessori_pl.models.loading import ModelSource
+from montessori_pl.run_directory.fingerprint import pinned
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("short_waits")

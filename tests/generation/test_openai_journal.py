@@ -14,7 +14,7 @@ from endpoint import TOKENS, FaultyEndpoint, answer_to, completion, content
 
 from montessori_pl.generation import EndpointError, OpenAIBackend, Price, Sampling, request_journal
 from montessori_pl.generation.request_journal import ANSWERS, Answer, RequestJournal
-from montessori_pl.models import ModelSource
+from montessori_pl.models.loading import ModelSource
 
 pytestmark = pytest.mark.usefixtures("short_waits")
 

@@ -11,11 +11,11 @@ import torch
 from tiny_models import save_tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from montessori_pl.chat import ChatFormat
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Message
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
 from montessori_pl.generation.transformers_backend import PresencePenalty
-from montessori_pl.models import LoraSettings, ModelSource, attach_lora, load_model, save_weights
-from montessori_pl.records import Message
+from montessori_pl.models.loading import LoraSettings, ModelSource, attach_lora, load_model, save_weights
 
 END = 2
 QUESTIONS = ["a", "why is it so?", "what", "a longer question than that.", "b c d", "so"]

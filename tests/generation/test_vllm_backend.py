@@ -18,15 +18,15 @@ from tiny_models import random_adapter
 from torch import Tensor
 
 from montessori_pl import classroom
-from montessori_pl.chat import ChatFormat, Rendered
+from montessori_pl.batches.collate import collate
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
-from montessori_pl.cli import main
-from montessori_pl.data import collate
+from montessori_pl.cli.fit import main
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.records import Message
 from montessori_pl.generation import Completion, EngineError, Request, Sampling, TransformersBackend, VLLMBackend
-from montessori_pl.generation.wide_heads import CPU_HEAD_DIMS
+from montessori_pl.generation.head_padding import CPU_HEAD_DIMS
 from montessori_pl.losses import sequence_log_probabilities
-from montessori_pl.models import LoraSettings, ModelSource, load_chat, load_model, save_weights
-from montessori_pl.records import Message
+from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat, load_model, save_weights
 
 GREEDY = Sampling(temperature=0, max_tokens=48)
 SAMPLED = Sampling(temperature=1, top_p=0.9, presence_penalty=1, max_tokens=48)

@@ -16,7 +16,7 @@ from tiny_models import random_adapter, save_tiny_model
 
 from montessori_pl.generation import Completion, EngineError, Request, Sampling, VLLMBackend
 from montessori_pl.generation.vllm_process import GRACE
-from montessori_pl.models import LoraSettings, ModelSource
+from montessori_pl.models.loading import LoraSettings, ModelSource
 
 STAND_IN = Path(__file__).parent / "stand_in"
 SAMPLING = Sampling(max_tokens=12)
@@ -213,7 +213,7 @@ class TestEnd:
         code = (
             "import sys\n"
             "from montessori_pl.generation import Request, Sampling, VLLMBackend\n"
-            "from montessori_pl.models import ModelSource\n"
+            "from montessori_pl.models.loading import ModelSource\n"
             "backend = VLLMBackend()\n"
             "backend.load(ModelSource(sys.argv[1]))\n"
             "def ask(text):\n"

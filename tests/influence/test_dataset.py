@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import save_tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from montessori_pl.chat import ChatFormat
+from montessori_pl.data.chat_template import ChatFormat
 from montessori_pl.influence import (
     AdamW,
     ExactInfluence,

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from montessori_pl.records import Example
+from montessori_pl.data.records import Example
 from montessori_pl.routing import Prompt, ResponsePool
 from montessori_pl.routing.resampling import NUM_RESAMPLES, interval, resampled_means
 from montessori_pl.routing.selection import adjusted_reward, merit, positive, ranking

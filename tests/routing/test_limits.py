@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from montessori_pl.routing import ConstantRouter
 from montessori_pl.routing.limits import RouteLimits, assign, choose, win_probabilities
-from montessori_pl.routing.pool import Array
+from montessori_pl.routing.responses import Array
 
 TEACHERS = ["a", "b", "c"]
 

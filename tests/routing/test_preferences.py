@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from montessori_pl.routing.head import Head, fit_head, penalty_losses
-from montessori_pl.routing.pool import Array
 from montessori_pl.routing.preferences import bradley_terry_loss, combined_rewards, normalized, pair_labels
+from montessori_pl.routing.responses import Array
 
 NAN = math.nan
 

@@ -15,17 +15,17 @@ from tiny_models import save_tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from callbacks import GradientCosineSignal, InfluenceProbeCallback, TrainingLossSignal
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import DataSources
-from montessori_pl.dpo import DPOModule
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example, PreferencePair, read_records
+from montessori_pl.data.records import Score as ScoreRecord
 from montessori_pl.evaluation import ResponseLoss
 from montessori_pl.generation import TransformersBackend
-from montessori_pl.models import LoraSettings, ModelSource, load_model
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.records import Example, PreferencePair, read_records
-from montessori_pl.records import Score as ScoreRecord
+from montessori_pl.models.dpo import DPOModule
+from montessori_pl.models.loading import LoraSettings, ModelSource, load_model
+from montessori_pl.models.student import StudentModule
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages import AlignStudent, Answer, Evaluate, Score, StageContext, StageError, TrainStudent
-from montessori_pl.student import StudentModule
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
 

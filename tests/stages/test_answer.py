@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import pytest
 from stage_runs import Killed, StandIn, stage_context
 
+from montessori_pl.data.records import Example, Message, Rejection, Score, append_records, read_records
 from montessori_pl.generation import Completion, GenerationBackend, Price, Request, Sampling
-from montessori_pl.models import ModelSource
+from montessori_pl.generation.pool_teacher import PoolTeacher
+from montessori_pl.models.loading import ModelSource
 from montessori_pl.pairing import pair_examples
-from montessori_pl.pool import PoolTeacher
-from montessori_pl.records import Example, Message, Rejection, Score, append_records, read_records
 from montessori_pl.routing import ConstantRouter, RouteLimits
 from montessori_pl.stages import Answer, StageError
 from montessori_pl.stages.base import ROUTING, WEIGHTS

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from stage_runs import stage_context
 
-from montessori_pl.records import Example, append_records, read_records
+from montessori_pl.data.records import Example, append_records, read_records
 from montessori_pl.stages import Combine, StageError
 
 Put = Callable[..., Path]

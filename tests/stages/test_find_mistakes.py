@@ -10,14 +10,14 @@ import torch
 from stage_runs import never, stage_context
 from tiny_models import save_tiny_model, tiny_tokenizer
 
-from montessori_pl.chat import ChatFormat
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example, Message, Record, Score, append_records, read_records
 from montessori_pl.evaluation import ResponseLoss
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
-from montessori_pl.models import ModelSource, load_model
-from montessori_pl.records import Example, Message, Record, Score, append_records, read_records
+from montessori_pl.models.loading import ModelSource, load_model
+from montessori_pl.models.student import StudentModule
 from montessori_pl.stages import FindMistakes, StageError
 from montessori_pl.stages.find_mistakes import Finding
-from montessori_pl.student import StudentModule
 
 QUESTIONS = {
     "what is 2 - 7 ?": "-5",

@@ -12,25 +12,17 @@ from tiny_models import save_tiny_model, tiny_tokenizer
 
 from callbacks import InfluenceProbeCallback
 from montessori_pl import stages
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import DataSources
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example, Message, PreferencePair, Rejection, Score, read_lines, read_records
 from montessori_pl.evaluation import Evaluator, ExactMatch, ResponseLoss
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
-from montessori_pl.models import LoraSettings, ModelSource, load_model, save_weights
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.records import (
-    Example,
-    Message,
-    PreferencePair,
-    Rejection,
-    Score,
-    read_lines,
-    read_records,
-)
-from montessori_pl.signals import ScoringData
+from montessori_pl.models.loading import LoraSettings, ModelSource, load_model, save_weights
+from montessori_pl.models.student import StudentModule
+from montessori_pl.models.teacher import TeacherDPOModule
+from montessori_pl.optim import TrainingSettings
+from montessori_pl.signals.scoring_data import ScoringData
 from montessori_pl.stages import AlignTeacher, Evaluate, Pair, RecordedExamples, StageContext, StageError, TrainStudent
-from montessori_pl.student import StudentModule
-from montessori_pl.teacher import TeacherDPOModule
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from recorded_pools import inputs
 from stage_runs import stage_context
 
-from montessori_pl.records import Example, read_records
+from montessori_pl.data.records import Example, read_records
 from montessori_pl.routing import ConstantRouter, RouteLimits
 from montessori_pl.stages import PickResponses, StageContext, StageError
 

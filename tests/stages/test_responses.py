@@ -10,26 +10,19 @@ from stage_runs import quiet_trainer, stage_context, write
 from tiny_models import save_tiny_model, tiny_tokenizer
 
 from callbacks import ResponseLengthSignal
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import DataSources
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example, Message, PreferencePair, read_lines, read_records, stable_seed
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling, TransformersBackend
-from montessori_pl.models import LoraSettings, ModelSource
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.records import (
-    Example,
-    Message,
-    PreferencePair,
-    read_lines,
-    read_records,
-    stable_seed,
-)
+from montessori_pl.models.loading import LoraSettings, ModelSource
+from montessori_pl.models.student import StudentModule
+from montessori_pl.models.teacher import TeacherDPOModule
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages import AlignTeacher, Answer, Pair, Score, StageContext
-from montessori_pl.stages.training.dose import DoseWatch, prompts_in_order
-from montessori_pl.student import StudentModule
+from montessori_pl.stages.training.alignment_monitor import DoseWatch, prompts_in_order
 from montessori_pl.synthesis.base import SelfInstruct
 from montessori_pl.synthesis.collapse import CollapseLimits
 from montessori_pl.synthesis.diversity import diversity
-from montessori_pl.teacher import TeacherDPOModule
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from stage_runs import never, stage_context, write
 
-from montessori_pl.records import Example, Score, read_records
+from montessori_pl.data.records import Example, Score, read_records
 from montessori_pl.stages import SelectBest, StageError
 
 VALUES = {"e": 1.0, "b": 3.0, "d": 1.0, "a": -2.0, "f": 2.0}

@@ -11,11 +11,11 @@ from recorded_pools import inputs
 from stage_runs import stage_context
 from tiny_models import save_tiny_model
 
-from montessori_pl.models import LoraSettings
-from montessori_pl.records import Example, Score
+from montessori_pl.data.records import Example, Score
+from montessori_pl.models.loading import LoraSettings
+from montessori_pl.models.student import StudentModule
 from montessori_pl.routing import load_router
 from montessori_pl.stages import SelectTeacher, StageContext, StageError
-from montessori_pl.student import StudentModule
 
 QUALITY = {"big": 8.0, "middle": 6.0, "small": 5.0}
 LOSS = {"big": 3.0, "middle": 1.0, "small": 0.5}

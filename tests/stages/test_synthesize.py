@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from stage_runs import StandIn, stage_context
 
-from montessori_pl.data import DataSources
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.records import Example, Message, Rejection, append_records, read_records
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
-from montessori_pl.models import ModelSource
-from montessori_pl.progress import Progress
-from montessori_pl.records import Example, Message, Rejection, append_records, read_records
+from montessori_pl.models.loading import ModelSource
+from montessori_pl.run_directory.progress import Progress
 from montessori_pl.stages import StageError, Synthesize
 from montessori_pl.synthesis import SelfInstruct
 from montessori_pl.synthesis.contamination import Decontamination

@@ -21,15 +21,15 @@ from recorded_pools import (
 from stage_runs import Killed, quiet_trainer, stage_context
 from tiny_models import save_tiny_model, tiny_tokenizer
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.models import LoraSettings, ModelSource, load_model
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.records import Example
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example
+from montessori_pl.models.loading import LoraSettings, ModelSource, load_model
+from montessori_pl.models.student import StudentModule
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, load_router
 from montessori_pl.routing.encoder import PromptEncoder
 from montessori_pl.stages import StageContext, StageError, TrainRouter
-from montessori_pl.stages.choosing import pools
-from montessori_pl.student import StudentModule
+from montessori_pl.stages.selection import responses as pools
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

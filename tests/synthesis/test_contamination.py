@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
-from montessori_pl.records import Example
+from montessori_pl.data.records import Example
 from montessori_pl.synthesis.contamination import (
     TEMPLATE,
     ContaminationIndex,

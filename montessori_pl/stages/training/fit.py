@@ -8,10 +8,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from montessori_pl.data import EpochBatches, ResumableLoader
-from montessori_pl.models import save_weights
-from montessori_pl.modules import LanguageModule
-from montessori_pl.optimization import TrainingSettings
+from montessori_pl.batches.samplers import EpochBatches, ResumableLoader
+from montessori_pl.models.language_module import LanguageModule
+from montessori_pl.models.loading import save_weights
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, StageContext
 
 

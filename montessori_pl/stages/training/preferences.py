@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from functools import partial
 
-from montessori_pl.chat import ChatFormat
-from montessori_pl.data import EncodedPair, collate_pairs, encode_pairs
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.planning import Work
-from montessori_pl.records import PreferencePair, read_records
+from montessori_pl.batches.collate import collate_pairs
+from montessori_pl.batches.encoding import EncodedPair, encode_pairs
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import PreferencePair, read_records
+from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.estimate import Work
+from montessori_pl.estimates.training import planned_training
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import PAIRS, StageContext, StageError
-from montessori_pl.stages.plan import PlanContext
 from montessori_pl.stages.training.fit import TrainingData
-from montessori_pl.stages.training.plan import planned_training
 
 
 def read_pairs(

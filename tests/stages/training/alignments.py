@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from montessori_pl.data.records import Example, read_lines
 from montessori_pl.generation import Sampling
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.records import Example, read_lines
-from montessori_pl.stages.training.dose import DoseWatch
-from montessori_pl.stages.training.looks import Look
+from montessori_pl.optim import TrainingSettings
+from montessori_pl.stages.training.alignment_evaluator import Look
+from montessori_pl.stages.training.alignment_monitor import DoseWatch
 from montessori_pl.synthesis.base import Synthesizer
 from montessori_pl.synthesis.collapse import CollapseLimits
 from montessori_pl.synthesis.filters import Rejected

@@ -10,12 +10,12 @@ from lightning.pytorch import Callback, Trainer
 from stage_runs import quiet_trainer, stage_context
 from tiny_models import save_tiny_model
 
-from montessori_pl.models import LoraSettings
-from montessori_pl.optimization import TrainingSettings
-from montessori_pl.records import PreferencePair, append_records
+from montessori_pl.data.records import PreferencePair, append_records
+from montessori_pl.models.loading import LoraSettings
+from montessori_pl.models.teacher import TeacherDPOModule
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages import AlignTeacher
-from montessori_pl.stages.training.dose import DoseWatch
-from montessori_pl.teacher import TeacherDPOModule
+from montessori_pl.stages.training.alignment_monitor import DoseWatch
 
 
 @pytest.fixture(scope="module")

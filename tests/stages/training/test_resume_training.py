@@ -17,13 +17,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from stage_runs import Killed, quiet_trainer, stage_context
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from montessori_pl.chat import Rendered
-from montessori_pl.data import collate
-from montessori_pl.models import LoraSettings
-from montessori_pl.optimization import TrainingSettings
+from montessori_pl.batches.collate import collate
+from montessori_pl.data.chat_template import Rendered
+from montessori_pl.models.loading import LoraSettings
+from montessori_pl.models.student import StudentModule
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT
 from montessori_pl.stages.training.fit import TrainingData, fit
-from montessori_pl.student import StudentModule
 
 NUM_EXAMPLES, BATCH_SIZE, EPOCHS = 11, 2, 3
 BATCHES_PER_EPOCH = 6

@@ -1,0 +1,1 @@
+"""From examples to batches of tensors: sources, encoding, padding, and which examples go together."""

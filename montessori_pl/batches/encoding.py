@@ -1,0 +1,53 @@
+"""Examples and pairs as token ids."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.records import Example, PreferencePair
+
+
+def encode_examples(
+    examples: Sequence[Example], chat: ChatFormat, max_length: int
+) -> tuple[list[Rendered], list[Example]]:
+    """Render examples; those whose response does not fit are left out and returned beside the others.
+
+    Returns:
+        the rendered examples, and the examples that have no response token within `max_length`.
+    """
+    rendered, too_long = [], []
+    for example in examples:
+        conversation = chat.render(example.messages(), max_length)
+        if any(conversation.trained):
+            rendered.append(conversation)
+        else:
+            too_long.append(example)
+    return rendered, too_long
+
+
+class EncodedPair(NamedTuple):
+    """A preference pair in tokens."""
+
+    chosen: Rendered
+    """Prompt and preferred completion."""
+    rejected: Rendered
+    """Prompt and the other completion."""
+    weight: float = 1.0
+    """How much the pair counts."""
+
+
+def encode_pairs(pairs: Sequence[PreferencePair], chat: ChatFormat, max_length: int) -> list[EncodedPair]:
+    """Render both whole completions of each pair exactly as they were sampled; pairs that do not fit are left out."""
+    encoded = []
+    for pair in pairs:
+        ids = chat.prompt_ids(pair.messages())
+        sides = [
+            chat.cut(Rendered(ids + response, [False] * len(ids) + [True] * len(response)), max_length)
+            for response in (
+                chat.response_ids(pair.chosen, pair.chosen_finished),
+                chat.response_ids(pair.rejected, pair.rejected_finished),
+            )
+        ]
+        if all(any(side.trained) for side in sides):
+            encoded.append(EncodedPair(sides[0], sides[1], pair.weight))
+    return encoded

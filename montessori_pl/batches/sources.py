@@ -1,0 +1,86 @@
+"""Where the examples come from that nobody has to synthesize: seeds, reference and test set."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from montessori_pl.classroom.names import in_classroom, locate
+from montessori_pl.data.formats import read_examples, source_path
+from montessori_pl.data.records import Example
+from montessori_pl.run_directory.fingerprint import Files
+from montessori_pl.synthesis.contamination import ContaminationIndex, normalized
+
+NEARLY_THE_SAME = 0.8
+"""Share of common n-grams above which two instructions are one in two frames. Below it, two benchmark items may as well
+have a template in common, and nothing stops the run; synthesis is stricter, because it can write another example."""
+
+
+def source_file(source: str) -> Path | None:
+    """The file or directory that a source of examples names; none for a set of the classroom, which has a version."""
+    return None if in_classroom(source) else source_path(source)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSources:
+    """Where the examples come from that nobody has to synthesize."""
+
+    files: ClassVar[Files] = {"seeds": source_file, "reference": source_file, "test": source_file}
+    seeds: str
+    """Examples whose instructions are shown to the teacher as shots: a name of the classroom, a file of JSON lines, or
+    a directory of a Hugging Face dataset; `[a:b]` behind it takes rows a to b."""
+    reference: str
+    """The reference set, on which influence is measured."""
+    test: str | None = None
+    """Held-out examples for evaluation; must not share an instruction with the reference set."""
+
+    def read(self, role: str) -> list[Example]:
+        """The examples of one role: `seeds`, `reference` or `test`.
+
+        Raises:
+            ValueError: there is none; the sentence names the setting.
+        """
+        source = getattr(self, role)
+        if source is None:
+            raise ValueError(f"data.{role} is not set, and a stage of the recipe needs it")
+        try:
+            examples = read_examples(locate(source))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"data.{role}: {error}") from error
+        return examples
+
+    def check_disjoint(self) -> None:
+        """Refuse a reference set that holds test items: influence would be measured on the exam.
+
+        Raises:
+            ValueError: instructions stand in both, or nearly so.
+        """
+        if self.test is None:
+            return
+        tests = self.read("test")
+        ids = {normalized(example.instruction): example.id for example in tests}
+        index = ContaminationIndex((example.id, example.instruction) for example in tests)
+        same, alike = [], []
+        for example in self.read("reference"):
+            id = ids.get(normalized(example.instruction))
+            overlap = index.find(example.instruction)
+            if id is not None:
+                same.append(f"{example.id} = {id}")
+            elif overlap is not None and overlap.share > NEARLY_THE_SAME:
+                alike.append(
+                    f"{example.id} and {overlap.name} with {overlap.share:.0%} of the {index.ngram}-grams in common"
+                )
+        clauses = []
+        if same:
+            clauses.append(f"share {_instructions(same)}, for example {same[0]}")
+        if alike:
+            clauses.append(f"have {_instructions(alike)} nearly in common, for example {alike[0]}")
+        if clauses:
+            raise ValueError(
+                f"data.reference ({self.reference}) and data.test ({self.test}) {' and '.join(clauses)}; "
+                "take disjoint rows, for example FILE[:64] and FILE[64:]"
+            )
+
+
+def _instructions(found: Sequence[str]) -> str:
+    return f"{len(found)} instruction{'s' if len(found) > 1 else ''}"

@@ -1,0 +1,85 @@
+"""The command `compare`: one table over run directories, made from the directories alone.
+
+Knows nothing of models or of Lightning, which take seconds to import.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from montessori_pl.cli.common import CommandParser, mistakes_end_in_a_sentence
+from montessori_pl.report.comparison import compare
+from montessori_pl.report.formats import as_csv, as_markdown, as_text
+from montessori_pl.report.groups import form_groups
+from montessori_pl.report.runs import CompareError, Run, read_run
+from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.workspace import listed
+
+PROGRAM = "python -m montessori_pl compare"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command. Mistakes of the user end in one sentence and exit status 2.
+
+    Args:
+        arguments: what stands behind `compare`.
+    """
+    with mistakes_end_in_a_sentence():
+        _compare(_parser().parse_args(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog=PROGRAM,
+        allow_abbrev=False,
+        description="One table over runs. Runs of the same settings but for the seed are a group, and a row.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run directory; NAME=DIR puts it into the group NAME, whatever its settings are",
+    )
+    parser.add_argument("--baseline", default="", metavar="NAME", help="the group from which differences are taken")
+    parser.add_argument(
+        "--student",
+        metavar="NAME",
+        help="the student whose numbers are shown; default: the evaluation's last",
+    )
+    parser.add_argument("--format", choices=("text", "csv", "markdown"), default="text", help="default: text")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there, in one piece, instead of printing")
+    return parser
+
+
+def _compare(options: argparse.Namespace) -> None:
+    output: Path | None = options.output
+    if output is not None and not output.absolute().parent.is_dir():
+        raise CompareError(f"there is no directory {output.parent} to write {output.name} into; make it first")
+    runs = [(name, read_run(root, options.student)) for name, root in map(_named, options.runs)]
+    _check_student(options.student, [run for _, run in runs])
+    comparison = compare(form_groups(runs), options.baseline)
+    if options.format == "csv":
+        text = as_csv(comparison)
+    elif options.format == "markdown":
+        text = as_markdown(comparison)
+    else:
+        text = as_text(comparison, Console().width)
+    if output is not None:
+        write_atomically(output, text)
+    else:
+        sys.stdout.write(text)
+
+
+def _named(argument: str) -> tuple[str, Path]:
+    """`NAME=DIR` -> both; a directory that has such a name itself stays one."""
+    name, equals, directory = argument.partition("=")
+    return (name, Path(directory)) if equals and not Path(argument).is_dir() else ("", Path(argument))
+
+
+def _check_student(student: str | None, runs: Sequence[Run]) -> None:
+    known = list(dict.fromkeys(name for run in runs for name in run.students))
+    if student is not None and known and student not in known:
+        raise CompareError(f"--student names {student!r}, whom no run has evaluated; there are: {listed(known)}")

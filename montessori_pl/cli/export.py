@@ -1,0 +1,77 @@
+"""The command `export`: what one stage of a run has written, ready for other trainers, with a data card.
+
+Knows nothing of models or of Lightning, which take seconds to import.
+"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from montessori_pl.cli.common import CommandParser, mistakes_end_in_a_sentence
+from montessori_pl.export.card import write_card
+from montessori_pl.export.formats import WRITERS
+from montessori_pl.export.source import ExportError, Source, choose_stage, read_source
+from montessori_pl.run_directory.atomic import directory_written_atomically
+from montessori_pl.run_directory.workspace import open_run
+
+PROGRAM = "python -m montessori_pl export"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command. Mistakes of the user end in one sentence and exit status 2.
+
+    Args:
+        arguments: what stands behind `export`.
+    """
+    with mistakes_end_in_a_sentence():
+        _export(_parser().parse_args(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog=PROGRAM,
+        allow_abbrev=False,
+        description="What a finished stage has written, for TRL, LLaMA-Factory, axolotl or `datasets`, with a card.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, also of a run that is still going on")
+    parser.add_argument(
+        "--stage", metavar="NAME", help="the stage; default: the last finished one that holds what the format takes"
+    )
+    parser.add_argument("--iteration", type=int, metavar="N", help="the stage's iteration; default: the last")
+    parser.add_argument(
+        "--format",
+        choices=tuple(WRITERS),
+        default="messages",
+        help="alpaca and messages: examples, for training; dpo: preference pairs; hf: examples as whole records, with "
+        "where they came from and their scores, as a saved DatasetDict; default: messages",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="a new directory; default: a place in RUN/export",
+    )
+    parser.add_argument("--license", metavar="TEXT", help="for the card: the licence as the hub spells it (apache-2.0)")
+    return parser
+
+
+def _export(options: argparse.Namespace) -> None:
+    workspace = open_run(options.run)
+    kind, write = WRITERS[options.format]
+    key = choose_stage(workspace, kind, options.stage, options.iteration)
+    iteration, _, name = key.partition("/")
+    output: Path = options.output or options.run / "export" / iteration / f"{name}-{options.format}"
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ExportError(f"{output} exists and is not empty; remove it, or choose another directory with --output")
+    source = read_source(workspace, key, kind)
+    command = [*PROGRAM.split(), str(options.run), "--stage", name, "--iteration", iteration.removeprefix("iteration_")]
+    command += ["--format", options.format, *(["--license", options.license] if options.license is not None else [])]
+    with directory_written_atomically(output.absolute()) as draft:
+        write(source, draft)
+        write_card(source, draft, options.format, options.license, shlex.join(command))
+    print(f"{key}: {source.count} {kind}{_left_out(source)} as {options.format} in {output}")
+
+
+def _left_out(source: Source) -> str:
+    return f" ({source.cut} left out: a completion was cut at its token limit)" if source.cut else ""

@@ -1,0 +1,333 @@
+"""The command line: `python -m montessori_pl fit --config iter1.yaml`.
+
+A `LightningCLI` whose `fit` runs a recipe instead of one trainer. All that Lightning's command line can do works here
+too: `--print_config`, several `--config` files, `--help`, `class_path` plugins, and overriding any key, also that of a
+stage (`--recipe.warmup.training.lr 1e-4`).
+"""
+
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+import callbacks as shipped_plugins  # noqa: F401  # so that they are found by their class names
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.classroom.names import with_version
+from montessori_pl.config_errors import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
+from montessori_pl.data.records import stable_id
+from montessori_pl.generation import GenerationBackend
+from montessori_pl.generation.pool_teacher import PoolTeacher
+from montessori_pl.models.student import StudentModule
+from montessori_pl.models.teacher import TeacherDPOModule
+from montessori_pl.pipeline.dry_run import plan_steps
+from montessori_pl.pipeline.dry_run_table import print_plan
+from montessori_pl.pipeline.preflight import look_ahead
+from montessori_pl.pipeline.recipe import asks_the_teacher, lay_out
+from montessori_pl.pipeline.runner import Runner
+from montessori_pl.report import print_summary, write_summary
+from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.fingerprint import pinned
+from montessori_pl.run_directory.progress import ConsoleDisplay
+from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.stages import Stage
+
+BESIDE = (
+    "Beside fit there are compare, one table over runs, and export, what a run has written for other trainers: "
+    "python -m montessori_pl compare --help"
+)
+"""What `--help` says of the commands that are not Lightning's."""
+TAKES = {"data": DataSources}
+"""The class that takes the settings of a section, where the section does not say so by `class_path`."""
+INTERRUPTED = "interrupted; the same command goes on from here"
+"""What is said after Ctrl-C."""
+
+
+class MontessoriCLI(LightningCLI):
+    """Parses a recipe and runs it."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only `fit`, without the arguments of the trainer's method: the recipe makes its own calls."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"},
+        }
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The sections of a recipe file."""
+        parser.add_argument(
+            "--run", type=str, required=True, help="Directory of the run; starting it again continues it."
+        )
+        parser.add_argument("--iterations", type=int, default=1, help="How often the recipe is gone through.")
+        parser.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="Say what the run, or what is left of it, will take, with some prompts; nothing is run or written.",
+        )
+        parser.add_argument(
+            "--num_threads",
+            type=int | None,
+            default=None,
+            help="CPU threads of PyTorch; null leaves the choice to it. Very small models are fastest with 1.",
+        )
+        parser.add_argument("--student", type=Callable[[], StudentModule], required=True, help="The model that learns.")
+        parser.add_argument(
+            "--teacher",
+            type=Callable[[], TeacherDPOModule] | None,
+            default=None,
+            help="The model that writes what is learned; null where only teachers of the pool are asked.",
+        )
+        parser.add_argument(
+            "--teachers", type=dict[str, PoolTeacher], default={}, help="The pool: teachers that only write, by name."
+        )
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.add_argument(
+            "--generation", type=Callable[[], GenerationBackend], required=True, help="The engine that samples text."
+        )
+        parser.add_class_arguments(DataSources, "data")
+        parser.add_argument("--recipe", type=dict[str, Stage], required=True, help="The stages by name, in order.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Find the recipe files that ship with the program."""
+        arguments = find_configs(list(args) if isinstance(args, list) else sys.argv[1:])
+        try:
+            self.config = parser.parse_args(arguments)
+        except ConfigError as error:
+            recipe = read_recipe(arguments)
+            if not str(error).startswith("recipe"):
+                raise
+            raise find_in_stages(recipe, Stage) or name_overridden(error, recipe, arguments) from None
+
+    def instantiate_classes(self) -> None:
+        """Build the plugins of the recipe; trainers are built for each stage."""
+        if (num_threads := self._get(self.config, "num_threads")) is not None:
+            torch.set_num_threads(num_threads)
+            os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))  # or Lightning sets another number under DDP
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except ValueError as error:
+            recipe = {name: _as_dict(stage) for name, stage in self._get(self.config, "recipe").items()}
+            raise find_in_stages(recipe, Stage) or error from None
+        self.datamodule = self.model = None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.fit()
+
+    def fit(self) -> None:
+        """Run the recipe, or what is left of it."""
+        root = Path(self._get(self.config, "run"))
+        display = ConsoleDisplay()
+        iterations = self._get(self.config, "iterations")
+        pool: dict[str, PoolTeacher] = self._get(self.config_init, "teachers")
+        steps = lay_out(self._get(self.config_init, "recipe"), iterations, pool)
+        data: DataSources = self._get(self.config_init, "data")
+        workspace, settings = Workspace(root), self._settings()
+        dry_run: bool = self._get(self.config, "dry_run")
+        self._check_for_teacher(pool)
+        runner = Runner(
+            workspace=workspace,
+            display=display,
+            seed=int(self._get(self.config, "seed_everything")),
+            data=data,
+            student=self._get(self.config_init, "student"),
+            teacher=self._get(self.config_init, "teacher") or _no_teacher,
+            backend=self._get(self.config_init, "generation"),
+            trainer=self._trainer,
+            logger=None,
+            pool=pool,
+        )
+        if left := [step for step in steps if not workspace.up_to_date(step.key, settings[step.name])]:
+            look_ahead(runner, left, dry_run)
+        if dry_run:
+            if runner.leads:
+                print_plan(plan_steps(runner, steps, settings), display.console)
+            return
+        with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
+            if runner.leads:
+                runner.logger = self._logger = self._make_logger(workspace)
+            worked = runner.run(steps, settings)
+            if runner.leads:
+                # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.
+                parser = self._subcommand_parsers["fit"]
+                write_atomically(
+                    root / "config.yaml", parser.dump(self.config["fit"], skip_none=False, skip_link_targets=False)
+                )
+                summary = write_summary(root)
+                print_summary(summary, display.console)
+                if not worked:
+                    display.say(f"All {len(steps)} stages had finished; nothing was left to do.")
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """For each stage, the settings that its result depends on."""
+        config = self._get(self.config, "recipe")
+        stages = self._get(self.config_init, "recipe")
+        pool = {name: _as_dict(one) for name, one in self._get(self.config, "teachers").items()}
+
+        @cache  # the files that a section names are read
+        def section(name: str, trained: bool) -> Any:
+            return with_version(pinned(_as_dict(self._get(self.config, name)), trained, TAKES.get(name)))
+
+        return {
+            name: {
+                "seed_everything": self._get(self.config, "seed_everything"),
+                f"recipe.{name}": with_version(pinned(_as_dict(config[name]))),
+                **{
+                    used: section(used, used in stage.trains)
+                    for used in stage.uses
+                    if used != "teacher" or asks_the_teacher(stage, pool)
+                },
+                **{
+                    f"teachers.{name}": with_version(pinned(pool[name], kind=PoolTeacher))
+                    for name in stage.asks()
+                    if name in pool
+                },
+            }
+            for name, stage in stages.items()
+        }
+
+    def _trainer(self, callbacks: list[Any], **arguments: Any) -> Trainer:
+        """A trainer as the `trainer` section says, with fresh callbacks, the stage's own, and no bars or tables."""
+        configured = self._get(self.parser.instantiate_classes(self.config), "trainer").as_dict()
+        configured |= {
+            "callbacks": [*(configured.get("callbacks") or []), *callbacks],
+            "logger": self._logger or False,
+            "use_distributed_sampler": False,  # our loaders deal out the work themselves
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **arguments,
+        }
+        return self.trainer_class(**configured)
+
+    _logger: Logger | None = None
+
+    def _make_logger(self, workspace: Workspace) -> Logger | None:
+        """The logger of the whole run; a W&B run keeps its id over restarts and lies in the run directory."""
+        logger = self._get(self.config_init, "trainer")["logger"]
+        if isinstance(logger, list):
+            logger = logger[0] if logger else None
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            if "wandb_id" not in workspace.facts:
+                workspace.remember(wandb_id=stable_id(workspace.root.resolve(), time.time_ns()))
+            logger._wandb_init.pop("anonymous", None)  # W&B warns that it has no effect any more
+            logger._wandb_init |= {
+                "id": logger._wandb_init.get("id") or workspace.facts["wandb_id"],
+                "resume": "allow",
+                "dir": str(workspace.root),
+            }
+            logger._wandb_init["settings"] = wandb.Settings(console="off", silent=True)
+        return logger if isinstance(logger, Logger) else None
+
+    def _check_for_teacher(self, pool: Collection[str]) -> None:
+        recipe: dict[str, Stage] = self._get(self.config_init, "recipe")
+        for name, stage in recipe.items():
+            if asks_the_teacher(stage, pool) and self._get(self.config_init, "teacher") is None:
+                raise ConfigError(f"recipe.{name} asks the teacher, and the recipe file has no section `teacher`")
+
+
+def shipped_configs() -> Path:
+    """Where the recipe files lie that ship with the program: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def find_configs(arguments: list[str]) -> list[str]:
+    """Replace `--config NAME` by the path of the shipped recipe where the working directory has no such file.
+
+    Raises:
+        ValueError: there is no such file in either place.
+    """
+    found = list(arguments)
+    for index, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        at = index if equals else index + 1
+        if not equals and at < len(arguments):
+            value = arguments[at]
+        if Path(value).exists() or not value:
+            continue
+        shipped = shipped_configs() / value
+        if not shipped.is_file():
+            names = ", ".join(sorted(path.name for path in shipped_configs().glob("*.yaml")))
+            raise ValueError(f"no recipe file {value!r} in the working directory; those that ship with us are: {names}")
+        found[at] = f"{option}={shipped}" if equals else str(shipped)
+    return found
+
+
+def _no_teacher() -> TeacherDPOModule:
+    raise ConfigError("the recipe file has no section `teacher`")
+
+
+@contextmanager
+def _error_kept(root: Path) -> Iterator[None]:
+    """Keep the traceback of what ends a run; the user sees one sentence."""
+    try:
+        yield
+    except Exception:
+        (root / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def _as_dict(config: Any) -> Any:
+    return config.as_dict() if hasattr(config, "as_dict") else config
+
+
+def _quiet() -> None:
+    """Leave the console to the stages: the libraries' notices repeat at each of them."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("openai", "httpx2"):  # a line for each request
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", module=r"peft\..*")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command `fit`. Mistakes of the user end in one sentence and exit status 2.
+
+    Args:
+        arguments: the command line, `fit` included, without the program's name; none takes the process's own.
+    """
+    _quiet()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # plugins beside the recipe are found by the console command too
+    try:
+        MontessoriCLI(
+            args=arguments,
+            parser_class=SentenceParser,
+            parser_kwargs={"allow_abbrev": False, "epilog": BESIDE},
+            seed_everything_default=42,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's trainer exits without a word
+            sys.exit(INTERRUPTED)
+        raise

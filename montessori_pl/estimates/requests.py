@@ -1,0 +1,106 @@
+"""What requests will take before any is sent: tokens by the model's own tokenizer, money by the engine's price."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Message
+from montessori_pl.estimates.estimate import Work, mean
+from montessori_pl.generation.base import GenerationBackend, Price
+from montessori_pl.generation.usage import prompt_tokens, text_tokens
+from montessori_pl.models.loading import ModelSource, load_chat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Respondent:
+    """A model that will be asked, as far as its requests can be foreseen; no weights are loaded."""
+
+    chat: ChatFormat | None
+    """How it writes conversations; none for a model of which only the endpoint has the tokenizer, whose tokens are
+    estimated from the length of the text."""
+    price: Price | None = None
+    """What its tokens cost."""
+    engine: str = ""
+    """Name of its engine; empty for the recipe's own."""
+    budget_left: float | None = None
+    """US dollars that its engine may still cost in this run."""
+
+    @classmethod
+    def of(cls, source: ModelSource, engine: GenerationBackend, name: str = "", requests: Path | None = None) -> Self:
+        """The model of this source.
+
+        Args:
+            source: the model.
+            engine: who runs it.
+            name: of the engine; empty for the recipe's own.
+            requests: the run's directory of answers that were paid for.
+
+        Raises:
+            ValueError: the engine could not load it.
+        """
+        engine.check(source)
+        try:
+            chat = load_chat(source)
+        except ValueError:  # an endpoint may call its model as it likes
+            chat = None
+        left = engine.budget_left(requests / name) if requests is not None else None
+        return cls(chat=chat, price=engine.price, engine=name, budget_left=left)
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of a conversation up to where the answer begins."""
+        return len(self.chat.prompt_ids(messages)) if self.chat is not None else prompt_tokens(messages)
+
+    def completion_tokens(self, text: str) -> int:
+        """Tokens of an answer, its end token included."""
+        return len(self.chat.response_ids(text)) if self.chat is not None else text_tokens(text) + 1
+
+    def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
+        """Whether the conversation and a completion of full length fit the model's context, where it is known."""
+        context = self.chat.context if self.chat is not None else None
+        return context is None or self.prompt_tokens(messages) + max_tokens <= context
+
+    def shown(self, messages: Sequence[Message]) -> str:
+        """The conversation as the model sees it, template and all; its last text where only the endpoint knows."""
+        if self.chat is None:
+            return messages[-1]["content"]
+        text = self.chat.tokenizer.decode(self.chat.prompt_ids(messages), clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def work(
+        self,
+        what: str,
+        requests: int,
+        max_requests: int,
+        conversations: Sequence[Sequence[Message]],
+        answers: Sequence[str] | None,
+        max_tokens: int,
+    ) -> Work:
+        """So many requests.
+
+        Args:
+            what: what they ask for.
+            requests: how many there will be.
+            max_requests: how many there may be.
+            conversations: some that they will be like.
+            answers: some that the answers will be like; none where nobody knows, and each is then taken to be as long
+                as it may be.
+            max_tokens: longest completion.
+        """
+        asked = mean([self.prompt_tokens(messages) for messages in conversations])
+        given = [min(self.completion_tokens(text), max_tokens) for text in answers] if answers is not None else []
+        prompts, completions = round(requests * asked), round(requests * (mean(given) if given else max_tokens))
+        most, max_prompts = max_requests * max_tokens, round(max_requests * asked)
+        return Work(
+            what=what,
+            requests=requests,
+            max_requests=max_requests,
+            prompt_tokens=prompts,
+            completion_tokens=completions,
+            max_completion_tokens=most,
+            cost=self.price.cost(prompts, completions) if self.price is not None else None,
+            max_cost=self.price.cost(max_prompts, most) if self.price is not None else None,
+            engine=self.engine,
+            budget_left=self.budget_left,
+        )

@@ -1,0 +1,25 @@
+"""What training will take: optimizer steps and tokens."""
+
+from collections.abc import Sequence
+
+from montessori_pl.estimates.estimate import Work, mean
+from montessori_pl.optim import TrainingSettings
+
+
+def planned_training(settings: TrainingSettings, count: int, lengths: Sequence[int], processes: int) -> Work:
+    """Training on so many items.
+
+    Args:
+        settings: how is trained.
+        count: the items.
+        lengths: tokens of items that they are like.
+        processes: that share the work.
+    """
+    batches = -(-count // (settings.batch_size * processes))
+    tokens = round(settings.epochs * count * mean(lengths))
+    return Work(
+        what="training",
+        steps=settings.epochs * -(-batches // settings.accumulate_grad_batches),
+        tokens=tokens,
+        max_tokens=tokens,
+    )

@@ -1,0 +1,1 @@
+"""Causal language models: loading and saving, and the LightningModules that train them."""

@@ -1,0 +1,148 @@
+"""What the student and the teacher have in common: a causal language model that is trained and checkpointed."""
+
+from typing import Any, ClassVar
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from montessori_pl.data.chat_template import layout_file
+from montessori_pl.data.records import stable_seed
+from montessori_pl.models.loading import LoraSettings, ModelSource, Precision, attach_lora, load_model
+from montessori_pl.optim import TrainingSettings
+from montessori_pl.run_directory.fingerprint import Files
+
+OPTIMIZED_NAMES = "montessori_optimized_names"
+"""Key of the checkpoint entry that names the parameters in the order of the optimizer's state."""
+OF_PREFERENCES = "montessori_of_preferences"
+"""Key of the checkpoint entry that says that the optimizer's state is of a training on preferences, not on examples."""
+METRICS = "montessori_metrics"
+"""Key of the checkpoint entry that holds the metrics of the last step."""
+
+
+class LanguageModule(lightning.LightningModule):
+    """A causal language model that trains an adapter, or all of its weights.
+
+    Building the module costs nothing: the model is loaded by `configure_model`, when Lightning knows the device.
+
+    Args:
+        backbone: hub id, local directory, or a name of the embedded classroom.
+        lora: the adapter; none trains all weights.
+        chat: chat layout: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        base_precision: precision of the frozen base under an adapter; the adapter itself is in float32.
+
+    Raises:
+        ValueError: all weights are trained, and not in float32.
+    """
+
+    files: ClassVar[Files] = {"chat": layout_file}
+
+    def __init__(self, backbone: str, lora: LoraSettings | None, chat: str, base_precision: Precision) -> None:
+        super().__init__()
+        self.backbone, self.lora, self.chat = backbone, lora, chat
+        self.source = ModelSource(backbone, chat=chat, base_precision=base_precision)
+        """What `configure_model` loads; a stage sets it to go on from trained weights."""
+        if lora is None:
+            self.train_all_weights()
+        self.training_settings: TrainingSettings | None = None
+        """How `fit` trains; a stage sets it."""
+        self.seed = 0
+        """Of dropout; a stage sets it to its own."""
+        self._restored_metrics: dict[str, float] = {}
+        self.log_prefix = ""
+        """Stands before the name of every logged metric; a stage sets it to its key."""
+        self.model: nn.Module | None = None
+        self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
+
+    def configure_model(self) -> None:
+        """Load the backbone with what was trained on it, and make an adapter if there is none yet."""
+        if self.model is not None:
+            return
+        self.model = self.load()
+
+    def train_all_weights(self) -> None:
+        """Train no adapter but the model itself; to be said before it is loaded.
+
+        Raises:
+            ValueError: the base is not in float32.
+        """
+        if self.source.base_precision != "float32":
+            raise ValueError(
+                f"base_precision {self.source.base_precision!r} is for a base that stays frozen under an adapter; "
+                "without an adapter all weights are trained, and steps would be lost in their rounding: use float32, "
+                "and trainer.precision bf16-mixed to compute in half precision"
+            )
+        self.lora = None
+
+    def load(self) -> nn.Module:
+        """The model that this module trains, in evaluation mode."""
+        model = load_model(self.source, trainable_adapter=True)
+        if self.lora is not None and not hasattr(model, "peft_config"):
+            model = attach_lora(model, self.lora)
+        return model
+
+    def on_fit_start(self) -> None:
+        """Loading leaves a model in evaluation mode, and Lightning keeps the mode that it finds."""
+        self.network.train()
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Draw each batch's dropout from a seed of its own: Lightning does not keep random states in checkpoints."""
+        torch.manual_seed(stable_seed(self.seed, self.global_rank, self.current_epoch, batch_idx))
+
+    @property
+    def network(self) -> nn.Module:
+        """The loaded model."""
+        assert self.model is not None, "configure_model has not run"
+        return self.model
+
+    def optimized(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name, in the optimizer's order."""
+        return {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW in one group, with the stage's schedule stepped after every optimizer step."""
+        assert self.training_settings is not None, "a stage sets how to train"
+        optimizer = self.training_settings.optimizer(self.optimized().values())
+        scheduler = self.training_settings.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Next-token logits, shape (B, T, V)."""
+        logits: Tensor = self.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return logits
+
+    def log_metrics(self, metrics: dict[str, Tensor | float], batch_size: int) -> None:
+        """Log under the stage's key."""
+        self.log_dict(
+            {f"{self.log_prefix}{name}": value for name, value in metrics.items()},
+            batch_size=batch_size,
+            sync_dist=self.trainer.world_size > 1,
+        )
+
+    def last_metrics(self) -> dict[str, float]:
+        """What was logged last, also if that was before a kill."""
+        logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        return {**self._restored_metrics, **logged}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained, and say which of the optimizer's states belongs to which parameter."""
+        names = list(self.optimized())
+        kept = {f"model.{name}" for name in names}
+        checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
+        checkpoint[OPTIMIZED_NAMES] = names
+        checkpoint[METRICS] = self.last_metrics()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other weights: a partial state would otherwise be loaded in silence.
+
+        Raises:
+            ValueError: the checkpoint's parameters are not this module's.
+        """
+        saved, wanted = set(checkpoint[OPTIMIZED_NAMES]), set(self.optimized())
+        if saved != wanted:
+            raise ValueError(
+                f"the checkpoint trained {len(saved)} parameters, this module trains {len(wanted)}; "
+                f"{len(saved ^ wanted)} differ, for example {min(saved ^ wanted)}; "
+                "are the backbone and the LoRA settings the same?"
+            )
+        self._restored_metrics = checkpoint.get(METRICS, {})

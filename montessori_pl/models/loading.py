@@ -1,0 +1,183 @@
+"""Causal language models: finding, loading, adapting and saving them; the base stays as it is."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from montessori_pl.classroom.names import locate
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.run_directory.atomic import directory_written_atomically
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+ALL_LINEAR = "all-linear"
+"""PEFT's word for all linear layers but the head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adaptation (LoRA, arXiv 2106.09685) by PEFT."""
+
+    r: int = 8
+    """Rank of the update."""
+    alpha: float = 16
+    """The update is scaled by alpha / r."""
+    dropout: float = 0.0
+    """Dropout in front of the adapter while training."""
+    target_modules: str | list[str] = ALL_LINEAR
+    """Which modules are adapted: PEFT's `all-linear`, a list of module names, or a regular expression."""
+    layers: list[int] | None = None
+    """Indices of the layers that are adapted; null adapts all of them."""
+
+    def __post_init__(self) -> None:
+        if self.layers is not None and isinstance(self.target_modules, str) and self.target_modules != ALL_LINEAR:
+            raise ValueError(
+                f"layers {self.layers} cannot be chosen beside a regular expression for target_modules, found "
+                f"{self.target_modules!r}; write the layers into it, or give {ALL_LINEAR} or a list of module names"
+            )
+
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """A model that can be loaded: a backbone, and what a stage has trained on top of it."""
+
+    backbone: str
+    """Hub id, local directory, or a name of the embedded classroom such as `classroom/teacher`."""
+    weights: Path | None = None
+    """Directory of a LoRA adapter, or of a whole fine-tuned model; none for the backbone as it is."""
+    chat: str = "auto"
+    """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file."""
+    base_precision: Precision = "float32"
+    """Precision of the frozen weights; adapters are in float32 whatever it is."""
+
+
+def load_tokenizer(backbone: str) -> "PreTrainedTokenizerBase":
+    """The backbone's tokenizer, with a padding token.
+
+    Raises:
+        ValueError: there is no such tokenizer, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate(backbone))
+    except OSError as error:
+        raise ValueError(_not_found(backbone, "tokenizer", error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {backbone!r} has no end-of-sequence token, so that no answer could end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_chat(source: ModelSource) -> ChatFormat:
+    """How this model writes conversations, and how long they may be.
+
+    Raises:
+        ValueError: there is no such model or tokenizer, or no such layout.
+    """
+    from transformers import AutoConfig
+
+    tokenizer = load_tokenizer(source.backbone)
+    try:
+        config = AutoConfig.from_pretrained(locate(source.backbone)).get_text_config()
+    except OSError as error:
+        raise ValueError(_not_found(source.backbone, "model", error)) from error
+    return ChatFormat(tokenizer, source.chat, getattr(config, "max_position_embeddings", None))
+
+
+def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrainedModel | PeftModel":
+    """A causal language model in evaluation mode, in float32 or on a frozen base in half precision.
+
+    Float32 weights are the master weights of mixed-precision training; the trainer's precision casts while computing.
+    PEFT keeps adapters in float32 on any base.
+
+    Args:
+        source: which model.
+        trainable_adapter: whether the weights of a LoRA adapter shall be trained further.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(torch, source.base_precision)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base_location(source), dtype=dtype)
+    except OSError as error:
+        raise ValueError(_not_found(source.backbone, "model", error)) from error
+    # Caching keys and values is for generation, which asks for it; training and probing must not.
+    model.config.use_cache = False
+    if source.weights is not None and holds_adapter(source.weights):
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(source.weights), is_trainable=trainable_adapter)
+    return model.eval()
+
+
+def base_location(source: ModelSource) -> str:
+    """Where the whole weights lie: those of the fine-tuned model, or those of the backbone under an adapter."""
+    whole = source.weights is not None and not holds_adapter(source.weights)
+    return str(source.weights) if whole else locate(source.backbone)
+
+
+def holds_adapter(weights: Path) -> bool:
+    """Whether a directory of trained weights holds a LoRA adapter rather than a whole model."""
+    return (weights / "adapter_config.json").exists()
+
+
+def attach_lora(model: "PreTrainedModel", lora: LoraSettings) -> "PeftModel":
+    """Freeze the model and put a fresh adapter on it, which changes nothing until it is trained."""
+    from peft import LoraConfig, get_peft_model
+
+    # PEFT takes layers only beside a list of names.
+    by_layer = lora.layers is not None and lora.target_modules == ALL_LINEAR
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=_linear_modules(model) if by_layer else lora.target_modules,
+        layers_to_transform=lora.layers,
+    )
+    return get_peft_model(model, config)
+
+
+def _linear_modules(model: "PreTrainedModel") -> list[str]:
+    """Last parts of the names of all linear layers but the head."""
+    from torch.nn import Linear
+
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, Linear) and module is not head]
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def save_weights(model: "PreTrainedModel | PeftModel", directory: Path) -> list[Path]:
+    """Save the trained adapter, or the whole model where there is none; returns the files."""
+    with directory_written_atomically(directory) as draft:
+        if hasattr(model, "peft_config"):
+            config = model.peft_config["default"]
+            if isinstance(config.target_modules, set):  # PEFT writes a set in an order that changes from run to run
+                config.target_modules = sorted(config.target_modules)
+            model.save_pretrained(str(draft), selected_adapters=["default"])
+        else:
+            model.save_pretrained(str(draft))
+        (draft / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _not_found(backbone: str, what: str, error: OSError) -> str:
+    first_line = str(error).strip().splitlines()[0]
+    return (
+        f"no {what} for the backbone {backbone!r}: give a hub id, a local directory, classroom/teacher or "
+        f"classroom/student ({first_line})"
+    )

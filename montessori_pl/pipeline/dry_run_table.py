@@ -1,0 +1,101 @@
+"""The plan of a dry run on the console: a row for each step, what is to come in all, assumptions, and some prompts."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice, zip_longest
+
+from rich.console import Console
+from rich.table import Table
+
+from montessori_pl.estimates.estimate import PlannedStep, Work, beyond_budgets, together
+
+NUM_PROMPTS = 3
+"""So many prompts are shown."""
+
+
+def print_plan(planned: Sequence[PlannedStep], console: Console) -> None:
+    """Print the plan of a run.
+
+    Args:
+        planned: its steps.
+        console: where to.
+    """
+    ahead = [work for step in planned if not step.finished and step.plan is not None for work in step.plan.work]
+    everything = [work for step in planned if step.plan is not None for work in step.plan.work]
+    paid = any(work.cost is not None for work in everything)
+    table = Table(
+        title="plan; nothing has been run",
+        title_justify="left",
+        caption="≤: at most, with completions of full length. Scoring and training: tokens of\n"
+        "examples, each epoch and each pass counted",
+        caption_justify="left",
+    )
+    table.add_column("stage")
+    for name in ("requests", "prompt\ntokens", "completion\ntokens", "training,\nscoring", *(["US dollars"] * paid)):
+        table.add_column(name, justify="right")
+    for iteration, steps in groupby(planned, key=lambda step: step.key.partition("/")[0]):
+        table.add_section()
+        table.add_row(f"{iteration}/")
+        for step in steps:
+            works = step.plan.work if step.plan is not None else []
+            state = f"\n    {step.state}" if step.state else ""
+            table.add_row(f"  {step.key.partition('/')[2]}{state}", *_cells(together(works), paid))
+    table.add_section()
+    unknown = any(step.plan is None for step in planned)
+    table.add_row("to come" + "\nas far as known" * unknown, *_cells(together(ahead), paid))
+    console.print(table)
+    for sentence in _sentences(planned, ahead):
+        console.print(sentence, markup=False, soft_wrap=False)
+    for key, prompt in islice(_prompts(planned), NUM_PROMPTS):
+        console.print(f"\n--- a prompt of {key}", markup=False)
+        console.print(prompt, markup=False)
+
+
+def _cells(work: Work, paid: bool) -> list[str]:
+    steps = f"{work.steps:,} steps\n" if work.steps else ""
+    tokens = _number(work.tokens) if work.tokens else ""
+    more = f"\n≤ {_number(work.max_tokens)}" if work.max_tokens > work.tokens else ""
+    cells = [
+        _bounded(work.requests, work.max_requests),
+        _number(work.prompt_tokens) if work.prompt_tokens else "-",
+        _bounded(work.completion_tokens, work.max_completion_tokens),
+        f"{steps}{tokens}{more}".strip() or "-",
+    ]
+    if not paid:
+        return cells
+    if work.cost is None:
+        return [*cells, "-"]
+    more = f"\n≤ {work.max_cost:,.4f}" if work.max_cost is not None and work.max_cost > work.cost else ""
+    return [*cells, f"{work.cost:,.4f}{more}"]
+
+
+def _bounded(number: int, most: int) -> str:
+    """A number with its upper bound, where it has another one; a dash for nothing."""
+    if not most and not number:
+        return "-"
+    return _number(number) + (f"\n≤ {_number(most)}" if most > number else "")
+
+
+def _number(number: int) -> str:
+    """Four digits at most, and then thousands, millions or billions."""
+    if number < 10_000:
+        return f"{number:,}"
+    size, unit = next(one for one in ((10**9, "B"), (10**6, "M"), (10**3, "K")) if number >= one[0])
+    return f"{number / size:.1f}{unit}"
+
+
+def _sentences(planned: Sequence[PlannedStep], ahead: Sequence[Work]) -> list[str]:
+    """What is beyond a budget, what nobody knows, and what was assumed, each once."""
+    budgets = [f"warning: {sentence}" for sentence in beyond_budgets(ahead)]
+    unknown = [f"{step.key}: no estimate, because {step.reason}." for step in planned if step.reason]
+    notes = [note for step in planned if step.plan is not None for note in step.plan.notes]
+    return [*budgets, *unknown, *dict.fromkeys(notes)]
+
+
+def _prompts(planned: Sequence[PlannedStep]) -> Iterator[tuple[str, str]]:
+    """Different prompts with the step that asks them: the first ones of each step, then the second ones, and so on."""
+    asking = [[(prompt, step.key) for prompt in step.plan.prompts] for step in planned if step.plan is not None]
+    seen: set[str] = set()
+    for prompt, key in (one for row in zip_longest(*asking) for one in row if one is not None):
+        if prompt not in seen:
+            yield key, prompt
+        seen.add(prompt)

@@ -1,0 +1,86 @@
+"""What is looked at before anything runs, or would be found out after days: data, models, engines, the trainer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from montessori_pl.generation.base import GenerationBackend
+from montessori_pl.models.loading import ModelSource, load_chat
+from montessori_pl.pipeline.recipe import Step, asks_the_teacher
+from montessori_pl.pipeline.runner import Runner
+from montessori_pl.stages.base import Kind
+
+
+def look_ahead(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> None:
+    """Look at what the steps will need; nothing is loaded, sent or written.
+
+    Args:
+        runner: who will run them.
+        steps: from `recipe.lay_out`, those that are left.
+        dry_run: whether they are only planned, which takes no packages, keys and devices of engines.
+
+    Raises:
+        ValueError: something is not there or does not fit; the sentence begins with the section or the stage.
+    """
+    for role in ("seeds", "reference", "test"):
+        if getattr(runner.data, role) is not None:
+            runner.data.read(role)
+    runner.data.check_disjoint()
+    models = {Kind.STUDENT: runner.student().source}
+    if any(asks_the_teacher(step.stage, runner.pool) for step in steps):
+        models[Kind.TEACHER] = runner.teacher().source
+    for kind, source in models.items():
+        with _named(kind.value):
+            load_chat(source)
+    asked = {name for step in steps for name in step.stage.asks()}
+    for name, member in runner.pool.items():
+        with _named(f"teachers.{name}"):
+            _look_at((member.generation or runner.backend)(), member.source(), dry_run or name not in asked)
+    for kind, source in models.items():
+        if writing := [step for step in steps if _writes(step, kind, runner)]:
+            engine = runner.backend()
+            _refuse_what_is_trained(engine, writing)
+            with _named("generation"):
+                _look_at(engine, source, dry_run)
+    if not dry_run:
+        for stage_name, stage in {step.name: step.stage for step in steps}.items():
+            with _named(f"recipe.{stage_name}"):
+                stage.ready()
+    try:
+        runner.trainer(callbacks=[])
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ValueError(f"trainer: {error}") from error
+
+
+def _look_at(engine: GenerationBackend, source: ModelSource, from_afar: bool) -> None:
+    if not from_afar:
+        engine.ready(source)
+    engine.check(source)
+
+
+def _writes(step: Step, kind: Kind, runner: Runner) -> bool:
+    """Whether the step asks models of this kind by the recipe's engine."""
+    named = [one.name for one in step.stage.reads() if one.kind is kind]
+    return "generation" in step.stage.uses and any(name not in runner.pool for name in named)
+
+
+def _refuse_what_is_trained(engine: GenerationBackend, steps: Sequence[Step]) -> None:
+    if engine.loads_weights:
+        return
+    for step in steps:
+        models = [one for one in step.stage.reads() if one.kind in (Kind.STUDENT, Kind.TEACHER)]
+        if any(step.inputs[one.setting] is not None for one in models):
+            raise ValueError(
+                f"recipe.{step.name} asks a model that the run trains, and {type(engine).__name__} answers with what "
+                "its endpoint has; name an engine that loads weights in the section generation, and give the endpoint "
+                "to a teacher of the section teachers"
+            )
+
+
+@contextmanager
+def _named(section: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from error

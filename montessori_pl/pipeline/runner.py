@@ -1,0 +1,235 @@
+"""The outer loop: run the steps of a recipe in a workspace, skip what has finished, go on with what has not."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning
+from lightning.pytorch.utilities import rank_zero_only
+
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.records import stable_seed
+from montessori_pl.generation.base import GenerationBackend
+from montessori_pl.generation.pool_teacher import PoolTeacher
+from montessori_pl.pipeline.recipe import Step
+from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.progress import ConsoleDisplay, Progress, ProgressCallback
+from montessori_pl.run_directory.tracking import log_distribution, log_numbers
+from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.stages.base import StageContext, StageError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import Logger
+
+    from montessori_pl.models.student import StudentModule
+    from montessori_pl.models.teacher import TeacherDPOModule
+
+METRICS, REQUESTS = "metrics.json", "requests"
+SECONDS_BETWEEN_LOOKS = 1.0
+"""How often a process that waits for the first one looks at the manifest."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Runner:
+    """Runs steps.
+
+    In a run of several processes all of them come here. The first one works and keeps the manifest; the others take
+    part in the stages that are distributed, and wait for the rest by looking at the manifest: there is no collective
+    operation that could time out while the first process generates for hours.
+    """
+
+    workspace: Workspace
+    """The run directory."""
+    display: ConsoleDisplay
+    """What the user sees."""
+    seed: int
+    """Of the run."""
+    data: DataSources
+    """Seeds, reference and test set."""
+    student: "Callable[[], StudentModule]"
+    """Makes a fresh student."""
+    teacher: "Callable[[], TeacherDPOModule]"
+    """Makes a fresh teacher."""
+    backend: Callable[[], GenerationBackend]
+    """Makes a generation engine."""
+    trainer: "Callable[..., Trainer]"
+    """Makes a trainer; takes arguments that go on top of the configured ones."""
+    logger: "Logger | None"
+    """Where metrics go."""
+    pool: Mapping[str, PoolTeacher] = dataclasses.field(default_factory=dict)
+    """Teachers that only write, by name."""
+    parent: int = dataclasses.field(default_factory=os.getppid)
+    """The process that started this one; for all but the first, whose end ends them too."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process, which keeps the manifest."""
+        return getattr(rank_zero_only, "rank", 0) == 0
+
+    def run(self, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Run all steps that have not finished.
+
+        Args:
+            steps: from `recipe.lay_out`.
+            settings: for each stage's name, the settings that its result depends on.
+
+        Returns:
+            whether there was anything to do.
+
+        Raises:
+            WorkspaceError: the run directory does not fit the settings, is damaged or is in use.
+            StageError: a stage cannot go on.
+        """
+        worked = False
+        self.check(steps, settings)
+        for number, step in enumerate(steps, start=1):
+            inputs = {setting: self._identity(key) for setting, key in step.inputs.items()}
+            self.workspace.check(step.key, settings[step.name], inputs, _adjustable(step))
+            if self.leads:
+                self.workspace.adjust(step.key, settings[step.name])
+            title = f"[{number}/{len(steps)}] {step.key}"
+            if self.workspace.finished(step.key):
+                if self.leads:
+                    self.display.say(f"{title}: finished before")
+                continue
+            worked = True
+            if self.leads:
+                self._lead(step, settings[step.name], inputs, title)
+            else:
+                self._follow(step)
+        return worked
+
+    def check(self, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Compare all steps that have begun with what they are asked to be today.
+
+        Raises:
+            WorkspaceError: they differ.
+        """
+        for step in steps:
+            self.workspace.check(step.key, settings[step.name], adjustable=_adjustable(step))
+
+    def seed_of(self, step: Step) -> int:
+        """Seed of a step: depends on the run's seed, the iteration and the stage's name."""
+        return stable_seed(self.seed, step.iteration, step.name)
+
+    def _lead(self, step: Step, settings: Mapping[str, Any], inputs: Mapping[str, str], title: str) -> None:
+        resumed = self.workspace.begun(step.key)
+        self.workspace.begin(step.key, settings, inputs)
+        self.display.say(f"{title}: {type(step.stage).__name__}{', going on' if resumed else ''}")
+        start = time.monotonic()
+        with self.display.stage(step.key, lambda seconds: self.workspace.add_seconds(step.key, seconds)) as progress:
+            metrics = self._run(step, progress)
+        directory = self.workspace.directory(step.key)
+        content = {"kind": step.stage.produces.value, **metrics}
+        write_atomically(directory / METRICS, json.dumps(content, indent=1) + "\n")
+        log_numbers(self.logger, step.key, metrics)
+        patterns = (*step.stage.artifacts, METRICS)
+        self.workspace.finish(step.key, sorted(path for pattern in patterns for path in directory.glob(pattern)))
+        self.display.say(f"{title}: done in {time.monotonic() - start:.1f} s{_headline(metrics)}")
+        for sentence in metrics.get("warnings", ()):
+            self.display.say(f"  warning: {sentence}")
+
+    def _follow(self, step: Step) -> None:
+        directory = self.workspace.directory(step.key)
+        if step.stage.distributed:
+            while not directory.is_dir():
+                self._wait()
+            self._run(step, Progress(lambda done, total: None, lambda seconds: None))
+        while not self.workspace.finished(step.key):
+            self._wait()
+            self.workspace.reload()
+
+    def _wait(self) -> None:
+        if os.getppid() != self.parent:
+            raise StageError("the process that started this one has ended, and with it this run")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _run(self, step: Step, progress: Progress) -> dict[str, Any]:
+        seed = self.seed_of(step)
+        lightning.seed_everything(seed % 2**32, workers=True, verbose=False)
+
+        def trainer(callbacks: list[Any], **arguments: Any) -> "Trainer":
+            return self.trainer(
+                callbacks=[*callbacks, ProgressCallback(progress)],
+                default_root_dir=self.workspace.directory(step.key),
+                **arguments,
+            )
+
+        context = StageContext(
+            key=step.key,
+            name=step.name,
+            iteration=step.iteration,
+            directory=self.workspace.directory(step.key),
+            seed=seed,
+            inputs={setting: self._verified(key) for setting, key in step.inputs.items()},
+            data=self.data,
+            student=self.student,
+            teacher=self.teacher,
+            backend=self._backend,
+            trainer=trainer,
+            progress=progress,
+            log_distribution=lambda name, values: log_distribution(self.logger, name, values),
+            pool=self.pool,
+            requests=self.requests,
+        )
+        return step.stage.run(context)
+
+    @property
+    def requests(self) -> Path:
+        """Where engines keep what must not be paid for twice: the run's, for stages may be done again."""
+        return self.workspace.root / REQUESTS
+
+    def _backend(self) -> GenerationBackend:
+        backend = self.backend()
+        backend.keep(self.requests)
+        return backend
+
+    def _identity(self, key: str | None) -> str:
+        """What stands in the manifest for an input; a stage that has not finished yet has no digest."""
+        if key is None:
+            return "base"
+        return f"{key} {self.workspace.digest(key) if self.workspace.finished(key) else ''}".strip()
+
+    def _verified(self, key: str | None) -> Path | None:
+        return self.workspace.verify(key) if key is not None else None
+
+    def locked(self) -> Any:
+        """The lock of the run directory, for the process that writes."""
+        return self.workspace.locked() if self.leads else nullcontext()
+
+
+def _adjustable(step: Step) -> list[str]:
+    """The settings of a step that say how much, as the manifest calls them."""
+    return [f"recipe.{step.name}.init_args.{name}" for name in step.stage.adjustable]
+
+
+def _headline(metrics: Mapping[str, Any]) -> str:
+    """The numbers that say most about a stage, for its last line."""
+    parts = []
+    if "accepted" in metrics:
+        rejected = sum(metrics["rejected"].values())
+        parts.append(f"{metrics['accepted']} examples, {rejected} rejected")
+    if "mistakes" in metrics:
+        parts.append(f"{metrics['mistakes']} mistakes in {metrics['looked_at']} examples")
+    if "positive_share" in metrics:
+        breadth = metrics["diversity"]
+        parts += [
+            f"mean {metrics['mean']:.3g}, positive {metrics['positive_share']:.0%} of {metrics['count']}",
+            f"entropy of words {breadth['token_entropy']:.2f}, of first words {breadth['opening_entropy']:.2f}",
+            f"reference loss {metrics['reference_loss']:.3f}",
+        ]
+    if "mean_margin" in metrics:
+        parts.append(f"{metrics['pairs']} pairs from {metrics['prompts']} prompts")
+    if "steps" in metrics:
+        parts.append(f"{metrics['steps']} steps, last loss {metrics['loss']:.3f}")
+    if "watch" in metrics and metrics["watch"]["chosen_step"] != metrics["steps"]:
+        parts.append(f"the teacher of step {metrics['watch']['chosen_step']}")
+    if "finding" in metrics:
+        parts.append(metrics["finding"])
+    return f" ({'; '.join(parts)})" if parts else ""

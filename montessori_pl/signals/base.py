@@ -1,0 +1,139 @@
+"""Preference signals: Lightning callbacks that say, during `Trainer.predict`, how good an example is."""
+
+import json
+from abc import ABC
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import Example, Rejection, Score, append_records
+from montessori_pl.estimates.estimate import Plan, mean, passes
+from montessori_pl.models.student import StudentModule
+from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.signals.scoring_data import ScoringData
+
+REPORT = "signal.json"
+"""File beside the scores in which a signal says how it computed them."""
+
+
+class SignalCallback(Callback, ABC):
+    """Scores examples; higher is better for the student.
+
+    Implement `score`, or `score_batch` where a batch is cheaper than its examples, and `prepare` where something must
+    be computed once. Scores are appended to a file of this process as they come, so that a killed run goes on at the
+    next batch. An example that the signal cannot score gets a `Rejection` with its id in place of a score: it is not
+    asked about again, and no pair is made of it.
+    """
+
+    unpinned: ClassVar[tuple[str, ...]] = ()
+    """Settings that change the speed and not the scores; they may be changed in the middle of a run."""
+    output: Path
+    """Where the scores go; the stage sets it, one file for each process."""
+    unscored: Path
+    """Where the examples go that have no score, in the same way."""
+    requests: Path | None = None
+    """Directory in which an engine of the signal may keep answers that were paid for; the stage sets it."""
+
+    def ready(self) -> None:
+        """Look, before a run begins, at an engine of the signal's own; by default there is none.
+
+        Raises:
+            ValueError: something is missing.
+        """
+        return
+
+    def plan(self, count: int, most: int, data: ScoringData, chat: ChatFormat) -> Plan:
+        """What scoring will take, for a dry run; by default a pass over each example.
+
+        Args:
+            count: examples that are scored.
+            most: examples at most.
+            data: examples that they will be like, and the reference set.
+            chat: how the student writes conversations.
+        """
+        length = mean([len(rendered.input_ids) for _, rendered in data.items])
+        return Plan(work=[passes("scoring", round(count * length), round(most * length))])
+
+    def prepare(self, student: StudentModule, data: ScoringData) -> None:
+        """Compute what all examples share; called once, with the student loaded and on its device."""
+        return
+
+    def report(self) -> dict[str, Any]:
+        """What there is to say before the first score, as plain JSON values; kept beside the scores."""
+        return {}
+
+    def summary(self, scores: Sequence[Score], unscored: Sequence[Rejection] = ()) -> dict[str, Any]:
+        """What there is to say about all scores together, whoever computed them and when; added to the report.
+
+        Args:
+            scores: in the order of the examples.
+            unscored: the examples without a score, in their order.
+
+        Raises:
+            ValueError: the scores are of no use; the run stops, and they are kept.
+        """
+        return {}
+
+    def score(
+        self, student: StudentModule, example: Example, batch: dict[str, Tensor], loss: Tensor
+    ) -> Score | Rejection:
+        """Score one example.
+
+        Args:
+            student: the student on which the signal is measured.
+            example: the example as a record.
+            batch: the example as tensors, each (1, T): `input_ids`, `attention_mask`, `labels`.
+            loss: its mean loss over response tokens under the student, shape (1,), in nats.
+        """
+        raise NotImplementedError(f"{type(self).__name__} scores whole batches")
+
+    def score_batch(
+        self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
+    ) -> Sequence[Score | Rejection]:
+        """Score the B examples of a batch of whole prompts, one after another.
+
+        Args:
+            student: the student on which the signal is measured.
+            examples: the examples as records.
+            batch: the examples as tensors, each (B, T), padded on the right.
+            losses: the mean loss of each over response tokens under the student, shape (B,), in nats.
+        """
+        return [
+            self.score(student, example, {name: rows[i : i + 1] for name, rows in batch.items()}, losses[i : i + 1])
+            for i, example in enumerate(examples)
+        ]
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare with the data that the trainer holds."""
+        assert isinstance(pl_module, StudentModule)
+        self.prepare(pl_module, _data(trainer))
+        if trainer.is_global_zero and (report := self.report()):
+            write_atomically(self.output.with_name(REPORT), json.dumps(report, indent=1) + "\n")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score the examples of this batch and write the scores down."""
+        assert isinstance(pl_module, StudentModule)
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        examples = [_data(trainer).items[row][0] for row in batch["rows"]]
+        records = self.score_batch(pl_module, examples, tensors, outputs)
+        append_records(self.output, [record for record in records if isinstance(record, Score)])
+        if unscored := [record for record in records if isinstance(record, Rejection)]:
+            append_records(self.unscored, unscored)
+
+
+def _data(trainer: Trainer) -> ScoringData:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, ScoringData)
+    return data

@@ -1,0 +1,91 @@
+"""What a signal scores: examples in batches of whole prompts, and the reference set beside them."""
+
+import itertools
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from montessori_pl.batches.collate import collate
+from montessori_pl.batches.samplers import FixedBatches
+from montessori_pl.data.chat_template import Rendered
+from montessori_pl.data.records import Example
+
+
+class ScoringData(LightningDataModule):
+    """The examples to be scored, in batches of whole prompts, and the reference set beside them.
+
+    Args:
+        examples: what is scored.
+        rendered: the same examples, rendered.
+        reference: the reference set, rendered, in its own order.
+        pad_id: token that pads.
+        batch_tokens: tokens of one batch of examples, padding included; a prompt with more is a batch of its own.
+        scored: ids of examples that have been scored already, or were found to have no score.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        rendered: Sequence[Rendered],
+        reference: Sequence[Rendered],
+        pad_id: int,
+        batch_tokens: int = 4096,
+        scored: Iterable[str] = (),
+    ) -> None:
+        super().__init__()
+        self.items = list(zip(examples, rendered, strict=True))
+        self.reference, self.pad_id, self.batch_tokens, self.scored = reference, pad_id, batch_tokens, set(scored)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches of whole prompts: their `rows` here, and `input_ids`, `attention_mask` and `labels`, each (B, T)."""
+        assert self.trainer is not None
+        batches = [batch for batch in self.plan() if not self.scored.issuperset(self.items[row][0].id for row in batch)]
+        # Lightning wants a batch in every process; one that has none left scores the last one, with the same result.
+        share = FixedBatches(batches[self.trainer.global_rank :: self.trainer.world_size] or batches[-1:])
+        return DataLoader(range(len(self.items)), batch_sampler=share, collate_fn=self.collate)  # type: ignore[arg-type]
+
+    def plan(self) -> list[list[int]]:
+        """All batches, whoever scores them and whatever has been scored: so that a batch is always the same."""
+        return self._batched(self._prompts())
+
+    def sample(self, num_examples: int, seed: int) -> list[list[int]]:
+        """Batches of prompts drawn at random, of at least so many examples together (or all there are)."""
+        prompts = self._prompts()
+        random.Random(seed).shuffle(prompts)
+        sizes = itertools.accumulate(map(len, prompts))
+        return self._batched(prompts[: sum(size < num_examples for size in sizes) + 1])
+
+    def groups(self, rows: Sequence[int]) -> list[str]:
+        """For each of these rows its prompt; an example that nobody prompted for stands for itself."""
+        return [self.items[row][0].prompt_id or self.items[row][0].id for row in rows]
+
+    def reference_batch(self) -> dict[str, Tensor]:
+        """The reference set, in its own order."""
+        return collate(self.reference, self.pad_id)
+
+    def collate(self, rows: Sequence[int]) -> dict[str, Any]:
+        """The batch of these rows."""
+        return {"rows": list(rows), **collate([self.items[row][1] for row in rows], self.pad_id)}
+
+    def _prompts(self) -> list[list[int]]:
+        """The rows of each prompt."""
+        rows: dict[str, list[int]] = {}
+        for row, group in enumerate(self.groups(range(len(self.items)))):
+            rows.setdefault(group, []).append(row)
+        return list(rows.values())
+
+    def _batched(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """Whole prompts in batches of bounded size."""
+        lengths = [len(rendered.input_ids) for _, rendered in self.items]
+        batches: list[list[int]] = []
+        for rows in prompts:
+            both = [*batches[-1], *rows] if batches else rows
+            if batches and len(both) * max(lengths[row] for row in both) <= self.batch_tokens:
+                batches[-1] = both
+            else:
+                batches.append(rows)
+        return batches

@@ -1,0 +1,191 @@
+"""A guard over a teacher that writes: compares its last completions with those of the teacher before alignment.
+
+How varied texts are, and how often they repeat each other, depends on how many there are. Both sides are therefore
+measured on equally many completions, and near duplicates are counted anew within these: among thousands of accepted
+examples a new one finds its like more easily than among the first hundreds, whoever writes it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from montessori_pl.data.records import Example, Rejection, read_records
+from montessori_pl.run_directory.journal import Journal
+from montessori_pl.stages.base import BASE, EXAMPLES, LATEST, REJECTIONS, Input, Kind, StageContext, StageError
+from montessori_pl.synthesis.base import Synthesizer
+from montessori_pl.synthesis.collapse import CollapseLimits
+from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.filters import Rejected
+from montessori_pl.synthesis.near_duplicates import NearDuplicateIndex
+
+BASELINE, FALLBACK_TEACHER = "guard.baseline", "guard.fallback_teacher"
+ALARM = "alarm"
+"""Note in the journal, at the round after which the alarm went off."""
+
+Fallback = Literal["none", "mixture", "unaligned"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseGuard:
+    """What to compare a teacher's writing with, and what to do when it has collapsed."""
+
+    baseline: str
+    """The stage whose examples the teacher wrote before alignment, under the same settings; a `Synthesize`."""
+    limits: CollapseLimits = CollapseLimits()
+    """How far the writing may move; divergence is not measured here."""
+    window: int = 256
+    """Completions that are compared, accepted or not: the last ones of both stages. A baseline with fewer is compared
+    as a whole; a stage that ends with fewer is compared at its end."""
+    fallback: Fallback = "none"
+    """What happens from the next round on: `none` only says that the writing has collapsed; `mixture` lets the teacher
+    before alignment write every second prompt; `unaligned` lets it write all. What was written before is kept."""
+    fallback_teacher: str = BASE
+    """The teacher before alignment: `base`, or the stage that trained it."""
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"the guard's window must be at least 1 completion, found {self.window}")
+        if self.fallback_teacher == LATEST:
+            raise ValueError(
+                f"the guard's fallback_teacher cannot be {LATEST!r}, which is the teacher that is guarded; "
+                f"give {BASE!r}, or the stage that trained the teacher before alignment"
+            )
+
+    def reads(self) -> list[Input]:
+        """The baseline, and the teacher before alignment where it may have to write."""
+        inputs = [Input(BASELINE, self.baseline, Kind.EXAMPLES)]
+        if self.fallback != "none":
+            inputs.append(Input(FALLBACK_TEACHER, self.fallback_teacher, Kind.TEACHER))
+        return inputs
+
+    def replaces(self, index: int) -> bool:
+        """Whether, after the alarm, the prompt of this number goes to the teacher before alignment."""
+        return self.fallback == "unaligned" or (self.fallback == "mixture" and index % 2 == 1)
+
+
+class CollapseWatch:
+    """The guard on duty in one stage. The alarm goes off once, and stands in the journal.
+
+    Args:
+        guard: what to look at.
+        context: the stage that is guarded.
+        journal: its journal.
+        synthesizer: finds the instruction in a completion, also in those of the baseline.
+        max_similarity: ROUGE-L F1 above which two instructions are near duplicates.
+
+    Raises:
+        StageError: nobody was prompted for the baseline's examples.
+    """
+
+    def __init__(
+        self,
+        guard: CollapseGuard,
+        context: StageContext,
+        journal: Journal,
+        synthesizer: Synthesizer,
+        max_similarity: float,
+    ) -> None:
+        self.guard, self.journal, self.directory = guard, journal, context.directory
+        self._synthesizer, self._max_similarity = synthesizer, max_similarity
+        self._before = self._read(context.given(BASELINE))
+        if not self._before:
+            raise StageError(
+                f"{context.key}: guard.baseline names {guard.baseline!r}, which holds no completions of a teacher to "
+                "compare with; name a Synthesize stage that the teacher before alignment wrote"
+            )
+        self._written = self._read(self.directory)
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the writing has collapsed in a round that is committed."""
+        return any(ALARM in commit for commit in self.journal.commits)
+
+    def notes(self, accepted: Sequence[Example], rejected: Sequence[Rejection], last: bool) -> dict[str, int]:
+        """What the journal shall remember of a round that is about to be committed.
+
+        Args:
+            accepted: the round's examples.
+            rejected: its rejections.
+            last: whether no round follows.
+        """
+        self._written += self._instructions(accepted, rejected)
+        enough = len(self._written) >= min(self.guard.window, len(self._before))
+        if self.alarmed or not (enough or last):
+            return {}
+        return {ALARM: 1} if self._crossed(self._written) else {}
+
+    def sentences(self) -> list[str]:
+        """One sentence if the alarm went off, for the summary."""
+        if not self.alarmed:
+            return []
+        number = next(number for number, commit in enumerate(self.journal.commits) if ALARM in commit)
+        written = self._read(self.directory, number)
+        return [
+            f"after {len(written)} completions the writing had moved beyond the limits "
+            f"({'; '.join(self._crossed(written))}); {self._consequence(number == len(self.journal.commits) - 1)}"
+        ]
+
+    def _consequence(self, last: bool) -> str:
+        if last:
+            return "nothing was left to be written"
+        if self.guard.fallback == "none":
+            return "the same teacher wrote the rest"
+        what = "the rest" if self.guard.fallback == "unaligned" else "every second prompt of the rest"
+        return f"{what} was written by the teacher before alignment, {self.guard.fallback_teacher}"
+
+    def _crossed(self, written: Sequence[str | None]) -> list[str]:
+        """The limits that the last completions have crossed, a clause each."""
+        size = min(self.guard.window, len(self._before), len(written))
+        if not size:
+            return []
+        return self.guard.limits.crossed(self._measures(self._before[-size:]), self._measures(written[-size:]))
+
+    def _measures(self, completions: Sequence[str | None]) -> dict[str, float]:
+        """The numbers that have limits, of completions given by their instructions."""
+        instructions = [instruction for instruction in completions if instruction is not None]
+        index = NearDuplicateIndex(self._max_similarity)
+        repeated = 0
+        for number, instruction in enumerate(instructions):
+            if index.find(instruction) is not None:
+                repeated += 1
+            else:
+                index.add(str(number), instruction)
+        return {
+            **diversity(instructions),
+            "parsed_share": len(instructions) / len(completions),
+            "near_duplicate_share": repeated / len(completions),
+        }
+
+    def _read(self, directory: Path, last_round: int | None = None) -> list[str | None]:
+        """The instruction of each completion of a stage, in the order of writing; none where there was no instruction.
+
+        Args:
+            directory: the stage's.
+            last_round: leave out what was written after this round.
+        """
+        paths = directory / EXAMPLES, directory / REJECTIONS
+        if not all(path.exists() for path in paths):
+            return []
+        examples, rejections = read_records(paths[0], Example), read_records(paths[1], Rejection)
+        return self._instructions(
+            [one for one in examples if last_round is None or one.round <= last_round],
+            [one for one in rejections if last_round is None or one.round <= last_round],
+        )
+
+    def _instructions(self, accepted: Sequence[Example], rejected: Sequence[Rejection]) -> list[str | None]:
+        """The same for records."""
+        found: list[tuple[int, str, str | None]] = [
+            (example.round, example.id, example.instruction) for example in accepted if example.prompt_id
+        ]
+        # A prompt without any completion, because it is too long, is rejected under its own id.
+        completed = [one for one in rejected if one.prompt_id not in ("", one.id)]
+        found += [(one.round, one.id, self._rejected_instruction(one)) for one in completed]
+        return [instruction for _, _, instruction in sorted(found, key=lambda one: one[:2])]
+
+    def _rejected_instruction(self, rejection: Rejection) -> str | None:
+        try:
+            return self._synthesizer.instruction(rejection.text)
+        except Rejected as error:
+            # The whole completion is kept where its instruction was rejected; the instruction, where its response was.
+            return None if error.reason == rejection.reason else rejection.text

@@ -1,0 +1,138 @@
+"""Who writes: each request goes to the model that shall answer it, and one model at a time is in memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from montessori_pl.data.records import Message
+from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.models.loading import ModelSource
+from montessori_pl.stages.base import StageContext
+
+USAGE = ("prompt_tokens", "generated_tokens", "cost")
+"""What is counted while authors write; the cost is in US dollars."""
+
+
+@dataclass(frozen=True)
+class Author:
+    """Somebody who writes: a model, and the engine that runs it."""
+
+    name: str
+    """How examples name it."""
+    source: ModelSource
+    """The model."""
+    member: str = ""
+    """Its name in the pool, where it has an engine and a price of its own; empty for who is not of the pool."""
+
+
+def teacher(context: StageContext, setting: str, name: str) -> Author:
+    """The teacher that a setting names: of the pool, or the one that a stage has trained.
+
+    Args:
+        context: the stage's.
+        setting: the setting, as the stage's `reads` calls it.
+        name: what it says.
+    """
+    if name in context.pool:
+        return Author(name, context.pool[name].source(), member=name)
+    return _unpooled(context.source(context.teacher(), setting))
+
+
+def student(context: StageContext, setting: str) -> Author:
+    """The student of the stage that a setting names."""
+    return _unpooled(context.source(context.student(), setting))
+
+
+def _unpooled(source: ModelSource) -> Author:
+    return Author(f"{source.backbone} + {source.weights.parent.name}" if source.weights else source.backbone, source)
+
+
+class Authors:
+    """The authors of one stage, and the engines that run them; a context manager that closes what it has opened.
+
+    Args:
+        context: the stage's.
+    """
+
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+        self._usage: dict[str, float] = {}
+        self._engines: dict[str, GenerationBackend] = {}
+        self._loaded: Author | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._loaded is not None:
+            self._engine(self._loaded).close()
+
+    def fits(self, author: Author, messages: Sequence[Message], sampling: Sampling) -> bool:
+        """Whether the conversation and a completion of full length fit the author's context."""
+        loaded = self._loaded
+        # Two adapters of a backbone share its context: asking one for the other spares loading.
+        if loaded is None or (loaded.member, loaded.source.backbone) != (author.member, author.source.backbone):
+            self._load(author)
+        return self._engine(author).fits(messages, sampling)
+
+    def generate(self, authors: Sequence[Author], requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion of each request by its author, in order."""
+        completions: dict[int, Completion] = {}
+        # Who is loaded goes first: two teachers that write and answer change places twice and not four times.
+        for author in sorted(dict.fromkeys(authors), key=lambda author: author != self._loaded):
+            self._load(author)
+            mine = [place for place, other in enumerate(authors) if other == author]
+            answers = self._engine(author).generate([requests[place] for place in mine], sampling)
+            self._count(author, answers)
+            completions |= dict(zip(mine, answers, strict=True))
+        return [completions[place] for place in range(len(requests))]
+
+    def take_usage(self) -> dict[str, float]:
+        """What was read and written since the last call: notes for a journal.
+
+        Returns:
+            `prompt_tokens` and `generated_tokens`, and `cost` in US dollars where prices are known.
+        """
+        notes, self._usage = self._usage, {}
+        return notes
+
+    def _load(self, author: Author) -> None:
+        if author == self._loaded:
+            return
+        engine = self._engine(author)
+        if self._loaded is not None and self._engine(self._loaded) is not engine:
+            self._engine(self._loaded).close()  # or both would be in memory while the second is loaded
+            self._loaded = None
+        engine.load(author.source)
+        self._loaded = author
+
+    def _engine(self, author: Author) -> GenerationBackend:
+        member = self.context.pool.get(author.member)
+        generation = member.generation if member is not None else None
+        name = author.member if generation is not None else ""  # who has no engine of their own shares the run's
+        if name not in self._engines:
+            engine = (generation or self.context.backend)()
+            if name and self.context.requests is not None:
+                engine.keep(self.context.requests / name)  # each has a price of its own
+            self._engines[name] = engine
+        return self._engines[name]
+
+    def _count(self, author: Author, completions: Sequence[Completion]) -> None:
+        read = sum(completion.num_prompt_tokens for completion in completions)
+        written = sum(completion.num_tokens for completion in completions)
+        counts: dict[str, float] = {"prompt_tokens": read, "generated_tokens": written}
+        member = self.context.pool.get(author.member)
+        price = (member.price if member is not None else None) or self._engine(author).price
+        if price is not None:
+            counts["cost"] = price.cost(read, written)
+        for name, count in counts.items():
+            self._usage[name] = self._usage.get(name, 0) + count
+
+
+def usage_metrics(commits: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The usage of all rounds of a journal, for a stage's metrics."""
+    names = [name for name in USAGE if any(name in commit for commit in commits)]
+    return {name: sum(commit.get(name, 0) for commit in commits) for name in names}

@@ -1,0 +1,246 @@
+"""Writing in rounds: prompts go to their authors, what they write is looked at, and what passes is answered.
+
+A round depends on the stage's seed and on what was accepted before it, so that it can be written again after a kill.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from montessori_pl.data.records import Example, Message, Rejection, stable_seed
+from montessori_pl.generation.base import Completion, Request, Sampling
+from montessori_pl.stages.base import StageContext
+from montessori_pl.stages.generating.generators import Author, Authors
+from montessori_pl.synthesis.base import Synthesizer
+from montessori_pl.synthesis.contamination import Decontamination, HeldOut
+from montessori_pl.synthesis.filters import InstructionFilter, Rejected, ResponseFilter
+from montessori_pl.synthesis.near_duplicates import NearDuplicateIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How is written, and what is kept: settings of the stage, which says what each of them means."""
+
+    synthesizer: Synthesizer
+    instruction_sampling: Sampling
+    response_sampling: Sampling
+    instruction_filter: InstructionFilter
+    response_filter: ResponseFilter
+    max_similarity: float | None
+    decontaminate: bool | Decontamination
+    answered: bool = True
+
+    @property
+    def threshold(self) -> float:
+        """ROUGE-L F1 above which an instruction is a near duplicate; at 1 only the same text is one."""
+        return self.max_similarity if self.max_similarity is not None else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One prompt of a round."""
+
+    prompt_id: str
+    """Of the prompt."""
+    seed: int
+    """Of what is drawn for the prompt."""
+    author: Author
+    """Who is asked."""
+    seeds: Sequence[Example]
+    """What may be shown as shots, beside what was written before."""
+    num_samples: int
+    """How many completions are asked for."""
+
+
+@dataclass
+class _Candidate:
+    """A completion on its way to an example."""
+
+    id: str
+    author: Author
+    prompt_id: str
+    prompt: str = ""
+    seed_ids: tuple[str, ...] = ()
+    completion: Completion = Completion(text="", finished=False, num_tokens=0)
+    instruction: str = ""
+
+
+class Writer:
+    """Writes one round after another; holds what the rounds share.
+
+    Args:
+        context: the stage's.
+        rules: what is kept.
+        authors: who writes.
+        seeds: examples that nothing may repeat.
+        examples: what was accepted before; the caller adds what a round brings.
+        has_room: whether one more example of this prompt is wanted, given how many of each prompt the round has.
+    """
+
+    def __init__(
+        self,
+        context: StageContext,
+        rules: Rules,
+        authors: Authors,
+        seeds: Sequence[Example],
+        examples: list[Example],
+        has_room: Callable[[str, Counter[str]], bool],
+    ) -> None:
+        self.context, self.rules, self.authors = context, rules, authors
+        self.seeds, self.examples, self.has_room = seeds, examples, has_room
+        self.index = self._index(examples)
+        self.held_out = _held_out(context, rules.decontaminate)
+
+    def write(self, number: int, assignments: Sequence[Assignment]) -> tuple[list[Example], list[Rejection]]:
+        """The examples and rejections of the round of this number."""
+        rejections: list[Rejection] = []
+        accepted: list[Example] = []
+        candidates = list(self._instructions(number, assignments, rejections))
+        if not self.rules.answered:
+            return [_example(candidate, number, "") for candidate in candidates], rejections
+        for candidate, response in zip(candidates, self._responses(candidates), strict=True):
+            try:
+                if response is None:
+                    raise Rejected("too long for the context", "no room for a response")
+                self.rules.response_filter.check(response.text, response.finished)
+                self.held_out.check_response(response.text)
+            except Rejected as error:
+                rejections.append(_rejection(candidate, number, error, candidate.instruction))
+                continue
+            accepted.append(_example(candidate, number, response.text))
+        if len(accepted) < len(candidates):  # after a kill nobody would know the instructions that were not answered
+            self.index = self._index([*self.examples, *accepted])
+        return accepted, rejections
+
+    def _index(self, examples: Sequence[Example]) -> NearDuplicateIndex:
+        """What no new instruction may repeat: the seeds, and these examples."""
+        index = NearDuplicateIndex(self.rules.threshold)
+        for example in [*self.seeds, *examples]:
+            index.add(example.id, example.instruction)
+        return index
+
+    def _instructions(
+        self, number: int, assignments: Sequence[Assignment], rejections: list[Rejection]
+    ) -> Iterator[_Candidate]:
+        """Candidates with an instruction that passes; the others become rejections."""
+        passed: Counter[str] = Counter()
+        for candidate in self._candidates(number, assignments, rejections):
+            try:
+                candidate.instruction = self._checked_instruction(candidate)
+                if not self.has_room(candidate.prompt_id, passed):
+                    raise Rejected("surplus", "enough were accepted before it")
+            except Rejected as error:
+                rejections.append(_rejection(candidate, number, error, candidate.completion.text))
+                continue
+            passed[candidate.prompt_id] += 1
+            self.index.add(candidate.id, candidate.instruction)
+            yield candidate
+
+    def _checked_instruction(self, candidate: _Candidate) -> str:
+        instruction = self.rules.synthesizer.instruction(candidate.completion.text)
+        self.rules.instruction_filter.check(instruction)
+        self.held_out.check_instruction(instruction)
+        match = self.index.find(instruction)
+        if match is not None:
+            raise Rejected("near duplicate", f"ROUGE-L {match.similarity:.3f} with {match.id}: {match.text}")
+        return instruction
+
+    def _candidates(
+        self, number: int, assignments: Sequence[Assignment], rejections: list[Rejection]
+    ) -> list[_Candidate]:
+        """All completions of this round's prompts."""
+        candidates: list[_Candidate] = []
+        for one in assignments:
+            prompt, seed_ids = self._prompt(one)
+            if prompt:
+                ids = [f"{one.prompt_id}-{sample}" for sample in range(one.num_samples)]
+                candidates += [_Candidate(id_, one.author, one.prompt_id, prompt, seed_ids) for id_ in ids]
+            else:
+                error = Rejected("prompt too long", "not even one shot fits the teacher's context")
+                rejections.append(_rejection(_Candidate(one.prompt_id, one.author, one.prompt_id), number, error, ""))
+        requests = [self._request(candidate.prompt, candidate.id, "instruction") for candidate in candidates]
+        authors = [candidate.author for candidate in candidates]
+        completions = self.authors.generate(authors, requests, self.rules.instruction_sampling)
+        for candidate, completion in zip(candidates, completions, strict=True):
+            candidate.completion = completion
+        return candidates
+
+    def _prompt(self, assignment: Assignment) -> tuple[str, tuple[str, ...]]:
+        def fits(prompt: str) -> bool:
+            return self.authors.fits(assignment.author, turn(prompt), self.rules.instruction_sampling)
+
+        return fitting_prompt(self.rules.synthesizer, assignment.seed, assignment.seeds, self.examples, fits)
+
+    def _responses(self, candidates: Sequence[_Candidate]) -> list[Completion | None]:
+        """The author's answer to each instruction; none where there is no room for it."""
+        fitting = [
+            candidate
+            for candidate in candidates
+            if self.authors.fits(candidate.author, turn(candidate.instruction), self.rules.response_sampling)
+        ]
+        requests = [self._request(candidate.instruction, candidate.id, "response") for candidate in fitting]
+        authors = [candidate.author for candidate in fitting]
+        answers = self.authors.generate(authors, requests, self.rules.response_sampling)
+        by_id = {candidate.id: answer for candidate, answer in zip(fitting, answers, strict=True)}
+        return [by_id.get(candidate.id) for candidate in candidates]
+
+    def _request(self, text: str, id_: str, what: str) -> Request:
+        return Request(messages=turn(text), seed=stable_seed(self.context.seed, what, id_))
+
+
+def fitting_prompt(
+    synthesizer: Synthesizer,
+    seed: int,
+    seeds: Sequence[Example],
+    written: Sequence[Example],
+    fits: Callable[[str], bool],
+) -> tuple[str, tuple[str, ...]]:
+    """The prompt of this seed with the ids of its shots, fewer where all of them do not fit; empty if none does."""
+    num_shots: int | None = None
+    while num_shots is None or num_shots > 0:
+        prompt, seed_ids = synthesizer.prompt(random.Random(seed), seeds, written, num_shots)
+        if fits(prompt):
+            return prompt, seed_ids
+        num_shots = len(seed_ids) - 1
+    return "", ()
+
+
+def _held_out(context: StageContext, decontaminate: bool | Decontamination) -> HeldOut:
+    """What no example may repeat; nothing where nobody wants to know."""
+    if decontaminate is False:
+        return HeldOut({}, Decontamination())
+    roles = ["reference", "test"] if context.data.test else ["reference"]
+    settings = Decontamination() if decontaminate is True else decontaminate
+    return HeldOut({role: context.data.read(role) for role in roles}, settings)
+
+
+def _rejection(candidate: _Candidate, number: int, error: Rejected, text: str) -> Rejection:
+    return Rejection(
+        id=candidate.id,
+        reason=error.reason,
+        detail=error.detail,
+        text=text,
+        prompt_id=candidate.prompt_id,
+        round=number,
+    )
+
+
+def _example(candidate: _Candidate, number: int, response: str) -> Example:
+    return Example(
+        id=candidate.id,
+        instruction=candidate.instruction,
+        response=response,
+        prompt_id=candidate.prompt_id,
+        prompt=candidate.prompt,
+        completion=candidate.completion.text,
+        completion_finished=candidate.completion.finished,
+        teacher=candidate.author.name,
+        seed_ids=candidate.seed_ids,
+        round=number,
+    )
+
+
+def turn(text: str) -> list[Message]:
+    """A conversation that begins with this text."""
+    return [{"role": "user", "content": text}]

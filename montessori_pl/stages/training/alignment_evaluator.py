@@ -1,0 +1,177 @@
+"""A look at the teacher while it is trained: its loss on pairs that it does not learn, and what it writes by now.
+
+Measures and decides nothing. Training goes on from a look as if there had been none: the network keeps its mode, its
+gradients and which of its parameters are trained, and no random number is drawn from a generator that is not the
+look's own. Looks are computed without mixed precision, as the teacher will write.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from montessori_pl.batches.collate import IGNORED, collate, collate_pairs
+from montessori_pl.batches.encoding import EncodedPair
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.records import Message, stable_seed
+from montessori_pl.generation.base import Completion, Request, Sampling
+from montessori_pl.generation.transformers_backend import TransformersBackend
+from montessori_pl.models.teacher import TeacherDPOModule
+from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.filters import Rejected
+
+Look = dict[str, Any]
+"""What a look has seen: a row of `looks.jsonl`."""
+
+NUM_TEXTS = 3
+"""Completions that are kept with a look, to be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observer:
+    """Looks at a teacher, each time at the same pairs, prompts and seeds, so that looks differ by the teacher alone."""
+
+    teacher: TeacherDPOModule
+    """The teacher; its model is loaded when looks are taken."""
+    chat: ChatFormat
+    """How it writes conversations."""
+    held_out: Sequence[EncodedPair]
+    """Pairs that it is not trained on; none are not looked at."""
+    prompts: Sequence[list[Message]]
+    """The conversations that are asked to go on in the live sample, in turn."""
+    num_samples: int
+    """Completions in the live sample; 0 takes none."""
+    sampling: Sampling
+    """How they are drawn; they end with the model's context at the latest."""
+    read: Callable[[str], str]
+    """Finds in a completion what it was written for, an instruction or a response, or raises `Rejected`."""
+    seed: int
+    """Of the live sample."""
+    batch_size: int
+    """Pairs, or completions, that are scored together."""
+
+    def look(self) -> Look:
+        """All numbers of the teacher as it is now, and some of its texts.
+
+        Returns:
+            On the held-out pairs, where there are any: `loss` (the objective of training), `margin` (mean log-ratio of
+            the chosen minus that of the rejected completions, in nats and not multiplied by beta), `chosen_log_ratio`,
+            `rejected_log_ratio` and `reward_accuracy`.
+
+            On the live sample, where there is one: `parsed_share` (completions that hold what they were written for),
+            the numbers of `diversity` over what they hold, `tokens` (per completion), `kl` (mean log-ratio of teacher
+            and reference policy, in nats per completion: an estimate of their divergence on the teacher's own samples,
+            and without bias only where `sampling` changes no probability), `divergence` (the same per token),
+            `surprise` (of the reference policy, in nats per token) and `samples`, some texts.
+        """
+        with _undisturbed(self.teacher.network):
+            return {
+                **(self._preferences() if self.held_out else {}),
+                **(self._writing() if self.num_samples and self.prompts else {}),
+            }
+
+    def _preferences(self) -> Look:
+        losses, chosen, chosen_ratios, rejected_ratios, weights, num_tokens = [], [], [], [], [], 0
+        for pairs in _batches(self.held_out, self.batch_size):
+            batch = self._on_device(collate_pairs(pairs, self.chat.tokenizer.pad_token_id))
+            output, log_probabilities, _ = self.teacher.dpo(batch)
+            losses.append(output.loss)
+            chosen.append(log_probabilities)
+            chosen_ratios.append(output.chosen_rewards / self.teacher.beta)
+            rejected_ratios.append(output.rejected_rewards / self.teacher.beta)
+            weights.append(batch["weights"])
+            num_tokens += int((batch["labels"][: len(pairs), 1:] != IGNORED).sum())
+        loss, _ = self.teacher.objective(torch.cat(losses), torch.cat(chosen), torch.cat(weights), num_tokens)
+        margins = torch.cat(chosen_ratios) - torch.cat(rejected_ratios)
+        return {
+            "loss": float(loss),
+            "margin": float(margins.mean()),
+            "chosen_log_ratio": float(torch.cat(chosen_ratios).mean()),
+            "rejected_log_ratio": float(torch.cat(rejected_ratios).mean()),
+            "reward_accuracy": float((margins > 0).float().mean()),
+        }
+
+    def _writing(self) -> Look:
+        asked = list(itertools.islice(itertools.cycle(self.prompts), self.num_samples))
+        completions = self._sample(asked)
+        found = []
+        for completion in completions:
+            with suppress(Rejected):
+                found.append(self.read(completion.text))
+        policy, reference, num_tokens = self._log_probabilities(asked, completions)
+        return {
+            "parsed_share": len(found) / len(completions),
+            **diversity(found),
+            "tokens": sum(completion.num_tokens for completion in completions) / len(completions),
+            "kl": float((policy - reference).mean()),
+            "divergence": float((policy - reference).sum()) / max(num_tokens, 1),
+            "surprise": -float(reference.sum()) / max(num_tokens, 1),
+            "samples": [completion.text for completion in completions[:NUM_TEXTS]],
+        }
+
+    def _sample(self, prompts: Sequence[list[Message]]) -> list[Completion]:
+        sampling, limit = self.sampling, self.chat.context
+        if limit is not None:  # a longer limit than the context has room for is no mistake here: the default is long
+            room = limit - max(len(self.chat.prompt_ids(prompt)) for prompt in prompts[: len(self.prompts)])
+            sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
+        requests = [
+            Request(messages=prompt, seed=stable_seed(self.seed, "look", number))
+            for number, prompt in enumerate(prompts)
+        ]
+        with closing(TransformersBackend()) as backend:
+            backend.serve(self.teacher.network, self.chat)
+            return backend.generate(requests, sampling)
+
+    def _log_probabilities(
+        self, prompts: Sequence[list[Message]], completions: Sequence[Completion]
+    ) -> tuple[Tensor, Tensor, int]:
+        """Of each completion under teacher and reference policy, the shortest first, and the tokens of all."""
+        rendered = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            before = self.chat.prompt_ids(prompt)
+            response = self.chat.response_ids(completion.text, completion.finished)
+            rendered.append(Rendered(before + response, [False] * len(before) + [True] * len(response)))
+        rendered.sort(key=lambda one: len(one.input_ids))
+        both = [
+            self.teacher.log_probabilities(self._on_device(collate(some, self.chat.tokenizer.pad_token_id)))
+            for some in _batches(rendered, self.batch_size)
+        ]
+        policy, reference = (torch.cat(side) for side in zip(*both, strict=True))
+        return policy, reference, sum(sum(one.trained) for one in rendered)
+
+    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        device = next(self.teacher.network.parameters()).device
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@contextmanager
+def _undisturbed(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module gets back the mode that it had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def whole_response(completion: str) -> str:
+    """What a completion was written for where it is a response: all of it.
+
+    Raises:
+        Rejected: it is empty.
+    """
+    response = completion.strip()
+    if not response:
+        raise Rejected("empty response", completion)
+    return response

@@ -1,0 +1,216 @@
+"""Encoding, padding, and loaders that give every example once an epoch and go on from the middle of one."""
+
+import random
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_tokenizer
+
+from montessori_pl.batches.collate import collate, collate_pairs
+from montessori_pl.batches.encoding import encode_examples, encode_pairs
+from montessori_pl.batches.samplers import EpochBatches, FixedBatches, ResumableLoader, length_batches
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.records import Example, PreferencePair, append_records
+
+LENGTHS = [random.Random(index).randint(1, 100) for index in range(1003)]
+
+
+@pytest.fixture
+def chat() -> ChatFormat:
+    return ChatFormat(tiny_tokenizer())
+
+
+def pair(chosen: str, rejected: str, chosen_finished: bool = True, rejected_finished: bool = True) -> PreferencePair:
+    return PreferencePair(
+        id="p",
+        prompt="ask",
+        chosen=chosen,
+        rejected=rejected,
+        chosen_id="c",
+        rejected_id="r",
+        margin=1.0,
+        chosen_finished=chosen_finished,
+        rejected_finished=rejected_finished,
+    )
+
+
+class TestEncoding:
+    def test_collate_pads_on_the_right(self) -> None:
+        """Padding is not attended to and not trained on; a prompt is attended to and not trained on."""
+        batch = collate([Rendered([5, 6, 7], [False, True, True]), Rendered([8], [True])], pad_id=9)
+        assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+        assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+        assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
+
+    def test_examples_without_room_for_a_response_are_left_out(self, chat: ChatFormat) -> None:
+        """`<user>ab<assistant>` are four tokens: within five, one token of the response is left; within four, none."""
+        examples = [Example(id=str(n), instruction="ab" * n, response="cd") for n in (1, 2)]
+        rendered, too_long = encode_examples(examples, chat, max_length=5)
+        assert [sum(one.trained) for one in rendered] == [1]
+        assert [one.id for one in too_long] == ["2"]
+        assert encode_examples(examples, chat, max_length=4) == ([], examples)
+
+    def test_pairs_keep_whole_completions_and_their_ends(self, chat: ChatFormat) -> None:
+        """What was sampled is learned: no end token behind a completion that was cut, no text lost."""
+        ((chosen, rejected, _),) = encode_pairs([pair("think. a", "b", True, False)], chat, max_length=64)
+        prompt = chat.prompt_ids([{"role": "user", "content": "ask"}])
+        for side, text, finished in ((chosen, "think. a", True), (rejected, "b", False)):
+            assert side.input_ids[: len(prompt)] == prompt
+            assert side.trained == [False] * len(prompt) + [True] * (len(side.input_ids) - len(prompt))
+            assert chat.decode(side.input_ids[len(prompt) :]) == (text, finished)
+            assert len(side.input_ids) == len(prompt) + len(text) + finished
+
+    def test_pairs_are_cut_and_left_out_on_both_sides(self, chat: ChatFormat) -> None:
+        """The prompt has five tokens: with six, one token of each side is left; with five, none, and the pair goes."""
+        pairs = [pair("abc", "d")]
+        ((chosen, rejected, _),) = encode_pairs(pairs, chat, max_length=6)
+        assert [sum(side.trained) for side in (chosen, rejected)] == [1, 1]
+        assert encode_pairs(pairs, chat, max_length=5) == []
+        assert encode_pairs([pair("", "d", chosen_finished=False)], chat, 64) == [], (
+            "an empty side has nothing to learn"
+        )
+
+    def test_batch_of_pairs_holds_the_chosen_ones_first(self, chat: ChatFormat) -> None:
+        encoded = encode_pairs([pair("a", "b"), pair("c", "d")], chat, 64)
+        batch = collate_pairs(encoded, pad_id=0)
+        texts = [chat.decode([token for token in row if token >= 0])[0] for row in batch["labels"].tolist()]
+        assert texts == ["a", "c", "b", "d"]
+
+
+class TestEpochBatches:
+    def test_every_example_once_an_epoch_in_another_order(self) -> None:
+        batches = EpochBatches(LENGTHS, 8, seed=3)
+        epochs = [list(batches) for _ in range(3)]
+        for epoch in epochs:
+            assert len(epoch) == len(batches) == 126
+            assert sorted(index for batch in epoch for index in batch) == list(range(1003))
+        assert epochs[0] != epochs[1] != epochs[2]
+
+    def test_order_depends_on_seed_and_epoch_alone(self) -> None:
+        one, same, other = (EpochBatches(LENGTHS, 8, seed=seed) for seed in (3, 3, 4))
+        assert [list(one), list(one)] == [list(same), list(same)]
+        assert EpochBatches(LENGTHS, 8, seed=3).plan(1) == one.plan(1)
+        assert other.plan(0) != one.plan(0)
+
+    def test_grouping_lowers_padding(self) -> None:
+        """Padding as a share of all tokens, batches of 8, uniform lengths: near half without, below a tenth with."""
+
+        def padding(batches: list[list[int]]) -> float:
+            padded = sum(len(batch) * max(LENGTHS[index] for index in batch) for batch in batches)
+            return 1 - sum(LENGTHS) / padded
+
+        order = random.Random(0).sample(range(1003), 1003)
+        assert padding([order[at : at + 8] for at in range(0, 1003, 8)]) > 0.35
+        assert padding(EpochBatches(LENGTHS, 8, seed=3).plan(0)) < 0.1
+
+    def test_lengths_of_following_batches_are_unrelated(self) -> None:
+        """Batches are shuffled after grouping: long ones are spread over the epoch."""
+        means = [sum(LENGTHS[i] for i in batch) / len(batch) for batch in EpochBatches(LENGTHS, 8, seed=3).plan(0)]
+        half = len(means) // 2
+        assert abs(sum(means[:half]) / half - sum(means[half:]) / (len(means) - half)) < 10
+
+    @pytest.mark.parametrize("taken", [0, 1, 7, 125, 126, 130])
+    def test_state_goes_on_amid_an_epoch(self, taken: int) -> None:
+        """Handed out before and after the restart is what an uninterrupted loader hands out."""
+        whole = EpochBatches(LENGTHS, 8, seed=3)
+        expected = [batch for _ in range(3) for batch in whole]
+        first = EpochBatches(LENGTHS, 8, seed=3)
+        stream = (batch for _ in range(3) for batch in first)
+        got = [next(stream) for _ in range(taken)]
+        second = EpochBatches(LENGTHS, 8, seed=3)
+        second.load_state_dict(first.state_dict())
+        while len(got) < len(expected):
+            got += list(second)
+        assert got == expected
+
+    def test_state_of_a_loader(self) -> None:
+        loaders = [ResumableLoader(LENGTHS, EpochBatches(LENGTHS, 8, seed=3), list) for _ in range(2)]
+        stream = iter(loaders[0])
+        first = [next(stream) for _ in range(5)]
+        loaders[1].load_state_dict(loaders[0].state_dict())
+        assert first + list(loaders[1]) == list(ResumableLoader(LENGTHS, EpochBatches(LENGTHS, 8, seed=3), list))
+
+    @pytest.mark.parametrize("num_examples", [1000, 1003, 16, 17])
+    def test_processes_share_without_loss(self, num_examples: int) -> None:
+        """Both get as many batches; all examples are seen, and only what fills the last batch is seen twice."""
+        ranks = [EpochBatches(LENGTHS[:num_examples], 8, seed=3, rank=rank, world_size=2) for rank in (0, 1)]
+        for epoch in (0, 1):
+            parts = [batches.plan(epoch) for batches in ranks]
+            assert [len(part) for part in parts] == [len(ranks[0])] * 2
+            assert all(len(batch) == 8 for part in parts for batch in part)
+            seen = [index for part in parts for batch in part for index in batch]
+            assert set(seen) == set(range(num_examples))
+            assert len(seen) == len(ranks[0]) * 16 < num_examples + 16
+
+    def test_fewer_examples_than_processes_need(self) -> None:
+        """Three examples in batches of 4 on two processes: one batch each, filled up by going round."""
+        parts = [EpochBatches([5, 6, 7], 4, seed=0, rank=rank, world_size=2).plan(0) for rank in (0, 1)]
+        assert [[len(batch) for batch in part] for part in parts] == [[4], [4]]
+        assert {index for part in parts for batch in part for index in batch} == {0, 1, 2}
+
+
+def test_fixed_batches_are_given_as_they_are() -> None:
+    batches = FixedBatches([[3, 0], [1]])
+    assert list(batches) == list(batches) == [[3, 0], [1]]
+    assert len(batches) == 2
+
+
+def test_length_batches_stay_within_their_bound() -> None:
+    """Padded to the longest, no batch holds more tokens than allowed, unless one example alone does."""
+    for limit in (1, 50, 150, 4000):
+        batches = length_batches(LENGTHS, limit)
+        assert sorted(index for batch in batches for index in batch) == list(range(1003))
+        for batch in batches:
+            assert len(batch) == 1 or len(batch) * max(LENGTHS[index] for index in batch) <= limit
+    assert length_batches([], 10) == []
+    assert length_batches([3, 1, 2, 1], 4) == [[1, 3], [2], [0]], "the shortest first, ties in their order"
+
+
+class TestDataSources:
+    def write(self, path: Path, *instructions: str) -> str:
+        examples = [
+            Example(id=f"{path.stem}-{n}", instruction=text, response="r") for n, text in enumerate(instructions)
+        ]
+        append_records(path, examples)
+        return str(path)
+
+    def test_disjoint_sets_pass(self, tmp_path: Path) -> None:
+        reference, test = self.write(tmp_path / "ref.jsonl", "a", "b"), self.write(tmp_path / "test.jsonl", "c")
+        DataSources("none", reference, test).check_disjoint()
+        DataSources("none", reference).check_disjoint()
+
+    def test_overlap_is_found_whatever_the_case_and_blanks(self, tmp_path: Path) -> None:
+        reference = self.write(tmp_path / "ref.jsonl", "a", " What IS\n it? ")
+        test = self.write(tmp_path / "test.jsonl", "what is it?", "c")
+        with pytest.raises(
+            ValueError, match=r"data\.reference .* share 1 instruction, for example ref-1 = test-0; take"
+        ):
+            DataSources("none", reference, test).check_disjoint()
+
+    def test_instructions_that_are_nearly_the_same_are_found(self, tmp_path: Path) -> None:
+        """Fifteen words, alone and in another frame: all three 13-grams of the shorter one are common."""
+        question = "how many apples are left when anna gives two of five apples to ben today"
+        reference = self.write(tmp_path / "ref.jsonl", "c", f"Please tell me: {question}?", "what is it")
+        test = self.write(tmp_path / "test.jsonl", "What IS it", question)
+        with pytest.raises(
+            ValueError,
+            match=r"share 1 instruction, for example ref-2 = test-0 and have 1 instruction nearly in common, "
+            r"for example ref-1 and test-1 with 100% of the 13-grams in common; take disjoint rows",
+        ):
+            DataSources("none", reference, test).check_disjoint()
+
+    def test_a_common_template_passes(self, tmp_path: Path) -> None:
+        """15 words at the beginning of 28 each: 3 of 16 different 13-grams."""
+        template = "first repeat the request word for word and then give your answer in two paragraphs"
+        ends = [" ".join(f"{word}{number}" for number in range(13)) for word in ("a", "b")]
+        reference = self.write(tmp_path / "ref.jsonl", f"{template} {ends[0]}")
+        test = self.write(tmp_path / "test.jsonl", f"{template} {ends[1]}")
+        DataSources("none", reference, test).check_disjoint()
+
+    def test_missing_set_is_named(self, tmp_path: Path) -> None:
+        sources = DataSources(str(tmp_path / "seeds.jsonl"), "none")
+        with pytest.raises(ValueError, match=r"data\.test is not set, and a stage of the recipe needs it"):
+            sources.read("test")
+        with pytest.raises(ValueError, match=r"data\.seeds: no file .*seeds\.jsonl"):
+            sources.read("seeds")

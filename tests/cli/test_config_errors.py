@@ -1,0 +1,353 @@
+"""Every mistake is one clear sentence on the standard error, exit status 2, and nothing written over."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipe_files import SHIPPED, Mistake, Recipe, contents
+
+from montessori_pl.__main__ import main as door
+from montessori_pl.classroom import version
+from montessori_pl.cli.fit import main
+from montessori_pl.config_errors import sentence
+
+
+class TestMistakes:
+    """What a user can get wrong, each with the sentence that says so."""
+
+    def test_misspelt_key(self, mistake: Mistake, recipe: Recipe) -> None:
+        assert mistake("--config", recipe(iteratons=3)) == (
+            "the recipe file has no key 'iteratons'; did you mean 'iterations'? there are: seed_everything, run, "
+            "iterations, dry_run, num_threads, student, teacher, teachers, trainer, generation, data, recipe"
+        )
+        assert not Path("run").exists()
+
+    def test_misspelt_key_of_a_section(self, mistake: Mistake, recipe: Recipe) -> None:
+        assert (
+            mistake("--config", recipe(trainer__devises=1)) == "trainer has no key 'devises'; did you mean 'devices'?"
+        )
+        said = mistake("--config", recipe(data__sedes="x"))
+        assert said == "data has no key 'sedes'; did you mean 'seeds'? there are: seeds, reference, test"
+
+    def test_misspelt_setting_of_a_stage_names_the_stage(self, mistake: Mistake, recipe: Recipe) -> None:
+        stage = {"class_path": "TrainStudent", "init_args": {"exmples": "recorded", "training": {"lr": 1e-3}}}
+        assert mistake("--config", recipe(recipe__warmup=stage)) == (
+            "recipe.warmup: TrainStudent has no setting 'exmples'; did you mean 'examples'? "
+            "there are: examples, training, all_weights, first_iteration_only"
+        )
+
+    def test_misspelt_nested_setting(self, mistake: Mistake, recipe: Recipe) -> None:
+        stage = {"class_path": "TrainStudent", "init_args": {"examples": "recorded", "training": {"lrr": 1e-3}}}
+        said = mistake("--config", recipe(recipe__warmup=stage))
+        assert said.startswith(
+            "recipe.warmup: TrainStudent.training has no setting 'lrr'; did you mean 'lr'? there are: lr, epochs, "
+        )
+
+    def test_misspelt_setting_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
+        assert mistake("--config", recipe(student__init_args__backbon="x")) == (
+            "student: StudentModule has no setting 'backbon'; did you mean 'backbone'? there are: backbone, lora, "
+            "chat, base_precision"
+        )
+        assert mistake("--config", recipe(student__init_args__lora={"rank": 8})) == (
+            "student.lora: LoraSettings has no setting 'rank'; there are: r, alpha, dropout, target_modules, layers"
+        )
+
+    def test_misspelt_class(self, mistake: Mistake, recipe: Recipe) -> None:
+        said = mistake("--config", recipe(recipe__warmup={"class_path": "TrainStudnet"}))
+        assert said.startswith(
+            "recipe.warmup: there is no class 'TrainStudnet'; did you mean 'TrainStudent'? there are:"
+        )
+        assert said.endswith("a class of your own is given by its import path, MODULE.CLASS")
+        signal = {"class_path": "callbacks.InfluenceProbeCalback"}
+        score = {"class_path": "Score", "init_args": {"examples": "recorded", "signal": signal}}
+        assert mistake("--config", recipe(recipe__influence=score)) == (
+            "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
+            "'InfluenceProbeCallback'? there are: GradientCosineSignal, IFDSignal, InfluenceDuringTraining, "
+            "InfluenceProbeCallback, JudgeSignal, RandomSignal, RankSurprisalSignal, RecordedQualitySignal, "
+            "ResponseLengthSignal, "
+            "RewardModelSignal, TrainingLossSignal"
+        )
+
+    def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
+        assert mistake("--config", recipe(recipe__mine={"class_path": "nowhere_to_be_found.Mine"})) == (
+            "recipe.mine: there is no module 'nowhere_to_be_found' to import a class from; a file NAME.py in the "
+            "working directory is imported as NAME"
+        )
+
+    def test_wrong_type(self, mistake: Mistake, recipe: Recipe) -> None:
+        assert mistake("--config", recipe(iterations="many")) == "iterations: expected int, found many"
+        training = {"lr": 1e-3, "schedule": "cosine"}
+        stage = {"class_path": "TrainStudent", "init_args": {"examples": "recorded", "training": training}}
+        assert mistake("--config", recipe(recipe__warmup=stage)) == (
+            "recipe.warmup.training.schedule: expected one of constant, linear, linear_warmup, wsd, found cosine"
+        )
+
+    def test_missing_setting(self, mistake: Mistake, recipe: Recipe) -> None:
+        stage = {"class_path": "TrainStudent", "init_args": {"examples": "recorded", "training": {}}}
+        said = mistake("--config", recipe(recipe__warmup=stage))
+        assert said == "recipe.warmup: TrainStudent needs training.lr, which is not set"
+        Path("nothing.yaml").write_text("iterations: 1\n")
+        said = mistake("--config", "nothing.yaml")
+        assert said.startswith("run, student, generation, ")
+        assert said.endswith(
+            "are not set; give them in a recipe file (--config FILE), or as options such as --run VALUE"
+        )
+
+    def test_settings_that_contradict_each_other_name_the_stage(self, mistake: Mistake, recipe: Recipe) -> None:
+        stage = {"class_path": "Synthesize", "init_args": {"num_examples": 4, "num_prompts": 4}}
+        assert mistake("--config", recipe(recipe__written=stage)) == (
+            "recipe.written: Synthesize needs either num_examples or num_prompts, "
+            "found num_examples 4 and num_prompts 4"
+        )
+
+    def test_mistakes_of_a_guard(self, mistake: Mistake, recipe: Recipe) -> None:
+        """It may be null, and is described by two nested classes: one sentence all the same."""
+
+        def said(**guard: Any) -> str:
+            settings = {"num_examples": 4, "guard": guard}
+            return mistake("--config", recipe(recipe__written={"class_path": "Synthesize", "init_args": settings}))
+
+        assert said(baseline="recordet") == (
+            "recipe.written: guard names 'recordet', but there is no such stage; "
+            "what can be read there, examples of stages before it: recorded"
+        )
+        assert said(baseline="recorded", fallback_teacher="latest") == (
+            "recipe.written: the guard's fallback_teacher cannot be 'latest', which is the teacher that is guarded; "
+            "give 'base', or the stage that trained the teacher before alignment"
+        )
+        assert said(baseline="recorded", limits={"token_entropy": -1.0}) == (
+            "recipe.written: the limit of token_entropy must not be negative, found -1.0"
+        )
+        assert said(fallback="mixture") == "recipe.written.guard: CollapseGuard needs baseline, which is not set"
+        assert said(baseline="recorded", fallback="half") == (
+            "recipe.written.guard.fallback: expected one of none, mixture, unaligned, found half"
+        )
+        assert said(baseline="recorded", limits={"token_entropi": 1.0}).startswith(
+            "recipe.written.guard: CollapseGuard.limits has no setting 'token_entropi'; did you mean 'token_entropy'?"
+        )
+
+    def test_option_that_does_not_exist(self, mistake: Mistake, recipe: Recipe) -> None:
+        """Options are not guessed from their beginnings: a run takes hours."""
+        said = mistake("--config", recipe(), "--iteration", "2")
+        assert said.startswith(
+            "unknown option --iteration; did you mean '--iterations'? there are: --seed_everything, "
+        )
+        said = mistake("--config", recipe(), "--trainer.devises", "2")
+        assert said == "unknown option --trainer.devises; did you mean '--trainer.devices'?"
+        said = mistake("--config", recipe(), "more")
+        assert said == "unexpected argument 'more'; options are written --key VALUE"
+
+    @pytest.mark.parametrize(("arguments", "found"), [([], ""), (["fitt"], ", found 'fitt'")])
+    def test_command(self, arguments: list[str], found: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            door(arguments)
+        assert capsys.readouterr().err == (
+            f"error: the command is fit, compare or export{found}; "
+            "for example: python -m montessori_pl fit --config iter1.yaml\n"
+        )
+
+    def test_override_of_a_stage_that_does_not_exist(self, mistake: Mistake, recipe: Recipe) -> None:
+        said = mistake("--config", recipe(), "--recipe.recordd.source", "x")
+        assert said == "the recipe has no stage 'recordd'; did you mean 'recorded'? there is: recorded"
+
+    def test_override_of_a_setting_that_does_not_exist(self, mistake: Mistake, recipe: Recipe) -> None:
+        assert mistake("--config", recipe(), "--recipe.recorded.sources", "x") == (
+            "recipe.recorded: RecordedExamples has no setting 'sources'; did you mean 'source'? "
+            "there are: source, first_iteration_only"
+        )
+
+    @pytest.mark.parametrize(
+        ("evaluators", "asked"),
+        [(["ExactMatch"], "evaluation"), (["ResponseLoss"], "")],
+    )
+    def test_endpoint_is_asked_for_what_the_run_trains(
+        self, mistake: Mistake, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, evaluators: list[str], asked: str
+    ) -> None:
+        """Found out before anything is paid for; losses are measured without an engine."""
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        training = {"class_path": "TrainStudent", "init_args": {"examples": "written", "training": {"lr": 1e-3}}}
+        evaluation = {"students": ["base", "trained"], "evaluators": [{"class_path": name} for name in evaluators]}
+        stages = {
+            "written": {"class_path": "Synthesize", "init_args": {"num_examples": 4}},
+            "trained": training,
+            "evaluation": {"class_path": "Evaluate", "init_args": evaluation},
+        }
+        said = mistake("--config", recipe(generation={"class_path": "OpenAIBackend"}, recipe=stages))
+        if asked:
+            assert said == (
+                "recipe.evaluation asks a model that the run trains, and OpenAIBackend answers with what its endpoint "
+                "has; name an engine that loads weights in the section generation, and give the endpoint to a teacher "
+                "of the section teachers"
+            )
+        else:
+            assert said.startswith("generation: the environment variable OPENAI_API_KEY is not set; put")
+        assert not Path("run").exists()
+
+    def test_endpoint_of_a_later_stage_without_a_key(
+        self, mistake: Mistake, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A dry run needs none."""
+        monkeypatch.delenv("MY_KEY", raising=False)
+        engine = {"class_path": "OpenAIBackend", "init_args": {"api_key_env": "MY_KEY"}}
+        written = {"class_path": "Synthesize", "init_args": {"num_examples": 4, "teacher": "strong"}}
+        config = recipe(teachers={"strong": {"backbone": "a-model", "generation": engine}}, recipe__written=written)
+        assert mistake("--config", config).startswith("teachers.strong: the environment variable MY_KEY is not set; ")
+        assert not Path("run").exists()
+        main(["fit", "--config", config, "--dry_run"])
+        assert "written" in capsys.readouterr().out
+        nobody = recipe(teachers={"strong": {"backbone": "a-model", "generation": engine}})
+        main(["fit", "--config", nobody])  # the same teacher, whom no stage asks
+
+    @pytest.mark.parametrize("stage", ["judgements", "evaluation"])
+    def test_judge_at_an_endpoint_without_a_key(
+        self, mistake: Mistake, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, stage: str
+    ) -> None:
+        """Found out before the stages in front of it have run."""
+        monkeypatch.delenv("MY_KEY", raising=False)
+        engine = {"class_path": "OpenAIBackend", "init_args": {"api_key_env": "MY_KEY"}}
+        judge = {"judge": {"backbone": "a-model"}, "engine": engine}
+        signal = {"class_path": "callbacks.JudgeSignal", "init_args": judge}
+        evaluators = [{"class_path": "WinRate", "init_args": judge}]
+        stages = {
+            "judgements": {"class_path": "Score", "init_args": {"examples": "recorded", "signal": signal}},
+            "evaluation": {"class_path": "Evaluate", "init_args": {"students": ["base"], "evaluators": evaluators}},
+        }
+        said = mistake("--config", recipe(**{f"recipe__{stage}": stages[stage]}))
+        assert said.startswith(f"recipe.{stage}: the environment variable MY_KEY is not set; ")
+        assert not Path("run").exists()
+
+    def test_stage_that_reads_an_unknown_name(self, mistake: Mistake, recipe: Recipe) -> None:
+        stage = {"class_path": "TrainStudent", "init_args": {"examples": "recordd", "training": {"lr": 1e-3}}}
+        assert mistake("--config", recipe(recipe__warmup=stage)) == (
+            "recipe.warmup: examples names 'recordd', but there is no such stage; "
+            "what can be read there, examples of stages before it: recorded"
+        )
+        assert not Path("run").exists()
+
+    def test_missing_file(self, mistake: Mistake, recipe: Recipe) -> None:
+        Path("reference.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
+        assert mistake("--config", recipe(data__reference="referense.jsonl")) == (
+            "data.reference: no file referense.jsonl; . holds reference.jsonl; correct the path"
+        )
+        assert not Path("run").exists()
+
+    def test_unknown_name_of_the_classroom(self, mistake: Mistake, recipe: Recipe) -> None:
+        said = mistake("--config", recipe(data__seeds="classroom/sedes"))
+        assert said.startswith("data.seeds: unknown name 'classroom/sedes': the classroom has classroom/teacher, ")
+
+    def test_missing_model_is_found_before_anything_runs(self, mistake: Mistake, recipe: Recipe) -> None:
+        """Otherwise the first stage would be pinned to a backbone that does not exist."""
+        stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "latest"}}
+        said = mistake("--config", recipe(teacher__init_args__backbone="models/nowhere", recipe__more=stage))
+        assert said.startswith(
+            "teacher: no tokenizer for the backbone 'models/nowhere': give a hub id, a local directory"
+        )
+        assert not Path("run").exists()
+
+    def test_teacher_of_the_pool_that_does_not_exist(self, mistake: Mistake, recipe: Recipe) -> None:
+        said = mistake("--config", recipe(teachers={"anna": {"backbone": "models/nowhere"}}))
+        assert said.startswith("teachers.anna: no tokenizer for the backbone 'models/nowhere': give a hub id")
+        lost = {"anna": {"backbone": "classroom/teacher", "adapter": "lost"}}
+        said = mistake("--config", recipe(teachers=lost))
+        assert said == "teachers.anna: no adapter or trained model in lost: there is no such directory"
+        assert not Path("run").exists()
+
+    def test_teacher_of_the_pool_with_the_name_of_a_stage(self, mistake: Mistake, recipe: Recipe) -> None:
+        said = mistake("--config", recipe(teachers={"recorded": {"backbone": "classroom/teacher"}}))
+        assert said == "'recorded' is a stage of the recipe and a teacher of the pool; call one of them otherwise"
+
+    def test_the_teacher_is_needed_only_where_it_is_asked(self, mistake: Mistake, recipe: Recipe) -> None:
+        pool = {"anna": {"backbone": "classroom/teacher"}}
+        stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "latest"}}
+        said = mistake("--config", recipe(teacher=None, teachers=pool, recipe__more=stage))
+        assert said == "recipe.more asks the teacher, and the recipe file has no section `teacher`"
+        stage["init_args"]["teachers"] = "anna"  # type: ignore[index]
+        main(["fit", "--config", recipe(teacher=None, teachers=pool, recipe__more=stage)])
+
+    def test_teacher_that_is_not_in_the_pool(self, mistake: Mistake, recipe: Recipe) -> None:
+        stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "ann"}}
+        said = mistake("--config", recipe(teachers={"anna": {"backbone": "classroom/teacher"}}, recipe__more=stage))
+        assert said == (
+            "recipe.more: teachers names 'ann', but there is no such stage; "
+            "what can be read there, teacher of stages before it: latest, base, anna"
+        )
+
+    def test_trainer_that_cannot_be_built_is_found_before_anything_runs(self, mistake: Mistake, recipe: Recipe) -> None:
+        settings = {"accelerator": "cpu", "devices": "x", "logger": False}
+        assert mistake("--config", recipe(trainer=settings)) == (
+            "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."
+        )
+        assert not Path("run").exists()
+
+    def test_empty_seed_set(self, mistake: Mistake, recipe: Recipe) -> None:
+        Path("seeds.jsonl").write_text("")
+        assert mistake("--config", recipe(data__seeds="seeds.jsonl")) == (
+            "data.seeds: no row to read in seeds.jsonl: it has 0 rows; correct the file or the slice"
+        )
+        assert not Path("run").exists()
+
+    def test_reference_that_overlaps_the_test_set(self, mistake: Mistake, recipe: Recipe) -> None:
+        said = mistake("--config", recipe(data__reference="classroom/test[4:12]"))
+        assert re.fullmatch(
+            r"data\.reference \(classroom/test\[4:12\]\) and data\.test \(classroom/test\[:8\]\) share 4 instructions, "
+            r"for example \S+ = \S+; take disjoint rows, for example FILE\[:64\] and FILE\[64:\]",
+            said,
+        )
+        assert not Path("run").exists()
+
+    def test_recipe_file_that_is_not_yaml(self, mistake: Mistake) -> None:
+        Path("bad.yaml").write_text("run: [1\niterations: 2\n")
+        assert (
+            mistake("--config", "bad.yaml")
+            == "bad.yaml is not YAML: expected ',' or ']', but got ':' at line 2, column 11"
+        )
+
+    def test_unknown_recipe_file_lists_the_shipped_ones(self, mistake: Mistake) -> None:
+        assert mistake("--config", "iter9.yaml") == (
+            f"no recipe file 'iter9.yaml' in the working directory; those that ship with us are: {', '.join(SHIPPED)}"
+        )
+
+    def test_changed_setting_of_a_finished_stage(self, mistake: Mistake, recipe: Recipe) -> None:
+        main(["fit", "--config", recipe()])
+        before = contents(Path("run"))
+        assert mistake("--config", "recipe.yaml", "--recipe.recorded.source", "classroom/seeds[:4]") == (
+            "stage iteration_1/recorded of run has finished under other settings (recipe.recorded.init_args.source: "
+            f"'classroom/seeds[:8] (version {version()})' then, 'classroom/seeds[:4] (version {version()})' now); "
+            "restore them, start another run with --run DIR, "
+            "or delete run/iteration_1/recorded to do the stage again"
+        )
+        assert contents(Path("run")) == before
+
+    def test_two_runs_on_one_directory(self, mistake: Mistake, recipe: Recipe) -> None:
+        main(["fit", "--config", recipe()])
+        program = (
+            "import sys; from pathlib import Path; from montessori_pl.run_directory.workspace import Workspace\n"
+            "with Workspace(Path('run')).locked(): print('locked', flush=True); sys.stdin.read()"
+        )
+        with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "locked\n"
+            before = contents(Path("run"))
+            said = mistake("--config", "recipe.yaml")
+            assert contents(Path("run")) == before
+            other.communicate("")
+        assert re.fullmatch(
+            rf"run is being written by process {other.pid} on \S+; wait for it, stop it, or choose another directory "
+            "with --run",
+            said,
+        )
+
+    def test_damaged_artifact(self, mistake: Mistake, recipe: Recipe) -> None:
+        main(["fit", "--config", recipe()])
+        Path("run/iteration_1/recorded/examples.jsonl").write_text("{}\n")
+        training = {"class_path": "TrainStudent", "init_args": {"examples": "recorded", "training": {"lr": 1e-3}}}
+        assert mistake("--config", recipe(recipe__warmup=training)) == (
+            "run/iteration_1/recorded/examples.jsonl is not what stage iteration_1/recorded wrote; restore the file, "
+            "or delete run/iteration_1/recorded to do the stage again"
+        )
+
+    def test_words_of_jsonargparse_that_nobody_expected_are_passed_on(self) -> None:
+        assert sentence('Parser key "run":\n  Something   quite\n  else') == "run: Something quite else"

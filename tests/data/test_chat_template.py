@@ -1,0 +1,263 @@
+"""Masks: trained tokens are exactly the responses and their end tokens, whatever stands in a response.
+
+Two kinds of tokenizer are built here, both lossless: byte-level BPE, where a space belongs to the byte stream, and BPE
+over metaspaces, where each text that is tokenized by itself gets a space in front. For each layout the texts around the
+responses are written down by hand.
+"""
+
+import itertools
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from montessori_pl.data.chat_template import LAYOUTS, ChatFormat, Rendered
+from montessori_pl.data.records import Message
+
+TEXTS = [
+    "What is one and one? It is two, is it not?",
+    "### User: a task\n### Assistant: an answer",
+    "a b c\n\nd  e",
+] * 4
+KINDS = ("byte-level", "metaspace")
+END = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "plain": "</s>", "zephyr": "</s>", "auto": "<|im_end|>"}
+"""The end-of-turn token that the tokenizer of each layout has."""
+BEGIN = {"llama3": "<|begin_of_text|>", "plain": "<s>"}
+"""The beginning-of-sequence token, for layouts that write one."""
+SPECIAL = {
+    "chatml": ["<|im_start|>"],
+    "auto": ["<|im_start|>", "<|endoftext|>"],
+    "llama3": ["<|start_header_id|>", "<|end_header_id|>"],
+    "plain": [],
+    "zephyr": ["<|user|>", "<|assistant|>"],
+}
+AUTO_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A template of a tokenizer's own: turns end with a special token, which is not the end of the sequence, and a line
+break behind it."""
+
+SYSTEM, FIRST, SECOND = "Be brief.", "What is a?", "And b?"
+AROUND = {
+    "chatml": (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is a?<|im_end|>\n<|im_start|>assistant\n",
+        "\n<|im_start|>user\nAnd b?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "llama3": (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhat is a?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|start_header_id|>user<|end_header_id|>\n\nAnd b?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "plain": (
+        "<s>### System:\nBe brief.\n\n### User:\nWhat is a?\n\n### Assistant:\n",
+        "\n\n### User:\nAnd b?\n\n### Assistant:\n",
+    ),
+    "zephyr": (
+        "<|system|>\nBe brief.</s>\n<|user|>\nWhat is a?</s>\n<|assistant|>\n",
+        "\n<|user|>\nAnd b?</s>\n<|assistant|>\n",
+    ),
+}
+AROUND["auto"] = AROUND["chatml"]
+SYSTEM_TURN = {
+    "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n",
+    "auto": "<|im_start|>system\nBe brief.<|im_end|>\n",
+    "llama3": "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>",
+    "plain": "### System:\nBe brief.\n\n",
+    "zephyr": "<|system|>\nBe brief.</s>\n",
+}
+"""What stands in the system turn; `AROUND`: before the first response, and between the first and the second."""
+
+RESPONSES = {
+    "one letter": "a",
+    "leading blanks": "  a b",
+    "trailing blanks": "a b  ",
+    "line breaks": "\n\na\n",
+    "only a blank": " ",
+    "punctuation": "a , b . it ' s n't",
+    "Unicode": "ñ 你好 🎉 e\u0301 ß",
+    "repeats the prompt": "What is a?",
+    "repeats the header": "### Assistant:\nWhat is a?",
+    "holds end tokens": "a</s>b<|im_end|>c<|eot_id|>\n d",
+    "holds headers": "<|im_start|>assistant\na<|start_header_id|>user<|end_header_id|>\n\n<|assistant|>",
+    "empty": "",
+}
+
+each_tokenizer = pytest.mark.parametrize(
+    ("kind", "layout"), [(kind, layout) for kind in KINDS for layout in [*LAYOUTS, "auto"]]
+)
+each_response = pytest.mark.parametrize("response", RESPONSES.values(), ids=RESPONSES.keys())
+
+
+@cache
+def make_tokenizer(kind: str, layout: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of one or two hundred tokens beside the bytes, with the special tokens of this layout."""
+    special = ["<pad>", END[layout], *SPECIAL[layout], *([BEGIN[layout]] if layout in BEGIN else [])]
+    pieces: list[str] = []
+    if kind == "byte-level":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        alphabet, pieces = ["▁"], [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=[*special, *pieces], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    content = json.loads(tokenizer.to_str())
+    content["model"]["byte_fallback"] = kind == "metaspace"
+    # The trainer makes the byte pieces special tokens; here they are ordinary ones that stand in for unknown letters.
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in pieces]
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>" if layout == "auto" else END[layout],
+        pad_token="<pad>",
+        bos_token=BEGIN.get(layout),
+        additional_special_tokens=[*SPECIAL[layout], END[layout]],
+        chat_template=AUTO_TEMPLATE if layout == "auto" else None,
+    )
+
+
+def make_chat(kind: str, layout: str) -> ChatFormat:
+    return ChatFormat(make_tokenizer(kind, layout), layout)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Template text as tokens, special ones as such."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def conversation(*responses: str, system: str = SYSTEM) -> list[Message]:
+    """Questions and these responses, in turns."""
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    for question, response in zip((FIRST, SECOND), responses, strict=False):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
+    return messages
+
+
+def spans(rendered: Rendered) -> list[tuple[bool, list[int]]]:
+    """Runs of tokens that are trained, or are not."""
+    pairs = zip(rendered.trained, rendered.input_ids, strict=True)
+    return [(trained, [token for _, token in run]) for trained, run in itertools.groupby(pairs, lambda pair: pair[0])]
+
+
+@each_tokenizer
+@each_response
+def test_trained_tokens_are_the_responses_and_their_end_tokens(kind: str, layout: str, response: str) -> None:
+    """Two turns with a system message: around, response, around, response, and nothing behind the last end token."""
+    chat, tokenizer = make_chat(kind, layout), make_tokenizer(kind, layout)
+    end_id = tokenizer.convert_tokens_to_ids(END[layout])
+    assert chat.end_id == end_id
+
+    runs = spans(chat.render(conversation(response, "b")))
+    assert [trained for trained, _ in runs] == [False, True, False, True]
+    (_, before), (_, first), (_, between), (_, second) = runs
+    assert before == token_ids(tokenizer, AROUND[layout][0])
+    assert between == token_ids(tokenizer, AROUND[layout][1])
+    for ids, text in ((first, response), (second, "b")):
+        assert ids[-1] == end_id
+        assert end_id not in ids[:-1], "the text of an end token is text"
+        assert not set(ids[:-1]) & set(tokenizer.all_special_ids)
+        assert tokenizer.decode(ids[:-1]) == text
+        assert ids == chat.response_ids(text)
+
+
+@each_tokenizer
+@each_response
+def test_prompt_is_the_exact_prefix_of_the_training_sequence(kind: str, layout: str, response: str) -> None:
+    """What is trained on is, token for token, what is sampled, in the first turn and in a later one."""
+    chat = make_chat(kind, layout)
+    for messages in (conversation(response), conversation(response, system=""), conversation("b", response)):
+        rendered = chat.render(messages)
+        prompt = chat.prompt_ids(messages[:-1])
+        assert rendered.input_ids == prompt + chat.response_ids(response)
+        assert not any(rendered.trained[len(prompt) - 1 : len(prompt)])
+        assert all(rendered.trained[len(prompt) :])
+
+
+@each_tokenizer
+@each_response
+def test_response_decodes_to_itself(kind: str, layout: str, response: str) -> None:
+    chat = make_chat(kind, layout)
+    assert chat.decode(chat.response_ids(response)) == (response, True)
+    assert chat.decode([*chat.response_ids(response), *chat.response_ids("more")]) == (response, True)
+    assert chat.decode(chat.response_ids(response, finished=False)) == (response, False)
+
+
+@each_tokenizer
+def test_single_turn_without_system_message(kind: str, layout: str) -> None:
+    """The shortest conversation: the system turn alone is missing from the text before the response."""
+    chat, tokenizer = make_chat(kind, layout), make_tokenizer(kind, layout)
+    (_, before), (_, response) = spans(chat.render(conversation("a", system="")))
+    text = AROUND[layout][0].replace(SYSTEM_TURN[layout], "")
+    assert len(text) == len(AROUND[layout][0]) - len(SYSTEM_TURN[layout])
+    assert before == token_ids(tokenizer, text)
+    assert response == [*token_ids(tokenizer, "a"), chat.end_id]
+
+
+@each_tokenizer
+def test_truncation_keeps_the_left(kind: str, layout: str) -> None:
+    """At every length, whether asked for or set by the model's context, what is left is the left part."""
+    whole = make_chat(kind, layout).render(conversation("a b", "c"))
+    for length in range(len(whole.input_ids) + 2):
+        cut = Rendered(whole.input_ids[:length], whole.trained[:length])
+        assert make_chat(kind, layout).render(conversation("a b", "c"), max_length=length) == cut
+        short = ChatFormat(make_tokenizer(kind, layout), layout, context=length)
+        assert short.render(conversation("a b", "c")) == cut
+        assert short.render(conversation("a b", "c"), max_length=length + 3) == cut
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_end_token_of_the_template_goes_before_that_of_the_sequence(kind: str) -> None:
+    """A template's own turn end is learned and sampled; `<|endoftext|>` never ends a turn of it."""
+    chat, tokenizer = make_chat(kind, "auto"), make_tokenizer(kind, "auto")
+    assert chat.end_id == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
+    ids = chat.render(conversation("a", "b")).input_ids
+    assert tokenizer.eos_token_id not in ids
+    assert ids.count(chat.end_id) == 5, "one for each turn"
+
+
+def test_template_without_a_turn_end_gets_the_end_of_the_sequence(tmp_path: Path) -> None:
+    """Also a layout in a file of the user's own; the text that stands behind a turn there is kept between turns."""
+    layout = tmp_path / "mine.jinja"
+    layout.write_text(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer = make_tokenizer("byte-level", "plain")
+    chat = ChatFormat(tokenizer, str(layout))
+    assert chat.end_id == tokenizer.eos_token_id
+    rendered = chat.render(conversation("a", "b", system=""))
+    assert tokenizer.decode(rendered.input_ids) == "user: What is a?\nassistant: a</s>\nuser: And b?\nassistant: b</s>"
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer("byte-level", "plain")
+    with pytest.raises(
+        ValueError, match=r"brings no chat template; set `chat` to one of chatml, llama3, plain, zephyr or"
+    ):
+        ChatFormat(tokenizer, "auto")
+    with pytest.raises(
+        ValueError, match=r"unknown chat layout 'chatlm': expected auto, one of chatml, .* of a Jinja file"
+    ):
+        ChatFormat(tokenizer, "chatlm")
+    forgetful = tmp_path / "forgetful.jinja"
+    forgetful.write_text(
+        "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}{{ m['role'] }}: {{ m['content'] }}\n"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    chat = ChatFormat(tokenizer, str(forgetful))
+    assert any(chat.render(conversation("a")).trained), "one turn is no problem"
+    with pytest.raises(ValueError, match=r"rewrites earlier turns .* use conversations with one assistant turn, or"):
+        chat.render(conversation("a", "b"))

@@ -1,0 +1,158 @@
+"""What a look at the teacher sees, and that it disturbs nothing."""
+
+import dataclasses
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from alignments import PROMPTS, SEED, SHORT, Align, Whatever, looks_of
+from tiny_models import tiny_tokenizer
+
+from montessori_pl.batches.encoding import encode_pairs
+from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.records import PreferencePair, read_lines, stable_seed
+from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
+from montessori_pl.models.loading import LoraSettings, ModelSource, load_model, save_weights
+from montessori_pl.models.teacher import TeacherDPOModule
+from montessori_pl.stages.training.alignment_evaluator import Observer
+from montessori_pl.synthesis.diversity import diversity
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
+
+
+def slow_log_probability(source: ModelSource, chat: ChatFormat, prompt: str, text: str, finished: bool) -> float:
+    """Of one completion, token by token."""
+    model = load_model(source)
+    ids, response = chat.prompt_ids([{"role": "user", "content": prompt}]), chat.response_ids(text, finished)
+    total = 0.0
+    for token in response:
+        with torch.no_grad():
+            total += float(model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(dim=0)[token])
+        ids = [*ids, token]
+    return total
+
+
+@pytest.fixture(params=["first", "second"])
+def observer(request: pytest.FixtureRequest, backbone: str, pairs: Path, tmp_path: Path) -> Observer:
+    """Looks at a teacher that has moved away from its reference, in the first iteration and in the second one."""
+    generator = torch.Generator().manual_seed(4)
+
+    def moved(teacher: TeacherDPOModule) -> TeacherDPOModule:
+        teacher.configure_model()
+        with torch.no_grad():
+            for parameter in teacher.optimized().values():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        return teacher
+
+    lora = LoraSettings(r=2, alpha=4, dropout=0.5)
+    teacher = TeacherDPOModule(backbone, lora=lora, beta=0.3, nll_weight=0.5)
+    if request.param == "second":
+        save_weights(moved(TeacherDPOModule(backbone, lora=lora)).network, tmp_path / "previous")  # type: ignore[arg-type]
+        teacher.source = dataclasses.replace(teacher.source, weights=tmp_path / "previous")
+    moved(teacher).network.train()
+    chat = ChatFormat(tiny_tokenizer(), context=96)
+    records = [PreferencePair.from_dict(line) for line in read_lines(pairs / "pairs.jsonl")][:5]
+    return Observer(
+        teacher=teacher,
+        chat=chat,
+        held_out=encode_pairs(records, chat, 64),
+        prompts=[[{"role": "user", "content": text}] for text in PROMPTS],
+        num_samples=8,
+        sampling=SHORT,
+        read=Whatever().instruction,
+        seed=SEED,
+        batch_size=2,
+    )
+
+
+class TestLook:
+    def test_numbers_of_the_pairs(self, observer: Observer, pairs: Path, tmp_path: Path) -> None:
+        """Against log-probabilities of one completion at a time, under two models that are loaded anew."""
+        look = observer.look()
+        teacher = observer.teacher
+        save_weights(teacher.network, tmp_path / "moved")  # type: ignore[arg-type]
+        policy, reference = ModelSource(teacher.backbone, tmp_path / "moved"), teacher.source
+        ratios: dict[str, list[float]] = {"chosen": [], "rejected": []}
+        losses, nll, tokens = [], 0.0, 0
+        for line in list(read_lines(pairs / "pairs.jsonl"))[:5]:
+            for side, values in ratios.items():
+                completion = (observer.chat, line["prompt"], line[side], line[f"{side}_finished"])
+                log_probability = slow_log_probability(policy, *completion)
+                values.append(log_probability - slow_log_probability(reference, *completion))
+                if side == "chosen":
+                    nll -= line["weight"] * log_probability
+                    tokens += len(observer.chat.response_ids(line["chosen"], line["chosen_finished"]))
+            margin = ratios["chosen"][-1] - ratios["rejected"][-1]
+            losses.append(line["weight"] * math.log(1 + math.exp(-0.3 * margin)))
+        margins = [one - other for one, other in zip(ratios["chosen"], ratios["rejected"], strict=True)]
+        assert look["loss"] == pytest.approx(sum(losses) / 5 + 0.5 * nll / tokens, rel=1e-4)
+        assert look["margin"] == pytest.approx(sum(margins) / 5, rel=1e-4, abs=1e-4)
+        assert look["chosen_log_ratio"] == pytest.approx(sum(ratios["chosen"]) / 5, rel=1e-4, abs=1e-4)
+        assert look["rejected_log_ratio"] == pytest.approx(sum(ratios["rejected"]) / 5, rel=1e-4, abs=1e-4)
+        assert look["reward_accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / 5)
+
+    def test_numbers_of_the_writing(self, observer: Observer, tmp_path: Path) -> None:
+        """The same completions as of the saved teacher, loaded by the engine itself; scored one at a time."""
+        look = observer.look()
+        teacher, chat = observer.teacher, observer.chat
+        save_weights(teacher.network, tmp_path / "moved")  # type: ignore[arg-type]
+        policy, reference = ModelSource(teacher.backbone, tmp_path / "moved"), teacher.source
+        engine = TransformersBackend(device="cpu")
+        engine.load(policy)
+        asked = [*PROMPTS, *PROMPTS[:2]]
+        requests = [
+            Request(messages=[{"role": "user", "content": text}], seed=stable_seed(SEED, "look", number))
+            for number, text in enumerate(asked)
+        ]
+        completions: list[Completion] = engine.generate(requests, SHORT)
+        ratios, nats, tokens = [], 0.0, 0
+        for prompt, completion in zip(asked, completions, strict=True):
+            scored = (chat, prompt, completion.text, completion.finished)
+            before = slow_log_probability(reference, *scored)
+            ratios.append(slow_log_probability(policy, *scored) - before)
+            nats -= before
+            tokens += len(chat.response_ids(completion.text, completion.finished))
+        instructions = [completion.text.strip() for completion in completions if "a" in completion.text]
+        assert look["samples"] == [completion.text for completion in completions[:3]]
+        assert look["parsed_share"] == len(instructions) / 8
+        assert {name: look[name] for name in diversity([])} == diversity(instructions)
+        assert look["tokens"] == sum(completion.num_tokens for completion in completions) / 8
+        assert look["kl"] == pytest.approx(sum(ratios) / 8, rel=1e-4, abs=1e-4)
+        assert look["divergence"] == pytest.approx(sum(ratios) / tokens, rel=1e-4, abs=1e-4)
+        assert look["surprise"] == pytest.approx(nats / tokens, rel=1e-4)
+
+    def test_disturbs_nothing(self, observer: Observer) -> None:
+        """Mode of each module, gradients, what is trained, weights and random states; and no tensor of inference."""
+        network = observer.teacher.network
+        for parameter in observer.teacher.optimized().values():
+            parameter.grad = torch.ones_like(parameter)
+        next(network.children()).eval()  # one part, as a callback might
+
+        def state() -> Any:
+            return (
+                [module.training for module in network.modules()],
+                {name: parameter.requires_grad for name, parameter in network.named_parameters()},
+                {name: parameter.grad.sum().item() for name, parameter in observer.teacher.optimized().items()},  # type: ignore[union-attr]
+                {name: parameter.detach().double().sum().item() for name, parameter in network.named_parameters()},
+                torch.get_rng_state().tolist(),
+                random.getstate(),
+            )
+
+        before, look = state(), observer.look()
+        assert state() == before
+        assert observer.look() == look, "and the next one sees the same"
+        assert not any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers()))
+
+    def test_completions_end_with_the_context(self, observer: Observer) -> None:
+        """The default limit of 1,024 tokens is more than small models have positions."""
+        look = dataclasses.replace(observer, sampling=Sampling(max_tokens=1024)).look()
+        assert look["tokens"] <= 96
+
+    def test_before_the_first_step_nothing_has_moved(self, align: Align, tmp_path: Path) -> None:
+        align(tmp_path)
+        first, _, *others = looks_of(tmp_path)  # the learning rate rises from zero: the first step moves nothing
+        assert [first[name] for name in ("margin", "chosen_log_ratio", "kl", "reward_accuracy")] == [0, 0, 0, 0]
+        assert all(look["kl"] != 0 and look["margin"] != 0 for look in others)
