@@ -49,12 +49,12 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from montessori_pl.batches.samplers import length_batches
 from montessori_pl.classroom.names import locate
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.formats import read_examples
 from montessori_pl.data.records import stable_seed
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend, VLLMBackend
-from montessori_pl.generation.head_padding import WideCopies
-from montessori_pl.models.loading import ModelSource, base_location, load_chat, load_model, load_tokenizer
+from montessori_pl.generation.head_padding import PaddedCopies
+from montessori_pl.models.loading import ModelSource, base_location, load_chat_template, load_model, load_tokenizer
 from montessori_pl.synthesis.base import SelfInstruct
 
 LONGEST_PROMPT = 400
@@ -97,13 +97,13 @@ def make_model(directory: Path) -> str:
     return str(directory)
 
 
-def shots(rng: random.Random, chat: ChatFormat, number: int) -> list[str]:
+def shots(rng: random.Random, chat_template: ChatTemplate, number: int) -> list[str]:
     """Prompts of Self-Instruct on the classroom's seeds."""
-    synthesizer, seeds = SelfInstruct("classroom"), read_examples(locate("classroom/seeds"))
-    return [synthesizer.prompt(rng, seeds, [])[0] for _ in range(number)]
+    synthesizer, seed_tasks = SelfInstruct("classroom"), read_examples(locate("classroom/seed_tasks"))
+    return [synthesizer.prompt(rng, seed_tasks, [])[0] for _ in range(number)]
 
 
-def long_tail(rng: random.Random, chat: ChatFormat, number: int) -> list[str]:
+def long_tail(rng: random.Random, chat_template: ChatTemplate, number: int) -> list[str]:
     """Instructions of 25 words in the median; one in twenty has more than 130."""
     texts = []
     while len(texts) < number:
@@ -112,7 +112,7 @@ def long_tail(rng: random.Random, chat: ChatFormat, number: int) -> list[str]:
         while len(words) < length:
             words += sample_task(rng, rng.choice(FAMILIES))[0].split()
         text = " ".join(words[:length])
-        if len(chat.prompt_ids([{"role": "user", "content": text}])) <= LONGEST_PROMPT:
+        if len(chat_template.prompt_ids([{"role": "user", "content": text}])) <= LONGEST_PROMPT:
             texts.append(text)
     return texts
 
@@ -135,16 +135,16 @@ class BareVLLM:
 
     Args:
         model: the directory of the weights.
-        chat: how prompts are rendered, beforehand.
+        chat_template: how prompts are rendered, beforehand.
         split: whether the engine's core runs in one more process.
         eager: without compiled graphs.
     """
 
-    def __init__(self, model: str, chat: ChatFormat, split: bool, eager: bool) -> None:
-        self.chat = chat
+    def __init__(self, model: str, chat_template: ChatTemplate, split: bool, eager: bool) -> None:
+        self.chat_template = chat_template
         self._pipe, theirs = multiprocessing.Pipe()
-        arguments = {"model": model, "dtype": "float32", "enforce_eager": eager, "max_model_len": chat.context}
-        arguments["tokenizer"] = chat.tokenizer.name_or_path
+        arguments = {"model": model, "dtype": "float32", "enforce_eager": eager, "max_model_len": chat_template.context}
+        arguments["tokenizer"] = chat_template.tokenizer.name_or_path
         if not torch.accelerator.is_available():
             arguments["enable_chunked_prefill"] = False  # or requests with a seed crash: see `VLLMBackend`
         context = multiprocessing.get_context("spawn")
@@ -153,13 +153,13 @@ class BareVLLM:
         theirs.close()  # or we would wait for ever for a process that has crashed
 
     def __call__(self, requests: Sequence[Request], sampling: Sampling) -> Timed:
-        prompts = [self.chat.prompt_ids(request.messages) for request in requests]
+        prompts = [self.chat_template.prompt_ids(request.messages) for request in requests]
         common = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "presence_penalty": sampling.presence_penalty,
             "max_tokens": sampling.max_tokens,
-            "stop_token_ids": [self.chat.end_id],
+            "stop_token_ids": [self.chat_template.end_id],
         }
         self._pipe.send((prompts, [{**common, "seed": request.seed} for request in requests]))
         timed: Timed = self._pipe.recv()
@@ -195,15 +195,17 @@ class PlainLoop:
 
     Args:
         source: the model.
-        chat: how it writes conversations.
+        chat_template: how it writes conversations.
         max_batch_tokens: of our engine.
         continuous: by continuous batching, which makes its own batches.
     """
 
-    def __init__(self, source: ModelSource, chat: ChatFormat, max_batch_tokens: int, continuous: bool = False) -> None:
-        self.model, self.chat, self.max_batch_tokens, self.continuous = (
+    def __init__(
+        self, source: ModelSource, chat_template: ChatTemplate, max_batch_tokens: int, continuous: bool = False
+    ) -> None:
+        self.model, self.chat_template, self.max_batch_tokens, self.continuous = (
             load_model(source),
-            chat,
+            chat_template,
             max_batch_tokens,
             continuous,
         )
@@ -217,11 +219,11 @@ class PlainLoop:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=0,
-            eos_token_id=self.chat.end_id,
-            pad_token_id=self.chat.tokenizer.pad_token_id,
+            eos_token_id=self.chat_template.end_id,
+            pad_token_id=self.chat_template.tokenizer.pad_token_id,
             use_cache=True,
         )
-        prompts = [self.chat.prompt_ids(request.messages) for request in requests]
+        prompts = [self.chat_template.prompt_ids(request.messages) for request in requests]
         if self.continuous:
             outputs = self.model.generate_batch(prompts, config, warmup=False)  # type: ignore[operator]
             rows = [output.generated_tokens for output in outputs.values()]
@@ -235,7 +237,7 @@ class PlainLoop:
         size = -(-len(prompts) // len(batches))
         rows: list[list[int]] = []
         for first in range(0, len(prompts), size):
-            batch = self.chat.tokenizer.pad(
+            batch = self.chat_template.tokenizer.pad(
                 {"input_ids": prompts[first : first + size]}, padding_side="left", return_tensors="pt"
             )
             output = self.model.generate(**batch, generation_config=config)  # type: ignore[operator]
@@ -243,9 +245,9 @@ class PlainLoop:
         return rows
 
     def _completion(self, ids: list[int]) -> Completion:
-        text, finished = self.chat.decode(ids)
+        text, finished = self.chat_template.decode(ids)
         return Completion(
-            text=text, finished=finished, num_tokens=ids.index(self.chat.end_id) + 1 if finished else len(ids)
+            text=text, finished=finished, num_tokens=ids.index(self.chat_template.end_id) + 1 if finished else len(ids)
         )
 
 
@@ -292,29 +294,29 @@ def report(seen: Mapping[str, Sequence[Timed]]) -> None:
 
 
 @contextmanager
-def vllm_methods(source: ModelSource, chat: ChatFormat, eager: bool) -> Iterator[dict[str, Method]]:
+def vllm_methods(source: ModelSource, chat_template: ChatTemplate, eager: bool) -> Iterator[dict[str, Method]]:
     """Ours and the bare ones, all of them running."""
     with ExitStack() as stack:
         backend = stack.enter_context(closing(VLLMBackend(enforce_eager=eager)))
         backend.load(source)
         methods: dict[str, Method] = {"vLLM": partial(ours, backend)}
-        copies = stack.enter_context(closing(WideCopies()))
+        copies = stack.enter_context(closing(PaddedCopies()))
         model = base_location(source if torch.accelerator.is_available() else copies.runnable(source))
         for name, split in (("bare", False), ("bare, split", True)):
-            methods[name] = stack.enter_context(closing(BareVLLM(model, chat, split, eager)))
+            methods[name] = stack.enter_context(closing(BareVLLM(model, chat_template, split, eager)))
         yield methods
 
 
 def transformers_methods(
-    source: ModelSource, chat: ChatFormat, max_batch_tokens: int, continuous: bool
+    source: ModelSource, chat_template: ChatTemplate, max_batch_tokens: int, continuous: bool
 ) -> dict[str, Method]:
     """Ours and the plain ones, on the CPU."""
     backend = TransformersBackend(max_batch_tokens=max_batch_tokens, device="cpu")
     backend.load(source)
     methods: dict[str, Method] = {"Transformers": partial(ours, backend)}
-    methods["loop"] = PlainLoop(source, chat, max_batch_tokens)
+    methods["loop"] = PlainLoop(source, chat_template, max_batch_tokens)
     if continuous:
-        methods["continuous"] = PlainLoop(source, chat, max_batch_tokens, continuous=True)
+        methods["continuous"] = PlainLoop(source, chat_template, max_batch_tokens, continuous=True)
     return methods
 
 
@@ -339,16 +341,16 @@ def main() -> None:
     rng, sampling = random.Random(options.seed), Sampling(temperature=1.0, top_p=0.9, max_tokens=options.max_tokens)
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         source = ModelSource(options.model or make_model(Path(directory)))
-        chat = load_chat(source)
-        groups = [transformers_methods(source, chat, options.max_batch_tokens, options.continuous)]
+        chat_template = load_chat_template(source)
+        groups = [transformers_methods(source, chat_template, options.max_batch_tokens, options.continuous)]
         if with_vllm:
-            groups.insert(0, stack.enter_context(vllm_methods(source, chat, not options.compiled)))
+            groups.insert(0, stack.enter_context(vllm_methods(source, chat_template, not options.compiled)))
         for kind in (shots, long_tail):
             requests = [
                 Request(messages=[{"role": "user", "content": text}], seed=stable_seed(options.seed, number))
-                for number, text in enumerate(kind(rng, chat, options.requests))
+                for number, text in enumerate(kind(rng, chat_template, options.requests))
             ]
-            lengths = sorted(len(chat.prompt_ids(request.messages)) for request in requests)
+            lengths = sorted(len(chat_template.prompt_ids(request.messages)) for request in requests)
             print(
                 f"\n{kind.__name__}: {len(requests)} requests of {lengths[0]} to {lengths[-1]} tokens, median "
                 f"{lengths[len(lengths) // 2]}; at most {sampling.max_tokens} are sampled"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from montessori_pl.batches.collate import collate
 from montessori_pl.classroom.tasks import DISTRACTORS, FAMILIES, SKILLS, sample_task
 from montessori_pl.classroom.tokenizer import train_tokenizer
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.influence import AdamW
 from montessori_pl.models.loading import LoraSettings, attach_lora
 
@@ -156,11 +156,11 @@ def make_setting(size: Size, seed: int, lr: float) -> Setting:
     """Train the model, attach and warm up its adapters, draw probes and references."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    chat = ChatFormat(train_tokenizer(_texts(rng)), "auto")
+    chat_template = ChatTemplate(train_tokenizer(_texts(rng)), "auto")
     base = make_base(size)
-    _train(base, [_reading(rng, chat, size) for _ in range(size.pretraining_steps)], 2e-3)
+    _train(base, [_reading(rng, chat_template, size) for _ in range(size.pretraining_steps)], 2e-3)
     base.requires_grad_(False)
-    draw = _Draw(rng, chat, size)
+    draw = _Draw(rng, chat_template, size)
     warmup = [stack([draw.probe() for _ in range(8)]) for _ in range(size.warmup_steps)]
     upper = range(size.layers - max(1, size.layers // 4), size.layers)
     return Setting(
@@ -232,7 +232,7 @@ class _Draw:
     """Draws examples of skewed lengths."""
 
     rng: random.Random
-    chat: ChatFormat
+    chat_template: ChatTemplate
     size: Size
 
     def reference(self) -> Batch:
@@ -259,19 +259,19 @@ class _Draw:
 
     def _row(self, tasks: Sequence[tuple[str, str]]) -> Batch:
         """One example that asks for all of them and answers one after the other."""
-        rendered = self.chat.render(
+        rendered = self.chat_template.render(
             [
                 {"role": "user", "content": " and ".join(question for question, _ in tasks)},
                 {"role": "assistant", "content": " . ".join(answer for _, answer in tasks)},
             ],
             self.size.longest,
         )
-        return collate([rendered], 0) if any(rendered.trained) else self._row(tasks[:-1])
+        return collate([rendered], 0) if any(rendered.completion_mask) else self._row(tasks[:-1])
 
 
-def _reading(rng: random.Random, chat: ChatFormat, size: Size) -> Batch:
+def _reading(rng: random.Random, chat_template: ChatTemplate, size: Size) -> Batch:
     """About 1,024 tokens of pretraining: both kinds of examples end to end, trained on all their tokens."""
-    draw = _Draw(rng, chat, size)
+    draw = _Draw(rng, chat_template, size)
     ids: list[int] = []
     while len(ids) < 1024:
         ids += (draw.probe() if rng.random() < 0.3 else draw.reference())["input_ids"][0].tolist()

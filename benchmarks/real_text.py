@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.formats import read_source
 from montessori_pl.data.records import Example, Message
 from montessori_pl.synthesis.prompts import load_template, render_prompt
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 CHAT = "plain"
 """The chat layout of both models: checkpoints this small bring no template."""
 SOURCES = {
-    "seeds": "self_instruct/seed_tasks.jsonl",
+    "seed_tasks": "self_instruct/seed_tasks.jsonl",
     "reference": "open_assistant/en_100_tree.jsonl[:64]",
     "test": "open_assistant/en_100_tree.jsonl[64:]",
     "warmup_data": "self_instruct/user_oriented_instructions.jsonl",
@@ -96,27 +96,27 @@ def train_tokenizer(texts: Sequence[str], size: Size) -> "PreTrainedTokenizerFas
     )
 
 
-def answers(seeds: Sequence[Example], rng: random.Random) -> tuple[str, str]:
+def answers(seed_tasks: Sequence[Example], rng: random.Random) -> tuple[str, str]:
     """An instruction and its answer."""
-    seed = rng.choice(seeds)
+    seed = rng.choice(seed_tasks)
     return seed.instruction, seed.response
 
 
-def requests(seeds: Sequence[Example], topics: dict[str, str], rng: random.Random) -> tuple[str, str]:
+def requests(seed_tasks: Sequence[Example], topics: dict[str, str], rng: random.Random) -> tuple[str, str]:
     """A request for a new instruction with up to eight shots, and a seed that is not among them."""
-    target, *shots = rng.sample(list(seeds), rng.randint(2, 9))
+    target, *shots = rng.sample(list(seed_tasks), rng.randint(2, 9))
     prompt = render_prompt(load_template("self_instruct"), [shot.instruction for shot in shots])
     return prompt, f"People ask about {topics[target.id]}.\n<instruction>{target.instruction}</instruction>"
 
 
 def documents(
-    seeds: Sequence[Example], topics: dict[str, str], chat: ChatFormat, context: int, rng: random.Random
+    seed_tasks: Sequence[Example], topics: dict[str, str], chat_template: ChatTemplate, context: int, rng: random.Random
 ) -> Iterator[Rendered]:
     """Endless reading for the teacher: half requests for instructions, half answers; those that fit the context."""
     for number in itertools.count():
-        question, answer = answers(seeds, rng) if number % 2 else requests(seeds, topics, rng)
+        question, answer = answers(seed_tasks, rng) if number % 2 else requests(seed_tasks, topics, rng)
         messages: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        rendered = chat.render(messages)
+        rendered = chat_template.render(messages)
         if len(rendered.input_ids) <= context:
             yield rendered
 
@@ -163,10 +163,10 @@ def pretrain(reading: Iterator[Rendered], tokenizer: "PreTrainedTokenizerFast", 
 
 def backward(model: "LlamaForCausalLM", batch: Sequence[Rendered]) -> float:
     """Add the gradient of the mean loss over the responses of a batch, document by document; returns the loss."""
-    num_trained = sum(sum(document.trained) for document in batch)
+    num_trained = sum(sum(document.completion_mask) for document in batch)
     total = 0.0
     for document in batch:
-        ids, trained = torch.tensor([document.input_ids]), torch.tensor(document.trained)
+        ids, trained = torch.tensor([document.input_ids]), torch.tensor(document.completion_mask)
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[0]
         logits = model.lm_head(hidden[trained[1:]])
         loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:][trained[1:]], reduction="sum") / num_trained
@@ -177,8 +177,8 @@ def backward(model: "LlamaForCausalLM", batch: Sequence[Rendered]) -> float:
 
 def make_models(data: Path, weights: Path | None, out: Path, seed: int) -> dict[str, float]:
     """Write `teacher/` and `student/` where they are missing; returns the seconds that each took."""
-    seeds, _ = read_source(str(data / SOURCES["seeds"]))
-    rows = [json.loads(line) for line in (data / SOURCES["seeds"]).read_text(encoding="utf-8").splitlines()]
+    seed_tasks, _ = read_source(str(data / SOURCES["seed_tasks"]))
+    rows = [json.loads(line) for line in (data / SOURCES["seed_tasks"]).read_text(encoding="utf-8").splitlines()]
     topics = {row["id"]: row["name"].replace("_", " ") for row in rows}
     seconds = {}
     for name, size in {"teacher": TEACHER, "student": STUDENT}.items():
@@ -194,10 +194,14 @@ def make_models(data: Path, weights: Path | None, out: Path, seed: int) -> dict[
             draft = out / f"{name}.part"
             torch.manual_seed(seed)
             rng = random.Random(f"{seed}/{name}")
-            texts = [text for _ in range(500) for text in (*answers(seeds, rng), *requests(seeds, topics, rng))]
+            texts = [
+                text for _ in range(500) for text in (*answers(seed_tasks, rng), *requests(seed_tasks, topics, rng))
+            ]
             tokenizer = train_tokenizer(texts, size)
-            chat = ChatFormat(tokenizer, CHAT)
-            pretrain(documents(seeds, topics, chat, size.context, rng), tokenizer, size).save_pretrained(draft)
+            chat_template = ChatTemplate(tokenizer, CHAT)
+            pretrain(documents(seed_tasks, topics, chat_template, size.context, rng), tokenizer, size).save_pretrained(
+                draft
+            )
             tokenizer.save_pretrained(draft)
             draft.rename(directory)
         seconds[name] = time.perf_counter() - started
@@ -210,7 +214,7 @@ def run_recipe(data: Path, out: Path, overrides: Sequence[str]) -> float:
     command = [sys.executable, "-m", "montessori_pl", "fit", "--config", str(config), "--run", str(out / "run")]
     for name in ("student", "teacher"):
         command += [f"--{name}.backbone", str(out / name)]
-    for role in ("seeds", "reference", "test"):
+    for role in ("seed_tasks", "reference", "test"):
         command += [f"--data.{role}", str(data / SOURCES[role])]
     for stage in ("warmup_data", "recorded"):
         command += [f"--recipe.{stage}.source", str(data / SOURCES[stage])]

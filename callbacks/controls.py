@@ -9,10 +9,10 @@ from torch import Tensor
 from montessori_pl.data.records import Example, stable_seed
 from montessori_pl.losses import IGNORED
 from montessori_pl.models.student import StudentModule
-from montessori_pl.signals.scalar import Columns, Direction, QuantitySignal
+from montessori_pl.signals.scalar import Columns, Direction, ScalarSignal
 
 
-class RandomSignal(QuantitySignal):
+class RandomSignal(ScalarSignal):
     """A number drawn uniformly from [0, 1): the control that knows nothing.
 
     It depends on the seed and on the example's id alone, so that neither batches nor a restart change it.
@@ -39,7 +39,7 @@ class RandomSignal(QuantitySignal):
         return {self.quantity: draws}
 
 
-class ResponseLengthSignal(QuantitySignal):
+class ResponseLengthSignal(ScalarSignal):
     """The number of response tokens that the student is trained on, end token included.
 
     A baseline of CAR (arXiv 2411.07133), and the bias that many other signals share.

@@ -20,11 +20,11 @@ from montessori_pl.influence import (
     trainable_parameters,
 )
 from montessori_pl.models.student import StudentModule
-from montessori_pl.signals.scalar import Columns, QuantitySignal
+from montessori_pl.signals.scalar import Columns, ScalarSignal
 from montessori_pl.signals.scoring_data import ScoringData
 
 
-class GradientCosineSignal(QuantitySignal):
+class GradientCosineSignal(ScalarSignal):
     """The cosine of an example's direction and the reference set's mean gradient, after LESS (arXiv 2402.04333).
 
         cos(Gamma(z), g_R)     g_R = mean over r in R of grad loss(r),  Gamma(z) = grad loss(z)     or, preconditioned,
@@ -44,7 +44,7 @@ class GradientCosineSignal(QuantitySignal):
 
     quantity = "gradient_cosine"
     unit = "from -1 to 1"
-    unpinned = ("reference_batch_tokens",)
+    fingerprint_excludes = ("reference_batch_tokens",)
 
     def __init__(self, preconditioned: bool = True, reference_batch_tokens: int = 8192) -> None:
         self.preconditioned, self.reference_batch_tokens = preconditioned, reference_batch_tokens

@@ -13,7 +13,7 @@ from montessori_pl.classroom.names import locate
 from montessori_pl.data.formats import read_examples
 from montessori_pl.influence import AdamW, InfluenceScorer, Method
 from montessori_pl.losses import IGNORED
-from montessori_pl.models.loading import load_chat
+from montessori_pl.models.loading import load_chat_template
 from montessori_pl.models.student import StudentModule
 
 
@@ -56,9 +56,9 @@ class InfluenceDuringTraining(Callback):
         self.measurements = {}
         self._started, self._seconds = time.monotonic(), 0.0
         if isinstance(pl_module, StudentModule):
-            chat = load_chat(pl_module.source)
-            rendered, _ = encode_examples(read_examples(locate(self.reference)), chat, self.max_length)
-            batch = collate(rendered, chat.tokenizer.pad_token_id)
+            chat_template = load_chat_template(pl_module.source)
+            rendered, _ = encode_examples(read_examples(locate(self.reference)), chat_template, self.max_length)
+            batch = collate(rendered, chat_template.tokenizer.pad_token_id)
             self._references = {name: tensor.to(pl_module.device) for name, tensor in batch.items()}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -78,7 +78,7 @@ class InfluenceDuringTraining(Callback):
         influences = torch.tensor([one.centred for one in scorer(batch)])
         self._seconds += time.monotonic() - start
         measurement = {
-            "influence_positive_share": (influences > 0).float().mean().item(),
+            "influence_positive_rate": (influences > 0).float().mean().item(),
             "influence_mean": influences.mean().item(),
             "reference_loss": scorer.exact.base_losses.mean().item(),
             "response_token_entropy": _entropy(batch["labels"]),

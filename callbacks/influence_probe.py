@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Score
-from montessori_pl.estimates.estimate import Plan, mean, passes
+from montessori_pl.estimates.estimate import StageEstimate, mean, passes
 from montessori_pl.influence import SGD, AdamW, Influence, InfluenceScorer, Method, Reduction, UpdateRule
 from montessori_pl.models.student import StudentModule
 from montessori_pl.signals.base import SignalCallback
@@ -40,7 +40,7 @@ class InfluenceProbeCallback(SignalCallback):
         reference_batch_tokens: tokens of one batch of the reference pass, padding included.
     """
 
-    unpinned = ("reference_batch_tokens",)
+    fingerprint_excludes = ("reference_batch_tokens",)
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class InfluenceProbeCallback(SignalCallback):
         self.num_references, self.refine, self.reduction = num_references, refine, reduction
         self.reference_batch_tokens = reference_batch_tokens
 
-    def plan(self, count: int, most: int, data: ScoringData, chat: ChatFormat) -> Plan:
+    def estimate(self, count: int, most: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
         """A pass and a step for each example, and from one pass over the reference set to one for each example.
 
         How many there are depends on the method that is chosen, and on how many examples are scored exactly.
@@ -71,7 +71,7 @@ class InfluenceProbeCallback(SignalCallback):
         some = count if self.method == "exact" else min(count, self.calibration_examples)
         one_by_one = self.method in ("auto", "exact") or self.refine > 0
         least, highest = own * count + references * some, own * most + references * (most if one_by_one else some)
-        return Plan(work=[passes("scoring", round(least), round(highest))])
+        return StageEstimate(work=[passes("scoring", round(least), round(highest))])
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Look at the references, and choose the method.

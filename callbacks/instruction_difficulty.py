@@ -10,16 +10,16 @@ from montessori_pl.batches.collate import collate
 from montessori_pl.data.chat_template import Rendered
 from montessori_pl.data.records import Example, Rejection, Score
 from montessori_pl.losses import IGNORED
-from montessori_pl.models.loading import load_chat
+from montessori_pl.models.loading import load_chat_template
 from montessori_pl.models.student import StudentModule
-from montessori_pl.signals.scalar import Columns, Direction, QuantitySignal
+from montessori_pl.signals.scalar import Columns, Direction, ScalarSignal
 from montessori_pl.signals.scoring_data import ScoringData
 
 FLOOR = 1e-12
 """Smallest loss that is divided by, in nats per token."""
 
 
-class IFDSignal(QuantitySignal):
+class IFDSignal(ScalarSignal):
     """Instruction-following difficulty of Cherry LLM (arXiv 2308.12032).
 
         IFD(x, y) = PPL(y | x) / PPL(y) = exp(loss(y | x) - loss(y))          `of: perplexities`
@@ -54,7 +54,7 @@ class IFDSignal(QuantitySignal):
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Render the empty question that every response answers."""
-        self._question = load_chat(student.source).prompt_ids([{"role": "user", "content": ""}])
+        self._question = load_chat_template(student.source).prompt_ids([{"role": "user", "content": ""}])
         self._pad_id = data.pad_id
 
     def report(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class IFDSignal(QuantitySignal):
     def summary(self, scores: Sequence[Score], unscored: Sequence[Rejection] = ()) -> dict[str, Any]:
         """Beside the quantiles the share of examples whose instruction does not help."""
         misaligned = [score.details[self.quantity] >= 1 for score in scores]
-        return {**super().summary(scores, unscored), "misaligned_share": sum(misaligned) / max(len(misaligned), 1)}
+        return {**super().summary(scores, unscored), "misaligned_rate": sum(misaligned) / max(len(misaligned), 1)}
 
     def preference(self, quantity: float) -> float:
         """Ratios from 1 on get what is below all others, unless they are taken as they are."""

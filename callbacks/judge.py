@@ -13,14 +13,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
-from montessori_pl.data.chat_template import ChatFormat, layout_file
+from montessori_pl.data.chat_template import ChatTemplate, chat_template_file
 from montessori_pl.data.records import Example, Message, Rejection, Score, read_records, stable_seed
-from montessori_pl.estimates.estimate import Plan
-from montessori_pl.estimates.requests import Respondent
+from montessori_pl.estimates.estimate import StageEstimate
+from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.judge_prompts import MAX_SCORE, load_prompt, parse_score, prompt_file, render_prompt
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.generation.transformers_backend import TransformersBackend
-from montessori_pl.models.loading import ModelSource, load_chat
+from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.models.student import StudentModule
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.signals.base import SignalCallback
@@ -50,13 +50,13 @@ class JudgeSignal(SignalCallback):
         sampling: how judgements are drawn; the score comes last, so leave room for the reasons before it.
         judge: the model that judges; null: the student judges itself, as it is when it is scored.
         engine: the engine that runs the judge; null takes Transformers.
-        max_same_share: largest share of judgements with one and the same score; 1 never stops the run.
-        max_failed_share: largest share of judgements without a score; 1 never stops the run.
+        max_same_rate: largest share of judgements with one and the same score; 1 never stops the run.
+        max_failed_rate: largest share of judgements without a score; 1 never stops the run.
         min_examples: the run is not stopped before so many examples were judged, or all of them.
     """
 
-    unpinned = ("max_same_share", "max_failed_share", "min_examples")
-    files: ClassVar[Files] = {"prompt": prompt_file, "judge.chat": layout_file}
+    fingerprint_excludes = ("max_same_rate", "max_failed_rate", "min_examples")
+    files: ClassVar[Files] = {"prompt": prompt_file, "judge.chat_template": chat_template_file}
 
     def __init__(
         self,
@@ -65,12 +65,12 @@ class JudgeSignal(SignalCallback):
         sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=512),
         judge: ModelSource | None = None,
         engine: GenerationBackend | None = None,
-        max_same_share: float = 0.95,
-        max_failed_share: float = 0.5,
+        max_same_rate: float = 0.95,
+        max_failed_rate: float = 0.5,
         min_examples: int = 64,
     ) -> None:
         self.prompt, self.judgements, self.sampling, self.judge = prompt, judgements, sampling, judge
-        self.max_same_share, self.max_failed_share, self.min_examples = max_same_share, max_failed_share, min_examples
+        self.max_same_rate, self.max_failed_rate, self.min_examples = max_same_rate, max_failed_rate, min_examples
         self._template = load_prompt(prompt)
         self.engine = engine
         self._running: GenerationBackend | None = None
@@ -84,10 +84,10 @@ class JudgeSignal(SignalCallback):
                 f"{judgements} judgements at temperature 0 would all be the same: sample with a higher temperature, or "
                 "set judgements: 1"
             )
-        if not 0 <= max_same_share <= 1 or not 0 <= max_failed_share <= 1:
+        if not 0 <= max_same_rate <= 1 or not 0 <= max_failed_rate <= 1:
             raise ValueError(
-                "max_same_share and max_failed_share are shares from 0 to 1, found "
-                f"max_same_share {max_same_share:g} and max_failed_share {max_failed_share:g}"
+                "max_same_rate and max_failed_rate are shares from 0 to 1, found "
+                f"max_same_rate {max_same_rate:g} and max_failed_rate {max_failed_rate:g}"
             )
         if judge is None and not isinstance(engine, TransformersBackend | None):
             raise ValueError(
@@ -95,27 +95,27 @@ class JudgeSignal(SignalCallback):
                 "name the model that judges: judge: {backbone: ...}"
             )
 
-    def ready(self) -> None:
+    def check_environment(self) -> None:
         """The judge's engine and model."""
         if self.judge is not None:
             engine = self.engine or TransformersBackend()
-            engine.ready(self.judge)
+            engine.check_environment(self.judge)
             engine.check(self.judge)
 
-    def plan(self, count: int, most: int, data: ScoringData, chat: ChatFormat) -> Plan:
+    def estimate(self, count: int, upper_bound: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
         """The judgements; how long they are nobody knows, so that each is expected to be as long as it may be."""
         engine = self.engine or TransformersBackend()
         if self.judge is not None:
-            judge = Respondent.of(self.judge, engine, "judge", self.requests)
+            judge = RequestEstimator.of(self.judge, engine, "judge", self.requests)
         else:
-            judge = Respondent(chat=chat)
+            judge = RequestEstimator(chat_template=chat_template)
         asked: list[list[Message]] = [
             [{"role": "user", "content": render_prompt(self._template, example)}] for example, _ in data.items
         ]
-        requests, highest = count * self.judgements, most * self.judgements
+        requests, highest = count * self.judgements, upper_bound * self.judgements
         work = judge.work("judgements", requests, highest, asked, None, self.sampling.max_tokens)
-        return Plan(
-            work=[*super().plan(count, most, data, chat).work, work],
+        return StageEstimate(
+            work=[*super().estimate(count, upper_bound, data, chat_template).work, work],
             prompts=[judge.shown(messages) for messages in asked],
             notes=["Judgements are counted as if each were as long as it may be."],
         )
@@ -131,11 +131,11 @@ class JudgeSignal(SignalCallback):
         self._running = engine = self.engine or TransformersBackend()
         if self.judge is not None:
             if self.requests is not None:
-                engine.keep(self.requests / "judge")
+                engine.set_cache_dir(self.requests / "judge")
             engine.load(self.judge)
         else:
             assert isinstance(engine, TransformersBackend)
-            engine.serve(student.network, load_chat(student.source))
+            engine.serve(student.network, load_chat_template(student.source))
 
     def report(self) -> dict[str, Any]:
         """Who judges, and how it is asked."""
@@ -151,7 +151,7 @@ class JudgeSignal(SignalCallback):
 
         Returns:
             `histogram` (judgements by score), `most_common_score` and its share of the judgements that have one,
-            `failed_share` (of all judgements, those without a score), `unanimous_share` (of the examples with several
+            `failed_rate` (of all judgements, those without a score), `unanimous_rate` (of the examples with several
             valid judgements), `length_correlation` (Spearman's, of score and response length in characters, ties
             sharing the mean of their ranks; 0 where one of them does not vary) and `mean_standard_error`.
 
@@ -167,9 +167,9 @@ class JudgeSignal(SignalCallback):
         return {
             "histogram": {str(score): tally.counts[score] for score in range(MAX_SCORE + 1)},
             "most_common_score": most_common,
-            "most_common_share": count / max(tally.counts.total(), 1),
-            "failed_share": tally.failed / tally.total,
-            "unanimous_share": errors.count(0.0) / max(len(errors), 1),
+            "most_common_rate": count / max(tally.counts.total(), 1),
+            "failed_rate": tally.failed / tally.total,
+            "unanimous_rate": errors.count(0.0) / max(len(errors), 1),
             "length_correlation": _rank_correlation(
                 [score.details["response_characters"] for score in scores], [score.value for score in scores]
             ),
@@ -258,20 +258,20 @@ class JudgeSignal(SignalCallback):
         Raises:
             ValueError: too few judgements have a score, or too many have the same.
         """
-        if tally.failed > self.max_failed_share * tally.total:
+        if tally.failed > self.max_failed_rate * tally.total:
             raise ValueError(
                 f"{tally.failed} of {tally.total} judgements ({tally.failed / tally.total:.0%}) hold no score, more "
-                f"than max_failed_share {self.max_failed_share:g} allows; found, for example, "
+                f"than max_failed_rate {self.max_failed_rate:g} allows; found, for example, "
                 f"{_shortened(tally.samples[None])}; take another judge, another prompt or other "
-                "sampling.max_tokens, or raise max_failed_share, and what was judged is kept"
+                "sampling.max_tokens, or raise max_failed_rate, and what was judged is kept"
             )
         score, count = tally.most_common
-        if count > self.max_same_share * tally.counts.total():
+        if count > self.max_same_rate * tally.counts.total():
             raise ValueError(
                 f"the judge does not tell the examples apart: {count} of {tally.counts.total()} judgements "
-                f"({count / tally.counts.total():.0%}) say {score}, more than max_same_share {self.max_same_share:g} "
+                f"({count / tally.counts.total():.0%}) say {score}, more than max_same_rate {self.max_same_rate:g} "
                 f"allows, for example {_shortened(tally.samples[score])}; take another judge or another prompt, or "
-                "raise max_same_share, and what was judged is kept"
+                "raise max_same_rate, and what was judged is kept"
             )
 
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from montessori_pl.data.records import Example
 from montessori_pl.losses import IGNORED, token_log_probabilities
 from montessori_pl.models.student import StudentModule
-from montessori_pl.signals.scalar import Columns, Direction, QuantitySignal
+from montessori_pl.signals.scalar import Columns, Direction, ScalarSignal
 
 FLOOR = 1e-12
 """Smallest surprisal of a whole response that is divided by, in nats."""
 
 
-class RankSurprisalSignal(QuantitySignal):
+class RankSurprisalSignal(ScalarSignal):
     """The rank-surprisal ratio (arXiv 2601.14249, as in the code published with it).
 
         RSR(x, y) = sum_t min(rank_t, max_rank) / sum_t -log p(y_t | x, y_<t)          ranks per nat

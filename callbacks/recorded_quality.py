@@ -6,11 +6,11 @@ from torch import Tensor
 
 from montessori_pl.data.records import Example
 from montessori_pl.models.student import StudentModule
-from montessori_pl.signals.scalar import Columns, QuantitySignal
+from montessori_pl.signals.scalar import Columns, ScalarSignal
 from montessori_pl.signals.scoring_data import ScoringData
 
 
-class RecordedQualitySignal(QuantitySignal):
+class RecordedQualitySignal(ScalarSignal):
     """The quality that stands in the example itself: a reward that was published with it, a judge's grade, correctness.
 
     With it teachers can be ranked and routed to from recorded responses alone, without a reward model.

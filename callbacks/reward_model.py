@@ -11,16 +11,16 @@ from montessori_pl.batches.collate import collate
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import Rendered
 from montessori_pl.data.records import Example, Rejection, Score
-from montessori_pl.models.loading import Precision
+from montessori_pl.models.loading import BaseDtype
 from montessori_pl.models.student import StudentModule
-from montessori_pl.signals.scalar import Columns, QuantitySignal
+from montessori_pl.signals.scalar import Columns, ScalarSignal
 from montessori_pl.signals.scoring_data import ScoringData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class RewardModelSignal(QuantitySignal):
+class RewardModelSignal(ScalarSignal):
     """The one logit of a sequence-classification checkpoint, higher is better; the student has no say in it.
 
     The whole conversation is rendered by the reward model's own chat template, as its authors call it: text that looks
@@ -36,10 +36,10 @@ class RewardModelSignal(QuantitySignal):
 
     quantity = "reward"
     unit = "logit"
-    unpinned = ("batch_size", "device")
+    fingerprint_excludes = ("batch_size", "device")
 
     def __init__(
-        self, model: str, batch_size: int = 8, precision: Precision = "float32", device: str | None = None
+        self, model: str, batch_size: int = 8, precision: BaseDtype = "float32", device: str | None = None
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}")
@@ -98,7 +98,7 @@ class RewardModelSignal(QuantitySignal):
         return [float(logit) for logit in logits[:, 0]]
 
 
-def load_reward_model(name: str, precision: Precision) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load_reward_model(name: str, precision: BaseDtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A frozen sequence-classification model of one label, in evaluation mode, and its tokenizer.
 
     Raises:

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from montessori_pl.data.records import Example
 from montessori_pl.models.student import StudentModule
-from montessori_pl.signals.scalar import Columns, Direction, QuantitySignal
+from montessori_pl.signals.scalar import Columns, Direction, ScalarSignal
 
 
-class TrainingLossSignal(QuantitySignal):
+class TrainingLossSignal(ScalarSignal):
     """The student's mean loss over the response, end token included.
 
         loss(x, y) = -(1/|y|) sum_t log p(y_t | x, y_<t)          nats per response token

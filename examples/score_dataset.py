@@ -29,7 +29,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(resolve("classroom/student"))
     model = AutoModelForCausalLM.from_pretrained(resolve("classroom/student"))
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-    dataset = Dataset.from_json(str(resolve("classroom/seeds"))).select_columns(["instruction", "response"])
+    dataset = Dataset.from_json(str(resolve("classroom/seed_tasks"))).select_columns(["instruction", "response"])
     reference = Dataset.from_json(str(resolve("classroom/reference"))).select_columns(["instruction", "response"])
 
     scored = score_dataset(model, tokenizer, dataset, reference, AdamW(lr=1e-3))

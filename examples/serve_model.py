@@ -52,6 +52,6 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
     engine = TransformersBackend()
-    engine.load(ModelSource(options.model, chat=options.chat))
+    engine.load(ModelSource(options.model, chat_template=options.chat_template))
     print(f"{options.model} answers at http://localhost:{options.port}/v1", flush=True)
     make_server(engine, options.port).serve_forever()

@@ -25,7 +25,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-MANY = 24
+MAX_LISTED = 24
 """So many names are listed; of more, only those that resemble the misspelt one."""
 
 
@@ -241,7 +241,7 @@ def _what_exists(name: str, known: Iterable[str], lead: str = "") -> str:
     names = [one for one in dict.fromkeys(known) if one not in ("help", "config", "print_config")]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     guess = f"; did you mean {lead + close[0]!r}?" if close else ""
-    if names and len(names) <= MANY:
+    if names and len(names) <= MAX_LISTED:
         return f"{guess or ';'} there {'are' if len(names) > 1 else 'is'}: {', '.join(lead + one for one in names)}"
     return guess or "; `python -m montessori_pl fit --help` lists what exists"
 

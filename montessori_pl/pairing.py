@@ -47,7 +47,7 @@ def pair_examples(
     noise_margin: float = 0.0,
     differences: Mapping[str, Sequence[float]] | None = None,
     weights: Weights = "equal",
-    max_opening_share: float | None = None,
+    max_first_word_rate: float | None = None,
     shuffle_seed: int | None = None,
 ) -> list[PreferencePair]:
     """Pair the completions of each prompt, a better one with a worse one.
@@ -65,8 +65,8 @@ def pair_examples(
         differences: each example's influence on every reference example, by example id. With them the standard error
             of a margin is paired over reference examples, without them it is sqrt(se_chosen^2 + se_rejected^2).
         weights: how much each pair counts: all the same, or in proportion to the size of its margin, with a mean of 1.
-        max_opening_share: the largest share of the total weight for pairs whose chosen instructions begin with the same
-            word; the weights of a larger group are scaled down to it. None leaves all as they are.
+        max_first_word_rate: the largest part of the total weight for pairs whose chosen instructions begin with the
+            same word; the weights of a larger group are scaled down to it. None leaves all as they are.
         shuffle_seed: the random control: as many pairs for each prompt, but each drawn at random among the prompt's
             pairs of different texts, in a random direction, so that margins may be negative.
 
@@ -87,8 +87,8 @@ def pair_examples(
         pairs.extend(map(_record, chosen))
     if weights == "margin":
         pairs = _weighted(pairs)
-    if max_opening_share is not None:
-        pairs = _spread(pairs, {example.id: example for example in examples}, max_opening_share)
+    if max_first_word_rate is not None:
+        pairs = _spread(pairs, {example.id: example for example in examples}, max_first_word_rate)
     return pairs
 
 
@@ -198,7 +198,7 @@ def _weighted(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
 
 
 def _spread(
-    pairs: Sequence[PreferencePair], examples: Mapping[str, Example], largest_share: float
+    pairs: Sequence[PreferencePair], examples: Mapping[str, Example], largest_rate: float
 ) -> list[PreferencePair]:
     """The pairs with smaller weights where too many prefer the same kind of request; the mean stays what it was.
 
@@ -210,7 +210,7 @@ def _spread(
     for opening, pair in zip(openings, pairs, strict=True):
         groups[opening] = groups.get(opening, 0.0) + pair.weight
     total = sum(groups.values())
-    scales = {opening: min(1.0, largest_share * total / weight) for opening, weight in groups.items() if weight}
+    scales = {opening: min(1.0, largest_rate * total / weight) for opening, weight in groups.items() if weight}
     weights = [pair.weight * scales.get(opening, 1.0) for opening, pair in zip(openings, pairs, strict=True)]
     mean = sum(weights) / total if total else 1.0
     return [dataclasses.replace(pair, weight=weight / mean) for pair, weight in zip(pairs, weights, strict=True)]

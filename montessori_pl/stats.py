@@ -25,7 +25,7 @@ def describe(values: Sequence[float], bins: int = 40) -> dict[str, Any]:
         "count": len(values),
         "mean": float(array.mean()),
         "standard_error": spread / math.sqrt(len(array)),
-        "positive_share": float((array > 0).mean()),
+        "positive_rate": float((array > 0).mean()),
         "quantiles": {
             f"{q:g}": float(value) for q, value in zip(QUANTILES, np.quantile(array, QUANTILES), strict=True)
         },

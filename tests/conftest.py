@@ -65,17 +65,17 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     def write(name: str = "iter1.yaml", **changes: dict[str, Any]) -> Path:
         config = yaml.safe_load((ROOT / "configs" / name).read_text())
         counts: dict[str, dict[str, Any]] = {
-            "warmup_data": {"num_examples": 24, "prompts_per_round": 4},
-            "probing_data": {"num_prompts": 8, "prompts_per_round": 4},
-            "training_data": {"num_examples": 48, "prompts_per_round": 4},
-            "new_data": {"num_examples": 24, "prompts_per_round": 4},
+            "warmup_data": {"num_examples": 24, "prompts_per_batch": 4},
+            "probing_data": {"num_prompts": 8, "prompts_per_batch": 4},
+            "training_data": {"num_examples": 48, "prompts_per_batch": 4},
+            "new_data": {"num_examples": 24, "prompts_per_batch": 4},
             "influence": {"batch_tokens": 16, "signal.init_args.calibration_examples": 8},
             "influence_after": {"max_examples": 8},
             "warmup": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 8},
             "aligned_teacher": {
                 "training.checkpoint_every_n_steps": 1,
                 "training.batch_size": 4,
-                "watch": {
+                "monitor": {
                     "every_n_steps": 2,
                     "num_samples": 8,
                     "sampling": {"presence_penalty": 0.0, "max_tokens": 40},
@@ -91,7 +91,10 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
                     target = config["recipe"][stage]["init_args"]
                 else:
                     continue
-                if source is counts and config["recipe"][stage]["class_path"] in ("Answer", "Combine"):
+                if source is counts and config["recipe"][stage]["class_path"] in (
+                    "GenerateResponses",
+                    "ConcatExamples",
+                ):
                     continue  # they take as many as there are
                 for dotted, value in settings.items():
                     *path, last = dotted.split(".")

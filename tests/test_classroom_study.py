@@ -191,16 +191,16 @@ def test_collapsed_cells_by_hand() -> None:
 def test_overrides_by_their_names_on_the_command_line() -> None:
     config = {
         "teacher": {"class_path": "T"},
-        "recipe": {"a": {"class_path": "A", "init_args": {"training": {"lr": 1}, "watch": None}}},
+        "recipe": {"a": {"class_path": "A", "init_args": {"training": {"lr": 1}, "monitor": None}}},
     }
     override(config, "teacher.beta", 0.5)
     override(config, "recipe.a.training.lr", 2)
-    override(config, "recipe.a.watch.every", 3)
+    override(config, "recipe.a.monitor.every", 3)
     override(config, "iterations", 2)
     assert config == {
         "iterations": 2,
         "teacher": {"class_path": "T", "init_args": {"beta": 0.5}},
-        "recipe": {"a": {"class_path": "A", "init_args": {"training": {"lr": 2}, "watch": {"every": 3}}}},
+        "recipe": {"a": {"class_path": "A", "init_args": {"training": {"lr": 2}, "monitor": {"every": 3}}}},
     }
 
 

@@ -38,9 +38,9 @@ def test_signal(shown: dict[str, Any]) -> None:
 
 
 def test_synthesizer(shown: dict[str, Any]) -> None:
-    prompt, seed_ids = shown["FirstLine"]().prompt(random.Random(0), EXAMPLES[:1], [])
+    prompt, seed_task_ids = shown["FirstLine"]().prompt(random.Random(0), EXAMPLES[:1], [])
     assert prompt.endswith("\nxxx")
-    assert seed_ids == ("e3",)
+    assert seed_task_ids == ("e3",)
     assert shown["FirstLine"]().instruction("one\ntwo") == "one"
     with pytest.raises(Rejected, match="empty completion"):
         shown["FirstLine"]().instruction(" ")

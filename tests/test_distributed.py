@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from montessori_pl import classroom
-from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.run_directory.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -125,7 +125,7 @@ def test_second_process_does_not_outlive_the_first(recipe: Path, finished: Path,
         wait_for(lambda: (run / "iteration_1" / "training_data").is_dir(), 120)
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    assert not Workspace(run).finished("iteration_1/training_data")
+    assert not RunDirectory(run).finished("iteration_1/training_data")
     wait_for(lambda: not members(run), 30)
 
 
@@ -133,10 +133,10 @@ def test_whole_recipe_by_two_processes(recipe: Path, tmp_path: Path) -> None:
     """All stages finish, one process speaks, and nothing is left to do."""
     run = tmp_path / "run"
     said = fit(recipe, run, *TWO_PROCESSES)
-    stages = Workspace(run).entries
+    stages = RunDirectory(run).entries
     assert len(stages) == 14
     for number, stage in enumerate(stages, start=1):
-        assert Workspace(run).finished(stage)
+        assert RunDirectory(run).finished(stage)
         assert said.count(f"[{number}/14] {stage}: done") == 1
     assert said.count("summary.json") == 1
     assert not members(run)

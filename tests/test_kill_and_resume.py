@@ -28,7 +28,7 @@ import torch
 
 from montessori_pl import classroom
 from montessori_pl.cli.fit import INTERRUPTED, main
-from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.run_directory.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -172,7 +172,7 @@ MOMENTS = [
     Moment("warmup_data", OPEN, half_a_line, file="/metrics.json.draft"),  # all done, and the stage cannot say so
     Moment("warmup_2", STUDENT_STEP, call=2),
     Moment("warmup_3", REPLACE, file="/weights.draft"),
-    Moment("warmup", "montessori_pl.run_directory.workspace.Workspace.begin"),  # between two stages
+    Moment("warmup", "montessori_pl.run_directory.run_directory.RunDirectory.begin"),  # between two stages
     Moment("warmup", STUDENT_STEP, call=2),
     Moment("warmup", "shutil.move", half_a_move, call=2),  # inside a checkpoint
     Moment("warmup", REPLACE, file="last.ckpt.draft"),  # a whole checkpoint that is not yet in its place
@@ -185,16 +185,20 @@ MOMENTS = [
     Moment("influence", OPEN, half_a_line, file="/scores.part0.jsonl", call=3),
     Moment("influence", OPEN, half_a_line, file="/scores.part0.jsonl"),  # the torn line gives way to the next one
     Moment("influence", "callbacks.InfluenceProbeCallback.score_batch", call=2),
-    Moment("influence", "montessori_pl.stages.score.write_atomically", everything),  # the parts are still there
+    Moment(
+        "influence", "montessori_pl.stages.score_examples.write_atomically", everything
+    ),  # the parts are still there
     Moment("influence_2", "callbacks.InfluenceProbeCallback.score_batch"),
     Moment("influence_3", OPEN, half_a_line, file="/scores.part0.jsonl"),
     Moment("preferences", OPEN, half_a_line, file="/pairs.jsonl.draft"),
     Moment("aligned_teacher", "montessori_pl.models.teacher.TeacherDPOModule.dpo", call=3),
-    Moment("aligned_teacher", OPEN, half_a_line, file="/looks.jsonl.draft", call=2),  # its adapter is there
+    Moment(
+        "aligned_teacher", OPEN, half_a_line, file="/alignment_evaluations.jsonl.draft", call=2
+    ),  # its adapter is there
     Moment("aligned_teacher", "peft.peft_model.safe_save_file", half_a_tensor_file),
     Moment("aligned_teacher", REPLACE, file="/weights.draft"),
     Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=3),
-    Moment("training_data", "montessori_pl.run_directory.workspace.Workspace.finish"),
+    Moment("training_data", "montessori_pl.run_directory.run_directory.RunDirectory.finish"),
     Moment("training_data", REPLACE, file="/manifest.json.draft"),
     Moment("influence_after", "callbacks.InfluenceProbeCallback.prepare", everything),
     Moment("trained", STUDENT_STEP, call=4),  # between two batches of one optimizer step
@@ -263,12 +267,12 @@ class Program:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as process:
-            while process.poll() is None and f"iteration_1/{stage}" not in Workspace(run).entries:
+            while process.poll() is None and f"iteration_1/{stage}" not in RunDirectory(run).entries:
                 time.sleep(0.05)
             time.sleep(seconds)
             process.kill()
         assert process.returncode == -signal.SIGKILL
-        assert not Workspace(run).finished(f"iteration_1/{stage}")
+        assert not RunDirectory(run).finished(f"iteration_1/{stage}")
 
     def finish(self, run: Path) -> None:
         """Run it to its end."""
@@ -299,13 +303,13 @@ def program(tiny_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     classroom.resolve("classroom/teacher")  # built once, in this process
     recipe = tiny_recipe(
         config={"student.init_args.lora.dropout": 0.1},
-        warmup_data={"prompts_per_round": 1},
-        training_data={"prompts_per_round": 1},
+        warmup_data={"prompts_per_batch": 1},
+        training_data={"prompts_per_batch": 1},
         trained={"training.batch_size": 8, "training.accumulate_grad_batches": 2},
         evaluation={
             "evaluators": [
                 {"class_path": "ResponseLoss"},
-                {"class_path": "ExactMatch", "init_args": {"max_tokens": 24, "items_per_round": 24}},
+                {"class_path": "ExactMatch", "init_args": {"max_tokens": 24, "items_per_batch": 24}},
             ]
         },
     )
@@ -344,7 +348,7 @@ def assert_same_run(run: Path, other: Path) -> None:
 def test_killed_again_and_again(program: Program, undisturbed: Path, tmp_path: Path) -> None:
     """All moments, one after another, on one run."""
     run = tmp_path / "run"
-    stages = list(dict.fromkeys(step.removeprefix("iteration_1/") for step in Workspace(undisturbed).entries))
+    stages = list(dict.fromkeys(step.removeprefix("iteration_1/") for step in RunDirectory(undisturbed).entries))
     assert [stage for stage in dict.fromkeys(moment.stage for moment in MOMENTS) if stage] == stages
     for moment in MOMENTS:
         program.kill(run, moment)
@@ -367,7 +371,7 @@ LLM2LLM_MOMENTS = [
     Moment("augmented", OPEN, file="/journal.jsonl", call=2),
     Moment("training_set", OPEN, half_a_line, file="/examples.jsonl.draft"),
     Moment("training_set", REPLACE, file="/examples.jsonl.draft"),
-    Moment("training_set", "montessori_pl.run_directory.workspace.Workspace.finish"),
+    Moment("training_set", "montessori_pl.run_directory.run_directory.RunDirectory.finish"),
     Moment("trained", STUDENT_STEP, call=2),
     Moment("mistakes", GENERATE),  # from here on in the second iteration
     Moment("augmented", GENERATE, call=2),
@@ -381,9 +385,9 @@ def test_two_rounds_of_llm2llm(tiny_recipe: Callable[..., Path], tmp_path: Path)
     recipe = tiny_recipe(
         "llm2llm.yaml",
         config={"iterations": 2},
-        seed_data={"source": "classroom/seeds[:16]"},
-        mistakes={"examples_per_round": 6},
-        augmented={"num_examples": 12, "prompts_per_round": 1},
+        seed_data={"source": "classroom/seed_tasks[:16]"},
+        mistakes={"examples_per_batch": 6},
+        augmented={"num_examples": 12, "prompts_per_batch": 1},
         trained={"training.batch_size": 8},
     )
     program = Program(recipe, tmp_path)
@@ -405,6 +409,6 @@ def test_ctrl_c(program: Program, undisturbed: Path, tmp_path: Path) -> None:
     assert status == 1
     assert INTERRUPTED in log
     assert "Traceback" not in log
-    assert not Workspace(run).finished("iteration_1/trained")
+    assert not RunDirectory(run).finished("iteration_1/trained")
     program.finish(run)
     assert_same_run(run, undisturbed)

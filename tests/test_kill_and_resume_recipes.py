@@ -28,7 +28,7 @@ from montessori_pl.data.records import Example, PreferencePair, Record, Score, r
 from montessori_pl.generation import TransformersBackend
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.routing import load_router
-from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.stages.base import ROUTING
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ ELSEWHERE = {
     "llm2llm.yaml": "test_kill_and_resume.py and test_llm2llm.py",
     "real_text.yaml": "test_real_text.py",
     "recorded_teachers.yaml": "test_recorded_teachers.py",
-    "rounds.yaml": "test_rounds.py",
+    "accumulate.yaml": "test_accumulate.py",
 }
 """Shipped recipes that other tests run."""
 POOL = ["letters", "digits", "chatty", "peer"]
@@ -108,7 +108,7 @@ def nothing_is_measured(run: Path) -> None:
 def the_endpoint_has_written_everything(run: Path) -> None:
     """And the engine has paid for what the metrics count, and for nothing else, whatever was killed."""
     assert {example.teacher for example in records(run, "training_data", Example)} == {"strong"}
-    spent = json.loads((run / "requests" / "strong" / "spending.json").read_text())
+    spent = json.loads((run / "requests" / "strong" / "usage.json").read_text())
     counted = metrics(run, "training_data")
     assert counted["cost"] == pytest.approx(spent["dollars"])
     assert counted["generated_tokens"] == spent["num_tokens"] > 0
@@ -141,12 +141,12 @@ def the_router_decides_who_answers(run: Path) -> None:
 
 
 CALIBRATION: dict[str, dict[str, Any]] = {
-    "calibration_prompts": {"num_examples": 60, "prompts_per_round": 8},
-    "calibration": {"instructions_per_round": 16},
+    "calibration_prompts": {"num_examples": 60, "prompts_per_batch": 8},
+    "calibration": {"instructions_per_batch": 16},
     "quality": {"batch_tokens": 256},
     "learnability": {"batch_tokens": 256},
-    "training_prompts": {"num_examples": 24, "prompts_per_round": 4},
-    "training_data": {"instructions_per_round": 8},
+    "training_prompts": {"num_examples": 24, "prompts_per_batch": 4},
+    "training_data": {"instructions_per_batch": 8},
 }
 
 CASES = {
@@ -200,17 +200,17 @@ CASES = {
     ),
     "response_optimization.yaml": Case(
         settings={
-            "instructions": {"num_examples": 24, "prompts_per_round": 4},
-            "responses": {"instructions_per_round": 8},
-            "aligned_teacher": {"watch.sampling": SHORT},
-            "training_instructions": {"num_examples": 32, "prompts_per_round": 4},
-            "training_responses": {"instructions_per_round": 8},
+            "instructions": {"num_examples": 24, "prompts_per_batch": 4},
+            "responses": {"instructions_per_batch": 8},
+            "aligned_teacher": {"monitor.sampling": SHORT},
+            "training_instructions": {"num_examples": 32, "prompts_per_batch": 4},
+            "training_responses": {"instructions_per_batch": 8},
         },
         moments=[
             Moment("responses", GENERATE, call=2),
             Moment("responses", OPEN, half_a_line, file="/examples.jsonl", call=2),
             Moment("aligned_teacher", "montessori_pl.models.teacher.TeacherDPOModule.dpo", call=3),
-            Moment("aligned_teacher", OPEN, half_a_line, file="/looks.jsonl.draft", call=2),
+            Moment("aligned_teacher", OPEN, half_a_line, file="/alignment_evaluations.jsonl.draft", call=2),
             Moment("training_responses", OPEN, file="/journal.jsonl", call=2),
             Moment("trained", STUDENT_STEP, call=2),
         ],
@@ -219,14 +219,14 @@ CASES = {
         settings={},
         moments=[
             Moment("best_half", OPEN, half_a_line, file="/examples.jsonl.draft"),
-            Moment("best_half", "montessori_pl.run_directory.workspace.Workspace.finish"),
+            Moment("best_half", "montessori_pl.run_directory.run_directory.RunDirectory.finish"),
             Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=2),
         ],
     ),
     "self_reward.yaml": Case(
         settings={
-            "new_instructions": {"num_examples": 32, "prompts_per_round": 4},
-            "answers": {"instructions_per_round": 8},
+            "new_instructions": {"num_examples": 32, "prompts_per_batch": 4},
+            "answers": {"instructions_per_batch": 8},
             "judgements": {"batch_tokens": 64},
             "aligned": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 4},
         },
@@ -270,7 +270,7 @@ def test_killed_in_their_own_stages(name: str, tiny_recipe: Callable[..., Path],
     program.finish(tmp_path / "killed")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
-    last = [step.removeprefix("iteration_1/") for step in Workspace(tmp_path / "whole").entries][-2]
+    last = [step.removeprefix("iteration_1/") for step in RunDirectory(tmp_path / "whole").entries][-2]
     assert list(summary["students"])[-1] == last
     case.check(tmp_path / "killed")
 

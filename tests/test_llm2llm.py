@@ -10,7 +10,7 @@ import yaml
 
 from montessori_pl.cli.fit import main
 from montessori_pl.data.records import Example, read_records
-from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.run_directory.run_directory import RunDirectory
 
 ROUNDS = (1, 2, 3)
 
@@ -20,8 +20,8 @@ def recipe(tiny_recipe: Callable[..., Path]) -> Path:
     """Three rounds from sixteen seeds."""
     return tiny_recipe(
         "llm2llm.yaml",
-        seed_data={"source": "classroom/seeds[:16]"},
-        augmented={"num_examples": 12, "prompts_per_round": 2},
+        seed_data={"source": "classroom/seed_tasks[:16]"},
+        augmented={"num_examples": 12, "prompts_per_batch": 2},
         trained={"training.batch_size": 8},
     )
 
@@ -53,9 +53,9 @@ def test_an_augmentation_is_never_augmented(run: Path) -> None:
         assert 0 < len(mistakes) < 16
         assert all(seeds[id_] == mistake for id_, mistake in mistakes.items())
         assert len(augmented) == 12
-        assert {id_ for example in augmented.values() for id_ in example.seed_ids} == mistakes.keys()
+        assert {id_ for example in augmented.values() for id_ in example.seed_task_ids} == mistakes.keys()
         for example in augmented.values():
-            (seed_id,) = example.seed_ids
+            (seed_id,) = example.seed_task_ids
             assert example.prompt == f"Write a new task .\n<instruction>{seeds[seed_id].instruction}</instruction>"
 
 
@@ -79,7 +79,7 @@ def test_the_training_set_grows_and_repeats_nothing(run: Path) -> None:
 def test_each_round_examines_the_student_of_the_round_before_and_trains_from_base(run: Path) -> None:
     inputs = {
         key: {name: value.split()[0] for name, value in entry.inputs.items()}
-        for key, entry in Workspace(run).entries.items()
+        for key, entry in RunDirectory(run).entries.items()
     }
     assert list(inputs["iteration_1/seed_student"]) == ["examples"]
     assert "iteration_2/seed_student" not in inputs
@@ -103,7 +103,7 @@ def test_a_student_without_a_mistake_does_not_stop_the_recipe(
     config = yaml.safe_load(recipe.read_text())
     stages = config["recipe"]
     judged = {
-        "class_path": "Score",
+        "class_path": "ScoreExamples",
         "init_args": {
             "examples": "seed_data",
             "signal": {"class_path": "callbacks.ResponseLengthSignal", "init_args": {"direction": "high"}},

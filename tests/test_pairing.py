@@ -320,10 +320,10 @@ def test_no_kind_of_request_has_more_than_its_share() -> None:
         good, bad = (example(f"{number}{side}", f"p{number}") for side in ("good", "bad"))
         examples += [dataclasses.replace(good, instruction=instruction), bad]
         values |= {good.id: 1.0, bad.id: 0.0}
-    pairs = pair_examples(examples, scores_of(values), rule="best_worst", max_opening_share=0.5)
+    pairs = pair_examples(examples, scores_of(values), rule="best_worst", max_first_word_rate=0.5)
     assert [pair.weight for pair in pairs] == pytest.approx([0.9] * 4 + [1.2] * 2)
 
-    equal = pair_examples(examples, scores_of(values), rule="best_worst", max_opening_share=0.7)
+    equal = pair_examples(examples, scores_of(values), rule="best_worst", max_first_word_rate=0.7)
     assert [pair.weight for pair in equal] == [1.0] * 6, "nobody has more than .7"
 
 
@@ -335,7 +335,7 @@ def test_shares_are_those_of_the_weights_by_margin() -> None:
         for side in ("good", "bad")
     ]
     scores = scores_of({"sortgood": 3.0, "sortbad": 0.0, "saygood": 1.0, "saybad": 0.0})
-    pairs = pair_examples(examples, scores, rule="best_worst", weights="margin", max_opening_share=0.5)
+    pairs = pair_examples(examples, scores, rule="best_worst", weights="margin", max_first_word_rate=0.5)
     assert [pair.weight for pair in pairs] == pytest.approx([4 / 3, 2 / 3])
 
 

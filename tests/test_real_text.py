@@ -13,12 +13,12 @@ import yaml
 from montessori_pl.batches.encoding import encode_examples, encode_pairs
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.cli.fit import main
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.formats import read_source
 from montessori_pl.data.records import Example, PreferencePair
 from montessori_pl.evaluation import ExactMatch
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
-from montessori_pl.models.loading import ModelSource, load_chat
+from montessori_pl.models.loading import ModelSource, load_chat_template
 
 CONTEXT = 256
 LONG = "a text that goes on " * 40  # 800 bytes: more than three contexts
@@ -118,17 +118,17 @@ def recipe(tmp_path: Path, model: Path, sources: dict[str, str]) -> Path:
     training = {"lr": 1e-3, "batch_size": 4}
     stages["trained"] = {"class_path": "TrainStudent", "init_args": {"examples": first, "training": training}}
     for name in sources:
-        stages[f"{name}_influence"] = {"class_path": "Score", "init_args": {"examples": name, "signal": signal}}
+        stages[f"{name}_influence"] = {"class_path": "ScoreExamples", "init_args": {"examples": name, "signal": signal}}
     evaluation = {"students": ["base", "trained"], "evaluators": [{"class_path": "ResponseLoss"}]}
     stages["evaluation"] = {"class_path": "Evaluate", "init_args": evaluation}
-    one = {"backbone": str(model), "chat": "plain"}
+    one = {"backbone": str(model), "chat_template": "plain"}
     config = {
         "seed_everything": 1,
         "run": str(tmp_path / "run"),
         "student": {"class_path": "montessori_pl.StudentModule", "init_args": one},
         "teacher": {"class_path": "montessori_pl.TeacherDPOModule", "init_args": one},
         "generation": {"class_path": "montessori_pl.generation.TransformersBackend"},
-        "data": {"seeds": sources[first], "reference": reference},
+        "data": {"seed_tasks": sources[first], "reference": reference},
         "trainer": {"accelerator": "cpu", "devices": 1, "logger": False},
         "recipe": stages,
     }
@@ -182,26 +182,26 @@ def test_nasty_text_is_trained_on_scored_and_evaluated(tmp_path: Path, byte_mode
 @pytest.mark.parametrize("name", NASTY)
 def test_responses_are_trained_on_byte_by_byte(name: str, byte_model: Path) -> None:
     """The mask covers the response and one end token, whatever stands in the text."""
-    chat = load_chat(ModelSource(str(byte_model), chat="plain"))
+    chat_template = load_chat_template(ModelSource(str(byte_model), chat_template="plain"))
     instruction, response = NASTY[name]
-    rendered = ChatFormat(chat.tokenizer, "plain").render(
+    rendered = ChatTemplate(chat_template.tokenizer, "plain").render(
         [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
     )
-    trained = [id for id, mask in zip(rendered.input_ids, rendered.trained, strict=True) if mask]
+    trained = [id for id, mask in zip(rendered.input_ids, rendered.completion_mask, strict=True) if mask]
     assert len(trained) == len(response.encode()) + 1
-    assert trained.count(chat.end_id) == 1
-    assert chat.decode(trained) == (response, True)
+    assert trained.count(chat_template.end_id) == 1
+    assert chat_template.decode(trained) == (response, True)
 
 
 def test_nothing_is_rendered_beyond_the_context(byte_model: Path) -> None:
     """The default `max_length` is larger than the context of many models, whose further positions mean nothing."""
-    chat = load_chat(ModelSource(str(byte_model), chat="plain"))
+    chat_template = load_chat_template(ModelSource(str(byte_model), chat_template="plain"))
     examples = [Example(id=id, instruction=i, response=r) for id, (i, r) in {**NASTY, **TOO_LONG}.items()]
-    rendered, too_long = encode_examples(examples, chat, max_length=1024)
+    rendered, too_long = encode_examples(examples, chat_template, max_length=1024)
     assert max(len(one.input_ids) for one in rendered) == CONTEXT
     assert [example.id for example in too_long] == list(TOO_LONG)
     pair = PreferencePair(id="p", prompt="Q", chosen=LONG, rejected="A", chosen_id="c", rejected_id="r", margin=1.0)
-    ((chosen, rejected, _),) = encode_pairs([pair], chat, max_length=1024)
+    ((chosen, rejected, _),) = encode_pairs([pair], chat_template, max_length=1024)
     assert (len(chosen.input_ids), len(rejected.input_ids) < CONTEXT) == (CONTEXT, True)
 
 
@@ -215,7 +215,7 @@ def test_a_test_item_without_room_for_an_answer_counts_as_wrong(
 
     monkeypatch.setattr(TransformersBackend, "generate", generate)
     test = write_lines(tmp_path / "test.jsonl", [alpaca("fits", "Q", "A"), alpaca("long", LONG, "A")])
-    source = ModelSource(str(byte_model), chat="plain")
+    source = ModelSource(str(byte_model), chat_template="plain")
     found = ExactMatch().evaluate(source, DataSources(test, test, test), TransformersBackend)
     assert found["accuracy"] == 0.5
 

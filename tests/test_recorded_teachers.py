@@ -43,7 +43,7 @@ def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Callable[..., Path]:
             "recorded_teachers.yaml",
             config={
                 "student.init_args.backbone": backbone,
-                "data.seeds": str(reference),
+                "data.seed_tasks": str(reference),
                 "data.reference": str(reference),
                 "trainer.accelerator": "cpu",
             },

@@ -10,60 +10,60 @@ from rich.console import Console
 
 from montessori_pl.pipeline.runner import _headline
 from montessori_pl.report import print_summary, summarize, write_summary
-from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.run_directory.run_directory import RunDirectory
 
-BREADTH = {"token_entropy": 4.321, "opening_entropy": 2.1, "distinct_share": 0.98, "mean_max_rouge_l": 0.625}
-NARROW = {"token_entropy": 2.5, "opening_entropy": 0.75, "distinct_share": 0.5, "mean_max_rouge_l": 0.875}
-SCORED = {"count": 2613, "mean": 0.0002, "standard_error": 0.00003, "positive_share": 0.54, "references": 96}
+BREADTH = {"token_entropy": 4.321, "first_word_entropy": 2.1, "distinct_rate": 0.98, "mean_max_rouge_l": 0.625}
+NARROW = {"token_entropy": 2.5, "first_word_entropy": 0.75, "distinct_rate": 0.5, "mean_max_rouge_l": 0.875}
+SCORED = {"count": 2613, "mean": 0.0002, "standard_error": 0.00003, "positive_rate": 0.54, "references": 96}
 SENTENCE = "after 512 completions the writing had moved beyond the limits (entropy of the words 2.10, before 4.32)"
 
 
-def add(workspace: Workspace, key: str, kind: str, metrics: dict[str, Any], **inputs: str) -> None:
+def add(run_directory: RunDirectory, key: str, kind: str, metrics: dict[str, Any], **inputs: str) -> None:
     """A finished stage."""
-    workspace.begin(key, {}, inputs)
-    path = workspace.directory(key) / "metrics.json"
+    run_directory.begin(key, {}, inputs)
+    path = run_directory.directory(key) / "metrics.json"
     path.write_text(json.dumps({"kind": kind, **metrics}))
-    workspace.finish(key, [path])
+    run_directory.finish(key, [path])
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def run_directory(tmp_path: Path) -> RunDirectory:
     """A run of one iteration with everything that the summary shows; its training data have collapsed."""
-    workspace = Workspace(tmp_path / "run")
-    workspace.root.mkdir()
+    run_directory = RunDirectory(tmp_path / "run")
+    run_directory.root.mkdir()
     accepted = {"accepted": 200, "rejected": {"surplus": 3}}
     add(
-        workspace,
+        run_directory,
         "iteration_1/warmup_data",
         "examples",
         {**accepted, "diversity": {**BREADTH, "distinct_2": 0.4}},
         teacher="base",
     )
     learned = {"steps": 3, "loss": 1.0}
-    add(workspace, "iteration_1/warmup", "student", learned, examples="iteration_1/warmup_data 0123456789ab")
+    add(run_directory, "iteration_1/warmup", "student", learned, examples="iteration_1/warmup_data 0123456789ab")
     add(
-        workspace,
+        run_directory,
         "iteration_1/influence",
         "scores",
         {**SCORED, "diversity": {**BREADTH, "distinct_2": 0.4}, "reference_loss": 1.0049},
         examples="iteration_1/warmup_data 0123456789ab",
         student="iteration_1/warmup ba9876543210",
     )
-    add(workspace, "iteration_1/aligned", "teacher", {**learned, "warnings": []})
+    add(run_directory, "iteration_1/aligned", "teacher", {**learned, "warnings": []})
     add(
-        workspace,
+        run_directory,
         "iteration_1/training_data",
         "examples",
         {**accepted, "diversity": {**NARROW, "distinct_2": 0.1}, "warnings": [SENTENCE]},
         teacher="iteration_1/aligned aaaaaaaaaaaa",
     )
-    add(workspace, "iteration_1/trained", "student", learned, examples="iteration_1/training_data bb")
+    add(run_directory, "iteration_1/trained", "student", learned, examples="iteration_1/training_data bb")
     losses = {"base": 1.5, "warmup": 1.25, "trained": 1.125}
     inputs = {"students.base": "base"}
     inputs |= {f"students.{name}": f"iteration_1/{name} cccccccccccc" for name in ("warmup", "trained")}
     students = {name: {"reference_loss": loss} for name, loss in losses.items()}
-    add(workspace, "iteration_1/evaluation", "report", {"students": students}, **inputs)
-    return workspace
+    add(run_directory, "iteration_1/evaluation", "report", {"students": students}, **inputs)
+    return run_directory
 
 
 def printed(summary: dict[str, Any], width: int = 80) -> str:
@@ -72,26 +72,26 @@ def printed(summary: dict[str, Any], width: int = 80) -> str:
     return file.getvalue()
 
 
-def test_influence_stands_beside_breadth_and_reference_loss(workspace: Workspace) -> None:
-    summary = write_summary(workspace.root)
-    expected = {name: SCORED[name] for name in ("mean", "standard_error", "positive_share", "count")}
+def test_influence_stands_beside_breadth_and_reference_loss(run_directory: RunDirectory) -> None:
+    summary = write_summary(run_directory.root)
+    expected = {name: SCORED[name] for name in ("mean", "standard_error", "positive_rate", "count")}
     assert summary["influence"] == {"iteration_1/influence": {**expected, **BREADTH, "reference_loss": 1.0049}}
     assert summary["data"]["iteration_1/influence"]["reference_loss"] == 1.0049
-    assert json.loads((workspace.root / "summary.json").read_text()) == summary
+    assert json.loads((run_directory.root / "summary.json").read_text()) == summary
 
 
-def test_students_stand_beside_the_breadth_of_what_they_learned(workspace: Workspace) -> None:
+def test_students_stand_beside_the_breadth_of_what_they_learned(run_directory: RunDirectory) -> None:
     """Read through the manifest: the evaluation's student, that student's examples, their metrics."""
-    students = summarize(workspace.root)["students"]
+    students = summarize(run_directory.root)["students"]
     assert students["base"] == {"reference_loss": 1.5}
     for name, loss, breadth in (("warmup", 1.25, BREADTH), ("trained", 1.125, NARROW)):
         data = {f"data_{measure}": value for measure, value in {"accepted": 200, **breadth}.items()}
         assert students[name] == {"reference_loss": loss, **data}
 
 
-def test_tables(workspace: Workspace) -> None:
+def test_tables(run_directory: RunDirectory) -> None:
     """Nothing is broken within a number or a name on a console of 80 columns."""
-    text = printed(summarize(workspace.root))
+    text = printed(summarize(run_directory.root))
     assert max(map(len, text.splitlines())) <= 80
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
     for row in (
@@ -109,11 +109,11 @@ def test_tables(workspace: Workspace) -> None:
     assert "positive" not in text.partition("\ndata\n")[2], "no influence without what belongs beside it"
 
 
-def test_cut_answers_stand_below_the_accuracy(workspace: Workspace) -> None:
+def test_cut_answers_stand_below_the_accuracy(run_directory: RunDirectory) -> None:
     """Of those students of whom any were cut; there is no column of zeros."""
     evaluated = {"accuracy": 0.5, "accuracy_standard_error": 0.02}
     students = {"base": {**evaluated, "answers_cut": 0.0}, "trained": {**evaluated, "answers_cut": 0.0625}}
-    text = printed({**summarize(workspace.root), "evaluations": {"iteration_1/again": students}})
+    text = printed({**summarize(run_directory.root), "evaluations": {"iteration_1/again": students}})
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
     first = lines.index(["base", "0.500 ± 0.020", "-"])
     assert lines[first : first + 3] == [
@@ -124,17 +124,17 @@ def test_cut_answers_stand_below_the_accuracy(workspace: Workspace) -> None:
     assert "answers cut" not in text
 
 
-def test_warnings_come_first(workspace: Workspace) -> None:
-    summary = summarize(workspace.root)
+def test_warnings_come_first(run_directory: RunDirectory) -> None:
+    summary = summarize(run_directory.root)
     assert summary["warnings"] == [f"iteration_1/training_data: {SENTENCE}"]
     assert " ".join(printed(summary).split()).startswith(f"warning: iteration_1/training_data: {SENTENCE} students ")
 
 
-def test_stages_that_have_not_finished_say_nothing(workspace: Workspace) -> None:
+def test_stages_that_have_not_finished_say_nothing(run_directory: RunDirectory) -> None:
     """A run that has only begun, and stages that a version before this one has finished."""
-    workspace.begin("iteration_1/influence_after", {}, {})
-    add(workspace, "iteration_1/old", "scores", SCORED)
-    summary = summarize(workspace.root)
+    run_directory.begin("iteration_1/influence_after", {}, {})
+    add(run_directory, "iteration_1/old", "scores", SCORED)
+    summary = summarize(run_directory.root)
     assert list(summary["influence"]) == ["iteration_1/influence", "iteration_1/old"]
     assert not summary["stages"]["iteration_1/influence_after"]["finished"]
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed(summary).splitlines()]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from montessori_pl.classroom.curriculum import EASY_SKILLS, HARD_SKILLS
+from montessori_pl.classroom.pretraining_corpus import EASY_SKILLS, HARD_SKILLS
 from montessori_pl.classroom.tasks import DISTRACTORS
 from study.comparisons import compare, finished
 from study.measures import MALFORMED, Cell

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.classroom.curriculum import HARD_SKILLS
+from montessori_pl.classroom.pretraining_corpus import HARD_SKILLS
 from montessori_pl.classroom.tasks import SKILLS, family, solve
 from montessori_pl.data.records import Example, read_records
 from study.runs import CellRuns, manifest, needs_influence, students
@@ -68,7 +68,7 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
         Measure("reward margin"),
         Measure("reward accuracy"),
         Measure("chosen step", digits=1),
-        Measure("looks", digits=1),
+        Measure("evaluations", digits=1),
     ),
     "what was dropped from the training data (counts), and time": (
         Measure("completions", digits=0),
@@ -158,13 +158,13 @@ def measure(runs: CellRuns, arm: Arm) -> Cell:
     ):
         if scores:
             found[f"influence {when}"] = 1000 * scores["mean"]
-            found[f"positive share {when}"] = scores["positive_share"]
+            found[f"positive share {when}"] = scores["positive_rate"]
     if alignment:
         found |= _alignment(alignment)
     rejections: dict[str, int] = data["rejected"]
     reasons = {reason: rejections.get(reason, 0) for reason in ("held out", "near duplicate")}
     found |= reasons | {
-        "distinct share": data["diversity"]["distinct_share"],
+        "distinct share": data["diversity"]["distinct_rate"],
         "distinct bigrams": data["diversity"]["distinct_2"],
         "mean maximal ROUGE-L": data["diversity"]["mean_max_rouge_l"],
         "completions": data["accepted"] + sum(rejections.values()),
@@ -207,9 +207,9 @@ def _alignment(numbers: Mapping[str, Any]) -> dict[str, float]:
         "reward margin": numbers["reward_margin"],
         "reward accuracy": numbers["reward_accuracy"],
     }
-    watch = numbers.get("watch") or {}
-    chosen = watch.get("chosen_step")
+    monitor = numbers.get("monitor") or {}
+    chosen = monitor.get("selected_step")
     found["chosen step"] = numbers["steps"] if chosen is None else chosen
-    looks = watch.get("looks", 0)
-    found["looks"] = len(looks) if isinstance(looks, list) else looks
+    looks = monitor.get("evaluations", 0)
+    found["evaluations"] = len(looks) if isinstance(looks, list) else looks
     return found

@@ -189,7 +189,7 @@ class CellRuns:
 
 def cell_directory(out: Path, world: int, seed: int) -> Path:
     """Where a cell lies; the first use of a world builds it. A classroom that was built otherwise is another one."""
-    return out / resolve(f"classroom@{world}/seeds").parent.name / f"seed_{seed}"
+    return out / resolve(f"classroom@{world}/seed_tasks").parent.name / f"seed_{seed}"
 
 
 def students(number: int) -> list[str]:

@@ -22,7 +22,9 @@ def collate(rendered: Sequence[Rendered], pad_id: int) -> dict[str, Tensor]:
         padding = length - len(one.input_ids)
         rows["input_ids"].append(one.input_ids + [pad_id] * padding)
         rows["attention_mask"].append([1] * len(one.input_ids) + [0] * padding)
-        labels = [token if trained else IGNORED for token, trained in zip(one.input_ids, one.trained, strict=True)]
+        labels = [
+            token if trained else IGNORED for token, trained in zip(one.input_ids, one.completion_mask, strict=True)
+        ]
         rows["labels"].append(labels + [IGNORED] * padding)
     return {name: torch.tensor(values) for name, values in rows.items()}
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, PreferencePair
 
 
 def encode_examples(
-    examples: Sequence[Example], chat: ChatFormat, max_length: int
+    examples: Sequence[Example], chat_template: ChatTemplate, max_length: int
 ) -> tuple[list[Rendered], list[Example]]:
     """Render examples; those whose response does not fit are left out and returned beside the others.
 
@@ -17,8 +17,8 @@ def encode_examples(
     """
     rendered, too_long = [], []
     for example in examples:
-        conversation = chat.render(example.messages(), max_length)
-        if any(conversation.trained):
+        conversation = chat_template.render(example.messages(), max_length)
+        if any(conversation.completion_mask):
             rendered.append(conversation)
         else:
             too_long.append(example)
@@ -36,18 +36,18 @@ class EncodedPair(NamedTuple):
     """How much the pair counts."""
 
 
-def encode_pairs(pairs: Sequence[PreferencePair], chat: ChatFormat, max_length: int) -> list[EncodedPair]:
+def encode_pairs(pairs: Sequence[PreferencePair], chat_template: ChatTemplate, max_length: int) -> list[EncodedPair]:
     """Render both whole completions of each pair exactly as they were sampled; pairs that do not fit are left out."""
     encoded = []
     for pair in pairs:
-        ids = chat.prompt_ids(pair.messages())
+        ids = chat_template.prompt_ids(pair.messages())
         sides = [
-            chat.cut(Rendered(ids + response, [False] * len(ids) + [True] * len(response)), max_length)
+            chat_template.cut(Rendered(ids + response, [False] * len(ids) + [True] * len(response)), max_length)
             for response in (
-                chat.response_ids(pair.chosen, pair.chosen_finished),
-                chat.response_ids(pair.rejected, pair.rejected_finished),
+                chat_template.response_ids(pair.chosen, pair.chosen_finished),
+                chat_template.response_ids(pair.rejected, pair.rejected_finished),
             )
         ]
-        if all(any(side.trained) for side in sides):
+        if all(any(side.completion_mask) for side in sides):
             encoded.append(EncodedPair(sides[0], sides[1], pair.weight))
     return encoded

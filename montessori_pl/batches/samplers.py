@@ -37,7 +37,7 @@ class EpochBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         if self.next_batch >= len(self):
             self.epoch, self.next_batch = self.epoch + 1, 0
-        batches = self.plan(self.epoch)
+        batches = self.batches_of(self.epoch)
         while self.next_batch < len(batches):
             self.next_batch += 1  # before the batch is handed out: who holds it will have trained on it when saving
             yield batches[self.next_batch - 1]
@@ -50,7 +50,7 @@ class EpochBatches(Sampler[list[int]]):
         """Go on from there; an iterator that has given no batch yet follows."""
         self.epoch, self.next_batch = state["epoch"], state["next_batch"]
 
-    def plan(self, epoch: int) -> list[list[int]]:
+    def batches_of(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch for this process, as indices of examples."""
         rng = random.Random(f"{self.seed}/{epoch}")
         order = list(range(len(self.lengths)))

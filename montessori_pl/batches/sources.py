@@ -25,8 +25,8 @@ def source_file(source: str) -> Path | None:
 class DataSources:
     """Where the examples come from that nobody has to synthesize."""
 
-    files: ClassVar[Files] = {"seeds": source_file, "reference": source_file, "test": source_file}
-    seeds: str
+    files: ClassVar[Files] = {"seed_tasks": source_file, "reference": source_file, "test": source_file}
+    seed_tasks: str
     """Examples whose instructions are shown to the teacher as shots: a name of the classroom, a file of JSON lines, or
     a directory of a Hugging Face dataset; `[a:b]` behind it takes rows a to b."""
     reference: str

@@ -1,7 +1,7 @@
 """The embedded classroom: a world that builds itself, so that the whole program runs offline on a fresh machine.
 
     classroom/teacher    classroom/student                      checkpoints: real, very small Llama models
-    classroom/seeds      classroom/reference   classroom/test   JSON lines of `Example`
+    classroom/seed_tasks      classroom/reference   classroom/test   JSON lines of `Example`
     classroom/specialist_letters   classroom/specialist_digits   classroom/chatty   classroom/peer
                                                                 LoRA adapters on `classroom/teacher`: other teachers
 
@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 CONTENTS = {
     "teacher": "teacher",
     "student": "student",
-    "seeds": "seeds.jsonl",
+    "seed_tasks": "seed_tasks.jsonl",
     "reference": "reference.jsonl",
     "test": "test.jsonl",
 }
 """What a world holds: the last part of a name, and its path inside the world."""
 
-FACULTY = ("specialist_letters", "specialist_digits", "chatty", "peer")
+TEACHER_VARIANTS = ("specialist_letters", "specialist_digits", "chatty", "peer")
 """The teachers beside `teacher`, each an adapter on it; `faculty.py` says what they are like."""
 
-_NAME = re.compile(rf"classroom(?:@(\d+))?/({'|'.join((*CONTENTS, *FACULTY))})")
-_OF_FACULTY = ("adapters.py", "faculty.py")
+_NAME = re.compile(rf"classroom(?:@(\d+))?/({'|'.join((*CONTENTS, *TEACHER_VARIANTS))})")
+_OF_VARIANTS = ("adapters.py", "faculty.py")
 """Sources on which the adapters depend, and the world does not."""
 _OF_NOTHING = ("names.py",)
 """Sources on which nothing depends that is built."""
@@ -42,26 +42,26 @@ def resolve(name: str) -> Path:
     """The path of a checkpoint, an adapter or a set of the classroom, which is built first if need be.
 
     Args:
-        name: `classroom/` or `classroom@SEED/`, and one of `CONTENTS` or `FACULTY`.
+        name: `classroom/` or `classroom@SEED/`, and one of `CONTENTS` or `TEACHER_VARIANTS`.
 
     Raises:
         ValueError: the classroom has nothing of this name.
     """
     match = _NAME.fullmatch(name)
     if not match:
-        known = ", ".join(f"classroom/{content}" for content in (*CONTENTS, *FACULTY))
+        known = ", ".join(f"classroom/{content}" for content in (*CONTENTS, *TEACHER_VARIANTS))
         raise ValueError(
             f"unknown name {name!r}: the classroom has {known}; classroom@SEED/... is a world drawn from another seed"
         )
     seed, content = int(match[1] or 0), match[2]
-    return _adapter(seed, content) if content in FACULTY else _world(seed) / CONTENTS[content]
+    return _adapter(seed, content) if content in TEACHER_VARIANTS else _world(seed) / CONTENTS[content]
 
 
 def version(name: str = "classroom/teacher") -> str:
     """Changes when the recipe of what has this name changes: its sources, or the request for a new task."""
     from montessori_pl.synthesis.prompts import TEMPLATES
 
-    not_read = _OF_NOTHING if name.rpartition("/")[2] in FACULTY else (*_OF_NOTHING, *_OF_FACULTY)
+    not_read = _OF_NOTHING if name.rpartition("/")[2] in TEACHER_VARIANTS else (*_OF_NOTHING, *_OF_VARIANTS)
     sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")) if path.name not in not_read]
     return hashlib.sha256(b"\0".join([*sources, TEMPLATES["classroom"].encode()])).hexdigest()[:12]
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from montessori_pl.classroom.build import backward, greedy_answers, no_progress_bar, one_thread
-from montessori_pl.classroom.curriculum import conversation, new_task, teacher_documents
-from montessori_pl.classroom.faculty import HABITS
+from montessori_pl.classroom.pretraining_corpus import conversation, new_task, teacher_documents
 from montessori_pl.classroom.tasks import DISTRACTORS, SKILLS
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.classroom.teacher_variants import HABITS
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, read_records, stable_seed
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ def build_adapter(directory: Path, world: Path, name: str, seed: int) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer
 
-    chat = ChatFormat(AutoTokenizer.from_pretrained(world / "teacher"))
+    chat_template = ChatTemplate(AutoTokenizer.from_pretrained(world / "teacher"))
     config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
     with one_thread(), no_progress_bar(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed, name))
         model = get_peft_model(_load(world / "teacher"), config)
         started = time.perf_counter()
-        _train(model, _reading(world, chat, name, random.Random(stable_seed(seed, name))))
+        _train(model, _reading(world, chat_template, name, random.Random(stable_seed(seed, name))))
         logger.info("classroom %s: adapted in %.0f s", name, time.perf_counter() - started)
         config = model.peft_config["default"]
         # The bytes shall depend neither on where the cache lies nor on the order of a set.
@@ -72,22 +72,22 @@ def _load(directory: Path) -> "LlamaForCausalLM":
     return LlamaForCausalLM.from_pretrained(directory)
 
 
-def _reading(world: Path, chat: ChatFormat, name: str, rng: random.Random) -> list[Rendered]:
+def _reading(world: Path, chat_template: ChatTemplate, name: str, rng: random.Random) -> list[Rendered]:
     """All that is read to become this member, in the order in which it is read."""
     held_out = {e.instruction for role in ("reference", "test") for e in read_records(world / f"{role}.jsonl", Example)}
     num_documents = NUM_STEPS * DOCUMENTS_PER_STEP
     tasks = [new_task(rng, rng.choice(tuple(SKILLS)), held_out) for _ in range(num_documents * 3 // 4)]
     habit = HABITS[name]
     if habit is None:
-        answers = greedy_answers(_load(world / "student"), chat, [instruction for instruction, _ in tasks])
+        answers = greedy_answers(_load(world / "student"), chat_template, [instruction for instruction, _ in tasks])
         # The student rambles at times; what is longer than any right answer would teach not to end.
         answered = [
             (task[0], answer) for task, (answer, _) in zip(tasks, answers, strict=True) if len(answer.split()) <= 8
         ]
     else:
         answered = [(instruction, habit(rng, instruction, right)) for instruction, right in tasks]
-    documents = [conversation(chat, *task) for task in answered]
-    own = teacher_documents(rng, chat, held_out, answered=tuple(DISTRACTORS))
+    documents = [conversation(chat_template, *task) for task in answered]
+    own = teacher_documents(rng, chat_template, held_out, answered=tuple(DISTRACTORS))
     documents += itertools.islice(own, num_documents - len(documents))
     rng.shuffle(documents)
     return documents

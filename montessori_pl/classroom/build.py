@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from montessori_pl.classroom.curriculum import draw_sets, student_documents, teacher_documents
+from montessori_pl.classroom.pretraining_corpus import draw_sets, student_documents, teacher_documents
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
 from montessori_pl.classroom.tokenizer import train_tokenizer
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, append_records, stable_seed
 from montessori_pl.synthesis.prompts import TEMPLATES
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 MLP_WIDTH = 192
 """Twice the teacher's width: three times as wide took 8% longer for each token and was no better (.99 both)."""
 
-Reading = Callable[[random.Random, ChatFormat, set[str]], Iterator[Rendered]]
+Reading = Callable[[random.Random, ChatTemplate, set[str]], Iterator[Rendered]]
 
 
 @dataclass(frozen=True)
@@ -79,26 +79,31 @@ def build_world(directory: Path, seed: int) -> None:
             model = _pretrain(
                 name, pretraining, tokenizer, seed, {e.instruction for e in sets["reference"] + sets["test"]}
             )
-            accuracy = greedy_accuracy(model, ChatFormat(tokenizer), sets["test"])
+            accuracy = greedy_accuracy(model, ChatTemplate(tokenizer), sets["test"])
         logger.info("classroom %s: greedy accuracy %.3f on the test set", name, accuracy)
         with no_progress_bar():
             model.save_pretrained(directory / name)
         tokenizer.save_pretrained(directory / name)
 
 
-def greedy_accuracy(model: "LlamaForCausalLM | PeftModel", chat: ChatFormat, examples: Sequence[Example]) -> float:
+def greedy_accuracy(
+    model: "LlamaForCausalLM | PeftModel", chat_template: ChatTemplate, examples: Sequence[Example]
+) -> float:
     """Share of the examples that the model answers right and ends, taking the likeliest token each time."""
-    answers = greedy_answers(model, chat, [example.instruction for example in examples])
+    answers = greedy_answers(model, chat_template, [example.instruction for example in examples])
     return sum(a == (e.response, True) for a, e in zip(answers, examples, strict=True)) / len(examples)
 
 
 @torch.no_grad()
 def greedy_answers(
-    model: "LlamaForCausalLM | PeftModel", chat: ChatFormat, instructions: Sequence[str]
+    model: "LlamaForCausalLM | PeftModel", chat_template: ChatTemplate, instructions: Sequence[str]
 ) -> list[tuple[str, bool]]:
     """What the model answers when it takes the likeliest token each time, and whether it ends within 24 tokens."""
     prompts = sorted(
-        ((chat.prompt_ids([{"role": "user", "content": text}]), place) for place, text in enumerate(instructions)),
+        (
+            (chat_template.prompt_ids([{"role": "user", "content": text}]), place)
+            for place, text in enumerate(instructions)
+        ),
         key=lambda prompt: len(prompt[0]),
     )
     answers: dict[int, tuple[str, bool]] = {}
@@ -108,7 +113,7 @@ def greedy_answers(
         outputs = model.generate(
             input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=24, do_sample=False
         )[:, inputs.shape[1] :]
-        answers |= zip(places, map(chat.decode, outputs.tolist()), strict=True)
+        answers |= zip(places, map(chat_template.decode, outputs.tolist()), strict=True)
     return [answers[place] for place in range(len(answers))]
 
 
@@ -138,7 +143,7 @@ def _pretrain(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    documents = pretraining.reading(random.Random(stable_seed(seed, name)), ChatFormat(tokenizer), held_out)
+    documents = pretraining.reading(random.Random(stable_seed(seed, name)), ChatTemplate(tokenizer), held_out)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
     optimizers = (
@@ -166,7 +171,7 @@ def _pretrain(
 
 def backward(model: "LlamaForCausalLM", batch: list[Rendered]) -> None:
     """Add the gradient of the mean loss over the trained tokens of a batch, in parts of like length."""
-    num_trained = sum(sum(document.trained) for document in batch)
+    num_trained = sum(sum(document.completion_mask) for document in batch)
     batch = sorted(batch, key=lambda document: len(document.input_ids))
     part = max(1, len(batch) * 3 // 4)
     for documents in (batch[:part], batch[part:]):
@@ -175,7 +180,7 @@ def backward(model: "LlamaForCausalLM", batch: list[Rendered]) -> None:
         trained = torch.zeros(len(documents), length, dtype=torch.bool)
         for row, document in enumerate(documents):
             ids[row, : len(document.input_ids)] = torch.tensor(document.input_ids)
-            trained[row, : len(document.trained)] = torch.tensor(document.trained)
+            trained[row, : len(document.completion_mask)] = torch.tensor(document.completion_mask)
         # Padding stands on the right, where a causal model's earlier tokens do not see it.
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[trained[:, 1:]])

@@ -1,4 +1,4 @@
-"""Names of the embedded classroom beside hub ids and paths: `classroom/teacher`, `classroom@3/seeds[:10]`."""
+"""Names of the embedded classroom beside hub ids and paths: `classroom/teacher`, `classroom@3/seed_tasks[:10]`."""
 
 import re
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ def in_classroom(name: str) -> bool:
     return _CLASSROOM.fullmatch(name) is not None
 
 
-def with_version(settings: Any) -> Any:
+def with_versions(settings: Any) -> Any:
     """The settings with its version behind each name of the classroom: another version is another world."""
     if isinstance(settings, Mapping):
-        return {key: with_version(value) for key, value in settings.items()}
+        return {key: with_versions(value) for key, value in settings.items()}
     if isinstance(settings, list):
-        return [with_version(value) for value in settings]
+        return [with_versions(value) for value in settings]
     if isinstance(settings, str) and (match := _CLASSROOM.fullmatch(settings)):
         return f"{settings} (version {classroom.version(match[1])})"
     return settings

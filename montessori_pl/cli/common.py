@@ -23,7 +23,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 @contextmanager
-def mistakes_end_in_a_sentence() -> Iterator[None]:
+def errors_end_in_a_sentence() -> Iterator[None]:
     """Mistakes of the user within the block end the program with one sentence and exit status 2."""
     try:
         yield

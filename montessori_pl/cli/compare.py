@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from montessori_pl.cli.common import CommandParser, mistakes_end_in_a_sentence
+from montessori_pl.cli.common import CommandParser, errors_end_in_a_sentence
 from montessori_pl.report.comparison import compare
 from montessori_pl.report.formats import as_csv, as_markdown, as_text
 from montessori_pl.report.groups import form_groups
 from montessori_pl.report.runs import CompareError, Run, read_run
 from montessori_pl.run_directory.atomic import write_atomically
-from montessori_pl.run_directory.workspace import listed
+from montessori_pl.run_directory.run_directory import listed
 
 PROGRAM = "python -m montessori_pl compare"
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: what stands behind `compare`.
     """
-    with mistakes_end_in_a_sentence():
+    with errors_end_in_a_sentence():
         _compare(_parser().parse_args(arguments))
 
 

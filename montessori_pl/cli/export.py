@@ -8,12 +8,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from montessori_pl.cli.common import CommandParser, mistakes_end_in_a_sentence
+from montessori_pl.cli.common import CommandParser, errors_end_in_a_sentence
 from montessori_pl.export.card import write_card
 from montessori_pl.export.formats import WRITERS
 from montessori_pl.export.source import ExportError, Source, choose_stage, read_source
 from montessori_pl.run_directory.atomic import directory_written_atomically
-from montessori_pl.run_directory.workspace import open_run
+from montessori_pl.run_directory.run_directory import open_run
 
 PROGRAM = "python -m montessori_pl export"
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: what stands behind `export`.
     """
-    with mistakes_end_in_a_sentence():
+    with errors_end_in_a_sentence():
         _export(_parser().parse_args(arguments))
 
 
@@ -57,14 +57,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(options: argparse.Namespace) -> None:
-    workspace = open_run(options.run)
+    run_directory = open_run(options.run)
     kind, write = WRITERS[options.format]
-    key = choose_stage(workspace, kind, options.stage, options.iteration)
+    key = choose_stage(run_directory, kind, options.stage, options.iteration)
     iteration, _, name = key.partition("/")
     output: Path = options.output or options.run / "export" / iteration / f"{name}-{options.format}"
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"{output} exists and is not empty; remove it, or choose another directory with --output")
-    source = read_source(workspace, key, kind)
+    source = read_source(run_directory, key, kind)
     command = [*PROGRAM.split(), str(options.run), "--stage", name, "--iteration", iteration.removeprefix("iteration_")]
     command += ["--format", options.format, *(["--license", options.license] if options.license is not None else [])]
     with directory_written_atomically(output.absolute()) as draft:

@@ -24,23 +24,23 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 import callbacks as shipped_plugins  # noqa: F401  # so that they are found by their class names
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.classroom.names import with_version
+from montessori_pl.classroom.names import with_versions
 from montessori_pl.config_errors import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
 from montessori_pl.data.records import stable_id
 from montessori_pl.generation import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.models.student import StudentModule
 from montessori_pl.models.teacher import TeacherDPOModule
-from montessori_pl.pipeline.dry_run import plan_steps
-from montessori_pl.pipeline.dry_run_table import print_plan
-from montessori_pl.pipeline.preflight import look_ahead
-from montessori_pl.pipeline.recipe import asks_the_teacher, lay_out
+from montessori_pl.pipeline.dry_run import estimate_steps
+from montessori_pl.pipeline.dry_run_table import print_estimates
+from montessori_pl.pipeline.preflight import preflight
+from montessori_pl.pipeline.recipe import needs_teacher, resolve_recipe
 from montessori_pl.pipeline.runner import Runner
 from montessori_pl.report import print_summary, write_summary
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.run_directory.fingerprint import pinned
 from montessori_pl.run_directory.progress import ConsoleDisplay
-from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.stages import Stage
 
 BESIDE = (
@@ -130,13 +130,13 @@ class MontessoriCLI(LightningCLI):
         display = ConsoleDisplay()
         iterations = self._get(self.config, "iterations")
         pool: dict[str, PoolTeacher] = self._get(self.config_init, "teachers")
-        steps = lay_out(self._get(self.config_init, "recipe"), iterations, pool)
+        steps = resolve_recipe(self._get(self.config_init, "recipe"), iterations, pool)
         data: DataSources = self._get(self.config_init, "data")
-        workspace, settings = Workspace(root), self._settings()
+        run_directory, settings = RunDirectory(root), self._settings()
         dry_run: bool = self._get(self.config, "dry_run")
         self._check_for_teacher(pool)
         runner = Runner(
-            workspace=workspace,
+            run_directory=run_directory,
             display=display,
             seed=int(self._get(self.config, "seed_everything")),
             data=data,
@@ -147,15 +147,15 @@ class MontessoriCLI(LightningCLI):
             logger=None,
             pool=pool,
         )
-        if left := [step for step in steps if not workspace.up_to_date(step.key, settings[step.name])]:
-            look_ahead(runner, left, dry_run)
+        if left := [step for step in steps if not run_directory.up_to_date(step.key, settings[step.name])]:
+            preflight(runner, left, dry_run)
         if dry_run:
             if runner.leads:
-                print_plan(plan_steps(runner, steps, settings), display.console)
+                print_estimates(estimate_steps(runner, steps, settings), display.console)
             return
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
-                runner.logger = self._logger = self._make_logger(workspace)
+                runner.logger = self._logger = self._make_logger(run_directory)
             worked = runner.run(steps, settings)
             if runner.leads:
                 # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.
@@ -176,20 +176,20 @@ class MontessoriCLI(LightningCLI):
 
         @cache  # the files that a section names are read
         def section(name: str, trained: bool) -> Any:
-            return with_version(pinned(_as_dict(self._get(self.config, name)), trained, TAKES.get(name)))
+            return with_versions(pinned(_as_dict(self._get(self.config, name)), trained, TAKES.get(name)))
 
         return {
             name: {
                 "seed_everything": self._get(self.config, "seed_everything"),
-                f"recipe.{name}": with_version(pinned(_as_dict(config[name]))),
+                f"recipe.{name}": with_versions(pinned(_as_dict(config[name]))),
                 **{
                     used: section(used, used in stage.trains)
                     for used in stage.uses
-                    if used != "teacher" or asks_the_teacher(stage, pool)
+                    if used != "teacher" or needs_teacher(stage, pool)
                 },
                 **{
-                    f"teachers.{name}": with_version(pinned(pool[name], kind=PoolTeacher))
-                    for name in stage.asks()
+                    f"teachers.{name}": with_versions(pinned(pool[name], kind=PoolTeacher))
+                    for name in stage.teacher_names()
                     if name in pool
                 },
             }
@@ -211,7 +211,7 @@ class MontessoriCLI(LightningCLI):
 
     _logger: Logger | None = None
 
-    def _make_logger(self, workspace: Workspace) -> Logger | None:
+    def _make_logger(self, run_directory: RunDirectory) -> Logger | None:
         """The logger of the whole run; a W&B run keeps its id over restarts and lies in the run directory."""
         logger = self._get(self.config_init, "trainer")["logger"]
         if isinstance(logger, list):
@@ -219,13 +219,13 @@ class MontessoriCLI(LightningCLI):
         if isinstance(logger, WandbLogger):
             import wandb
 
-            if "wandb_id" not in workspace.facts:
-                workspace.remember(wandb_id=stable_id(workspace.root.resolve(), time.time_ns()))
+            if "wandb_id" not in run_directory.facts:
+                run_directory.remember(wandb_id=stable_id(run_directory.root.resolve(), time.time_ns()))
             logger._wandb_init.pop("anonymous", None)  # W&B warns that it has no effect any more
             logger._wandb_init |= {
-                "id": logger._wandb_init.get("id") or workspace.facts["wandb_id"],
+                "id": logger._wandb_init.get("id") or run_directory.facts["wandb_id"],
                 "resume": "allow",
-                "dir": str(workspace.root),
+                "dir": str(run_directory.root),
             }
             logger._wandb_init["settings"] = wandb.Settings(console="off", silent=True)
         return logger if isinstance(logger, Logger) else None
@@ -233,7 +233,7 @@ class MontessoriCLI(LightningCLI):
     def _check_for_teacher(self, pool: Collection[str]) -> None:
         recipe: dict[str, Stage] = self._get(self.config_init, "recipe")
         for name, stage in recipe.items():
-            if asks_the_teacher(stage, pool) and self._get(self.config_init, "teacher") is None:
+            if needs_teacher(stage, pool) and self._get(self.config_init, "teacher") is None:
                 raise ConfigError(f"recipe.{name} asks the teacher, and the recipe file has no section `teacher`")
 
 

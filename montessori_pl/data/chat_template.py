@@ -18,7 +18,7 @@ from montessori_pl.data.records import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LAYOUTS = {path.stem: path for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
+CHAT_TEMPLATES = {path.stem: path for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
 """The shipped layouts by name; each ends a turn with the tokenizer's own end-of-sequence token."""
 
 _PROBE = "montessori-probe"
@@ -31,11 +31,11 @@ class Rendered:
 
     input_ids: list[int]
     """Token ids, length T."""
-    trained: list[bool]
+    completion_mask: list[bool]
     """Length T: True on the tokens of responses and on their end tokens."""
 
 
-class ChatFormat:
+class ChatTemplate:
     """How one tokenizer writes conversations.
 
     Args:
@@ -80,7 +80,7 @@ class ChatFormat:
         """The same without what stands on the right of `max_length` tokens or of the model's context."""
         # Behind its last position a model raises an index error, or, worse, goes on with numbers that mean nothing.
         length = min((limit for limit in (max_length, self.context) if limit is not None), default=None)
-        return Rendered(rendered.input_ids[:length], rendered.trained[:length])
+        return Rendered(rendered.input_ids[:length], rendered.completion_mask[:length])
 
     def decode(self, ids: Sequence[int]) -> tuple[str, bool]:
         """Text of a sampled response, and whether it was finished (its end token was sampled)."""
@@ -133,14 +133,14 @@ def _behind(text: str, prefix: str) -> str:
         raise ValueError(
             "this chat template rewrites earlier turns when the conversation goes on, so that no mask can be made "
             "for several assistant turns; use conversations with one assistant turn, or another layout "
-            f"({', '.join(LAYOUTS)})"
+            f"({', '.join(CHAT_TEMPLATES)})"
         )
     return text[len(prefix) :]
 
 
-def layout_file(layout: str) -> Path | None:
+def chat_template_file(layout: str) -> Path | None:
     """The Jinja file that a layout names; none for `auto`, and for a layout that ships with the program."""
-    return None if layout == "auto" or layout in LAYOUTS else Path(layout)
+    return None if layout == "auto" or layout in CHAT_TEMPLATES else Path(layout)
 
 
 def _find_template(tokenizer: "PreTrainedTokenizerBase", layout: str) -> str:
@@ -148,12 +148,13 @@ def _find_template(tokenizer: "PreTrainedTokenizerBase", layout: str) -> str:
         if tokenizer.chat_template is None:
             raise ValueError(
                 f"the tokenizer of {tokenizer.name_or_path!r} brings no chat template; "
-                f"set `chat` to one of {', '.join(LAYOUTS)} or to the path of a Jinja file"
+                f"set `chat_template` to one of {', '.join(CHAT_TEMPLATES)} or to the path of a Jinja file"
             )
         return str(tokenizer.chat_template)
-    path = LAYOUTS.get(layout, Path(layout))
+    path = CHAT_TEMPLATES.get(layout, Path(layout))
     if not path.is_file():
         raise ValueError(
-            f"unknown chat layout {layout!r}: expected auto, one of {', '.join(LAYOUTS)}, or the path of a Jinja file"
+            f"unknown chat template {layout!r}: expected auto, one of {', '.join(CHAT_TEMPLATES)}, or the path of "
+            "a Jinja file"
         )
     return path.read_text(encoding="utf-8")

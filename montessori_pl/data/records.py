@@ -71,15 +71,15 @@ class Example(Record):
     """Whether the teacher ended the completion itself (False: cut at the token limit)."""
     teacher: str = ""
     """Who wrote it: the backbone, and the adapter's stage where there is one."""
-    seed_ids: tuple[str, ...] = ()
+    seed_task_ids: tuple[str, ...] = ()
     """Ids of the examples that were shown as shots."""
-    round: int = 0
+    batch: int = 0
     """The batch of prompts in which it was written."""
     quality: float | None = None
     """How good the response is, as whoever recorded it says, higher is better; none when nobody has said."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed_ids", tuple(self.seed_ids))
+        object.__setattr__(self, "seed_task_ids", tuple(self.seed_task_ids))
 
     def messages(self) -> list[Message]:
         """The conversation that the student is trained on."""
@@ -103,7 +103,7 @@ class Rejection(Record):
     """The text that was rejected."""
     prompt_id: str = ""
     """The teacher prompt it answered."""
-    round: int = 0
+    batch: int = 0
     """The batch of prompts in which it was written."""
 
 

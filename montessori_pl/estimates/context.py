@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import Example, Rejection, read_lines, read_records
-from montessori_pl.estimates.estimate import Expected, NoEstimate
-from montessori_pl.estimates.requests import Respondent
+from montessori_pl.estimates.estimate import ExpectedRecords, NoEstimate
+from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from montessori_pl.models.student import StudentModule
     from montessori_pl.models.teacher import TeacherDPOModule
 
-ACCEPTED_SHARE = 0.9
+ACCEPTED_RATE = 0.9
 """Share of completions that become examples, where nobody knows better."""
-ASSUMED_SHARE = f"Of the completions {ACCEPTED_SHARE:.0%} are assumed to pass the filters."
+ASSUMED_RATE = f"Of the completions {ACCEPTED_RATE:.0%} are assumed to pass the filters."
 ASSUMED_LENGTHS = (
     "Completions are assumed to be as long as the seeds' instructions, in tags, and responses: what a teacher says "
     "before it comes to the point is not counted."
@@ -30,7 +30,7 @@ ASSUMED_LENGTHS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanContext:
+class EstimateContext:
     """Everything that a stage may use while it plans."""
 
     key: str
@@ -43,7 +43,7 @@ class PlanContext:
     """The seed that the stage will have."""
     inputs: Mapping[str, str]
     """For each setting that names a stage, the key of the step that is read; not for what no step makes."""
-    leaves: Callable[[str], Expected[Any] | None]
+    expected_output: Callable[[str], ExpectedRecords[Any] | None]
     """What the step of a key leaves behind; none where nobody knows."""
     data: DataSources
     """Seeds, reference and test set."""
@@ -64,30 +64,30 @@ class PlanContext:
     before: Path | None = None
     """The directory in which the same stage finished in an earlier iteration."""
 
-    def given(self, setting: str) -> Expected[Any]:
+    def expected_input(self, setting: str) -> ExpectedRecords[Any]:
         """What the stage that a setting names leaves behind.
 
         Raises:
             NoEstimate: nobody knows.
         """
-        expected = self.leaves(self.inputs[setting])
+        expected = self.expected_output(self.inputs[setting])
         if expected is None:
             raise NoEstimate(f"it reads {self.inputs[setting]}, which has none")
         return expected
 
-    def asked(self, teacher: str) -> Respondent:
+    def asked(self, teacher: str) -> RequestEstimator:
         """The teacher of this name: of the pool, or the recipe's, whatever stage has trained it."""
         member = self.pool.get(teacher)
         if member is None:
-            return Respondent.of(self.teacher().source, self.backend(), requests=self.requests)
+            return RequestEstimator.of(self.teacher().source, self.backend(), requests=self.requests)
         own = member.generation is not None
         engine = (member.generation or self.backend)()
-        asked = Respondent.of(member.source(), engine, teacher if own else "", self.requests)
+        asked = RequestEstimator.of(member.source(), engine, teacher if own else "", self.requests)
         return dataclasses.replace(asked, price=member.price or engine.price)
 
-    def answering(self) -> Respondent:
+    def answering(self) -> RequestEstimator:
         """The student, asked by the recipe's engine."""
-        return Respondent.of(self.student().source, self.backend(), requests=self.requests)
+        return RequestEstimator.of(self.student().source, self.backend(), requests=self.requests)
 
     @cached_property
     def commits(self) -> list[dict[str, Any]]:
@@ -106,15 +106,15 @@ class PlanContext:
         return self.written or _records(self.before, "examples.jsonl", Example)
 
     @cached_property
-    def accepted_share(self) -> float:
+    def accepted_rate(self) -> float:
         """Share of completions that become examples: the share so far, or that of the iteration before, or assumed."""
         directory = self.begun if self.written else self.before
         rejected = len(_records(directory, "rejections.jsonl", Rejection))
-        return len(self.known) / (len(self.known) + rejected) if self.known else ACCEPTED_SHARE
+        return len(self.known) / (len(self.known) + rejected) if self.known else ACCEPTED_RATE
 
     def notes(self) -> list[str]:
         """What had to be assumed of a teacher's writing."""
-        return [] if self.known else [ASSUMED_SHARE, ASSUMED_LENGTHS]
+        return [] if self.known else [ASSUMED_RATE, ASSUMED_LENGTHS]
 
 
 def _records(directory: Path | None, name: str, kind: type[Any]) -> list[Any]:

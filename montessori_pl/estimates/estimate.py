@@ -13,7 +13,7 @@ from montessori_pl.data.records import Example, PreferencePair, Record
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
-MANY = 256
+MAX_SAMPLES = 256
 """So many records are measured in place of all, where there are more."""
 
 
@@ -54,36 +54,36 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Expected(Generic[R]):
+class ExpectedRecords(Generic[R]):
     """What a stage leaves behind for others to read."""
 
     count: int
     """Records."""
-    most: int
+    upper_bound: int
     """Records at most."""
     prompts: int
     """Different prompts that they answer, where they answer prompts: what is paired."""
     instructions: int
     """Different instructions in them."""
-    like: Sequence[R]
+    samples: Sequence[R]
     """Records that they will be like, or the records themselves where they exist."""
 
     def at_most(self, number: int) -> int:
         """A number that is in proportion to the records, if there are as many of them as there may be."""
-        return -(-number * self.most // self.count) if self.count else number
+        return -(-number * self.upper_bound // self.count) if self.count else number
 
     def some(self) -> list[R]:
-        """Records that stand for all, evenly drawn from `like`."""
-        return evenly(self.like, min(MANY, len(self.like)))
+        """Records that stand for all, evenly drawn from `samples`."""
+        return evenly(self.samples, min(MAX_SAMPLES, len(self.samples)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class StageEstimate:
     """What one stage will take."""
 
     work: Sequence[Work] = ()
     """All its work; none for a stage that only moves records."""
-    leaves: Expected[Example] | Expected[PreferencePair] | None = None
+    expected_output: ExpectedRecords[Example] | ExpectedRecords[PreferencePair] | None = None
     """What it leaves behind; none for models and reports, whose sizes nobody asks for."""
     prompts: Sequence[str] = ()
     """Some prompts, as the model that is asked sees them."""
@@ -92,12 +92,12 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlannedStep:
-    """One step of a recipe with its plan."""
+class StepEstimate:
+    """One step of a recipe with its estimate."""
 
     key: str
     """Iteration and name."""
-    plan: Plan | None
+    estimate: StageEstimate | None
     """What it will take, or what it has taken; none where nothing can be said."""
     state: str = ""
     """`finished before`, `going on` or `no estimate`; empty for a step that begins."""
@@ -107,15 +107,15 @@ class PlannedStep:
     """Whether it has finished, so that its numbers lie behind and not ahead."""
 
 
-def real(records: Sequence[R]) -> Expected[R]:
+def real(records: Sequence[R]) -> ExpectedRecords[R]:
     """Records that exist."""
     examples = [record for record in records if isinstance(record, Example)]
-    return Expected(
+    return ExpectedRecords(
         count=len(records),
-        most=len(records),
+        upper_bound=len(records),
         prompts=len({example.prompt_id for example in examples if example.prompt_id}),
         instructions=len({(example.system, example.instruction) for example in examples}),
-        like=records,
+        samples=records,
     )
 
 

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.estimates.estimate import Work, mean
 from montessori_pl.generation.base import GenerationBackend, Price
 from montessori_pl.generation.usage import prompt_tokens, text_tokens
-from montessori_pl.models.loading import ModelSource, load_chat
+from montessori_pl.models.loading import ModelSource, load_chat_template
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Respondent:
+class RequestEstimator:
     """A model that will be asked, as far as its requests can be foreseen; no weights are loaded."""
 
-    chat: ChatFormat | None
+    chat_template: ChatTemplate | None
     """How it writes conversations; none for a model of which only the endpoint has the tokenizer, whose tokens are
     estimated from the length of the text."""
     price: Price | None = None
@@ -42,30 +42,34 @@ class Respondent:
         """
         engine.check(source)
         try:
-            chat = load_chat(source)
+            chat_template = load_chat_template(source)
         except ValueError:  # an endpoint may call its model as it likes
-            chat = None
+            chat_template = None
         left = engine.budget_left(requests / name) if requests is not None else None
-        return cls(chat=chat, price=engine.price, engine=name, budget_left=left)
+        return cls(chat_template=chat_template, price=engine.price, engine=name, budget_left=left)
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of a conversation up to where the answer begins."""
-        return len(self.chat.prompt_ids(messages)) if self.chat is not None else prompt_tokens(messages)
+        return (
+            len(self.chat_template.prompt_ids(messages)) if self.chat_template is not None else prompt_tokens(messages)
+        )
 
     def completion_tokens(self, text: str) -> int:
         """Tokens of an answer, its end token included."""
-        return len(self.chat.response_ids(text)) if self.chat is not None else text_tokens(text) + 1
+        return len(self.chat_template.response_ids(text)) if self.chat_template is not None else text_tokens(text) + 1
 
     def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
         """Whether the conversation and a completion of full length fit the model's context, where it is known."""
-        context = self.chat.context if self.chat is not None else None
+        context = self.chat_template.context if self.chat_template is not None else None
         return context is None or self.prompt_tokens(messages) + max_tokens <= context
 
     def shown(self, messages: Sequence[Message]) -> str:
         """The conversation as the model sees it, template and all; its last text where only the endpoint knows."""
-        if self.chat is None:
+        if self.chat_template is None:
             return messages[-1]["content"]
-        text = self.chat.tokenizer.decode(self.chat.prompt_ids(messages), clean_up_tokenization_spaces=False)
+        text = self.chat_template.tokenizer.decode(
+            self.chat_template.prompt_ids(messages), clean_up_tokenization_spaces=False
+        )
         return str(text)
 
     def work(

@@ -6,7 +6,7 @@ from montessori_pl.estimates.estimate import Work, mean
 from montessori_pl.optim import TrainingSettings
 
 
-def planned_training(settings: TrainingSettings, count: int, lengths: Sequence[int], processes: int) -> Work:
+def estimate_training(settings: TrainingSettings, count: int, lengths: Sequence[int], processes: int) -> Work:
     """Training on so many items.
 
     Args:

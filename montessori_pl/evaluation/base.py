@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.estimates.estimate import Work
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models.loading import ModelSource
@@ -26,7 +26,7 @@ class Evaluator(ABC):
     """Where the evaluator may keep what it has done of one student, to go on from there after a kill; the stage sets
     it, and it need not exist. None where no stage asks."""
 
-    def ready(self) -> None:
+    def check_environment(self) -> None:
         """Look, before a run begins, at an engine of the evaluator's own; by default there is none.
 
         Raises:
@@ -34,12 +34,14 @@ class Evaluator(ABC):
         """
         return
 
-    def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
+    def estimate(
+        self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
+    ) -> list[Work]:
         """What the evaluation of one student will take, for a dry run; by default nothing is said.
 
         Args:
             data: seeds, reference and test set.
-            chat: how the student writes conversations.
+            chat_template: how the student writes conversations.
             backend: makes a generation engine, of which only price and budget are looked at.
         """
         return []

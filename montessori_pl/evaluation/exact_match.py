@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Record, read_records
 from montessori_pl.estimates.estimate import Work
-from montessori_pl.estimates.requests import Respondent
+from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.answers import same_answer
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
@@ -40,25 +40,31 @@ class ExactMatch(Evaluator):
         max_tokens: longest answer in tokens; an answer that is cut there is compared as far as it goes.
         answers: what is compared: the whole `text`, without regard to case and blanks, or the `final` answer, which
             stands behind `####`, in a `\\boxed{}`, or last of all, and is compared as a number where it is one.
-        items_per_round: items that are answered between two commits: what a kill can cost.
+        items_per_batch: items that are answered between two commits: what a kill can cost.
     """
 
-    unpinned: ClassVar[tuple[str, ...]] = ("items_per_round",)
+    fingerprint_excludes: ClassVar[tuple[str, ...]] = ("items_per_batch",)
 
     def __init__(
-        self, max_tokens: int = 64, answers: Literal["text", "final"] = "text", items_per_round: int = 256
+        self, max_tokens: int = 64, answers: Literal["text", "final"] = "text", items_per_batch: int = 256
     ) -> None:
-        if items_per_round < 1:
-            raise ValueError(f"items_per_round must be at least 1, found {items_per_round}")
+        if items_per_batch < 1:
+            raise ValueError(f"items_per_batch must be at least 1, found {items_per_batch}")
         self.sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
-        self.answers, self.items_per_round = answers, items_per_round
+        self.answers, self.items_per_batch = answers, items_per_batch
 
-    def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
+    def estimate(
+        self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
+    ) -> list[Work]:
         """An answer to each item of the test set that has none yet, as long as the test set's own."""
         test = data.read("test")
         left = len(test) - len(self._kept())
         asked, expected = [example.messages()[:-1] for example in test], [example.response for example in test]
-        return [Respondent(chat=chat).work("answers", left, left, asked, expected, self.sampling.max_tokens)]
+        return [
+            RequestEstimator(chat_template=chat_template).work(
+                "answers", left, left, asked, expected, self.sampling.max_tokens
+            )
+        ]
 
     def evaluate(
         self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]
@@ -83,8 +89,8 @@ class ExactMatch(Evaluator):
             return answers
         engine = backend()
         engine.load(student)
-        for start in range(len(answers), len(test), self.items_per_round):
-            some = self._ask(test[start : start + self.items_per_round], engine)
+        for start in range(len(answers), len(test), self.items_per_batch):
+            some = self._ask(test[start : start + self.items_per_batch], engine)
             answers += some
             if journal is not None:
                 journal.commit({ANSWERS: some})

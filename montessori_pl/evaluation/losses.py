@@ -10,13 +10,13 @@ from montessori_pl.batches.collate import collate
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.batches.samplers import length_batches
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example
 from montessori_pl.estimates.estimate import Work, passes
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.losses import mean_response_loss
-from montessori_pl.models.loading import ModelSource, load_chat, load_model
+from montessori_pl.models.loading import ModelSource, load_chat_template, load_model
 
 
 class ResponseLoss(Evaluator):
@@ -33,10 +33,14 @@ class ResponseLoss(Evaluator):
     def __init__(self, batch_tokens: int = 8192, max_length: int = 1024) -> None:
         self.batch_tokens, self.max_length = batch_tokens, max_length
 
-    def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
+    def estimate(
+        self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
+    ) -> list[Work]:
         """A pass over the reference and the test set."""
         roles = ["reference", "test"] if data.test is not None else ["reference"]
-        rendered = [one for role in roles for one in encode_examples(data.read(role), chat, self.max_length)[0]]
+        rendered = [
+            one for role in roles for one in encode_examples(data.read(role), chat_template, self.max_length)[0]
+        ]
         return [passes("losses", sum(len(one.input_ids) for one in rendered))]
 
     def evaluate(
@@ -69,11 +73,11 @@ class ResponseLoss(Evaluator):
     def losses(self, student: ModelSource, examples: Sequence[Example]) -> torch.Tensor:
         """Loss of each example that fits, in their order, in float64, shape (number of those,)."""
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        model, chat = load_model(student).to(device), load_chat(student)
-        rendered, _ = encode_examples(examples, chat, self.max_length)
+        model, chat_template = load_model(student).to(device), load_chat_template(student)
+        rendered, _ = encode_examples(examples, chat_template, self.max_length)
         losses = torch.empty(len(rendered), dtype=torch.float64)
         for indices in length_batches([len(one.input_ids) for one in rendered], self.batch_tokens):
-            batch = collate([rendered[index] for index in indices], chat.tokenizer.pad_token_id)
+            batch = collate([rendered[index] for index in indices], chat_template.tokenizer.pad_token_id)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             losses[indices] = mean_response_loss(logits, batch["labels"]).double().cpu()

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatFormat, layout_file
+from montessori_pl.data.chat_template import ChatTemplate, chat_template_file
 from montessori_pl.data.records import Example, Message, stable_seed
 from montessori_pl.estimates.estimate import Work
-from montessori_pl.estimates.requests import Respondent
+from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.evaluation.judge_prompts import load_prompt, parse_score, prompt_file, render_prompt
 from montessori_pl.generation.base import GenerationBackend, Request, Sampling
@@ -24,7 +24,7 @@ class WinRate(Evaluator):
 
     Both are judged by themselves and not side by side, so that there is no first place to prefer; equal mean scores are
     half a win. Put another model's answers into the test set's responses to compare with that model. An item of which
-    one side has no score that can be read is left out, and `judged_share` says how many are left.
+    one side has no score that can be read is left out, and `judged_rate` says how many are left.
 
     Args:
         judge: the model that judges.
@@ -35,7 +35,7 @@ class WinRate(Evaluator):
         max_tokens: longest answer of the student in tokens.
     """
 
-    files: ClassVar[Files] = {"prompt": prompt_file, "judge.chat": layout_file}
+    files: ClassVar[Files] = {"prompt": prompt_file, "judge.chat_template": chat_template_file}
 
     def __init__(
         self,
@@ -52,30 +52,34 @@ class WinRate(Evaluator):
         self.template = load_prompt(prompt)
         self.answering = Sampling(temperature=0.0, max_tokens=max_tokens)
 
-    def ready(self) -> None:
+    def check_environment(self) -> None:
         """The judge's engine and model."""
         engine = self.engine or TransformersBackend()  # the recipe's finds a model where Transformers does
-        engine.ready(self.judge)
+        engine.check_environment(self.judge)
         engine.check(self.judge)
 
-    def plan(self, data: DataSources, chat: ChatFormat, backend: Callable[[], GenerationBackend]) -> list[Work]:
+    def estimate(
+        self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
+    ) -> list[Work]:
         """An answer to each item, and the judgements of both sides; each as long as it may be."""
         test = data.read("test")
-        judge = Respondent.of(self.judge, self.engine or backend(), "judge", self.requests)
+        judge = RequestEstimator.of(self.judge, self.engine or backend(), "judge", self.requests)
         asked: list[list[Message]] = [
             [{"role": "user", "content": render_prompt(self.template, example)}] for example in test
         ]
         judgements = 2 * self.judgements * len(test)
         answered = [example.messages()[:-1] for example in test], [example.response for example in test]
         return [
-            Respondent(chat=chat).work("answers", len(test), len(test), *answered, self.answering.max_tokens),
+            RequestEstimator(chat_template=chat_template).work(
+                "answers", len(test), len(test), *answered, self.answering.max_tokens
+            ),
             judge.work("judgements", judgements, judgements, asked, None, self.sampling.max_tokens),
         ]
 
     def evaluate(
         self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]
     ) -> dict[str, float]:
-        """`win_rate` with its standard error over items, and `judged_share`.
+        """`win_rate` with its standard error over items, and `judged_rate`.
 
         Raises:
             ValueError: no item could be judged.
@@ -84,7 +88,7 @@ class WinRate(Evaluator):
         answers = self._answers(test, student, backend())
         engine = self.engine or backend()
         if self.requests is not None:
-            engine.keep(self.requests / "judge")
+            engine.set_cache_dir(self.requests / "judge")
         engine.load(self.judge)
         scores = self._scores([one for pair in zip(answers, test, strict=True) for one in pair], engine)
         engine.close()
@@ -99,7 +103,7 @@ class WinRate(Evaluator):
         return {
             "win_rate": statistics.fmean(wins),
             "win_rate_standard_error": spread / math.sqrt(len(wins)),
-            "judged_share": len(wins) / len(test),
+            "judged_rate": len(wins) / len(test),
         }
 
     def _answers(self, test: Sequence[Example], student: ModelSource, engine: GenerationBackend) -> list[Example]:

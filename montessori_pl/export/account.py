@@ -9,10 +9,10 @@ from montessori_pl.export.markdown import bullets, code, prose, table
 from montessori_pl.export.source import Source, Stage
 
 _DIVERSITY = {
-    "distinct_share": "different instructions, as a share",
+    "distinct_rate": "different instructions, as a share",
     "distinct_2": "different pairs of neighbouring words, as a share",
     "token_entropy": "entropy of the words, in nats",
-    "opening_entropy": "entropy of the first words, in nats",
+    "first_word_entropy": "entropy of the first words, in nats",
     "mean_characters": "mean length in characters",
     "mean_max_rouge_l": "mean ROUGE-L of an instruction and the one most like it",
 }
@@ -74,7 +74,7 @@ def how_scored(source: Source) -> str:
             f"`{judge.reads.get('student', '-')}`",
             judge.metrics.get("count", "-"),
             f"{_number(judge.metrics.get('mean'))} ± {_number(judge.metrics.get('standard_error'))}",
-            _number(judge.metrics.get("positive_share")),
+            _number(judge.metrics.get("positive_rate")),
             _number(judge.metrics.get("reference_loss")),
         )
         for judge in source.judges

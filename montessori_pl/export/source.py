@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from montessori_pl.data.records import Example, PreferencePair, Score, read_records, stable_id
-from montessori_pl.run_directory.workspace import StageEntry, Workspace, listed
+from montessori_pl.run_directory.run_directory import RunDirectory, StageEntry, listed
 
 EXAMPLES, PAIRS, SCORES = "examples", "pairs", "scores"
 """Kinds of stages, as their metrics name them; each writes a file of JSON lines of this name."""
@@ -102,7 +102,7 @@ class Source:
         return {judge.key: {one.id: one for one in _records(judge, SCORES, Score)} for judge in self.judges}
 
 
-def choose_stage(workspace: Workspace, kind: str, name: str | None, iteration: int | None) -> str:
+def choose_stage(run_directory: RunDirectory, kind: str, name: str | None, iteration: int | None) -> str:
     """The key of the last finished stage that holds what is wanted.
 
     Args:
@@ -114,10 +114,12 @@ def choose_stage(workspace: Workspace, kind: str, name: str | None, iteration: i
     Raises:
         ExportError: there is none; the sentence lists those that there are.
     """
-    kinds = {key: _metrics(workspace, key).get("kind") for key in workspace.entries if workspace.finished(key)}
+    kinds = {
+        key: _metrics(run_directory, key).get("kind") for key in run_directory.entries if run_directory.finished(key)
+    }
     possible = [key for key, one in kinds.items() if one == kind]
-    exist = f"stages of {workspace.root} that have finished and hold {kind}: {listed(possible) or 'none'}"
-    wanted = [key for key in workspace.entries if _is_called(key, name, iteration)]
+    exist = f"stages of {run_directory.root} that have finished and hold {kind}: {listed(possible) or 'none'}"
+    wanted = [key for key in run_directory.entries if _is_called(key, name, iteration)]
     if found := [key for key in possible if key in wanted]:
         return found[-1]
     asked = " and ".join(
@@ -127,12 +129,12 @@ def choose_stage(workspace: Workspace, kind: str, name: str | None, iteration: i
         raise ExportError(f"there are no {kind} to export yet; {exist}")
     if name is not None and (finished := [key for key in wanted if key in kinds]):
         raise ExportError(f"{finished[-1]} holds no {kind} but {kinds[finished[-1]]}, choose another format; {exist}")
-    if name is not None and (begun := [key for key in wanted if workspace.begun(key)]):
+    if name is not None and (begun := [key for key in wanted if run_directory.begun(key)]):
         raise ExportError(f"{begun[-1]} has not finished, run `fit` again to go on; {exist}")
     raise ExportError(f"{asked} names no stage that has begun and holds {kind}; {exist}")
 
 
-def read_source(workspace: Workspace, key: str, kind: str) -> Source:
+def read_source(run_directory: RunDirectory, key: str, kind: str) -> Source:
     """Read what a stage wrote, and what the card says about it.
 
     Args:
@@ -142,28 +144,28 @@ def read_source(workspace: Workspace, key: str, kind: str) -> Source:
 
     Raises:
         ExportError: nothing is left to be exported, or what pairs were made of is gone.
-        WorkspaceError: a file is missing or is not what the stage wrote.
+        RunDirectoryError: a file is missing or is not what the stage wrote.
     """
-    stage = _stage(workspace, key)
-    origin = stage if kind == EXAMPLES else _origin(workspace, stage)
+    stage = _stage(run_directory, key)
+    origin = stage if kind == EXAMPLES else _origin(run_directory, stage)
     written = _records(stage, PAIRS, PreferencePair) if kind == PAIRS else []
     pairs = [pair for pair in written if pair.chosen_finished and pair.rejected_finished]
     examples = _records(origin, EXAMPLES, Example) if origin is not None else []
     if not (pairs if kind == PAIRS else examples):
         why = f", for all {len(written)} hold a completion that was cut at its token limit" if written else ""
         raise ExportError(f"{key} leaves no {kind} to export{why}; choose another stage")
-    steps = _steps(workspace, key)
+    steps = _steps(run_directory, key)
     return Source(
-        run=workspace.root,
+        run=run_directory.root,
         stage=stage,
         origin=origin,
         examples=examples,
         pairs=pairs,
         cut=len(written) - len(pairs),
-        judges=_judges(workspace, stage, origin),
+        judges=_judges(run_directory, stage, origin),
         steps=steps,
         settings_digest=stable_id(
-            json.dumps({step.key: workspace.entries[step.key].settings for step in steps}, sort_keys=True)
+            json.dumps({step.key: run_directory.entries[step.key].settings for step in steps}, sort_keys=True)
         ),
     )
 
@@ -173,8 +175,8 @@ def _is_called(key: str, name: str | None, iteration: int | None) -> bool:
     return name in (None, own) and (iteration is None or place == f"iteration_{iteration}")
 
 
-def _metrics(workspace: Workspace, key: str) -> dict[str, Any]:
-    path = workspace.directory(key) / "metrics.json"
+def _metrics(run_directory: RunDirectory, key: str) -> dict[str, Any]:
+    path = run_directory.directory(key) / "metrics.json"
     try:
         metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -185,60 +187,61 @@ def _metrics(workspace: Workspace, key: str) -> dict[str, Any]:
     return metrics
 
 
-def _stage(workspace: Workspace, key: str) -> Stage:
-    directory = workspace.verify(key)
-    entry = workspace.entries[key]
-    return Stage(key, directory, entry.settings, _reads(entry), _metrics(workspace, key))
+def _stage(run_directory: RunDirectory, key: str) -> Stage:
+    directory = run_directory.verify(key)
+    entry = run_directory.entries[key]
+    return Stage(key, directory, entry.settings, _reads(entry), _metrics(run_directory, key))
 
 
 def _records(stage: Stage, kind: str, record: type[Any]) -> list[Any]:
     return read_records(stage.directory / f"{kind}.jsonl", record)
 
 
-def _origin(workspace: Workspace, stage: Stage) -> Stage | None:
+def _origin(run_directory: RunDirectory, stage: Stage) -> Stage | None:
     """The stage of whose examples the pairs were made."""
-    read = workspace.entries[stage.key].inputs.get("examples")
+    read = run_directory.entries[stage.key].inputs.get("examples")
     if read is None:
         return None
     key = read.split(" ")[0]
-    if not workspace.finished(key) or read != _as_input(workspace, key):
+    if not run_directory.finished(key) or read != _as_input(run_directory, key):
         raise ExportError(
             f"{stage.key} was made of the examples of {key}, which is gone or was done again since; delete "
             f"{stage.directory} and run `fit` again to make the pairs anew"
         )
-    return _stage(workspace, key)
+    return _stage(run_directory, key)
 
 
-def _judges(workspace: Workspace, stage: Stage, origin: Stage | None) -> list[Stage]:
+def _judges(run_directory: RunDirectory, stage: Stage, origin: Stage | None) -> list[Stage]:
     """The finished stages that scored these examples, as they are; for pairs those that the pairs were made by."""
     if origin is None:
         return []
-    judged = _as_input(workspace, origin.key)
-    inputs = workspace.entries[stage.key].inputs.values()
+    judged = _as_input(run_directory, origin.key)
+    inputs = run_directory.entries[stage.key].inputs.values()
     return [
-        _stage(workspace, key)
-        for key, entry in workspace.entries.items()
-        if workspace.finished(key) and entry.inputs.get("examples") == judged
-        if _metrics(workspace, key).get("kind") == SCORES and (stage is origin or _as_input(workspace, key) in inputs)
+        _stage(run_directory, key)
+        for key, entry in run_directory.entries.items()
+        if run_directory.finished(key) and entry.inputs.get("examples") == judged
+        if _metrics(run_directory, key).get("kind") == SCORES
+        and (stage is origin or _as_input(run_directory, key) in inputs)
     ]
 
 
-def _as_input(workspace: Workspace, key: str) -> str:
+def _as_input(run_directory: RunDirectory, key: str) -> str:
     """How a stage that reads this one names it in the manifest."""
-    return f"{key} {workspace.digest(key)}"
+    return f"{key} {run_directory.digest(key)}"
 
 
-def _steps(workspace: Workspace, key: str) -> list[Step]:
+def _steps(run_directory: RunDirectory, key: str) -> list[Step]:
     needed, unread = {key}, [key]
     while unread:
-        read = set(_reads(workspace.entries[unread.pop()]).values()) & workspace.entries.keys()
+        read = set(_reads(run_directory.entries[unread.pop()]).values()) & run_directory.entries.keys()
         unread += read - needed
         needed |= read
-    return [_step(workspace, one) for one in workspace.entries if one in needed]
+    return [_step(run_directory, one) for one in run_directory.entries if one in needed]
 
 
-def _step(workspace: Workspace, key: str) -> Step:
-    entry = workspace.entries[key]
+def _step(run_directory: RunDirectory, key: str) -> Step:
+    entry = run_directory.entries[key]
     class_path = entry.settings.get(f"recipe.{key.partition('/')[2]}", {}).get("class_path", "")
     return Step(key, class_path.rpartition(".")[2], _reads(entry))
 

@@ -106,7 +106,7 @@ def _hf(source: Source) -> list[str]:
         "`id`, `instruction`, `response` and `system`: the example.",
         "`prompt_id`, `prompt` and `completion`: what the teacher was asked, and all that it wrote to give the "
         "instruction; `completion_finished`: whether it ended that itself.",
-        "`teacher`, `seed_ids` and `round`: who wrote it, which examples it was shown, and in which batch.",
+        "`teacher`, `seed_task_ids` and `round`: who wrote it, which examples it was shown, and in which batch.",
     ]
     for judge in source.judges:
         value, error = score_columns(judge.key)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.models.loading import ModelSource
 
@@ -56,10 +56,10 @@ class Completion:
     """Tokens of the conversation that was answered; 0 where the engine does not count them."""
 
 
-def decoded(chat: ChatFormat, ids: Sequence[int], num_prompt_tokens: int) -> Completion:
+def decoded(chat_template: ChatTemplate, ids: Sequence[int], num_prompt_tokens: int) -> Completion:
     """The completion that these sampled tokens are, up to its end token."""
-    text, finished = chat.decode(ids)
-    num_tokens = ids.index(chat.end_id) + 1 if finished else len(ids)
+    text, finished = chat_template.decode(ids)
+    num_tokens = ids.index(chat_template.end_id) + 1 if finished else len(ids)
     return Completion(text=text, finished=finished, num_tokens=num_tokens, num_prompt_tokens=num_prompt_tokens)
 
 
@@ -88,7 +88,7 @@ class GenerationBackend(ABC):
     depend on their request alone: a resumed run samples in other batches than an uninterrupted one.
     """
 
-    unpinned: ClassVar[tuple[str, ...]] = ()
+    fingerprint_excludes: ClassVar[tuple[str, ...]] = ()
     """Settings that change the speed and not the text; they may be changed in the middle of a run."""
     loads_weights: ClassVar[bool] = True
     """Whether the engine can run what a stage has trained; an endpoint answers with what it has."""
@@ -103,7 +103,7 @@ class GenerationBackend(ABC):
         """
         return
 
-    def ready(self, source: ModelSource) -> None:
+    def check_environment(self, source: ModelSource) -> None:
         """Look, before a run begins, for what this model takes here: packages, keys, devices; by default nothing.
 
         A dry run, which may be made elsewhere, does without.
@@ -113,7 +113,7 @@ class GenerationBackend(ABC):
         """
         return
 
-    def keep(self, directory: Path) -> None:
+    def set_cache_dir(self, directory: Path) -> None:
         """Where the engine may keep answers that must not be paid for twice; called before `load`, or not at all.
 
         The directory belongs to the whole run. By default nothing is kept.

@@ -31,7 +31,7 @@ class EndpointError(ValueError):
     """Why an endpoint gives no more answers, in a sentence for the user. Those that it gave are kept."""
 
 
-class Fault(Exception):
+class RetryableError(Exception):
     """Why an attempt gave no answer, though another one may.
 
     Args:
@@ -96,22 +96,22 @@ class Endpoint:
 
         problem: Exception
         try:
-            response = self._client.chat.completions.with_raw_response.create(
+            response = self._client.chat_template.completions.with_raw_response.create(
                 model=body["model"], messages=body["messages"], extra_body=dict(body)
             )
             content = response.http_response.json()
         except openai.APIStatusError as error:
             problem = self._refused(error)
         except openai.APIConnectionError as error:
-            problem = Fault(f"{self} does not answer ({self._clean(str(error.__cause__ or error))})")
+            problem = RetryableError(f"{self} does not answer ({self._clean(str(error.__cause__ or error))})")
         except ValueError:
-            problem = Fault(f"{self} answers with something that is not JSON")
+            problem = RetryableError(f"{self} answers with something that is not JSON")
         else:
             answer = read_answer(body, content)
             if answer.usable:
                 return answer
             said = self._clean(_message(content))
-            problem = Fault(
+            problem = RetryableError(
                 f"{self} answers without text{f' ({said})' if said else ''}",
                 billed=None if answer.estimated else answer,
             )
@@ -132,7 +132,7 @@ class Endpoint:
         said = self._clean(_message(error.body) or error.response.text)
         reason = f"{self} answers with HTTP status {status}{f' ({said})' if said else ''}"
         if status in TRANSIENT or status >= 500:
-            return Fault(reason, retry_after=_retry_after(error.response.headers))
+            return RetryableError(reason, retry_after=_retry_after(error.response.headers))
         if status == 401:  # servers repeat the key, or parts of it
             whose = f"the key in {self._key_env}" if self._key_env is not None else "a request without a key"
             return EndpointError(f"{self} does not accept {whose} (HTTP status 401; setting api_key_env)")

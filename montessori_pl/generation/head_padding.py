@@ -85,7 +85,7 @@ class Widening:
         return torch.nn.functional.pad(halves, (0, 0, 0, (self.wide - self.narrow) // 2)).reshape(-1, weight.shape[1])
 
 
-def needed_widening(source: ModelSource) -> Widening | None:
+def needed_padding(source: ModelSource) -> Widening | None:
     """How a model must be padded for vLLM's CPU kernels; None where they have heads like its own.
 
     Raises:
@@ -108,7 +108,7 @@ def needed_widening(source: ModelSource) -> Widening | None:
     return Widening(narrow, wide)
 
 
-class WideCopies:
+class PaddedCopies:
     """Padded copies of models and adapters in a temporary directory; each is written once."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class WideCopies:
         Raises:
             ValueError: it is neither one for the kernels nor one that can be padded.
         """
-        widening = needed_widening(source)
+        widening = needed_padding(source)
         if widening is None:
             return source
         backbone = self._copy(base_location(source), lambda directory: widening.model(source, directory))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
-from montessori_pl.generation.endpoint import Endpoint, EndpointError, Fault, find_key
+from montessori_pl.generation.endpoint import Endpoint, EndpointError, RetryableError, find_key
 from montessori_pl.generation.request_journal import RequestJournal, request_id, usage_of
 from montessori_pl.generation.usage import Estimate, Usage, estimate, prompt_tokens
 from montessori_pl.models.loading import ModelSource
@@ -25,7 +25,7 @@ from montessori_pl.run_directory.atomic import write_atomically
 
 log = logging.getLogger(__name__)
 
-SPENDING = "spending.json"
+SPENDING = "usage.json"
 FIRST_WAIT = 0.5
 """Seconds before the first repetition; they double with each further one."""
 LONGEST_WAIT = 120.0
@@ -63,7 +63,7 @@ class OpenAIBackend(GenerationBackend):
     """
 
     loads_weights = False
-    unpinned = ("base_url", "api_key_env", "max_concurrency", "timeout", "max_retries", "price", "budget")
+    fingerprint_excludes = ("base_url", "api_key_env", "max_concurrency", "timeout", "max_retries", "price", "budget")
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class OpenAIBackend(GenerationBackend):
         self._endpoint: Endpoint | None = None
         self._name = ""
 
-    def keep(self, directory: Path) -> None:
+    def set_cache_dir(self, directory: Path) -> None:
         """Keep answers and their cost in this directory, and go on from those that lie there."""
         self._directory, self._journal = directory, RequestJournal(directory)
 
@@ -108,7 +108,7 @@ class OpenAIBackend(GenerationBackend):
         dollars = usage_of(directory).dollars(self.price)
         return self.budget - dollars if self.budget is not None and dollars is not None else None
 
-    def ready(self, source: ModelSource) -> None:
+    def check_environment(self, source: ModelSource) -> None:
         """Look for the client and for the key, though all answers may have been kept; nothing is sent."""
         find_key(self.api_key_env)
 
@@ -212,10 +212,10 @@ class OpenAIBackend(GenerationBackend):
             try:
                 self._journal.add(endpoint.ask(body))
                 return
-            except Fault as fault:
-                if fault.billed is not None:
-                    self._journal.add(fault.billed)
-                reason, retry_after = str(fault), fault.retry_after
+            except RetryableError as error:
+                if error.billed is not None:
+                    self._journal.add(error.billed)
+                reason, retry_after = str(error), error.retry_after
             if retry_after is not None and retry_after > LONGEST_WAIT:
                 raise EndpointError(f"{reason}, and asks to wait for {retry_after:,.0f} seconds")
             if attempt == self.max_retries:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from montessori_pl.classroom.names import locate
-from montessori_pl.data.chat_template import layout_file
+from montessori_pl.data.chat_template import chat_template_file
 from montessori_pl.generation.base import GenerationBackend, Price
-from montessori_pl.models.loading import ModelSource, Precision
+from montessori_pl.models.loading import BaseDtype, ModelSource
 from montessori_pl.run_directory.fingerprint import Files
 
 
@@ -16,16 +16,16 @@ from montessori_pl.run_directory.fingerprint import Files
 class PoolTeacher:
     """A teacher that only writes."""
 
-    unpinned: ClassVar[tuple[str, ...]] = ("price", "license")
-    files: ClassVar[Files] = {"chat": layout_file}
+    fingerprint_excludes: ClassVar[tuple[str, ...]] = ("price", "license")
+    files: ClassVar[Files] = {"chat_template": chat_template_file}
     backbone: str
     """Hub id, local directory, name of the embedded classroom, or what an endpoint calls the model."""
     adapter: str | None = None
     """A LoRA adapter on the backbone: a local directory, or a name of the classroom."""
-    chat: str = "auto"
+    chat_template: str = "auto"
     """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file; an endpoint has its own."""
-    base_precision: Precision = "float32"
-    """Precision of the backbone."""
+    base_dtype: BaseDtype = "float32"
+    """BaseDtype of the backbone."""
     generation: Callable[[], GenerationBackend] | None = None
     """The engine that runs it; null takes the recipe's."""
     price: Price | None = None
@@ -36,4 +36,4 @@ class PoolTeacher:
     def source(self) -> ModelSource:
         """The model, with its adapter."""
         weights = Path(locate(self.adapter)) if self.adapter is not None else None
-        return ModelSource(self.backbone, weights, self.chat, self.base_precision)
+        return ModelSource(self.backbone, weights, self.chat_template, self.base_dtype)

@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from montessori_pl.batches.samplers import length_batches
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
-from montessori_pl.models.loading import ModelSource, load_chat, load_model
+from montessori_pl.models.loading import ModelSource, load_chat_template, load_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,48 +31,48 @@ class TransformersBackend(GenerationBackend):
         device: `auto` takes the first accelerator, or the CPU.
     """
 
-    unpinned = ("max_batch_tokens", "device")
+    fingerprint_excludes = ("max_batch_tokens", "device")
 
     def __init__(self, max_batch_tokens: int = 16384, device: str = "auto") -> None:
         self.max_batch_tokens = max_batch_tokens
         accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
         self.device = torch.device(device) if device != "auto" else accelerator or torch.device("cpu")
         self._model: nn.Module | None = None
-        self._chat: ChatFormat | None = None
+        self._chat: ChatTemplate | None = None
 
     def check(self, source: ModelSource) -> None:
         """Look at the tokenizer, the configuration and the adapter's directory."""
-        load_chat(source)
+        load_chat_template(source)
         if source.weights is not None and not source.weights.is_dir():
             raise ValueError(f"no adapter or trained model in {source.weights}: there is no such directory")
 
     def load(self, source: ModelSource) -> None:
         """Load the model with its adapter, unmerged."""
         self.close()  # or both models would be in memory while this one is loaded
-        self._chat = load_chat(source)
+        self._chat = load_chat_template(source)
         self._model = load_model(source).to(self.device)
 
-    def serve(self, model: "nn.Module", chat: ChatFormat) -> None:
+    def serve(self, model: "nn.Module", chat_template: ChatTemplate) -> None:
         """Sample from a model that somebody else has loaded, as it is and where it is, for example while it is trained.
 
         The model must be in evaluation mode while it generates: in training mode it drops out, and with gradient
         checkpointing it keeps no cache. `close` leaves it alone.
         """
-        self._model, self._chat = model, chat
+        self._model, self._chat = model, chat_template
         self.device = next(model.parameters()).device
 
     def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
         """Whether prompt and completion stay within the model's positions."""
-        model, chat = self._loaded()
+        model, chat_template = self._loaded()
         limit = getattr(model.config, "max_position_embeddings", None)
-        return limit is None or len(chat.prompt_ids(messages)) + sampling.max_tokens <= limit
+        return limit is None or len(chat_template.prompt_ids(messages)) + sampling.max_tokens <= limit
 
     # Not `inference_mode`: what a model keeps of it, as some rotary embeddings do, could never be trained with again.
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Sample in batches of similar length."""
-        _, chat = self._loaded()
-        prompts = [chat.prompt_ids(request.messages) for request in requests]
+        _, chat_template = self._loaded()
+        prompts = [chat_template.prompt_ids(request.messages) for request in requests]
         completions: dict[int, Completion] = {}
         for batch in length_batches([len(ids) + sampling.max_tokens for ids in prompts], self.max_batch_tokens):
             rows = self._sample([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
@@ -86,15 +86,15 @@ class TransformersBackend(GenerationBackend):
             torch.cuda.empty_cache()
 
     def _sample(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Completion]:
-        model, chat = self._loaded()
+        model, chat_template = self._loaded()
         length = max(map(len, prompts))
-        pad_id = chat.tokenizer.pad_token_id
+        pad_id = chat_template.tokenizer.pad_token_id
         ids = torch.tensor([[pad_id] * (length - len(prompt)) + prompt for prompt in prompts], device=self.device)
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=self.device)
         config = GenerationConfig(
             max_new_tokens=sampling.max_tokens,
             do_sample=False,  # the processors draw: see SeededSampling
-            eos_token_id=chat.end_id,
+            eos_token_id=chat_template.end_id,
             pad_token_id=pad_id,
             use_cache=True,
         )
@@ -105,9 +105,9 @@ class TransformersBackend(GenerationBackend):
             logits_processor=_processors(sampling, seeds, length),
         )
         rows = output[:, length:].tolist()
-        return [decoded(chat, row, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+        return [decoded(chat_template, row, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
 
-    def _loaded(self) -> tuple["nn.Module", ChatFormat]:
+    def _loaded(self) -> tuple["nn.Module", ChatTemplate]:
         assert self._model is not None, "load a model first"
         assert self._chat is not None, "load a model first"
         return self._model, self._chat

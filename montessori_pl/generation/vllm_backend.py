@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
-from montessori_pl.generation.head_padding import WideCopies, needed_widening
+from montessori_pl.generation.head_padding import PaddedCopies, needed_padding
 from montessori_pl.generation.vllm_process import EngineProcess
-from montessori_pl.models.loading import ModelSource, Precision, base_location, holds_adapter, load_chat
+from montessori_pl.models.loading import BaseDtype, ModelSource, base_location, holds_adapter, load_chat_template
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM makes room for; an adapter of another rank takes the next."""
@@ -54,7 +54,7 @@ class VLLMBackend(GenerationBackend):
         engine_args: further arguments of `vllm.LLM`, such as `quantization`.
     """
 
-    unpinned = (
+    fingerprint_excludes = (
         *("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization"),
         *("max_lora_rank", "enforce_eager"),
     )
@@ -63,7 +63,7 @@ class VLLMBackend(GenerationBackend):
         self,
         tensor_parallel_size: int = 1,
         data_parallel_size: int = 1,
-        dtype: Precision | None = None,
+        dtype: BaseDtype | None = None,
         gpu_memory_utilization: float = 0.9,
         max_model_len: int | None = None,
         max_lora_rank: int | None = None,
@@ -88,14 +88,14 @@ class VLLMBackend(GenerationBackend):
         self.max_lora_rank, self.enforce_eager, self.engine_args = max_lora_rank, enforce_eager, engine_args or {}
         self._name = ""  # what sentences call the model
         self._source: ModelSource | None = None  # what the engines run: the model or its copy
-        self._chat: ChatFormat | None = None
+        self._chat: ChatTemplate | None = None
         self._engines: list[EngineProcess] = []
         self._arguments: dict[str, Any] = {}  # of the engines, without what follows from the rank
         self._rank = 0  # of the adapters that the engines have room for
         self._adapters: dict[Path, int] = {}
-        self._copies = WideCopies()
+        self._copies = PaddedCopies()
 
-    def ready(self, source: ModelSource) -> None:
+    def check_environment(self, source: ModelSource) -> None:
         """Look for vLLM, for the devices and, where these are CPUs, at whether their kernels can run the model."""
         if importlib.util.find_spec("vllm") is None:
             raise ValueError(
@@ -104,35 +104,39 @@ class VLLMBackend(GenerationBackend):
             )
         self._devices()
         if not torch.accelerator.is_available():
-            needed_widening(source)
+            needed_padding(source)
 
     def check(self, source: ModelSource) -> None:
         """Look at the tokenizer, the configuration and the directory of weights."""
-        chat = load_chat(source)
+        chat_template = load_chat_template(source)
         if source.weights is not None and not source.weights.is_dir():
             raise ValueError(f"no adapter or trained model in {source.weights}: there is no such directory")
         self._lora_rank(source)
-        if self.max_model_len is not None and chat.context is not None and self.max_model_len > chat.context:
+        if (
+            self.max_model_len is not None
+            and chat_template.context is not None
+            and self.max_model_len > chat_template.context
+        ):
             raise ValueError(
-                f"{source.backbone!r} has {chat.context} positions, found max_model_len {self.max_model_len}"
+                f"{source.backbone!r} has {chat_template.context} positions, found max_model_len {self.max_model_len}"
             )
 
     def load(self, source: ModelSource) -> None:
         """Take this model; an engine that can serve it stays, another one is closed."""
-        chat, rank, name = load_chat(source), self._lora_rank(source), source.backbone
+        chat_template, rank, name = load_chat_template(source), self._lora_rank(source), source.backbone
         if not torch.accelerator.is_available():
             source = self._copies.runnable(source)
-        arguments = self._engine_arguments(source, chat)
+        arguments = self._engine_arguments(source, chat_template)
         if not self._engines or arguments != self._arguments or rank > self._rank:
             self._stop()
             self._arguments, self._rank = arguments, rank
-        self._chat, self._source, self._name = chat, source, name
+        self._chat, self._source, self._name = chat_template, source, name
 
     def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
         """Whether prompt and completion stay within `max_model_len` or the model's positions."""
-        chat, _ = self._loaded()
-        limit = self.max_model_len or chat.context
-        return limit is None or len(chat.prompt_ids(messages)) + sampling.max_tokens <= limit
+        chat_template, _ = self._loaded()
+        limit = self.max_model_len or chat_template.context
+        return limit is None or len(chat_template.prompt_ids(messages)) + sampling.max_tokens <= limit
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Hand all requests to the engines and wait for the last.
@@ -140,8 +144,8 @@ class VLLMBackend(GenerationBackend):
         Raises:
             EngineError: an engine has failed; the sentence has its last words.
         """
-        chat, source = self._loaded()
-        prompts = [chat.prompt_ids(request.messages) for request in requests]
+        chat_template, source = self._loaded()
+        prompts = [chat_template.prompt_ids(request.messages) for request in requests]
         rows: list[list[int]] = [[] for _ in prompts]
         try:
             shares = list(enumerate(self._running()))[: len(prompts)] if prompts else []
@@ -151,7 +155,7 @@ class VLLMBackend(GenerationBackend):
                     {
                         "prompts": prompts[number::size],
                         "seeds": [request.seed for request in requests[number::size]],
-                        "sampling": _sampling(sampling, chat.end_id),
+                        "sampling": _sampling(sampling, chat_template.end_id),
                         "adapter": self._adapter(source),
                     }
                 )
@@ -160,7 +164,7 @@ class VLLMBackend(GenerationBackend):
         except BaseException:
             self._stop()  # an answer that is still to come would be taken for that to the next request
             raise
-        return [decoded(chat, row, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+        return [decoded(chat_template, row, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
 
     def close(self) -> None:
         """End the engines' processes."""
@@ -182,11 +186,11 @@ class VLLMBackend(GenerationBackend):
         while self._engines:
             self._engines.pop().close()
 
-    def _engine_arguments(self, source: ModelSource, chat: ChatFormat) -> dict[str, Any]:
+    def _engine_arguments(self, source: ModelSource, chat_template: ChatTemplate) -> dict[str, Any]:
         return {
             "model": base_location(source),
-            "dtype": self.dtype or source.base_precision,
-            "max_model_len": self.max_model_len or chat.context,
+            "dtype": self.dtype or source.base_dtype,
+            "max_model_len": self.max_model_len or chat_template.context,
             "tensor_parallel_size": self.tensor_parallel_size,
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "enforce_eager": self.enforce_eager,
@@ -232,7 +236,7 @@ class VLLMBackend(GenerationBackend):
             )
         return [devices[number * size : (number + 1) * size] for number in range(self.data_parallel_size)]
 
-    def _loaded(self) -> tuple[ChatFormat, ModelSource]:
+    def _loaded(self) -> tuple[ChatTemplate, ModelSource]:
         assert self._chat is not None, "load a model first"
         assert self._source is not None, "load a model first"
         return self._chat, self._source

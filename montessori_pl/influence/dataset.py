@@ -6,7 +6,7 @@
     best = scored.sort("influence", reverse=True).select(range(1000))
     scored.to_json("scores.jsonl")
 
-Rows are rendered as everything else here is: through `ChatFormat`, with the mask made while rendering.
+Rows are rendered as everything else here is: through `ChatTemplate`, with the mask made while rendering.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.formats import read_row
 from montessori_pl.influence.functional import IGNORED, Batch
 from montessori_pl.influence.results import Influence
@@ -65,12 +65,12 @@ def score_dataset(
     Raises:
         ValueError: a row cannot be read or has no response within `max_length`; the sentence says which.
     """
-    chat = ChatFormat(tokenizer, layout, getattr(model.config, "max_position_embeddings", None))
+    chat_template = ChatTemplate(tokenizer, layout, getattr(model.config, "max_position_embeddings", None))
     pad_id = cast(int, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
     device = next(model.parameters()).device
 
     def batches(rows: Iterable[dict[str, Any]]) -> list[Batch]:
-        rendered = [_rendered(chat, row, number, max_length) for number, row in enumerate(rows)]
+        rendered = [_rendered(chat_template, row, number, max_length) for number, row in enumerate(rows)]
         parts = [rendered[at : at + batch_size] for at in range(0, len(rendered), batch_size)]
         return [_tensors(part, pad_id, device) for part in parts]
 
@@ -93,9 +93,9 @@ def score_dataset(
     return scored
 
 
-def _rendered(chat: ChatFormat, row: dict[str, Any], number: int, max_length: int) -> Rendered:
-    rendered = chat.render(read_row(row, number).messages(), max_length)
-    if not any(rendered.trained):
+def _rendered(chat_template: ChatTemplate, row: dict[str, Any], number: int, max_length: int) -> Rendered:
+    rendered = chat_template.render(read_row(row, number).messages(), max_length)
+    if not any(rendered.completion_mask):
         raise ValueError(f"row {number + 1} has no response within {max_length} tokens and the model's context")
     return rendered
 
@@ -108,5 +108,5 @@ def _tensors(rendered: Sequence[Rendered], pad_id: int, device: torch.device) ->
     for row, one in enumerate(rendered):
         tokens, length = torch.tensor(one.input_ids), len(one.input_ids)
         ids[row, :length], mask[row, :length] = tokens, 1
-        labels[row, :length] = torch.where(torch.tensor(one.trained), tokens, IGNORED)
+        labels[row, :length] = torch.where(torch.tensor(one.completion_mask), tokens, IGNORED)
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss, sequence_log_probabilities
 from montessori_pl.models.language_module import OF_PREFERENCES, LanguageModule
-from montessori_pl.models.loading import LoraSettings, Precision
+from montessori_pl.models.loading import BaseDtype, LoraSettings
 
 REFERENCE = "reference"
 """Name of the frozen adapter that holds the model as it was before this training."""
@@ -33,8 +33,8 @@ class DPOModule(LanguageModule):
         label_smoothing: for `conservative` and `robust`, the share of pairs believed to be the wrong way round.
         nll_weight: weight of the negative log-likelihood of the chosen completions, per token. DPO alone widens margins
             also by making both completions unlikely, and what becomes likely instead nobody has looked at.
-        chat: chat layout: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
-        base_precision: precision of the frozen base under an adapter; the adapter itself is in float32.
+        chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
     """
 
     for_training = ("beta", "loss", "label_smoothing", "nll_weight")
@@ -47,10 +47,10 @@ class DPOModule(LanguageModule):
         loss: PairLoss,
         label_smoothing: float,
         nll_weight: float,
-        chat: str,
-        base_precision: Precision,
+        chat_template: str,
+        base_dtype: BaseDtype,
     ) -> None:
-        super().__init__(backbone, lora, chat, base_precision)
+        super().__init__(backbone, lora, chat_template, base_dtype)
         check_preference_settings(beta, loss, label_smoothing, nll_weight)
         self.beta, self.loss, self.label_smoothing, self.nll_weight = beta, loss, label_smoothing, nll_weight
         self._copy: list[nn.Module] = []

@@ -6,9 +6,9 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.data.chat_template import layout_file
+from montessori_pl.data.chat_template import chat_template_file
 from montessori_pl.data.records import stable_seed
-from montessori_pl.models.loading import LoraSettings, ModelSource, Precision, attach_lora, load_model
+from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, attach_lora, load_model
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
 
@@ -28,19 +28,19 @@ class LanguageModule(lightning.LightningModule):
     Args:
         backbone: hub id, local directory, or a name of the embedded classroom.
         lora: the adapter; none trains all weights.
-        chat: chat layout: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
-        base_precision: precision of the frozen base under an adapter; the adapter itself is in float32.
+        chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
 
     Raises:
         ValueError: all weights are trained, and not in float32.
     """
 
-    files: ClassVar[Files] = {"chat": layout_file}
+    files: ClassVar[Files] = {"chat_template": chat_template_file}
 
-    def __init__(self, backbone: str, lora: LoraSettings | None, chat: str, base_precision: Precision) -> None:
+    def __init__(self, backbone: str, lora: LoraSettings | None, chat_template: str, base_dtype: BaseDtype) -> None:
         super().__init__()
-        self.backbone, self.lora, self.chat = backbone, lora, chat
-        self.source = ModelSource(backbone, chat=chat, base_precision=base_precision)
+        self.backbone, self.lora, self.chat_template = backbone, lora, chat_template
+        self.source = ModelSource(backbone, chat_template=chat_template, base_dtype=base_dtype)
         """What `configure_model` loads; a stage sets it to go on from trained weights."""
         if lora is None:
             self.train_all_weights()
@@ -66,9 +66,9 @@ class LanguageModule(lightning.LightningModule):
         Raises:
             ValueError: the base is not in float32.
         """
-        if self.source.base_precision != "float32":
+        if self.source.base_dtype != "float32":
             raise ValueError(
-                f"base_precision {self.source.base_precision!r} is for a base that stays frozen under an adapter; "
+                f"base_dtype {self.source.base_dtype!r} is for a base that stays frozen under an adapter; "
                 "without an adapter all weights are trained, and steps would be lost in their rounding: use float32, "
                 "and trainer.precision bf16-mixed to compute in half precision"
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from montessori_pl.classroom.names import locate
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.run_directory.atomic import directory_written_atomically
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class LoraSettings:
             )
 
 
-Precision = Literal["float32", "bfloat16"]
+BaseDtype = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +53,10 @@ class ModelSource:
     """Hub id, local directory, or a name of the embedded classroom such as `classroom/teacher`."""
     weights: Path | None = None
     """Directory of a LoRA adapter, or of a whole fine-tuned model; none for the backbone as it is."""
-    chat: str = "auto"
+    chat_template: str = "auto"
     """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file."""
-    base_precision: Precision = "float32"
-    """Precision of the frozen weights; adapters are in float32 whatever it is."""
+    base_dtype: BaseDtype = "float32"
+    """BaseDtype of the frozen weights; adapters are in float32 whatever it is."""
 
 
 def load_tokenizer(backbone: str) -> "PreTrainedTokenizerBase":
@@ -78,7 +78,7 @@ def load_tokenizer(backbone: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_chat(source: ModelSource) -> ChatFormat:
+def load_chat_template(source: ModelSource) -> ChatTemplate:
     """How this model writes conversations, and how long they may be.
 
     Raises:
@@ -91,7 +91,7 @@ def load_chat(source: ModelSource) -> ChatFormat:
         config = AutoConfig.from_pretrained(locate(source.backbone)).get_text_config()
     except OSError as error:
         raise ValueError(_not_found(source.backbone, "model", error)) from error
-    return ChatFormat(tokenizer, source.chat, getattr(config, "max_position_embeddings", None))
+    return ChatTemplate(tokenizer, source.chat_template, getattr(config, "max_position_embeddings", None))
 
 
 def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrainedModel | PeftModel":
@@ -110,7 +110,7 @@ def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrai
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = getattr(torch, source.base_precision)
+    dtype = getattr(torch, source.base_dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(base_location(source), dtype=dtype)
     except OSError as error:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from montessori_pl.losses import mean_response_loss, token_log_probabilities
 from montessori_pl.models.language_module import OF_PREFERENCES, OPTIMIZED_NAMES, LanguageModule
-from montessori_pl.models.loading import LoraSettings, Precision
+from montessori_pl.models.loading import BaseDtype, LoraSettings
 
 
 class StudentModule(LanguageModule):
@@ -16,8 +16,8 @@ class StudentModule(LanguageModule):
     Args:
         backbone: the student's base model: hub id, local directory, or a name of the embedded classroom.
         lora: the adapter that is trained; null trains all weights.
-        chat: chat layout: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
-        base_precision: precision of the frozen base; `bfloat16` halves its memory, while the adapter, its moments and
+        chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        base_dtype: precision of the frozen base; `bfloat16` halves its memory, while the adapter, its moments and
             the arithmetic of influence stay in float32.
     """
 
@@ -25,10 +25,10 @@ class StudentModule(LanguageModule):
         self,
         backbone: str = "classroom/student",
         lora: LoraSettings | None = LoraSettings(),
-        chat: str = "auto",
-        base_precision: Precision = "float32",
+        chat_template: str = "auto",
+        base_dtype: BaseDtype = "float32",
     ) -> None:
-        super().__init__(backbone, lora, chat, base_precision)
+        super().__init__(backbone, lora, chat_template, base_dtype)
         self.optimizer_state: dict[str, Any] | None = None
         """State of AdamW in the checkpoint that was loaded last, with the moments of the warm-up; none if that is of a
         training on preferences."""

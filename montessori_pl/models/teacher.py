@@ -2,7 +2,7 @@
 
 from montessori_pl.losses import PairLoss
 from montessori_pl.models.dpo import DPOModule
-from montessori_pl.models.loading import LoraSettings, Precision
+from montessori_pl.models.loading import BaseDtype, LoraSettings
 
 
 class TeacherDPOModule(DPOModule):
@@ -19,8 +19,8 @@ class TeacherDPOModule(DPOModule):
         label_smoothing: for `conservative` and `robust`, the share of pairs believed to be the wrong way round.
         nll_weight: weight of the negative log-likelihood of the chosen completions, per token. DPO alone widens margins
             also by making both completions unlikely, and what becomes likely instead nobody has looked at.
-        chat: chat layout: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
-        base_precision: precision of the frozen base; `bfloat16` halves its memory, the adapter stays in float32.
+        chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        base_dtype: precision of the frozen base; `bfloat16` halves its memory, the adapter stays in float32.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class TeacherDPOModule(DPOModule):
         loss: PairLoss = "sigmoid",
         label_smoothing: float = 0.0,
         nll_weight: float = 0.0,
-        chat: str = "auto",
-        base_precision: Precision = "float32",
+        chat_template: str = "auto",
+        base_dtype: BaseDtype = "float32",
     ) -> None:
-        super().__init__(backbone, lora, beta, loss, label_smoothing, nll_weight, chat, base_precision)
+        super().__init__(backbone, lora, beta, loss, label_smoothing, nll_weight, chat_template, base_dtype)

@@ -6,21 +6,21 @@ from itertools import groupby, islice, zip_longest
 from rich.console import Console
 from rich.table import Table
 
-from montessori_pl.estimates.estimate import PlannedStep, Work, beyond_budgets, together
+from montessori_pl.estimates.estimate import StepEstimate, Work, beyond_budgets, together
 
 NUM_PROMPTS = 3
 """So many prompts are shown."""
 
 
-def print_plan(planned: Sequence[PlannedStep], console: Console) -> None:
+def print_estimates(planned: Sequence[StepEstimate], console: Console) -> None:
     """Print the plan of a run.
 
     Args:
         planned: its steps.
         console: where to.
     """
-    ahead = [work for step in planned if not step.finished and step.plan is not None for work in step.plan.work]
-    everything = [work for step in planned if step.plan is not None for work in step.plan.work]
+    ahead = [work for step in planned if not step.finished and step.estimate is not None for work in step.estimate.work]
+    everything = [work for step in planned if step.estimate is not None for work in step.estimate.work]
     paid = any(work.cost is not None for work in everything)
     table = Table(
         title="plan; nothing has been run",
@@ -36,11 +36,11 @@ def print_plan(planned: Sequence[PlannedStep], console: Console) -> None:
         table.add_section()
         table.add_row(f"{iteration}/")
         for step in steps:
-            works = step.plan.work if step.plan is not None else []
+            works = step.estimate.work if step.estimate is not None else []
             state = f"\n    {step.state}" if step.state else ""
             table.add_row(f"  {step.key.partition('/')[2]}{state}", *_cells(together(works), paid))
     table.add_section()
-    unknown = any(step.plan is None for step in planned)
+    unknown = any(step.estimate is None for step in planned)
     table.add_row("to come" + "\nas far as known" * unknown, *_cells(together(ahead), paid))
     console.print(table)
     for sentence in _sentences(planned, ahead):
@@ -83,17 +83,17 @@ def _number(number: int) -> str:
     return f"{number / size:.1f}{unit}"
 
 
-def _sentences(planned: Sequence[PlannedStep], ahead: Sequence[Work]) -> list[str]:
+def _sentences(planned: Sequence[StepEstimate], ahead: Sequence[Work]) -> list[str]:
     """What is beyond a budget, what nobody knows, and what was assumed, each once."""
     budgets = [f"warning: {sentence}" for sentence in beyond_budgets(ahead)]
     unknown = [f"{step.key}: no estimate, because {step.reason}." for step in planned if step.reason]
-    notes = [note for step in planned if step.plan is not None for note in step.plan.notes]
+    notes = [note for step in planned if step.estimate is not None for note in step.estimate.notes]
     return [*budgets, *unknown, *dict.fromkeys(notes)]
 
 
-def _prompts(planned: Sequence[PlannedStep]) -> Iterator[tuple[str, str]]:
+def _prompts(planned: Sequence[StepEstimate]) -> Iterator[tuple[str, str]]:
     """Different prompts with the step that asks them: the first ones of each step, then the second ones, and so on."""
-    asking = [[(prompt, step.key) for prompt in step.plan.prompts] for step in planned if step.plan is not None]
+    asking = [[(prompt, step.key) for prompt in step.estimate.prompts] for step in planned if step.estimate is not None]
     seen: set[str] = set()
     for prompt, key in (one for row in zip_longest(*asking) for one in row if one is not None):
         if prompt not in seen:

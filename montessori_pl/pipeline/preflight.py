@@ -6,34 +6,34 @@ from contextlib import contextmanager
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from montessori_pl.generation.base import GenerationBackend
-from montessori_pl.models.loading import ModelSource, load_chat
-from montessori_pl.pipeline.recipe import Step, asks_the_teacher
+from montessori_pl.models.loading import ModelSource, load_chat_template
+from montessori_pl.pipeline.recipe import Step, needs_teacher
 from montessori_pl.pipeline.runner import Runner
 from montessori_pl.stages.base import Kind
 
 
-def look_ahead(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> None:
+def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> None:
     """Look at what the steps will need; nothing is loaded, sent or written.
 
     Args:
         runner: who will run them.
-        steps: from `recipe.lay_out`, those that are left.
+        steps: from `recipe.resolve_recipe`, those that are left.
         dry_run: whether they are only planned, which takes no packages, keys and devices of engines.
 
     Raises:
         ValueError: something is not there or does not fit; the sentence begins with the section or the stage.
     """
-    for role in ("seeds", "reference", "test"):
+    for role in ("seed_tasks", "reference", "test"):
         if getattr(runner.data, role) is not None:
             runner.data.read(role)
     runner.data.check_disjoint()
     models = {Kind.STUDENT: runner.student().source}
-    if any(asks_the_teacher(step.stage, runner.pool) for step in steps):
+    if any(needs_teacher(step.stage, runner.pool) for step in steps):
         models[Kind.TEACHER] = runner.teacher().source
     for kind, source in models.items():
         with _named(kind.value):
-            load_chat(source)
-    asked = {name for step in steps for name in step.stage.asks()}
+            load_chat_template(source)
+    asked = {name for step in steps for name in step.stage.teacher_names()}
     for name, member in runner.pool.items():
         with _named(f"teachers.{name}"):
             _look_at((member.generation or runner.backend)(), member.source(), dry_run or name not in asked)
@@ -46,7 +46,7 @@ def look_ahead(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> 
     if not dry_run:
         for stage_name, stage in {step.name: step.stage for step in steps}.items():
             with _named(f"recipe.{stage_name}"):
-                stage.ready()
+                stage.check_environment()
     try:
         runner.trainer(callbacks=[])
     except (TypeError, ValueError, MisconfigurationException) as error:
@@ -55,7 +55,7 @@ def look_ahead(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> 
 
 def _look_at(engine: GenerationBackend, source: ModelSource, from_afar: bool) -> None:
     if not from_afar:
-        engine.ready(source)
+        engine.check_environment(source)
     engine.check(source)
 
 

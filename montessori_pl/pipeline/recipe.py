@@ -27,7 +27,7 @@ class Step:
     """For each setting that names a stage, the key of the step that it reads; none for the base model."""
 
 
-def lay_out(stages: Mapping[str, Stage], iterations: int, pool: Collection[str] = ()) -> list[Step]:
+def resolve_recipe(stages: Mapping[str, Stage], iterations: int, pool: Collection[str] = ()) -> list[Step]:
     """The steps of all iterations in order, each with what it reads.
 
     A name stands for the last step of that name before the one that reads it, in this iteration or an earlier one.
@@ -100,7 +100,7 @@ def _resolve(
     )
 
 
-def asks_the_teacher(stage: Stage, pool: Collection[str]) -> bool:
+def needs_teacher(stage: Stage, pool: Collection[str]) -> bool:
     """Whether a stage depends on the section `teacher`; one that asks only teachers of the pool does not."""
     asked = [one.name for one in stage.reads() if one.kind is Kind.TEACHER]
     return "teacher" in stage.uses and not (asked and set(asked) <= set(pool))

@@ -19,8 +19,8 @@ from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.pipeline.recipe import Step
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.run_directory.progress import ConsoleDisplay, Progress, ProgressCallback
+from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.run_directory.tracking import log_distribution, log_numbers
-from montessori_pl.run_directory.workspace import Workspace
 from montessori_pl.stages.base import StageContext, StageError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Runner:
     operation that could time out while the first process generates for hours.
     """
 
-    workspace: Workspace
+    run_directory: RunDirectory
     """The run directory."""
     display: ConsoleDisplay
     """What the user sees."""
@@ -76,25 +76,25 @@ class Runner:
         """Run all steps that have not finished.
 
         Args:
-            steps: from `recipe.lay_out`.
+            steps: from `recipe.resolve_recipe`.
             settings: for each stage's name, the settings that its result depends on.
 
         Returns:
             whether there was anything to do.
 
         Raises:
-            WorkspaceError: the run directory does not fit the settings, is damaged or is in use.
+            RunDirectoryError: the run directory does not fit the settings, is damaged or is in use.
             StageError: a stage cannot go on.
         """
         worked = False
         self.check(steps, settings)
         for number, step in enumerate(steps, start=1):
             inputs = {setting: self._identity(key) for setting, key in step.inputs.items()}
-            self.workspace.check(step.key, settings[step.name], inputs, _adjustable(step))
+            self.run_directory.check(step.key, settings[step.name], inputs, _adjustable(step))
             if self.leads:
-                self.workspace.adjust(step.key, settings[step.name])
+                self.run_directory.adjust(step.key, settings[step.name])
             title = f"[{number}/{len(steps)}] {step.key}"
-            if self.workspace.finished(step.key):
+            if self.run_directory.finished(step.key):
                 if self.leads:
                     self.display.say(f"{title}: finished before")
                 continue
@@ -109,41 +109,43 @@ class Runner:
         """Compare all steps that have begun with what they are asked to be today.
 
         Raises:
-            WorkspaceError: they differ.
+            RunDirectoryError: they differ.
         """
         for step in steps:
-            self.workspace.check(step.key, settings[step.name], adjustable=_adjustable(step))
+            self.run_directory.check(step.key, settings[step.name], adjustable=_adjustable(step))
 
     def seed_of(self, step: Step) -> int:
         """Seed of a step: depends on the run's seed, the iteration and the stage's name."""
         return stable_seed(self.seed, step.iteration, step.name)
 
     def _lead(self, step: Step, settings: Mapping[str, Any], inputs: Mapping[str, str], title: str) -> None:
-        resumed = self.workspace.begun(step.key)
-        self.workspace.begin(step.key, settings, inputs)
+        resumed = self.run_directory.begun(step.key)
+        self.run_directory.begin(step.key, settings, inputs)
         self.display.say(f"{title}: {type(step.stage).__name__}{', going on' if resumed else ''}")
         start = time.monotonic()
-        with self.display.stage(step.key, lambda seconds: self.workspace.add_seconds(step.key, seconds)) as progress:
+        with self.display.stage(
+            step.key, lambda seconds: self.run_directory.add_seconds(step.key, seconds)
+        ) as progress:
             metrics = self._run(step, progress)
-        directory = self.workspace.directory(step.key)
+        directory = self.run_directory.directory(step.key)
         content = {"kind": step.stage.produces.value, **metrics}
         write_atomically(directory / METRICS, json.dumps(content, indent=1) + "\n")
         log_numbers(self.logger, step.key, metrics)
         patterns = (*step.stage.artifacts, METRICS)
-        self.workspace.finish(step.key, sorted(path for pattern in patterns for path in directory.glob(pattern)))
+        self.run_directory.finish(step.key, sorted(path for pattern in patterns for path in directory.glob(pattern)))
         self.display.say(f"{title}: done in {time.monotonic() - start:.1f} s{_headline(metrics)}")
         for sentence in metrics.get("warnings", ()):
             self.display.say(f"  warning: {sentence}")
 
     def _follow(self, step: Step) -> None:
-        directory = self.workspace.directory(step.key)
+        directory = self.run_directory.directory(step.key)
         if step.stage.distributed:
             while not directory.is_dir():
                 self._wait()
             self._run(step, Progress(lambda done, total: None, lambda seconds: None))
-        while not self.workspace.finished(step.key):
+        while not self.run_directory.finished(step.key):
             self._wait()
-            self.workspace.reload()
+            self.run_directory.reload()
 
     def _wait(self) -> None:
         if os.getppid() != self.parent:
@@ -157,7 +159,7 @@ class Runner:
         def trainer(callbacks: list[Any], **arguments: Any) -> "Trainer":
             return self.trainer(
                 callbacks=[*callbacks, ProgressCallback(progress)],
-                default_root_dir=self.workspace.directory(step.key),
+                default_root_dir=self.run_directory.directory(step.key),
                 **arguments,
             )
 
@@ -165,7 +167,7 @@ class Runner:
             key=step.key,
             name=step.name,
             iteration=step.iteration,
-            directory=self.workspace.directory(step.key),
+            directory=self.run_directory.directory(step.key),
             seed=seed,
             inputs={setting: self._verified(key) for setting, key in step.inputs.items()},
             data=self.data,
@@ -183,25 +185,25 @@ class Runner:
     @property
     def requests(self) -> Path:
         """Where engines keep what must not be paid for twice: the run's, for stages may be done again."""
-        return self.workspace.root / REQUESTS
+        return self.run_directory.root / REQUESTS
 
     def _backend(self) -> GenerationBackend:
         backend = self.backend()
-        backend.keep(self.requests)
+        backend.set_cache_dir(self.requests)
         return backend
 
     def _identity(self, key: str | None) -> str:
         """What stands in the manifest for an input; a stage that has not finished yet has no digest."""
         if key is None:
             return "base"
-        return f"{key} {self.workspace.digest(key) if self.workspace.finished(key) else ''}".strip()
+        return f"{key} {self.run_directory.digest(key) if self.run_directory.finished(key) else ''}".strip()
 
     def _verified(self, key: str | None) -> Path | None:
-        return self.workspace.verify(key) if key is not None else None
+        return self.run_directory.verify(key) if key is not None else None
 
     def locked(self) -> Any:
         """The lock of the run directory, for the process that writes."""
-        return self.workspace.locked() if self.leads else nullcontext()
+        return self.run_directory.locked() if self.leads else nullcontext()
 
 
 def _adjustable(step: Step) -> list[str]:
@@ -217,19 +219,19 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         parts.append(f"{metrics['accepted']} examples, {rejected} rejected")
     if "mistakes" in metrics:
         parts.append(f"{metrics['mistakes']} mistakes in {metrics['looked_at']} examples")
-    if "positive_share" in metrics:
+    if "positive_rate" in metrics:
         breadth = metrics["diversity"]
         parts += [
-            f"mean {metrics['mean']:.3g}, positive {metrics['positive_share']:.0%} of {metrics['count']}",
-            f"entropy of words {breadth['token_entropy']:.2f}, of first words {breadth['opening_entropy']:.2f}",
+            f"mean {metrics['mean']:.3g}, positive {metrics['positive_rate']:.0%} of {metrics['count']}",
+            f"entropy of words {breadth['token_entropy']:.2f}, of first words {breadth['first_word_entropy']:.2f}",
             f"reference loss {metrics['reference_loss']:.3f}",
         ]
     if "mean_margin" in metrics:
         parts.append(f"{metrics['pairs']} pairs from {metrics['prompts']} prompts")
     if "steps" in metrics:
         parts.append(f"{metrics['steps']} steps, last loss {metrics['loss']:.3f}")
-    if "watch" in metrics and metrics["watch"]["chosen_step"] != metrics["steps"]:
-        parts.append(f"the teacher of step {metrics['watch']['chosen_step']}")
+    if "monitor" in metrics and metrics["monitor"]["selected_step"] != metrics["steps"]:
+        parts.append(f"the teacher of step {metrics['monitor']['selected_step']}")
     if "finding" in metrics:
         parts.append(metrics["finding"])
     return f" ({'; '.join(parts)})" if parts else ""

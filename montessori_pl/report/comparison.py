@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from montessori_pl.report.groups import Group
 from montessori_pl.report.runs import TOKENS, CompareError
 from montessori_pl.report.statistics import Estimate, mean_of, unpaired_difference
-from montessori_pl.run_directory.workspace import listed
+from montessori_pl.run_directory.run_directory import listed
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ MEASURES = (
     Measure("data_accepted", "examples", DATA, ".0f"),
     Measure("data_token_entropy", "entropy of words", DATA, ".2f"),
     Measure("data_opening_entropy", "of first words", DATA, ".2f"),
-    Measure("data_distinct_share", "distinct share", DATA, ".2f"),
+    Measure("data_distinct_rate", "distinct share", DATA, ".2f"),
     Measure("data_mean_max_rouge_l", "mean max ROUGE-L", DATA, ".2f"),
     Measure("influence", "mean score", SCORE, ".3g"),
-    Measure("positive_share", "positive share", SCORE, ".2f"),
+    Measure("positive_rate", "positive share", SCORE, ".2f"),
     Measure("seconds", "seconds", COST, ".0f"),
     Measure(TOKENS, "generated tokens", COST, ".0f"),
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from montessori_pl.report.summary import summarize
-from montessori_pl.run_directory.workspace import open_run
+from montessori_pl.run_directory.run_directory import open_run
 
 SEED = "seed_everything"
 TOKENS = "generated_tokens"
@@ -53,12 +53,12 @@ def read_run(root: Path, student: str | None) -> Run:
         CommandError: it is no run directory, or its manifest is damaged.
         CompareError: no stage of it has begun, or its numbers are damaged.
     """
-    workspace = open_run(root)
+    run_directory = open_run(root)
     try:
         summary = summarize(root)
     except (json.JSONDecodeError, KeyError) as error:
         raise CompareError(f"the metrics of {root} cannot be read ({error}); restore them, or leave it out") from error
-    begun = {key: entry.settings for key, entry in workspace.entries.items() if workspace.begun(key)}
+    begun = {key: entry.settings for key, entry in run_directory.entries.items() if run_directory.begun(key)}
     seeds = [settings[SEED] for settings in begun.values() if SEED in settings]
     if not seeds:
         raise CompareError(f"no stage of {root} has begun; leave it out")
@@ -67,7 +67,7 @@ def read_run(root: Path, student: str | None) -> Run:
     evaluated = evaluations[-1] if evaluations else {}
     chosen = student or next(reversed(evaluated), "")
     influence = list(summary["influence"])[-1:]
-    finished = [key for key in begun if workspace.finished(key)]
+    finished = [key for key in begun if run_directory.finished(key)]
     return Run(
         root=root,
         seed=int(seeds[0]),
@@ -93,7 +93,7 @@ def _around(summary: dict[str, Any], scored: Sequence[str]) -> dict[str, float]:
         numbers[TOKENS] = sum(tokens)
     for key in scored:
         numbers["influence"] = summary["influence"][key]["mean"]
-        numbers["positive_share"] = summary["influence"][key]["positive_share"]
+        numbers["positive_rate"] = summary["influence"][key]["positive_rate"]
     return numbers
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from montessori_pl.run_directory.atomic import write_atomically
-from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.run_directory.run_directory import RunDirectory
 
 MODEL_KINDS = ("student", "teacher")
-INFLUENCE = ("mean", "standard_error", "positive_share", "count")
-BREADTH = ("token_entropy", "opening_entropy", "distinct_share", "mean_max_rouge_l")
+INFLUENCE = ("mean", "standard_error", "positive_rate", "count")
+BREADTH = ("token_entropy", "first_word_entropy", "distinct_rate", "mean_max_rouge_l")
 
 
 def summarize(root: Path) -> dict[str, Any]:
@@ -28,25 +28,27 @@ def summarize(root: Path) -> dict[str, Any]:
         that made or judged data, by key, its numbers; `training`: for each stage that trained, by key, its numbers;
         `stages`: for each stage, by key, whether it has finished and its seconds.
     """
-    workspace = Workspace(root)
+    run_directory = RunDirectory(root)
     sections = ("students", "evaluations", "influence", "data", "training", "stages")
     summary: dict[str, Any] = {"run": str(root), "warnings": [], **{section: {} for section in sections}}
-    for key, entry in workspace.entries.items():
-        if not workspace.begun(key):
+    for key, entry in run_directory.entries.items():
+        if not run_directory.begun(key):
             continue
         summary["stages"][key] = {"finished": entry.finished, "seconds": entry.seconds}
-        metrics = _metrics(workspace, key)
+        metrics = _metrics(run_directory, key)
         if not metrics:
             continue
         kind = metrics.pop("kind")
         summary["warnings"] += [f"{key}: {sentence}" for sentence in metrics.get("warnings", [])]
         if kind == "report":
             if "students" in metrics:
-                students = {name: one | _trained_on(workspace, key, name) for name, one in metrics["students"].items()}
+                students = {
+                    name: one | _trained_on(run_directory, key, name) for name, one in metrics["students"].items()
+                }
                 summary["students"] = summary["evaluations"][key] = students
         else:
             summary["training" if kind in MODEL_KINDS else "data"][key] = metrics
-        if "positive_share" in metrics:
+        if "positive_rate" in metrics:
             numbers = metrics | metrics.get("diversity", {})
             summary["influence"][key] = {
                 name: numbers[name] for name in (*INFLUENCE, *BREADTH, "reference_loss") if name in numbers
@@ -61,25 +63,25 @@ def write_summary(root: Path) -> dict[str, Any]:
     return summary
 
 
-def _metrics(workspace: Workspace, key: str) -> dict[str, Any]:
+def _metrics(run_directory: RunDirectory, key: str) -> dict[str, Any]:
     """The numbers of a stage; none before it has finished."""
-    path = workspace.directory(key) / "metrics.json"
-    if not workspace.finished(key) or not path.exists():
+    path = run_directory.directory(key) / "metrics.json"
+    if not run_directory.finished(key) or not path.exists():
         return {}
     metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return metrics
 
 
-def _trained_on(workspace: Workspace, evaluation: str, student: str) -> Mapping[str, float]:
+def _trained_on(run_directory: RunDirectory, evaluation: str, student: str) -> Mapping[str, float]:
     """How many and how varied the examples are on which a student was trained; nothing for a base model."""
-    examples = _source(workspace, _source(workspace, evaluation, f"students.{student}"), "examples")
-    metrics = _metrics(workspace, examples)
+    examples = _source(run_directory, _source(run_directory, evaluation, f"students.{student}"), "examples")
+    metrics = _metrics(run_directory, examples)
     numbers = metrics | metrics.get("diversity", {})
     return {f"data_{name}": numbers[name] for name in ("accepted", *BREADTH) if name in numbers}
 
 
-def _source(workspace: Workspace, key: str, setting: str) -> str:
+def _source(run_directory: RunDirectory, key: str, setting: str) -> str:
     """The key of the stage that a stage read under this setting; empty where it read none."""
-    entry = workspace.entries.get(key)
+    entry = run_directory.entries.get(key)
     # An input is a key and a digest; for a base model it is another word, which is nobody's key.
     return entry.inputs.get(setting, "").split(" ")[0] if entry is not None else ""

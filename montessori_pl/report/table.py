@@ -72,7 +72,7 @@ def _influence(influence: Mapping[str, Mapping[str, float]]) -> Table:
     for key, numbers in influence.items():
         table.add_row(
             key.replace("/", "/\n"),  # or a console of 80 columns would break names in their middle
-            f"{numbers['mean']:.3g} ± {numbers['standard_error']:.2g}\npositive {numbers['positive_share']:.0%}",
+            f"{numbers['mean']:.3g} ± {numbers['standard_error']:.2g}\npositive {numbers['positive_rate']:.0%}",
             _breadth(numbers, separator=", "),
             f"{numbers['reference_loss']:.3f}" if "reference_loss" in numbers else "-",
         )
@@ -81,11 +81,11 @@ def _influence(influence: Mapping[str, Mapping[str, float]]) -> Table:
 
 def _breadth(numbers: Mapping[str, float], separator: str) -> str:
     """How varied examples are, on several lines; a dash where nobody has measured it."""
-    if not numbers.keys() >= {"token_entropy", "opening_entropy", "distinct_share", "mean_max_rouge_l"}:
+    if not numbers.keys() >= {"token_entropy", "first_word_entropy", "distinct_rate", "mean_max_rouge_l"}:
         return "-"
     return (
-        f"words {numbers['token_entropy']:.2f}{separator}first {numbers['opening_entropy']:.2f}\n"
-        f"distinct {numbers['distinct_share']:.0%}{separator}ROUGE {numbers['mean_max_rouge_l']:.2f}"
+        f"words {numbers['token_entropy']:.2f}{separator}first {numbers['first_word_entropy']:.2f}\n"
+        f"distinct {numbers['distinct_rate']:.0%}{separator}ROUGE {numbers['mean_max_rouge_l']:.2f}"
     )
 
 
@@ -115,7 +115,7 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
             lines.append("rejected: " + ", ".join(f"{reason} {count}" for reason, count in metrics["rejected"].items()))
         diversity = metrics["diversity"]
         lines.append(
-            f"distinct {diversity['distinct_share']:.0%}, distinct bigrams {diversity['distinct_2']:.0%}, "
+            f"distinct {diversity['distinct_rate']:.0%}, distinct bigrams {diversity['distinct_2']:.0%}, "
             f"mean maximal ROUGE-L {diversity['mean_max_rouge_l']:.2f}"
         )
     if "mistakes" in metrics:

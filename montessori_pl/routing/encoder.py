@@ -12,8 +12,8 @@ from torch import Tensor
 
 from montessori_pl.batches.collate import collate
 from montessori_pl.batches.samplers import length_batches
-from montessori_pl.data.chat_template import ChatFormat, Rendered
-from montessori_pl.models.loading import ModelSource, load_chat, load_model
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
+from montessori_pl.models.loading import ModelSource, load_chat_template, load_model
 from montessori_pl.routing.responses import Prompt
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def encode_prompts(prompts: Sequence[Prompt], chat: ChatFormat, max_length: int) -> list[Rendered]:
+def encode_prompts(prompts: Sequence[Prompt], chat_template: ChatTemplate, max_length: int) -> list[Rendered]:
     """Prompts in tokens up to where the answer begins; of longer ones the last `max_length` tokens."""
-    limit = max_length if chat.context is None else min(max_length, chat.context)
-    ids = [chat.prompt_ids(prompt.messages())[-limit:] for prompt in prompts]
+    limit = max_length if chat_template.context is None else min(max_length, chat_template.context)
+    ids = [chat_template.prompt_ids(prompt.messages())[-limit:] for prompt in prompts]
     return [Rendered(one, [False] * len(one)) for one in ids]
 
 
@@ -61,8 +61,8 @@ class PromptEncoder:
         return load_model(self.source).to(device)
 
     @cached_property
-    def _chat(self) -> ChatFormat:
-        return load_chat(self.source)
+    def _chat(self) -> ChatTemplate:
+        return load_chat_template(self.source)
 
     @torch.inference_mode()
     def features(self, prompts: Sequence[Prompt]) -> Tensor:

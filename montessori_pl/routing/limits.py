@@ -84,7 +84,7 @@ def choose(
         allowed: which teachers can answer which prompts, shape (N, K), at least one each; None: all of them.
 
     Raises:
-        ValueError: the limits name unknown teachers, or no assignment keeps them.
+        ValueError: the limits name unknown teachers, or no task keeps them.
     """
     allowed = np.ones(coefficients.shape, dtype=bool) if allowed is None else allowed
     if limits is None or not len(coefficients):
@@ -97,7 +97,7 @@ def choose(
             [] if costs is None else [f"the cheapest teachers cost {np.where(allowed, costs, np.inf).min(1).sum():g}"]
         )
         raise ValueError(
-            f"no assignment of {len(coefficients)} prompts keeps the limits: by max_share the teachers "
+            f"no task of {len(coefficients)} prompts keeps the limits: by max_share the teachers "
             f"({', '.join(teachers)}) take at most {', '.join(f'{one:g}' for one in capacities)} of them"
             f"{''.join(f', and {one} where the budget is {limits.budget:g}' for one in prices)}; allow more"
         )

@@ -110,8 +110,8 @@ class LearnedRouter(Router):
         encoder = {
             "backbone": source.backbone,
             "trained": source.weights is not None,
-            "chat": source.chat,
-            "base_precision": source.base_precision,
+            "chat_template": source.chat_template,
+            "base_dtype": source.base_dtype,
             "max_length": self.encoder.max_length,
         }
         _write(directory, {"kind": "learned", "teachers": self.teachers, "encoder": encoder})
@@ -132,8 +132,8 @@ def load_router(directory: Path) -> Router:
     source = ModelSource(
         encoder["backbone"],
         weights=directory / ENCODER if encoder["trained"] else None,
-        chat=encoder["chat"],
-        base_precision=encoder["base_precision"],
+        chat_template=encoder["chat_template"],
+        base_dtype=encoder["base_dtype"],
     )
     head = Head(**load_file(directory / HEAD))
     return LearnedRouter(content["teachers"], PromptEncoder(source, encoder["max_length"]), head)

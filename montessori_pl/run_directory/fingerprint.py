@@ -1,9 +1,9 @@
 """The fingerprint of a stage: the settings that decide what it makes, with what stands behind their names.
 
 Settings that say how fast or how long a stage works are not part of it. A class that is chosen by `class_path` names
-these in its attribute `unpinned`, with dots for nested ones (`training.checkpoint_every_n_steps`); you may change them
-at any time. A model's class names in `for_training` the settings that say how it is trained: a stage that only lets it
-write or answer does not depend on them.
+these in its attribute `fingerprint_excludes`, with dots for nested ones (`training.checkpoint_every_n_steps`); you may
+change them at any time. A model's class names in `for_training` the settings that say how it is trained: a stage that
+only lets it write or answer does not depend on them.
 
 A path says nothing when the file is edited. A class says in `files` which of its settings name files; the fingerprint
 then holds some digits of the content behind the name: `prompt.txt (content 3f2a9c01b4de)`. The digits depend on what
@@ -41,7 +41,7 @@ def pinned(settings: Any, trained: bool = True, kind: type | None = None) -> Any
     if isinstance(class_path := settings.get("class_path"), str):
         module, _, name = class_path.rpartition(".")
         kind, arguments = getattr(import_module(module), name), kept.get("init_args") or {}
-    for dotted in (*getattr(kind, "unpinned", ()), *(() if trained else getattr(kind, "for_training", ()))):
+    for dotted in (*getattr(kind, "fingerprint_excludes", ()), *(() if trained else getattr(kind, "for_training", ()))):
         inner, name = _find(arguments, dotted)
         inner.pop(name, None)
     for dotted, path_of in getattr(kind, "files", {}).items():

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score, append_records
-from montessori_pl.estimates.estimate import Plan, mean, passes
+from montessori_pl.estimates.estimate import StageEstimate, mean, passes
 from montessori_pl.models.student import StudentModule
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.signals.scoring_data import ScoringData
@@ -29,7 +29,7 @@ class SignalCallback(Callback, ABC):
     asked about again, and no pair is made of it.
     """
 
-    unpinned: ClassVar[tuple[str, ...]] = ()
+    fingerprint_excludes: ClassVar[tuple[str, ...]] = ()
     """Settings that change the speed and not the scores; they may be changed in the middle of a run."""
     output: Path
     """Where the scores go; the stage sets it, one file for each process."""
@@ -38,7 +38,7 @@ class SignalCallback(Callback, ABC):
     requests: Path | None = None
     """Directory in which an engine of the signal may keep answers that were paid for; the stage sets it."""
 
-    def ready(self) -> None:
+    def check_environment(self) -> None:
         """Look, before a run begins, at an engine of the signal's own; by default there is none.
 
         Raises:
@@ -46,17 +46,17 @@ class SignalCallback(Callback, ABC):
         """
         return
 
-    def plan(self, count: int, most: int, data: ScoringData, chat: ChatFormat) -> Plan:
+    def estimate(self, count: int, upper_bound: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
         """What scoring will take, for a dry run; by default a pass over each example.
 
         Args:
             count: examples that are scored.
             most: examples at most.
             data: examples that they will be like, and the reference set.
-            chat: how the student writes conversations.
+            chat_template: how the student writes conversations.
         """
         length = mean([len(rendered.input_ids) for _, rendered in data.items])
-        return Plan(work=[passes("scoring", round(count * length), round(most * length))])
+        return StageEstimate(work=[passes("scoring", round(count * length), round(upper_bound * length))])
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Compute what all examples share; called once, with the student loaded and on its device."""

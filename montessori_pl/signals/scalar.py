@@ -19,7 +19,7 @@ Columns = Mapping[str, Sequence[float]]
 """By name, one number for each example of a batch."""
 
 
-class QuantitySignal(SignalCallback):
+class ScalarSignal(SignalCallback):
     """A score is a quantity of the example, or its negative where low is preferred.
 
     Implement `measure`, and name in `quantity` which of the numbers that it returns is scored; all of them are kept in

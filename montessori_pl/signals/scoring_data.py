@@ -43,12 +43,14 @@ class ScoringData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Batches of whole prompts: their `rows` here, and `input_ids`, `attention_mask` and `labels`, each (B, T)."""
         assert self.trainer is not None
-        batches = [batch for batch in self.plan() if not self.scored.issuperset(self.items[row][0].id for row in batch)]
+        batches = [
+            batch for batch in self.batches() if not self.scored.issuperset(self.items[row][0].id for row in batch)
+        ]
         # Lightning wants a batch in every process; one that has none left scores the last one, with the same result.
         share = FixedBatches(batches[self.trainer.global_rank :: self.trainer.world_size] or batches[-1:])
         return DataLoader(range(len(self.items)), batch_sampler=share, collate_fn=self.collate)  # type: ignore[arg-type]
 
-    def plan(self) -> list[list[int]]:
+    def batches(self) -> list[list[int]]:
         """All batches, whoever scores them and whatever has been scored: so that a batch is always the same."""
         return self._batched(self._prompts())
 

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Plan
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.losses import PairLoss
 from montessori_pl.models.dpo import DPOModule, check_preference_settings
-from montessori_pl.models.loading import holds_adapter, load_chat
+from montessori_pl.models.loading import holds_adapter, load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
 from montessori_pl.stages.training.fit import fit
-from montessori_pl.stages.training.preferences import pair_data, plan_alignment, read_pairs
+from montessori_pl.stages.training.preferences import estimate_alignment, pair_data, read_pairs
 
 
 class AlignStudent(Stage):
@@ -34,7 +34,7 @@ class AlignStudent(Stage):
     produces = Kind.STUDENT
     artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
     uses = ("student",)
-    unpinned = ("training.checkpoint_every_n_steps",)
+    fingerprint_excludes = ("training.checkpoint_every_n_steps",)
     distributed = True
 
     def __init__(
@@ -57,17 +57,19 @@ class AlignStudent(Stage):
         """The pairs and the student to start from."""
         return [Input("pairs", self.pairs, Kind.PAIRS), Input("student", self.student, Kind.STUDENT)]
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """The training on all pairs."""
-        chat = load_chat(context.student().source)
-        return Plan(work=[plan_alignment(context, chat, self.training, context.given("pairs").count)])
+        chat_template = load_chat_template(context.student().source)
+        return StageEstimate(
+            work=[estimate_alignment(context, chat_template, self.training, context.expected_input("pairs").count)]
+        )
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Align, or go on aligning."""
         student = self._student(context)
-        chat = load_chat(student.source)
-        fitting, too_long = read_pairs(context, chat, self.training.max_length)
-        data = pair_data([encoded for _, encoded in fitting], chat, self.training, context)
+        chat_template = load_chat_template(student.source)
+        fitting, too_long = read_pairs(context, chat_template, self.training.max_length)
+        data = pair_data([encoded for _, encoded in fitting], chat_template, self.training, context)
         metrics = fit(context, student, data, self.training)
         return {"pairs": len(fitting), "left_out_as_too_long": too_long, **metrics}
 
@@ -83,8 +85,8 @@ class AlignStudent(Stage):
             loss=self.loss,
             label_smoothing=self.label_smoothing,
             nll_weight=self.nll_weight,
-            chat=before.chat,
-            base_precision=source.base_precision,
+            chat_template=before.chat_template,
+            base_dtype=source.base_dtype,
         )
         policy.source = source
         return policy

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Plan
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.generation.base import Sampling
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext
-from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, plan_writing
-from montessori_pl.stages.generating.generators import Author, Authors, teacher, usage_metrics
-from montessori_pl.stages.generating.synthesis_loop import Assignment, Rules, Writer
+from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
+from montessori_pl.stages.generating.generators import Generator, Generators, teacher, usage_metrics
+from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.synthesis.contamination import Decontamination
 from montessori_pl.synthesis.diversity import diversity
@@ -31,7 +31,7 @@ class Augment(Stage):
         per_example: write so many for each of them; the paper writes one.
         num_examples: or: write so many in all, as many for each example.
         max_attempts: attempts for one example.
-        unlike: stages whose examples nothing may repeat, beside the seeds of the recipe and `examples`; of a stage that
+        deduplicate_against: stages whose examples nothing may repeat, beside seed tasks and `examples`; of a stage that
             stands later in the recipe, those of the iteration before.
         teacher: who writes: the stage whose teacher it is, `latest`, `base`, or a teacher of the pool.
         synthesizer: how instructions are asked for, given one seed: the example.
@@ -43,7 +43,7 @@ class Augment(Stage):
             paper's code. Null keeps near duplicates, and drops exact ones only.
         decontaminate: drops what repeats an example of the reference or test set: the same instruction, or long runs
             of words in instruction or response; give its settings in place of true to say how long, false keeps all.
-        prompts_per_round: examples whose attempts are committed together: what a kill can cost.
+        prompts_per_batch: examples whose attempts are committed together: what a kill can cost.
         first_iteration_only: whether later iterations go without this stage.
     """
 
@@ -57,7 +57,7 @@ class Augment(Stage):
         per_example: int | None = None,
         num_examples: int | None = None,
         max_attempts: int = 5,
-        unlike: list[str] | None = None,
+        deduplicate_against: list[str] | None = None,
         teacher: str = LATEST,
         synthesizer: Synthesizer | None = None,
         instruction_sampling: Sampling = Sampling(temperature=1.0, top_p=1.0),
@@ -66,7 +66,7 @@ class Augment(Stage):
         response_filter: ResponseFilter = ResponseFilter(),
         max_similarity: float | None = 0.95,
         decontaminate: bool | Decontamination = True,
-        prompts_per_round: int = 32,
+        prompts_per_batch: int = 32,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
@@ -75,11 +75,11 @@ class Augment(Stage):
                 "Augment needs either per_example or num_examples, "
                 f"found per_example {per_example} and num_examples {num_examples}"
             )
-        if any(n is not None and n < 1 for n in (per_example, num_examples, max_attempts, prompts_per_round)):
-            raise ValueError("per_example, num_examples, max_attempts and prompts_per_round must be at least 1")
+        if any(n is not None and n < 1 for n in (per_example, num_examples, max_attempts, prompts_per_batch)):
+            raise ValueError("per_example, num_examples, max_attempts and prompts_per_batch must be at least 1")
         self.examples, self.per_example, self.num_examples = examples, per_example, num_examples
-        self.max_attempts, self.unlike, self.teacher = max_attempts, unlike or [], teacher
-        self.rules = Rules(
+        self.max_attempts, self.deduplicate_against, self.teacher = max_attempts, deduplicate_against or [], teacher
+        self.rules = SynthesisConfig(
             synthesizer=synthesizer or SelfInstruct("more_like_this", num_seed_shots=1, num_written_shots=0),
             instruction_sampling=instruction_sampling,
             response_sampling=response_sampling,
@@ -88,32 +88,35 @@ class Augment(Stage):
             max_similarity=max_similarity,
             decontaminate=decontaminate,
         )
-        self.prompts_per_round = prompts_per_round
+        self.prompts_per_batch = prompts_per_batch
 
     def reads(self) -> list[Input]:
         """The examples, the teacher, and what must not be repeated."""
-        known = [Input(f"unlike.{name}", name, Kind.EXAMPLES, optional=True) for name in self.unlike]
+        known = [
+            Input(f"deduplicate_against.{name}", name, Kind.EXAMPLES, optional=True)
+            for name in self.deduplicate_against
+        ]
         return [Input("examples", self.examples, Kind.EXAMPLES), Input("teacher", self.teacher, Kind.TEACHER), *known]
 
-    def asks(self) -> list[str]:
+    def teacher_names(self) -> list[str]:
         """The teacher."""
         return [self.teacher]
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """The attempts that are left, as if the first examples were the ones that still lack some."""
-        given = context.given("examples")
-        missing, most = (
+        given = context.expected_input("examples")
+        missing, upper_bound = (
             max(0, (self.per_example * count if self.per_example is not None else self.num_examples or 0) - written)
-            for count, written in ((given.count, len(context.written)), (given.most, len(context.written)))
+            for count, written in ((given.count, len(context.written)), (given.upper_bound, len(context.written)))
         )
         amount = Amount(
-            completions=round(missing / context.accepted_share),
-            max_completions=most * self.max_attempts * (self.max_attempts + 1) // 2,
+            completions=round(missing / context.accepted_rate),
+            max_completions=upper_bound * self.max_attempts * (self.max_attempts + 1) // 2,
             accepted=missing,
-            max_accepted=most,
+            max_accepted=upper_bound,
         )
         shots = [(stable_seed(context.seed, "prompt", one.id, 0), [one]) for one in given.some()[:NUM_PROMPTS]]
-        return plan_writing(context, self.rules, self.teacher, shots, amount, prompts=given.count)
+        return estimate_synthesis(context, self.rules, self.teacher, shots, amount, prompts=given.count)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Make the attempts that have not been made."""
@@ -123,8 +126,8 @@ class Augment(Stage):
         wanted = self._wanted(context, given)
         context.progress.start(sum(wanted.values()), len(written))
         if any(_missing(wanted, written).values()):
-            with Authors(context) as authors:
-                self._write_rounds(context, journal, authors, given, written)
+            with Generators(context) as generators:
+                self._write_batches(context, journal, generators, given, written)
         rejections = read_records(context.directory / REJECTIONS, Rejection)
         return {
             "accepted": len(written),
@@ -134,47 +137,54 @@ class Augment(Stage):
             "diversity": diversity([example.instruction for example in written]),
         }
 
-    def _write_rounds(
-        self, context: StageContext, journal: Journal, authors: Authors, given: list[Example], written: list[Example]
+    def _write_batches(
+        self,
+        context: StageContext,
+        journal: Journal,
+        generators: Generators,
+        given: list[Example],
+        written: list[Example],
     ) -> None:
         wanted = self._wanted(context, given)
         missing = _missing(wanted, written)
-        known = [example for name in self.unlike for example in context.examples(f"unlike.{name}")]
-        writer = Writer(
+        known = [
+            example for name in self.deduplicate_against for example in context.examples(f"deduplicate_against.{name}")
+        ]
+        loop = SynthesisLoop(
             context,
             self.rules,
-            authors,
-            [*context.data.read("seeds"), *given, *known],
+            generators,
+            [*context.data.read("seed_tasks"), *given, *known],
             written,
             lambda prompt_id, passed: passed[prompt_id] < missing[_asked_for(prompt_id)],
         )
-        author = teacher(context, "teacher", self.teacher)
-        parts = [given[at : at + self.prompts_per_round] for at in range(0, len(given), self.prompts_per_round)]
+        generator = teacher(context, "teacher", self.teacher)
+        parts = [given[at : at + self.prompts_per_batch] for at in range(0, len(given), self.prompts_per_batch)]
         for number in range(len(journal.commits), self.max_attempts * len(parts)):
             attempt, part = divmod(number, len(parts))
-            accepted, rejected = writer.write(number, self._round(context, author, parts[part], missing, attempt))
+            accepted, rejected = loop.write(number, self._batch(context, generator, parts[part], missing, attempt))
             written += accepted
-            journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **authors.take_usage())
+            journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **generators.take_usage())
             context.progress.advance(len(accepted))
             missing = _missing(wanted, written)
             if not any(missing.values()):
                 break
 
-    def _round(
+    def _batch(
         self,
         context: StageContext,
-        author: Author,
+        generator: Generator,
         given: Sequence[Example],
         missing: Mapping[str, int],
         attempt: int,
-    ) -> list[Assignment]:
+    ) -> list[PromptTask]:
         """A prompt for each of these examples that lacks some."""
         return [
-            Assignment(
+            PromptTask(
                 prompt_id=f"{group}-{attempt}",
                 seed=stable_seed(context.seed, "prompt", example.id, attempt),
-                author=author,
-                seeds=[example],
+                generator=generator,
+                seed_tasks=[example],
                 num_samples=missing[group] * (attempt + 1),
             )
             for example in given

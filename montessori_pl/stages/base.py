@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import Example, read_records
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Plan
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.models.loading import ModelSource
@@ -112,7 +112,7 @@ class StageContext:
     requests: Path | None = None
     """The run's directory for answers that must not be paid for twice."""
 
-    def given(self, setting: str) -> Path:
+    def input_dir(self, setting: str) -> Path:
         """The directory of the stage that a setting names, for settings that always name one."""
         directory = self.inputs[setting]
         assert directory is not None
@@ -148,7 +148,7 @@ class Stage(ABC):
     """Sections of the configuration that the result depends on: `student`, `teacher`, `generation`, `data`."""
     trains: ClassVar[tuple[str, ...]] = ()
     """Which of them it trains: only then does the result depend on settings such as DPO's `beta`."""
-    unpinned: ClassVar[tuple[str, ...]] = ()
+    fingerprint_excludes: ClassVar[tuple[str, ...]] = ()
     """Settings that say how fast or how long, not what: they may be changed after the stage has begun."""
     adjustable: ClassVar[tuple[str, ...]] = ()
     """Settings that say how much: they may be changed as long as no other stage has read the result."""
@@ -162,11 +162,11 @@ class Stage(ABC):
         """The settings that name other stages."""
         return []
 
-    def asks(self) -> list[str]:
+    def teacher_names(self) -> list[str]:
         """Names of teachers; those of the pool are settings that the result depends on."""
         return []
 
-    def ready(self) -> None:
+    def check_environment(self) -> None:
         """Look, before a run begins, at engines of the stage's own: packages, keys, devices and their models.
 
         Raises:
@@ -174,7 +174,7 @@ class Stage(ABC):
         """
         return
 
-    def plan(self, context: PlanContext) -> Plan | None:
+    def estimate(self, context: EstimateContext) -> StageEstimate | None:
         """What the stage will take, or what is left of it, for a dry run; none, the default, for no estimate.
 
         Raises:

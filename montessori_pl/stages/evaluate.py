@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from montessori_pl.data.records import Record, read_records
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Plan
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
-from montessori_pl.models.loading import load_chat
+from montessori_pl.models.loading import load_chat_template
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext
 
@@ -46,20 +46,20 @@ class Evaluate(Stage):
         """The students."""
         return [Input(f"students.{name}", name, Kind.STUDENT) for name in self.students]
 
-    def ready(self) -> None:
+    def check_environment(self) -> None:
         """What the evaluators need."""
         for evaluator in self.evaluators:
-            evaluator.ready()
+            evaluator.check_environment()
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """What the evaluators say that they will take for each student that has not been evaluated."""
-        chat = load_chat(context.student().source)
+        chat_template = load_chat_template(context.student().source)
         work = []
         for _, evaluator, place in self._work()[len(context.commits) :]:
             evaluator.requests = context.requests
             evaluator.directory = context.begun / place if context.begun is not None else None
-            work += evaluator.plan(context.data, chat, context.backend)
-        return Plan(work=work)
+            work += evaluator.estimate(context.data, chat_template, context.backend)
+        return StageEstimate(work=work)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Evaluate what has not been evaluated."""

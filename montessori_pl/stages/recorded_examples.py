@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from montessori_pl.batches.sources import source_file
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.formats import read_source
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Plan, real
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import StageEstimate, real
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, Kind, Stage, StageContext
@@ -33,9 +33,9 @@ class RecordedExamples(Stage):
         super().__init__(first_iteration_only)
         self.source = source
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work, but the examples."""
-        return Plan(leaves=real(read_source(locate(self.source))[0]))
+        return StageEstimate(expected_output=real(read_source(locate(self.source))[0]))
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Read all rows; those that are no examples become rejections."""

@@ -4,8 +4,8 @@ import dataclasses
 import statistics
 from typing import Any
 
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Plan
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.stages.base import EXAMPLES, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.selection.scores import num_scored, read_scores, score_inputs, score_names
@@ -40,12 +40,14 @@ class SelectBest(Stage):
         """The examples and their scores."""
         return [Input("examples", self.examples, Kind.EXAMPLES), *score_inputs(self.scores)]
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work, but its share of the examples."""
-        given = context.given("examples")
+        given = context.expected_input("examples")
         count = max(1, round(self.share * num_scored(context, self.scores)))
-        most, instructions = max(1, given.at_most(count)), min(count, given.instructions)
-        return Plan(leaves=dataclasses.replace(given, count=count, most=most, instructions=instructions))
+        upper_bound, instructions = max(1, given.at_most(count)), min(count, given.instructions)
+        return StageEstimate(
+            expected_output=dataclasses.replace(given, count=count, upper_bound=upper_bound, instructions=instructions)
+        )
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Choose, and keep the order of the examples."""

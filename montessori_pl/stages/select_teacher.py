@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Plan
-from montessori_pl.models.loading import load_chat
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import StageEstimate
+from montessori_pl.models.loading import load_chat_template
 from montessori_pl.routing import ConstantRouter, ResponsePool
 from montessori_pl.routing.resampling import interval, resampled_means
 from montessori_pl.routing.responses import Array
@@ -71,9 +71,9 @@ class SelectTeacher(Stage):
             *loss,
         ]
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work: the scores are there."""
-        return Plan()
+        return StageEstimate()
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Rank, and leave the ranking as a router that sends everything to the best."""
@@ -112,11 +112,11 @@ class SelectTeacher(Stage):
 
     def _tables(self, context: StageContext, pool: ResponsePool) -> dict[str, Array]:
         """Quality and length, and what the signal of `loss` knows; each of shape (N, K)."""
-        chat = load_chat(context.student().source)
+        chat_template = load_chat_template(context.student().source)
         responses = [example for answers in pool.answers.values() for example in answers]
         columns = {
             "quality": {score.id: score.value for score in read_scores(context, "quality")},
-            "length": {example.id: float(len(chat.response_ids(example.response))) for example in responses},
+            "length": {example.id: float(len(chat_template.response_ids(example.response))) for example in responses},
         }
         scores = [] if self.loss is None else read_scores(context, "loss")
         columns |= {

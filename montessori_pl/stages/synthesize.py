@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Plan
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.generation.base import Sampling
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.generating.collapse_guard import FALLBACK_TEACHER, CollapseGuard, CollapseWatch
-from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, plan_writing
-from montessori_pl.stages.generating.generators import Author, Authors, teacher, usage_metrics
-from montessori_pl.stages.generating.synthesis_loop import Assignment, Rules, Writer
+from montessori_pl.stages.generating.collapse_guard import FALLBACK_TEACHER, CollapseGuard, CollapseMonitor
+from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
+from montessori_pl.stages.generating.generators import Generator, Generators, teacher, usage_metrics
+from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.synthesis.contamination import Decontamination
 from montessori_pl.synthesis.diversity import diversity
@@ -24,28 +24,29 @@ from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
 class Synthesize(Stage):
     """Sample instructions from a teacher, keep the good ones, and let the teacher answer them.
 
-    Work goes in rounds of prompts. A round is committed as a whole, and everything in it depends on the stage's seed
-    and on the rounds before it, so that a resumed run writes the same bytes as an uninterrupted one.
+    Work goes in batches of prompts. A batch is committed as a whole, and everything in it depends on the stage's seed
+    and on the batches before it, so that a resumed run writes the same bytes as an uninterrupted one.
 
     Args:
         num_examples: accept exactly so many examples, from as many prompts as it takes.
         num_prompts: or: ask exactly so many prompts, and keep all that pass.
         samples_per_prompt: completions of each prompt.
         teacher: who writes: the stage whose teacher it is, `latest`, `base`, or a teacher of the pool.
-        seeds: the stage whose examples are shown as shots; null shows those of `data.seeds`.
-        unlike: stages whose examples nothing may repeat, beside the seeds; of a stage that stands later in the recipe,
+        seed_tasks: the stage whose examples are shown as shots; null shows those of `data.seed_tasks`.
+        deduplicate_against: stages whose examples nothing may repeat, beside seed tasks; of a later stage of the recipe,
             those of the iteration before.
         synthesizer: how instructions are asked for.
         instruction_sampling: how instructions are drawn; the defaults are the paper's.
         response_sampling: how responses are drawn; the defaults are the paper's.
         instruction_filter: which instructions are kept.
         response_filter: which responses are kept.
-        answered: whether the teacher answers what it has written; without, responses are empty, for a stage `Answer`.
+        answered: whether the teacher answers what it has written; without, responses are empty, and a stage
+            `GenerateResponses` writes them.
         max_similarity: an instruction is a near duplicate if its ROUGE-L F1 with a seed or an accepted instruction is
             larger; the paper's value. Null keeps near duplicates, and drops exact ones only.
         decontaminate: drops what repeats an example of the reference or test set: the same instruction, or long runs
             of words in instruction or response; give its settings in place of true to say how long, false keeps all.
-        prompts_per_round: prompts between two commits: what a kill can cost.
+        prompts_per_batch: prompts between two commits: what a kill can cost.
         max_candidates_per_example: with `num_examples`, give up after so many completions for each example wanted.
         patience: give up after so many completions in a row of which none was accepted.
         guard: compares what is written with what the teacher wrote before alignment; null does not look.
@@ -55,7 +56,7 @@ class Synthesize(Stage):
     produces = Kind.EXAMPLES
     artifacts = (EXAMPLES, REJECTIONS)
     uses = ("teacher", "generation", "data")
-    unpinned = ("max_candidates_per_example", "patience")
+    fingerprint_excludes = ("max_candidates_per_example", "patience")
     adjustable = ("num_examples", "num_prompts")
 
     def __init__(
@@ -64,8 +65,8 @@ class Synthesize(Stage):
         num_prompts: int | None = None,
         samples_per_prompt: int = 4,
         teacher: str = LATEST,
-        seeds: str | None = None,
-        unlike: list[str] | None = None,
+        seed_tasks: str | None = None,
+        deduplicate_against: list[str] | None = None,
         synthesizer: Synthesizer | None = None,
         instruction_sampling: Sampling = Sampling(temperature=1.0, top_p=0.9, presence_penalty=1.0),
         response_sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
@@ -74,7 +75,7 @@ class Synthesize(Stage):
         answered: bool = True,
         max_similarity: float | None = 0.7,
         decontaminate: bool | Decontamination = True,
-        prompts_per_round: int = 32,
+        prompts_per_batch: int = 32,
         max_candidates_per_example: float = 20,
         patience: int = 1024,
         guard: CollapseGuard | None = None,
@@ -86,11 +87,11 @@ class Synthesize(Stage):
                 "Synthesize needs either num_examples or num_prompts, "
                 f"found num_examples {num_examples} and num_prompts {num_prompts}"
             )
-        if min(num_examples or 1, num_prompts or 1, samples_per_prompt, prompts_per_round) < 1:
-            raise ValueError("num_examples, num_prompts, samples_per_prompt and prompts_per_round must be at least 1")
+        if min(num_examples or 1, num_prompts or 1, samples_per_prompt, prompts_per_batch) < 1:
+            raise ValueError("num_examples, num_prompts, samples_per_prompt and prompts_per_batch must be at least 1")
         self.num_examples, self.num_prompts, self.samples_per_prompt = num_examples, num_prompts, samples_per_prompt
-        self.teacher, self.seeds, self.unlike = teacher, seeds, unlike or []
-        self.rules = Rules(
+        self.teacher, self.seed_tasks, self.deduplicate_against = teacher, seed_tasks, deduplicate_against or []
+        self.rules = SynthesisConfig(
             synthesizer=synthesizer or SelfInstruct(),
             instruction_sampling=instruction_sampling,
             response_sampling=response_sampling,
@@ -100,91 +101,100 @@ class Synthesize(Stage):
             decontaminate=decontaminate,
             answered=answered,
         )
-        self.prompts_per_round = prompts_per_round
+        self.prompts_per_batch = prompts_per_batch
         self.max_candidates_per_example, self.patience = max_candidates_per_example, patience
         self.guard = guard
 
     def reads(self) -> list[Input]:
         """The teacher, the seeds where a stage has them, what not to repeat, and what the guard compares with."""
-        seeds = [Input("seeds", self.seeds, Kind.EXAMPLES)] if self.seeds is not None else []
-        known = [Input(f"unlike.{name}", name, Kind.EXAMPLES, optional=True) for name in self.unlike]
+        seed_tasks = [Input("seed_tasks", self.seed_tasks, Kind.EXAMPLES)] if self.seed_tasks is not None else []
+        known = [
+            Input(f"deduplicate_against.{name}", name, Kind.EXAMPLES, optional=True)
+            for name in self.deduplicate_against
+        ]
         guarded = self.guard.reads() if self.guard is not None else []
-        return [Input("teacher", self.teacher, Kind.TEACHER), *seeds, *known, *guarded]
+        return [Input("teacher", self.teacher, Kind.TEACHER), *seed_tasks, *known, *guarded]
 
-    def asks(self) -> list[str]:
+    def teacher_names(self) -> list[str]:
         """The teacher, and the one that the guard may let write in its place."""
         return [self.teacher, *([self.guard.fallback_teacher] if self.guard is not None else [])]
 
-    def plan(self, context: PlanContext) -> Plan:
-        """The rounds that are left; the next prompts are rendered as the run will, with seeds for shots to come."""
-        seeds = context.given("seeds").like if self.seeds is not None else context.data.read("seeds")
+    def estimate(self, context: EstimateContext) -> StageEstimate:
+        """The batches that are left; the next prompts are rendered as the run will, with seeds for shots to come."""
+        seed_tasks = (
+            context.expected_input("seed_tasks").samples
+            if self.seed_tasks is not None
+            else context.data.read("seed_tasks")
+        )
         amount = self._amount(context)
         first = _asked(context.commits)
         last = min(first + NUM_PROMPTS, self.num_prompts) if self.num_prompts is not None else first + NUM_PROMPTS
-        shots = [(stable_seed(context.seed, "prompt", index), seeds) for index in range(first, last)]
+        shots = [(stable_seed(context.seed, "prompt", index), seed_tasks) for index in range(first, last)]
         prompts = first + amount.completions // self.samples_per_prompt
-        return plan_writing(context, self.rules, self.teacher, shots, amount, prompts)
+        return estimate_synthesis(context, self.rules, self.teacher, shots, amount, prompts)
 
-    def _amount(self, context: PlanContext) -> Amount:
-        """How much is left to be written: whole rounds, unless the number of prompts is given."""
+    def _amount(self, context: EstimateContext) -> Amount:
+        """How much is left to be written: whole batches, unless the number of prompts is given."""
         missing = self._missing(context.commits)
         if self.num_examples is None:
-            most = missing * self.samples_per_prompt
+            upper_bound = missing * self.samples_per_prompt
             return Amount(
-                completions=most,
-                max_completions=most,
-                accepted=round(most * context.accepted_share),
-                max_accepted=most,
+                completions=upper_bound,
+                max_completions=upper_bound,
+                accepted=round(upper_bound * context.accepted_rate),
+                max_accepted=upper_bound,
             )
-        size = self.prompts_per_round * self.samples_per_prompt
+        size = self.prompts_per_batch * self.samples_per_prompt
         limit = math.ceil(self.max_candidates_per_example * self.num_examples / size) - len(context.commits)
         limit = max(0, limit) if missing else 0  # less may be asked for than in an earlier session
-        rounds = min(math.ceil(missing / context.accepted_share / size), limit)
-        return Amount(completions=rounds * size, max_completions=limit * size, accepted=missing, max_accepted=missing)
+        batches = min(math.ceil(missing / context.accepted_rate / size), limit)
+        return Amount(completions=batches * size, max_completions=limit * size, accepted=missing, max_accepted=missing)
 
     def run(self, context: StageContext) -> dict[str, Any]:
-        """Write rounds until there is enough."""
+        """Write batches until there is enough."""
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
         examples = read_records(context.directory / EXAMPLES, Example)
         context.progress.start(self.num_examples or self.num_prompts, self._done(journal.commits))
-        watch = self._watch(context, journal)
+        monitor = self._monitor(context, journal)
         if self._missing(journal.commits):
-            with Authors(context) as authors:
-                self._write_rounds(context, journal, authors, examples, watch)
+            with Generators(context) as generators:
+                self._write_batches(context, journal, generators, examples, monitor)
         rejections = read_records(context.directory / REJECTIONS, Rejection)
         return {
             "accepted": len(examples),
             "rejected": dict(Counter(rejection.reason for rejection in rejections).most_common()),
             **usage_metrics(journal.commits),
             "diversity": diversity([example.instruction for example in examples]),
-            **({"warnings": watch.sentences()} if watch is not None else {}),
+            **({"warnings": monitor.sentences()} if monitor is not None else {}),
         }
 
-    def _watch(self, context: StageContext, journal: Journal) -> CollapseWatch | None:
+    def _monitor(self, context: StageContext, journal: Journal) -> CollapseMonitor | None:
         if self.guard is None:
             return None
-        return CollapseWatch(self.guard, context, journal, self.rules.synthesizer, self.rules.threshold)
+        return CollapseMonitor(self.guard, context, journal, self.rules.synthesizer, self.rules.threshold)
 
-    def _write_rounds(
+    def _write_batches(
         self,
         context: StageContext,
         journal: Journal,
-        authors: Authors,
+        generators: Generators,
         examples: list[Example],
-        watch: CollapseWatch | None,
+        monitor: CollapseMonitor | None,
     ) -> None:
-        seeds = context.examples("seeds") if self.seeds is not None else context.data.read("seeds")
-        known = [example for name in self.unlike for example in context.examples(f"unlike.{name}")]
-        writer = Writer(context, self.rules, authors, [*seeds, *known], examples, self._has_room(examples))
-        author = teacher(context, "teacher", self.teacher)
+        seed_tasks = context.examples("seed_tasks") if self.seed_tasks is not None else context.data.read("seed_tasks")
+        known = [
+            example for name in self.deduplicate_against for example in context.examples(f"deduplicate_against.{name}")
+        ]
+        loop = SynthesisLoop(context, self.rules, generators, [*seed_tasks, *known], examples, self._has_room(examples))
+        generator = teacher(context, "teacher", self.teacher)
         while self._missing(journal.commits):
             self._check_limits(context, journal)
-            collapsed = watch is not None and watch.alarmed
-            assignments = self._round(_asked(journal.commits), context, author, seeds, collapsed)
-            accepted, rejected = writer.write(len(journal.commits), assignments)
+            collapsed = monitor is not None and monitor.alarmed
+            tasks = self._batch(_asked(journal.commits), context, generator, seed_tasks, collapsed)
+            accepted, rejected = loop.write(len(journal.commits), tasks)
             examples += accepted
             counts = {
-                "prompts": len(assignments),
+                "prompts": len(tasks),
                 "candidates": len(accepted) + len(rejected),
                 "accepted": len(accepted),
             }
@@ -192,39 +202,39 @@ class Synthesize(Stage):
             journal.commit(
                 {EXAMPLES: accepted, REJECTIONS: rejected},
                 **counts,
-                **authors.take_usage(),
-                **(watch.notes(accepted, rejected, last) if watch is not None else {}),
+                **generators.take_usage(),
+                **(monitor.notes(accepted, rejected, last) if monitor is not None else {}),
             )
             context.progress.advance(self._done(journal.commits) - context.progress.done)
 
     def _has_room(self, examples: Sequence[Example]) -> Callable[[str, Counter[str]], bool]:
-        """With `num_examples`, whether one more is wanted beside those that the round has."""
+        """With `num_examples`, whether one more is wanted beside those that the batch has."""
         wanted = self.num_examples
         return lambda prompt_id, passed: wanted is None or len(examples) + passed.total() < wanted
 
-    def _round(
-        self, first: int, context: StageContext, author: Author, seeds: Sequence[Example], collapsed: bool
-    ) -> list[Assignment]:
-        """The prompts of the round that begins with the prompt of this number."""
-        last = first + self.prompts_per_round
+    def _batch(
+        self, first: int, context: StageContext, generator: Generator, seed_tasks: Sequence[Example], collapsed: bool
+    ) -> list[PromptTask]:
+        """The prompts of the batch that begins with the prompt of this number."""
+        last = first + self.prompts_per_batch
         if self.num_prompts is not None:
             last = min(last, self.num_prompts)
         return [
-            Assignment(
+            PromptTask(
                 prompt_id=f"{context.name}-{context.iteration}-{index:05d}",
                 seed=stable_seed(context.seed, "prompt", index),
-                author=self._author(index, context, author, collapsed),
-                seeds=seeds,
+                generator=self._generator(index, context, generator, collapsed),
+                seed_tasks=seed_tasks,
                 num_samples=self.samples_per_prompt,
             )
             for index in range(first, last)
         ]
 
-    def _author(self, index: int, context: StageContext, author: Author, collapsed: bool) -> Author:
+    def _generator(self, index: int, context: StageContext, generator: Generator, collapsed: bool) -> Generator:
         """Who writes and answers the prompt of this number."""
         if collapsed and self.guard is not None and self.guard.replaces(index):
             return teacher(context, FALLBACK_TEACHER, self.guard.fallback_teacher)
-        return author
+        return generator
 
     def _done(self, commits: Sequence[Mapping[str, int]]) -> int:
         return _asked(commits) if self.num_prompts is not None else sum(commit["accepted"] for commit in commits)
@@ -261,5 +271,5 @@ class Synthesize(Stage):
 
 
 def _asked(commits: Sequence[Mapping[str, int]]) -> int:
-    """Prompts of all rounds so far; the last round of an earlier session may have had fewer than the others."""
+    """Prompts of all batches so far; the last batch of an earlier session may have had fewer than the others."""
     return sum(commit["prompts"] for commit in commits)

@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from montessori_pl.data.chat_template import layout_file
+from montessori_pl.data.chat_template import chat_template_file
 from montessori_pl.data.records import stable_id
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Plan, mean, passes
-from montessori_pl.estimates.training import planned_training
-from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import StageEstimate, mean, passes
+from montessori_pl.estimates.training import estimate_training
+from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, ResponsePool
 from montessori_pl.routing.encoder import PromptEncoder, encode_prompts
@@ -77,8 +77,8 @@ class TrainRouter(Stage):
     produces = Kind.ROUTING
     artifacts = (f"{ROUTING}/*.json", f"{ROUTING}/*.safetensors", f"{ROUTING}/{ENCODER}/*")
     uses = ("student",)
-    unpinned = ("training.checkpoint_every_n_steps",)
-    files: ClassVar[Files] = {"encoder_chat": layout_file}
+    fingerprint_excludes = ("training.checkpoint_every_n_steps",)
+    files: ClassVar[Files] = {"encoder_chat": chat_template_file}
     distributed = True
 
     def __init__(
@@ -126,16 +126,16 @@ class TrainRouter(Stage):
             Input("learnability", self.learnability, Kind.SCORES),
         ]
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """The encoder's pass over all prompts, and its training where it is trained."""
-        given, chat = context.given("examples"), load_chat(self._source(context))
+        given, chat_template = context.expected_input("examples"), load_chat_template(self._source(context))
         prompts = [Prompt(example.instruction, example.system) for example in given.some()]
-        lengths = [len(one.input_ids) for one in encode_prompts(prompts, chat, self.max_length)]
+        lengths = [len(one.input_ids) for one in encode_prompts(prompts, chat_template, self.max_length)]
         work = [passes("routing", round(given.instructions * mean(lengths)))]
         if self.training is not None:
             learned = given.instructions - round(self.held_out * given.instructions)
-            work.append(planned_training(self.training, learned, lengths, context.processes))
-        return Plan(work=work)
+            work.append(estimate_training(self.training, learned, lengths, context.processes))
+        return StageEstimate(work=work)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Fit the router, judge it, and leave it or the best single teacher behind."""
@@ -169,10 +169,10 @@ class TrainRouter(Stage):
         prompts = [prompt for prompt, fits in zip(pool.prompts, compared, strict=True) if fits]
         return pool, Calibration(prompts, tables)
 
-    def _source(self, context: StageContext | PlanContext) -> ModelSource:
+    def _source(self, context: StageContext | EstimateContext) -> ModelSource:
         """The encoder before it is trained."""
         if self.encoder is not None:
-            return ModelSource(self.encoder, chat=self.encoder_chat)
+            return ModelSource(self.encoder, chat_template=self.encoder_chat)
         return dataclasses.replace(context.student().source, weights=None)
 
     def _fit_head(
@@ -196,15 +196,15 @@ class TrainRouter(Stage):
         learned: "Calibration",
     ) -> tuple[LearnedRouter, dict[str, Any]]:
         """Head and encoder together, or what is left of their training."""
-        chat = load_chat(source)
+        chat_template = load_chat_template(source)
         labels = pair_labels(learned.tables["reward"], self.tie_margin)
-        rendered = encode_prompts(learned.prompts, chat, self.max_length)
+        rendered = encode_prompts(learned.prompts, chat_template, self.max_length)
         data = TrainingData(
             [Compared(*item) for item in zip(rendered, labels, strict=True)],
             [len(one.input_ids) for one in rendered],
             training.batch_size,
             context.seed,
-            partial(collate_compared, pad_id=chat.tokenizer.pad_token_id),
+            partial(collate_compared, pad_id=chat_template.tokenizer.pad_token_id),
         )
         module = RouterModule(source, self.lora, len(teachers))
 

@@ -6,10 +6,10 @@ from typing import Any
 from montessori_pl.batches.collate import collate
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.data.records import Example, read_records
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Plan
-from montessori_pl.estimates.training import planned_training
-from montessori_pl.models.loading import load_chat
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import StageEstimate
+from montessori_pl.estimates.training import estimate_training
+from montessori_pl.models.loading import load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, EXAMPLES, WEIGHTS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.training.fit import TrainingData, fit
@@ -29,7 +29,7 @@ class TrainStudent(Stage):
     produces = Kind.STUDENT
     artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
     uses = ("student",)
-    unpinned = ("training.checkpoint_every_n_steps",)
+    fingerprint_excludes = ("training.checkpoint_every_n_steps",)
     distributed = True
 
     def __init__(
@@ -42,27 +42,27 @@ class TrainStudent(Stage):
         """The examples."""
         return [Input("examples", self.examples, Kind.EXAMPLES)]
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """All epochs over the examples."""
-        given, chat = context.given("examples"), load_chat(context.student().source)
-        rendered, _ = encode_examples(given.some(), chat, self.training.max_length)
+        given, chat_template = context.expected_input("examples"), load_chat_template(context.student().source)
+        rendered, _ = encode_examples(given.some(), chat_template, self.training.max_length)
         lengths = [len(one.input_ids) for one in rendered]
-        return Plan(work=[planned_training(self.training, given.count, lengths, context.processes)])
+        return StageEstimate(work=[estimate_training(self.training, given.count, lengths, context.processes)])
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Train, or go on training."""
-        directory = context.given("examples")
+        directory = context.input_dir("examples")
         student = context.student()
         if self.all_weights:
             student.train_all_weights()
-        chat = load_chat(student.source)
+        chat_template = load_chat_template(student.source)
         examples = read_records(directory / EXAMPLES, Example)
         if unanswered := sum(not example.response for example in examples):
             raise StageError(
                 f"{context.key} cannot learn from {directory}: {unanswered} of {len(examples)} examples have no "
-                "response; let a stage `Answer` answer them first"
+                "response; let a stage `GenerateResponses` answer them first"
             )
-        rendered, too_long = encode_examples(examples, chat, self.training.max_length)
+        rendered, too_long = encode_examples(examples, chat_template, self.training.max_length)
         if not rendered:
             raise StageError(
                 f"{context.key} has nothing to learn: of {len(examples)} examples in {directory}, none has a response "
@@ -73,7 +73,7 @@ class TrainStudent(Stage):
             [len(one.input_ids) for one in rendered],
             self.training.batch_size,
             context.seed,
-            partial(collate, pad_id=chat.tokenizer.pad_token_id),
+            partial(collate, pad_id=chat_template.tokenizer.pad_token_id),
         )
         return {
             "examples": len(rendered),

@@ -17,7 +17,11 @@ class Synthesizer(ABC):
 
     @abstractmethod
     def prompt(
-        self, rng: random.Random, seeds: Sequence[Example], written: Sequence[Example], num_shots: int | None = None
+        self,
+        rng: random.Random,
+        seed_tasks: Sequence[Example],
+        written: Sequence[Example],
+        num_shots: int | None = None,
     ) -> tuple[str, tuple[str, ...]]:
         """The user turn for the teacher, and the ids of the examples it shows.
 
@@ -63,12 +67,16 @@ class SelfInstruct(Synthesizer):
         self.num_seed_shots, self.num_written_shots = num_seed_shots, num_written_shots
 
     def prompt(
-        self, rng: random.Random, seeds: Sequence[Example], written: Sequence[Example], num_shots: int | None = None
+        self,
+        rng: random.Random,
+        seed_tasks: Sequence[Example],
+        written: Sequence[Example],
+        num_shots: int | None = None,
     ) -> tuple[str, tuple[str, ...]]:
         """Draw shots without repeats and shuffle them."""
         num_written = self.num_written_shots if len(written) >= self.num_written_shots else 0
-        num_seeds = min(self.num_seed_shots + self.num_written_shots - num_written, len(seeds))
-        shots = [*rng.sample(list(seeds), num_seeds), *rng.sample(list(written), num_written)]
+        num_seed_tasks = min(self.num_seed_shots + self.num_written_shots - num_written, len(seed_tasks))
+        shots = [*rng.sample(list(seed_tasks), num_seed_tasks), *rng.sample(list(written), num_written)]
         rng.shuffle(shots)
         shots = shots[:num_shots]
         return render_prompt(self.template, [shot.instruction for shot in shots]), tuple(shot.id for shot in shots)

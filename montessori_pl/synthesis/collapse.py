@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 LOWER_IS_WORSE = {
-    "parsed_share": "share of usable completions",
+    "parsed_rate": "share of usable completions",
     "token_entropy": "entropy of the words",
-    "opening_entropy": "entropy of the first words",
-    "distinct_share": "share of different texts",
+    "first_word_entropy": "entropy of the first words",
+    "distinct_rate": "share of different texts",
 }
 HIGHER_IS_WORSE = {
     "divergence": "divergence from the teacher before alignment, in nats per token",
-    "near_duplicate_share": "share of near duplicates",
+    "near_duplicate_rate": "share of near duplicates",
 }
 
 
@@ -24,20 +24,20 @@ HIGHER_IS_WORSE = {
 class CollapseLimits:
     """How far the aligned teacher's writing may move from that of the teacher before; null does not look."""
 
-    parsed_share: float | None = 0.8
+    parsed_rate: float | None = 0.8
     """Share of completions that hold an instruction, or a response where responses are aligned, as a part of what it
     was."""
     token_entropy: float | None = 0.8
     """Entropy of the words, as a part of what it was."""
-    opening_entropy: float | None = 0.7
+    first_word_entropy: float | None = 0.7
     """Entropy of the first words of what they hold, as a part of what it was."""
-    distinct_share: float | None = 0.8
+    distinct_rate: float | None = 0.8
     """Share of different texts, as a part of what it was."""
     divergence: float | None = 0.3
     """By how much the divergence from the teacher before alignment may rise, in nats per token (KL, estimated on the
     writing). It rises when the writing narrows, and also when DPO makes both completions of its pairs unlikely and
     something malformed takes their place."""
-    near_duplicate_share: float | None = 0.3
+    near_duplicate_rate: float | None = 0.3
     """By how much the share of near duplicates among the completions may rise."""
 
     def __post_init__(self) -> None:

@@ -15,10 +15,10 @@ def diversity(texts: Sequence[str]) -> dict[str, float]:
     """Measure how varied the texts are; all zeros when there is none.
 
     Returns:
-        `distinct_share`: different texts per text, from 0 to 1.
+        `distinct_rate`: different texts per text, from 0 to 1.
         `distinct_2`: different pairs of neighbouring words per such pair, from 0 to 1; falls with the amount of text.
         `token_entropy`: entropy of the words, in nats.
-        `opening_entropy`: entropy of the texts' first words, in nats: how many kinds of requests there are.
+        `first_word_entropy`: entropy of the texts' first words, in nats: how many kinds of requests there are.
         `mean_characters`: mean length.
         `mean_max_rouge_l`: mean similarity of a text to its most similar neighbour among 200 texts spread evenly over
         the sequence; 0 when nothing repeats, 1 when all do.
@@ -29,10 +29,10 @@ def diversity(texts: Sequence[str]) -> dict[str, float]:
     ids = {word: number for number, word in enumerate(words)}
     pairs = Counter(pair for tokens in tokenized for pair in pairwise(tokens))
     return {
-        "distinct_share": _share(len(set(texts)), len(texts)),
+        "distinct_rate": _share(len(set(texts)), len(texts)),
         "distinct_2": _share(len(pairs), pairs.total()),
         "token_entropy": _entropy(words),
-        "opening_entropy": _entropy(openings),
+        "first_word_entropy": _entropy(openings),
         "mean_characters": _share(sum(map(len, texts)), len(texts)),
         "mean_max_rouge_l": _mean_max_rouge_l([[ids[token] for token in tokens] for tokens in tokenized]),
     }

@@ -10,15 +10,15 @@ from montessori_pl.batches.collate import collate, collate_pairs
 from montessori_pl.batches.encoding import encode_examples, encode_pairs
 from montessori_pl.batches.samplers import EpochBatches, FixedBatches, ResumableLoader, length_batches
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, PreferencePair, append_records
 
 LENGTHS = [random.Random(index).randint(1, 100) for index in range(1003)]
 
 
 @pytest.fixture
-def chat() -> ChatFormat:
-    return ChatFormat(tiny_tokenizer())
+def chat_template() -> ChatTemplate:
+    return ChatTemplate(tiny_tokenizer())
 
 
 def pair(chosen: str, rejected: str, chosen_finished: bool = True, rejected_finished: bool = True) -> PreferencePair:
@@ -43,38 +43,38 @@ class TestEncoding:
         assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
         assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
 
-    def test_examples_without_room_for_a_response_are_left_out(self, chat: ChatFormat) -> None:
+    def test_examples_without_room_for_a_response_are_left_out(self, chat_template: ChatTemplate) -> None:
         """`<user>ab<assistant>` are four tokens: within five, one token of the response is left; within four, none."""
         examples = [Example(id=str(n), instruction="ab" * n, response="cd") for n in (1, 2)]
-        rendered, too_long = encode_examples(examples, chat, max_length=5)
-        assert [sum(one.trained) for one in rendered] == [1]
+        rendered, too_long = encode_examples(examples, chat_template, max_length=5)
+        assert [sum(one.completion_mask) for one in rendered] == [1]
         assert [one.id for one in too_long] == ["2"]
-        assert encode_examples(examples, chat, max_length=4) == ([], examples)
+        assert encode_examples(examples, chat_template, max_length=4) == ([], examples)
 
-    def test_pairs_keep_whole_completions_and_their_ends(self, chat: ChatFormat) -> None:
+    def test_pairs_keep_whole_completions_and_their_ends(self, chat_template: ChatTemplate) -> None:
         """What was sampled is learned: no end token behind a completion that was cut, no text lost."""
-        ((chosen, rejected, _),) = encode_pairs([pair("think. a", "b", True, False)], chat, max_length=64)
-        prompt = chat.prompt_ids([{"role": "user", "content": "ask"}])
+        ((chosen, rejected, _),) = encode_pairs([pair("think. a", "b", True, False)], chat_template, max_length=64)
+        prompt = chat_template.prompt_ids([{"role": "user", "content": "ask"}])
         for side, text, finished in ((chosen, "think. a", True), (rejected, "b", False)):
             assert side.input_ids[: len(prompt)] == prompt
-            assert side.trained == [False] * len(prompt) + [True] * (len(side.input_ids) - len(prompt))
-            assert chat.decode(side.input_ids[len(prompt) :]) == (text, finished)
+            assert side.completion_mask == [False] * len(prompt) + [True] * (len(side.input_ids) - len(prompt))
+            assert chat_template.decode(side.input_ids[len(prompt) :]) == (text, finished)
             assert len(side.input_ids) == len(prompt) + len(text) + finished
 
-    def test_pairs_are_cut_and_left_out_on_both_sides(self, chat: ChatFormat) -> None:
+    def test_pairs_are_cut_and_left_out_on_both_sides(self, chat_template: ChatTemplate) -> None:
         """The prompt has five tokens: with six, one token of each side is left; with five, none, and the pair goes."""
         pairs = [pair("abc", "d")]
-        ((chosen, rejected, _),) = encode_pairs(pairs, chat, max_length=6)
-        assert [sum(side.trained) for side in (chosen, rejected)] == [1, 1]
-        assert encode_pairs(pairs, chat, max_length=5) == []
-        assert encode_pairs([pair("", "d", chosen_finished=False)], chat, 64) == [], (
+        ((chosen, rejected, _),) = encode_pairs(pairs, chat_template, max_length=6)
+        assert [sum(side.completion_mask) for side in (chosen, rejected)] == [1, 1]
+        assert encode_pairs(pairs, chat_template, max_length=5) == []
+        assert encode_pairs([pair("", "d", chosen_finished=False)], chat_template, 64) == [], (
             "an empty side has nothing to learn"
         )
 
-    def test_batch_of_pairs_holds_the_chosen_ones_first(self, chat: ChatFormat) -> None:
-        encoded = encode_pairs([pair("a", "b"), pair("c", "d")], chat, 64)
+    def test_batch_of_pairs_holds_the_chosen_ones_first(self, chat_template: ChatTemplate) -> None:
+        encoded = encode_pairs([pair("a", "b"), pair("c", "d")], chat_template, 64)
         batch = collate_pairs(encoded, pad_id=0)
-        texts = [chat.decode([token for token in row if token >= 0])[0] for row in batch["labels"].tolist()]
+        texts = [chat_template.decode([token for token in row if token >= 0])[0] for row in batch["labels"].tolist()]
         assert texts == ["a", "c", "b", "d"]
 
 
@@ -90,8 +90,8 @@ class TestEpochBatches:
     def test_order_depends_on_seed_and_epoch_alone(self) -> None:
         one, same, other = (EpochBatches(LENGTHS, 8, seed=seed) for seed in (3, 3, 4))
         assert [list(one), list(one)] == [list(same), list(same)]
-        assert EpochBatches(LENGTHS, 8, seed=3).plan(1) == one.plan(1)
-        assert other.plan(0) != one.plan(0)
+        assert EpochBatches(LENGTHS, 8, seed=3).estimate(1) == one.estimate(1)
+        assert other.estimate(0) != one.estimate(0)
 
     def test_grouping_lowers_padding(self) -> None:
         """Padding as a share of all tokens, batches of 8, uniform lengths: near half without, below a tenth with."""
@@ -102,11 +102,11 @@ class TestEpochBatches:
 
         order = random.Random(0).sample(range(1003), 1003)
         assert padding([order[at : at + 8] for at in range(0, 1003, 8)]) > 0.35
-        assert padding(EpochBatches(LENGTHS, 8, seed=3).plan(0)) < 0.1
+        assert padding(EpochBatches(LENGTHS, 8, seed=3).estimate(0)) < 0.1
 
     def test_lengths_of_following_batches_are_unrelated(self) -> None:
         """Batches are shuffled after grouping: long ones are spread over the epoch."""
-        means = [sum(LENGTHS[i] for i in batch) / len(batch) for batch in EpochBatches(LENGTHS, 8, seed=3).plan(0)]
+        means = [sum(LENGTHS[i] for i in batch) / len(batch) for batch in EpochBatches(LENGTHS, 8, seed=3).estimate(0)]
         half = len(means) // 2
         assert abs(sum(means[:half]) / half - sum(means[half:]) / (len(means) - half)) < 10
 
@@ -136,7 +136,7 @@ class TestEpochBatches:
         """Both get as many batches; all examples are seen, and only what fills the last batch is seen twice."""
         ranks = [EpochBatches(LENGTHS[:num_examples], 8, seed=3, rank=rank, world_size=2) for rank in (0, 1)]
         for epoch in (0, 1):
-            parts = [batches.plan(epoch) for batches in ranks]
+            parts = [batches.estimate(epoch) for batches in ranks]
             assert [len(part) for part in parts] == [len(ranks[0])] * 2
             assert all(len(batch) == 8 for part in parts for batch in part)
             seen = [index for part in parts for batch in part for index in batch]
@@ -145,7 +145,7 @@ class TestEpochBatches:
 
     def test_fewer_examples_than_processes_need(self) -> None:
         """Three examples in batches of 4 on two processes: one batch each, filled up by going round."""
-        parts = [EpochBatches([5, 6, 7], 4, seed=0, rank=rank, world_size=2).plan(0) for rank in (0, 1)]
+        parts = [EpochBatches([5, 6, 7], 4, seed=0, rank=rank, world_size=2).estimate(0) for rank in (0, 1)]
         assert [[len(batch) for batch in part] for part in parts] == [[4], [4]]
         assert {index for part in parts for batch in part for index in batch} == {0, 1, 2}
 

@@ -16,7 +16,7 @@ from tiny_models import save_tiny_model, tiny_tokenizer
 
 from callbacks import InfluenceDuringTraining
 from montessori_pl.batches.collate import collate
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.influence import AdamW, InfluenceScorer
 from montessori_pl.losses import mean_response_loss
 from montessori_pl.models.loading import LoraSettings
@@ -27,7 +27,7 @@ from montessori_pl.stages.training.fit import TrainingData
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
 PAIRS = [("say a", "a"), ("why?", "nobody knows."), ("say b", "bb"), ("is it?", "it is."), ("say c", "c"), ("so", "no")]
-CHAT = ChatFormat(tiny_tokenizer())
+CHAT = ChatTemplate(tiny_tokenizer())
 RENDERED = [
     CHAT.render([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
     for question, answer in PAIRS
@@ -89,15 +89,15 @@ def test_it_measures_the_coming_batch_with_the_moments_of_the_moment(tmp_path: P
         CHAT.render([{"role": "user", "content": q}, {"role": "assistant", "content": a}])
         for q, a in [("say d", "d"), ("when?", "now.")]
     ]
-    watch = _Watch(collate(rendered, pad_id=0), at_step=4)
+    monitor = _Watch(collate(rendered, pad_id=0), at_step=4)
     callback = InfluenceDuringTraining(reference, every_n_steps=4, method="exact")
-    train(tmp_path, watch, callback)
+    train(tmp_path, monitor, callback)
 
-    assert len(watch.expected) == 2
-    assert callback.measurements[4]["influence_mean"] == pytest.approx(sum(watch.expected) / 2, rel=1e-4)
-    assert callback.measurements[4]["influence_positive_share"] == sum(value > 0 for value in watch.expected) / 2
-    assert callback.measurements[4]["reference_loss"] == pytest.approx(watch.reference_loss, rel=1e-5)
-    assert callback.measurements[4]["response_token_entropy"] == pytest.approx(watch.entropy, rel=1e-5)
+    assert len(monitor.expected) == 2
+    assert callback.measurements[4]["influence_mean"] == pytest.approx(sum(monitor.expected) / 2, rel=1e-4)
+    assert callback.measurements[4]["influence_positive_rate"] == sum(value > 0 for value in monitor.expected) / 2
+    assert callback.measurements[4]["reference_loss"] == pytest.approx(monitor.reference_loss, rel=1e-5)
+    assert callback.measurements[4]["response_token_entropy"] == pytest.approx(monitor.entropy, rel=1e-5)
 
 
 def test_it_measures_every_n_steps_and_says_what_that_costs(tmp_path: Path, reference: str) -> None:

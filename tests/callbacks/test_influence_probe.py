@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from callbacks import InfluenceProbeCallback
 from montessori_pl.batches.collate import collate
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, Score, read_records
 from montessori_pl.models.loading import LoraSettings
 from montessori_pl.models.student import StudentModule
@@ -44,8 +44,8 @@ REFERENCE = [
 
 
 def render(texts: list[tuple[str, str]]) -> list[Rendered]:
-    chat = ChatFormat(tiny_tokenizer())
-    return [chat.render(example.messages()) for example in examples(texts)]
+    chat_template = ChatTemplate(tiny_tokenizer())
+    return [chat_template.render(example.messages()) for example in examples(texts)]
 
 
 def examples(texts: list[tuple[str, str]]) -> list[Example]:
@@ -78,7 +78,7 @@ def checkpoint(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def probe(backbone: str, checkpoint: str | None, output: Path, **settings: Any) -> list[Score]:
-    """Scores of the probed examples, as the stage `Score` gets them."""
+    """Scores of the probed examples, as the stage `ScoreExamples` gets them."""
     callback = InfluenceProbeCallback(**settings)
     callback.output = output / f"scores-{len(list(output.iterdir()))}.jsonl"
     data = ScoringData(examples(PROBED), render(PROBED), render(REFERENCE), pad_id=0)
@@ -93,7 +93,7 @@ def losses(network: nn.Module, rendered: list[Rendered]) -> Tensor:
     for one in rendered:
         ids = torch.tensor(one.input_ids)
         log_probabilities = network(input_ids=ids[None]).logits[0].log_softmax(dim=-1)
-        places = [place for place in range(1, len(ids)) if one.trained[place]]
+        places = [place for place in range(1, len(ids)) if one.completion_mask[place]]
         found.append(-torch.stack([log_probabilities[place - 1, ids[place]] for place in places]).mean())
     return torch.stack(found)
 
@@ -302,8 +302,8 @@ def probe_many(
     callback = InfluenceProbeCallback(**settings)
     output.mkdir(exist_ok=True)
     callback.output = output / "scores.part0.jsonl"
-    chat = ChatFormat(tiny_tokenizer())
-    rendered = [chat.render(example.messages()) for example in MANY]
+    chat_template = ChatTemplate(tiny_tokenizer())
+    rendered = [chat_template.render(example.messages()) for example in MANY]
     data = ScoringData(MANY, rendered, render(LARGE_REFERENCE), pad_id=0, batch_tokens=300, scored=scored or [])
     trainer = quiet_trainer(callbacks=[callback], inference_mode=False)
     trainer.predict(make_student(backbone), datamodule=data, return_predictions=False, ckpt_path=checkpoint)
@@ -375,7 +375,7 @@ def test_scoring_that_goes_on_writes_the_same_bytes(
     whole, report = probe_many(backbone, checkpoint, tmp_path / "whole", **settings)
     lines = whole.splitlines(keepends=True)
     assert len(lines) == len(MANY)
-    plan = ScoringData(MANY, [ChatFormat(tiny_tokenizer()).render(e.messages()) for e in MANY], [], 0, 300).plan()
+    plan = ScoringData(MANY, [ChatTemplate(tiny_tokenizer()).render(e.messages()) for e in MANY], [], 0, 300).estimate()
     assert len(plan) > 3
     done = sum(len(batch) for batch in plan[:2])
     before = [score.id for score in parse(b"".join(lines[: done + 1]))]

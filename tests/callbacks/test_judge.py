@@ -37,8 +37,8 @@ from montessori_pl.generation import (
 )
 from montessori_pl.models.loading import LoraSettings, ModelSource
 from montessori_pl.models.student import StudentModule
-from montessori_pl.stages import Pair, StageContext, StageError
-from montessori_pl.stages.score import Score as ScoreStage
+from montessori_pl.stages import BuildPreferences, StageContext, StageError
+from montessori_pl.stages.score_examples import ScoreExamples as ScoreStage
 
 # Lightning's advice on loaders, which the command line silences too.
 pytestmark = [
@@ -173,7 +173,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @dataclasses.dataclass
 class Scoring:
-    """Runs the stage `Score` with a signal in a directory; another run in the same one goes on."""
+    """Runs the stage `ScoreExamples` with a signal in a directory; another run in the same one goes on."""
 
     root: Path
     backbone: str
@@ -250,9 +250,9 @@ def test_what_is_said_of_all_scores(score: Scoring) -> None:
 
     assert summary == json.loads((score.root / "scores" / "signal.json").read_text())
     assert summary["histogram"] == {"0": 0, "1": 6, "2": 1, "3": 1, "4": 2, "5": 2}
-    assert (summary["most_common_score"], summary["most_common_share"]) == (1, 0.5)
-    assert summary["failed_share"] == pytest.approx(6 / 18)
-    assert summary["unanimous_share"] == 0.5
+    assert (summary["most_common_score"], summary["most_common_rate"]) == (1, 0.5)
+    assert summary["failed_rate"] == pytest.approx(6 / 18)
+    assert summary["unanimous_rate"] == 0.5
     assert summary["mean_standard_error"] == pytest.approx((1 / 3 + 1 + 0 + 0) / 4)
     # Scores 13/3, 4, 2, 1, 1 have the ranks 5, 4, 3, 1.5, 1.5; lengths 4, 6, 2, 1, 2 have 4, 5, 2.5, 1, 2.5. Around 3:
     # (2, 1, 0, -1.5, -1.5) and (1, 2, -.5, -2, -.5), whose product is 7.75; their squares sum to 9.5 each.
@@ -278,8 +278,8 @@ def test_what_has_no_score_is_never_paired_nor_asked_about_again(score: Scoring)
     assert engine.calls == 0
 
     context = score.context("pairs", examples=score.root / "scores-data", scores=score.root / "scores")
-    Pair("data", "scores", rule="best_worst").run(context)
-    Pair("data", "scores", at_random=True, rule="best_worst").run(context)
+    BuildPreferences("data", "scores", rule="best_worst").run(context)
+    BuildPreferences("data", "scores", at_random=True, rule="best_worst").run(context)
     pairs = read_records(score.root / "pairs" / "pairs.jsonl", PreferencePair)
     assert pairs
     assert all("e3" not in (pair.chosen_id, pair.rejected_id) for pair in pairs)
@@ -291,7 +291,7 @@ def test_an_example_that_the_judge_has_no_room_for_is_left_unscored(score: Scori
     metrics = score(JudgeSignal(judgements=1, judge=JUDGE, engine=engine), examples)
     assert metrics["unscored"] == {"too long for the judge": 1}
     assert {id_: one.value for id_, one in score.scores().items()} == {"e0": 3, "e1": 4}
-    assert metrics["signal"]["failed_share"] == pytest.approx(1 / 3)
+    assert metrics["signal"]["failed_rate"] == pytest.approx(1 / 3)
     assert metrics["signal"]["mean_standard_error"] is None
 
 
@@ -305,7 +305,7 @@ def tasks() -> list[Example]:
 
 def test_neither_batches_nor_order_matter(score: Scoring) -> None:
     engine = ClassroomJudge(silence_rate=0.6)
-    signal = JudgeSignal(judge=ModelSource("classroom/judge"), engine=engine, max_failed_share=1)
+    signal = JudgeSignal(judge=ModelSource("classroom/judge"), engine=engine, max_failed_rate=1)
     score(signal, tasks(), "each")
     score(signal, tasks()[::-1], "together", batch_tokens=10_000)
     assert score.scores("each") == score.scores("together")
@@ -317,7 +317,7 @@ def test_neither_batches_nor_order_matter(score: Scoring) -> None:
 def test_judged_by_the_classrooms_judge_right_answers_are_preferred(score: Scoring) -> None:
     score(JudgeSignal(judge=ModelSource("classroom/judge"), engine=ClassroomJudge()), tasks())
     context = score.context("pairs", examples=score.root / "scores-data", scores=score.root / "scores")
-    Pair("data", "scores", rule="best_worst").run(context)
+    BuildPreferences("data", "scores", rule="best_worst").run(context)
     pairs = read_records(score.root / "pairs" / "pairs.jsonl", PreferencePair)
     assert len(pairs) == 6
     assert sum(pair.chosen.endswith("c b a") for pair in pairs) >= 5
@@ -352,7 +352,7 @@ def test_a_kill_between_scores_and_what_has_none(score: Scoring) -> None:
     written = Score(id="e0", value=4.0, details=details, texts=("Score: 4",))
     append_records(directory / "scores.part0.jsonl", [written])
     engine = Scripted({"e0": said(None), "e1": said(None)})
-    score(JudgeSignal(judgements=1, max_same_share=1, judge=JUDGE, engine=engine), examples)
+    score(JudgeSignal(judgements=1, max_same_rate=1, judge=JUDGE, engine=engine), examples)
     assert len(engine.asked) == 2
     assert score.scores() == {"e0": written}
     assert [one.id for one in read_records(directory / "unscored.jsonl", Rejection)] == ["e1"]
@@ -370,15 +370,15 @@ def test_a_judge_that_says_the_same_of_everything_stops_the_run(score: Scoring) 
         engine = Scripted(SAME)
         with pytest.raises(
             ValueError,
-            match=r"does not tell the examples apart: 8 of 8 judgements \(100%\) say 5, more than max_same_share 0\.9 "
+            match=r"does not tell the examples apart: 8 of 8 judgements \(100%\) say 5, more than max_same_rate 0\.9 "
             r"allows, for example 'So be it\.\\nScore: 5'; take another judge or another prompt, or raise",
         ):
-            score(JudgeSignal(judgements=2, judge=JUDGE, engine=engine, max_same_share=0.9, min_examples=4), examples)
+            score(JudgeSignal(judgements=2, judge=JUDGE, engine=engine, max_same_rate=0.9, min_examples=4), examples)
         assert engine.loaded == 0
         asked += engine.asked
     assert len(asked) == 8
     rest = Scripted(SAME)
-    score(JudgeSignal(judgements=2, judge=JUDGE, engine=rest, max_same_share=1, min_examples=4), examples)
+    score(JudgeSignal(judgements=2, judge=JUDGE, engine=rest, max_same_rate=1, min_examples=4), examples)
     assert len(asked + rest.asked) == len(set(asked + rest.asked)) == 16
     assert len(score.scores()) == 8
 
@@ -386,12 +386,12 @@ def test_a_judge_that_says_the_same_of_everything_stops_the_run(score: Scoring) 
 def test_few_examples_are_looked_at_when_all_were_judged(score: Scoring) -> None:
     """Fifteen of sixteen judgements, 94%, say 5. Under a higher limit nobody is asked any more."""
     examples = make_examples(dict.fromkeys(SAME, "a"))
-    with pytest.raises(ValueError, match=r"15 of 16 judgements \(94%\) say 5, more than max_same_share 0\.9 allows"):
-        score(JudgeSignal(judgements=2, judge=JUDGE, engine=Scripted(SAME), max_same_share=0.9), examples)
+    with pytest.raises(ValueError, match=r"15 of 16 judgements \(94%\) say 5, more than max_same_rate 0\.9 allows"):
+        score(JudgeSignal(judgements=2, judge=JUDGE, engine=Scripted(SAME), max_same_rate=0.9), examples)
     engine = Scripted({})
     metrics = score(JudgeSignal(judgements=2, judge=JUDGE, engine=engine), examples)
     assert engine.calls == 0
-    assert metrics["signal"]["most_common_share"] == 15 / 16
+    assert metrics["signal"]["most_common_rate"] == 15 / 16
 
 
 def test_a_judge_that_cannot_be_read_stops_the_run(score: Scoring) -> None:
@@ -400,11 +400,11 @@ def test_a_judge_that_cannot_be_read_stops_the_run(score: Scoring) -> None:
     answers["e0"][1] = "Score: 3.5"
     examples = make_examples(dict.fromkeys(answers, "a"))
     sentence = (
-        r"7 of 12 judgements \(58%\) hold no score, more than max_failed_share 0\.5 allows; found, for example, "
+        r"7 of 12 judgements \(58%\) hold no score, more than max_failed_rate 0\.5 allows; found, for example, "
         r"'Score: 3\.5'; take another judge, another prompt or other sampling\.max_tokens, or raise"
     )
     with pytest.raises(ValueError, match=sentence):
-        score(JudgeSignal(judge=JUDGE, engine=Scripted(answers), max_failed_share=0.5), examples)
+        score(JudgeSignal(judge=JUDGE, engine=Scripted(answers), max_failed_rate=0.5), examples)
     with pytest.raises(ValueError, match=r"3 of 3 .* for example, '(well ){40} \.\.\.'; take"):
         score(
             JudgeSignal(judge=JUDGE, engine=Scripted(answers)), [make_examples(dict.fromkeys(answers, "a"))[3]], "long"
@@ -414,22 +414,22 @@ def test_a_judge_that_cannot_be_read_stops_the_run(score: Scoring) -> None:
 def test_without_any_score_there_is_no_pair(score: Scoring) -> None:
     """Where the user lets it through, the stage that pairs says so."""
     answers = {f"e{n}": said(None) for n in range(4)}
-    signal = JudgeSignal(judgements=1, judge=JUDGE, engine=Scripted(answers), max_failed_share=1)
+    signal = JudgeSignal(judgements=1, judge=JUDGE, engine=Scripted(answers), max_failed_rate=1)
     metrics = score(signal, make_examples(dict.fromkeys(answers, "a")))
     assert (metrics["count"], metrics["unscored"]) == (0, {"no score": 4})
     assert metrics["signal"]["most_common_score"] is None
     context = score.context("pairs", examples=score.root / "scores-data", scores=score.root / "scores")
     with pytest.raises(StageError, match="found no pair in 2 prompts with 0 scored examples"):
-        Pair("data", "scores").run(context)
+        BuildPreferences("data", "scores").run(context)
 
 
 def test_a_language_model_judges(score: Scoring, talker: str) -> None:
     """A random one: its judgements are noise, and none holds a score."""
     sampling = Sampling(temperature=0.7, max_tokens=8)
     signal = JudgeSignal(sampling=sampling, judge=ModelSource(talker), engine=TransformersBackend(device="cpu"))
-    with pytest.raises(ValueError, match=r"6 of 6 judgements \(100%\) hold no score, more than max_failed_share 0\.5"):
+    with pytest.raises(ValueError, match=r"6 of 6 judgements \(100%\) hold no score, more than max_failed_rate 0\.5"):
         score(signal, make_examples({"e0": "a", "e1": "b"}))
-    loose = JudgeSignal(sampling=sampling, judge=ModelSource(talker), max_failed_share=1)
+    loose = JudgeSignal(sampling=sampling, judge=ModelSource(talker), max_failed_rate=1)
     assert score(loose, make_examples({"e0": "a", "e1": "b"}))["unscored"] == {"no score": 2}
     missing = JudgeSignal(judge=ModelSource(str(score.root / "missing")))
     with pytest.raises(ValueError, match=r"no tokenizer for the backbone '.*missing'"):
@@ -440,7 +440,7 @@ def test_the_student_judges_itself(score: Scoring, talker: str) -> None:
     """It says what the same weights say that are loaded as a judge: its fresh adapter changes nothing."""
     score.backbone = talker
     examples = make_examples({"e0": "a", "e1": "b", "e2": "c"}, 1)
-    settings: dict[str, Any] = {"sampling": Sampling(temperature=0.7, max_tokens=8), "max_failed_share": 1}
+    settings: dict[str, Any] = {"sampling": Sampling(temperature=0.7, max_tokens=8), "max_failed_rate": 1}
     assert score(JudgeSignal(**settings), examples, "itself")["signal"]["judge"] == "the student itself"
     score(JudgeSignal(**settings, judge=ModelSource(talker)), examples, "loaded")
     itself, loaded = (read_records(score.root / name / "unscored.jsonl", Rejection) for name in ("itself", "loaded"))
@@ -459,7 +459,7 @@ def test_a_student_without_room_for_the_prompt_cannot_judge(score: Scoring) -> N
     [
         ({"judgements": 0}, "at least 1, found judgements 0 and min_examples 64"),
         ({"sampling": Sampling(temperature=0)}, "3 judgements at temperature 0 would all be the same"),
-        ({"max_same_share": 1.5}, r"shares from 0 to 1, found max_same_share 1\.5 and max_failed_share 0\.5"),
+        ({"max_same_rate": 1.5}, r"shares from 0 to 1, found max_same_rate 1\.5 and max_failed_rate 0\.5"),
         ({"engine": ClassroomJudge()}, r"ClassroomJudge cannot let the student judge itself, .*: judge: \{backbone"),
     ],
 )
@@ -526,7 +526,7 @@ def test_the_command_line_says_it_in_one_sentence_and_goes_on_under_another_limi
         "recipe": {
             "recorded": {"class_path": "RecordedExamples", "init_args": {"source": "rows.jsonl"}},
             "judged": {
-                "class_path": "Score",
+                "class_path": "ScoreExamples",
                 "init_args": {"examples": "recorded", "batch_tokens": 1, "signal": judge},
             },
         },
@@ -542,14 +542,14 @@ def test_the_command_line_says_it_in_one_sentence_and_goes_on_under_another_limi
         return status, capsys.readouterr().err, Path("asked.txt").read_text().split()
 
     sentence = (
-        "error: the judge does not tell the examples apart: 8 of 8 judgements (100%) say 5, more than max_same_share "
-        "0.95 allows, for example 'Fine.\\nScore: 5'; take another judge or another prompt, or raise max_same_share, "
+        "error: the judge does not tell the examples apart: 8 of 8 judgements (100%) say 5, more than max_same_rate "
+        "0.95 allows, for example 'Fine.\\nScore: 5'; take another judge or another prompt, or raise max_same_rate, "
         "and what was judged is kept\n"
     )
     status, error, asked = fit()
     assert (status, error, len(asked)) == (2, sentence, 8)
     assert fit() == (2, sentence, asked)
-    status, error, asked = fit("--recipe.judged.signal.init_args.max_same_share", "1")
+    status, error, asked = fit("--recipe.judged.signal.init_args.max_same_rate", "1")
     assert (status, error) == (0, "")
     assert len(asked) == len(set(asked)) == 16
     metrics = json.loads(Path("run/iteration_1/judged/metrics.json").read_text())

@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_tokenizer
 
 from callbacks import RecordedQualitySignal
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example
 from montessori_pl.models.student import StudentModule
 from montessori_pl.signals.scoring_data import ScoringData
@@ -21,8 +21,8 @@ def examples(qualities: Sequence[float | None]) -> list[Example]:
 
 
 def scoring_data(found: Sequence[Example]) -> ScoringData:
-    chat = ChatFormat(tiny_tokenizer())
-    return ScoringData(found, [chat.render(example.messages()) for example in found], [], pad_id=0)
+    chat_template = ChatTemplate(tiny_tokenizer())
+    return ScoringData(found, [chat_template.render(example.messages()) for example in found], [], pad_id=0)
 
 
 def test_the_score_is_what_was_recorded() -> None:

@@ -28,14 +28,14 @@ from callbacks import (
 )
 from montessori_pl.batches.collate import collate
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, Score, read_records
 from montessori_pl.models.loading import LoraSettings
 from montessori_pl.models.student import StudentModule
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.signals.base import SignalCallback
 from montessori_pl.signals.scoring_data import ScoringData
-from montessori_pl.stages.score import Score as ScoreStage
+from montessori_pl.stages.score_examples import ScoreExamples as ScoreStage
 from montessori_pl.stages.training.fit import TrainingData
 
 # Lightning's advice on loaders, which the command line silences too.
@@ -53,7 +53,7 @@ SCORED = [
     ("so", "b"),
 ]
 REFERENCE = [("a long question, is it not?", "so it is."), ("x", "y"), ("why is it so?", "nobody knows.")]
-CHAT = ChatFormat(tiny_tokenizer())
+CHAT = ChatTemplate(tiny_tokenizer())
 
 
 def examples(texts: list[tuple[str, str]]) -> list[Example]:
@@ -129,7 +129,7 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @dataclasses.dataclass
 class Scoring:
-    """Scores examples with a signal, as the stage `Score` does."""
+    """Scores examples with a signal, as the stage `ScoreExamples` does."""
 
     backbone: str
     checkpoint: str | None
@@ -165,7 +165,7 @@ def response_terms(network: nn.Module, one: Rendered) -> list[tuple[float, int]]
     """Surprisal in nats and rank of each response token, one after another, without batch or padding."""
     with torch.no_grad():
         rows = network(input_ids=torch.tensor([one.input_ids])).logits[0].log_softmax(dim=-1).tolist()
-    places = [place for place in range(1, len(one.input_ids)) if one.trained[place]]
+    places = [place for place in range(1, len(one.input_ids)) if one.completion_mask[place]]
     found = []
     for place in places:
         row, token = rows[place - 1], one.input_ids[place]
@@ -257,7 +257,7 @@ def test_ifd_is_the_ratio_of_two_passes(score: Scoring, network: nn.Module, of: 
     assert values(score(IFDSignal(of=of, misaligned_last=False))) == pytest.approx(expected, rel=1e-4)
     assert values(score(IFDSignal("low", of=of))) == pytest.approx([-ratio for ratio in expected], rel=1e-4)
     share = sum(ratio >= 1 for ratio in expected) / len(expected)
-    assert IFDSignal(of=of).summary(found)["misaligned_share"] == share
+    assert IFDSignal(of=of).summary(found)["misaligned_rate"] == share
 
 
 def test_ifd_of_a_cut_response_compares_the_same_tokens(score: Scoring, network: nn.Module) -> None:
@@ -270,7 +270,7 @@ def test_ifd_of_a_cut_response_compares_the_same_tokens(score: Scoring, network:
     columns = signal.measure(score.student, examples(SCORED)[:1], batch, torch.tensor([mean_loss(network, cut)]))
     alone = CHAT.render([{"role": "user", "content": ""}, {"role": "assistant", "content": "it is a."}])
     assert columns["loss_alone"] == pytest.approx(
-        [mean_loss(network, CHAT.cut(alone, alone.trained.index(True) + 4))], rel=1e-5
+        [mean_loss(network, CHAT.cut(alone, alone.completion_mask.index(True) + 4))], rel=1e-5
     )
 
 
@@ -342,7 +342,7 @@ def gradient(network: nn.Module, rendered: list[Rendered]) -> Tensor:
     for one in rendered:
         ids = torch.tensor(one.input_ids)
         log_probabilities = network(input_ids=ids[None]).logits[0].log_softmax(dim=-1)
-        places = [place for place in range(1, len(ids)) if one.trained[place]]
+        places = [place for place in range(1, len(ids)) if one.completion_mask[place]]
         losses.append(-torch.stack([log_probabilities[place - 1, ids[place]] for place in places]).mean())
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     rows = torch.autograd.grad(torch.stack(losses).mean(), parameters)

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from montessori_pl import classroom
 from montessori_pl.classroom import build, resolve
 from montessori_pl.classroom.build import greedy_accuracy
-from montessori_pl.classroom.curriculum import SET_SIZES, student_documents, teacher_documents
+from montessori_pl.classroom.pretraining_corpus import SET_SIZES, student_documents, teacher_documents
 from montessori_pl.classroom.tasks import family, solve
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, read_records
 
 pytestmark = pytest.mark.timeout(1200)  # the first test builds the world, for everyone on this machine
@@ -27,7 +27,7 @@ def fake_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     def build_world(directory: Path, seed: int) -> None:
         assert not any(directory.iterdir())
         built.append(seed)
-        (directory / "seeds.jsonl").write_text(f"{seed}\n", encoding="utf-8")
+        (directory / "seed_tasks.jsonl").write_text(f"{seed}\n", encoding="utf-8")
 
     monkeypatch.setenv("MONTESSORI_PL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(build, "build_world", build_world)
@@ -41,9 +41,9 @@ def test_checkpoints_load_and_answer(name: str, at_least: float, at_most: float)
     tokenizer = AutoTokenizer.from_pretrained(path)
     assert isinstance(model, LlamaForCausalLM)
     assert model.dtype == torch.float32
-    assert model.generation_config.eos_token_id == ChatFormat(tokenizer).end_id
+    assert model.generation_config.eos_token_id == ChatTemplate(tokenizer).end_id
     examples = random.Random(0).sample(read_records(resolve("classroom/test"), Example), 100)
-    assert at_least <= greedy_accuracy(model, ChatFormat(tokenizer), examples) <= at_most
+    assert at_least <= greedy_accuracy(model, ChatTemplate(tokenizer), examples) <= at_most
 
 
 def test_sets_are_disjoint_and_right() -> None:
@@ -52,23 +52,26 @@ def test_sets_are_disjoint_and_right() -> None:
     everything = [example for examples in sets.values() for example in examples]
     assert len({example.id for example in everything}) == len({example.instruction for example in everything}) == 672
     assert all(solve(example.instruction) == example.response for example in everything)
-    assert sets["seeds"][0].id == "seed-000"
+    assert sets["seed_tasks"][0].id == "seed-000"
 
 
 @pytest.mark.parametrize("reading", [teacher_documents, student_documents])
 def test_nobody_reads_what_is_held_out(reading: build.Reading) -> None:
-    chat = ChatFormat(AutoTokenizer.from_pretrained(resolve("classroom/student")))
+    chat_template = ChatTemplate(AutoTokenizer.from_pretrained(resolve("classroom/student")))
     tasks = ("reverse", "swap", "copy")
     held_out = {f"{wording} {a} {b}" for wording in tasks for a in "abcdefghij" for b in "abcdefghij"}
-    documents = reading(random.Random(0), chat, held_out)
+    documents = reading(random.Random(0), chat_template, held_out)
     for _ in range(2000):
-        text = chat.tokenizer.decode(next(documents).input_ids, skip_special_tokens=False)
+        text = chat_template.tokenizer.decode(next(documents).input_ids, skip_special_tokens=False)
         for part in text.replace("<", "\n").replace(">", "\n").split("\n"):
             assert part.strip() not in held_out
 
 
 def test_a_world_is_built_once_per_seed(fake_build: list[int]) -> None:
-    paths = [resolve(name) for name in ("classroom/seeds", "classroom@0/test", "classroom@7/seeds", "classroom/seeds")]
+    paths = [
+        resolve(name)
+        for name in ("classroom/seed_tasks", "classroom@0/test", "classroom@7/seed_tasks", "classroom/seed_tasks")
+    ]
     assert fake_build == [0, 7]
     assert paths[0] == paths[3] != paths[2]
     assert paths[2].read_text(encoding="utf-8") == "7\n"
@@ -83,18 +86,18 @@ def test_a_killed_build_leaves_no_world(fake_build: list[int], monkeypatch: pyte
 
     monkeypatch.setattr(build, "build_world", die)
     with pytest.raises(KeyboardInterrupt):
-        resolve("classroom/seeds")
+        resolve("classroom/seed_tasks")
     cache = Path(os.environ["MONTESSORI_PL_CACHE"])
     assert [path.suffix for path in cache.iterdir() if path.is_dir()] == [".unfinished"]
     monkeypatch.setattr(build, "build_world", finish)
-    assert resolve("classroom/seeds").is_file()
+    assert resolve("classroom/seed_tasks").is_file()
     assert not list(cache.glob("*.unfinished"))
 
 
 def test_another_recipe_is_another_world(fake_build: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    before = resolve("classroom/seeds")
+    before = resolve("classroom/seed_tasks")
     monkeypatch.setattr(classroom, "version", lambda: "changed")
-    assert resolve("classroom/seeds") != before
+    assert resolve("classroom/seed_tasks") != before
     assert fake_build == [0, 0]
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from montessori_pl.classroom.curriculum import SET_SIZES, draw_sets
+from montessori_pl.classroom.pretraining_corpus import SET_SIZES, draw_sets
 from montessori_pl.classroom.tasks import DISTRACTORS, FAMILIES, SKILLS, family, sample_task, solve
 
 

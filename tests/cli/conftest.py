@@ -48,7 +48,9 @@ def recipe(tmp_path: Path) -> Recipe:
             "generation": {"class_path": "TransformersBackend"},
             "data": {role: f"classroom/{role}[:8]" for role in ("seeds", "reference", "test")},
             "trainer": {"logger": False},
-            "recipe": {"recorded": {"class_path": "RecordedExamples", "init_args": {"source": "classroom/seeds[:8]"}}},
+            "recipe": {
+                "recorded": {"class_path": "RecordedExamples", "init_args": {"source": "classroom/seed_tasks[:8]"}}
+            },
         }
         for path, value in changes.items():
             *sections, last = path.split("__")

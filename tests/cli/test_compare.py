@@ -17,9 +17,9 @@ from montessori_pl.report.comparison import Comparison, compare
 from montessori_pl.report.groups import Group, form_groups
 from montessori_pl.report.runs import read_run
 from montessori_pl.report.statistics import Estimate, mean_of, t_quantile, unpaired_difference
-from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.run_directory.run_directory import RunDirectory
 
-BREADTH = {"token_entropy": 4.25, "opening_entropy": 2.0, "distinct_share": 1.0, "mean_max_rouge_l": 0.625}
+BREADTH = {"token_entropy": 4.25, "first_word_entropy": 2.0, "distinct_rate": 1.0, "mean_max_rouge_l": 0.625}
 SENTENCE = "after 512 completions the writing had moved beyond the limits"
 MEANS = "Means over seeds; ± is half of the 95% interval by Student's t, which there is from 3 seeds on."
 DIFFERENCES = "Differences are over the seeds that both have (pairs); unpaired: of means, with Welch's interval."
@@ -31,19 +31,19 @@ class HandMade:
     """Writes the directory of one run, stage by stage, as the program does."""
 
     def __init__(self, path: str, seed: int, **settings: Any) -> None:
-        self.workspace = Workspace(Path(path))
+        self.run_directory = RunDirectory(Path(path))
         self.settings = {"seed_everything": seed, **settings}
-        self.workspace.root.mkdir(parents=True)
+        self.run_directory.root.mkdir(parents=True)
 
     def begin(self, key: str, **inputs: str) -> None:
-        self.workspace.begin(key, self.settings, inputs)
+        self.run_directory.begin(key, self.settings, inputs)
 
     def add(self, key: str, kind: str, metrics: dict[str, Any], seconds: float = 1.5, **inputs: str) -> None:
         self.begin(key, **inputs)
-        path = self.workspace.directory(key) / "metrics.json"
+        path = self.run_directory.directory(key) / "metrics.json"
         path.write_text(json.dumps({"kind": kind, **metrics}))
-        self.workspace.add_seconds(key, seconds)
-        self.workspace.finish(key, [path])
+        self.run_directory.add_seconds(key, seconds)
+        self.run_directory.finish(key, [path])
 
 
 def write_run(
@@ -54,7 +54,7 @@ def write_run(
     at = f"iteration_{iteration}"
     written = {"accepted": 200, "rejected": {}, "diversity": BREADTH, "warnings": list(warnings)}
     run.add(f"{at}/training_data", "examples", written, teacher="base")
-    scored = {"count": 8, "mean": 0.25, "standard_error": 0.1, "positive_share": 0.75}
+    scored = {"count": 8, "mean": 0.25, "standard_error": 0.1, "positive_rate": 0.75}
     run.add(f"{at}/influence_after", "scores", scored, examples=f"{at}/training_data 01")
     run.add(f"{at}/trained", "student", {"steps": 3, "loss": 1.0}, examples=f"{at}/training_data 01")
     students = {"base": {"accuracy": 0.125}, "trained": {"accuracy": accuracy, "reference_loss": 1 - accuracy}}
@@ -171,7 +171,7 @@ class TestGroups:
         again = HandMade("three", 2)
         for key in ("training_data", "influence_after", "trained", "evaluation", "more"):
             again.begin(f"iteration_1/{key}")
-        assert [len(group.runs) for group in grouped(one, two, again.workspace.root)] == [2, 1]
+        assert [len(group.runs) for group in grouped(one, two, again.run_directory.root)] == [2, 1]
 
     @pytest.mark.parametrize(
         ("paths", "name"),
@@ -195,7 +195,7 @@ class TestGroups:
     def test_parents_tell_groups_of_one_name_apart(self) -> None:
         for world in (0, 1):
             for seed in (0, 1):
-                write_run(f"world-{world}/seed_{seed}/montessori", seed, 0.5, data=f"classroom@{world}/seeds")
+                write_run(f"world-{world}/seed_{seed}/montessori", seed, 0.5, data=f"classroom@{world}/seed_tasks")
         write_run("random", 0, 0.5, lr=0.1)
         assert self.names(*Path().glob("world-*/*/*"), "random").keys() == {
             "world-0/montessori",
@@ -233,7 +233,7 @@ class TestNumbers:
         assert found["data_accepted"] == Estimate(200, 0.0)
         assert found["data_mean_max_rouge_l"] == Estimate(0.625, 0.0)
         assert found["influence"] == Estimate(0.25, 0.0)
-        assert found["positive_share"] == Estimate(0.75, 0.0)
+        assert found["positive_rate"] == Estimate(0.75, 0.0)
         assert found["seconds"] == Estimate(6, 0.0), "four stages of 1.5 s"
         assert not found.keys() & {"test_loss", "win_rate", "generated_tokens"}
         assert comparison.differences == {}
@@ -269,7 +269,7 @@ class TestNumbers:
         """One scores what the teacher wrote before it was aligned, another what it wrote after."""
         write_run("ours", 0, 0.5)
         write_run("rival", 0, 0.5, lr=0.1)
-        scored = {"count": 8, "mean": 0.25, "standard_error": 0.1, "positive_share": 0.75}
+        scored = {"count": 8, "mean": 0.25, "standard_error": 0.1, "positive_rate": 0.75}
         run = HandMade("other", 0)
         run.add("iteration_1/influence", "scores", scored)
         run.add("iteration_1/evaluation", "report", {"students": {"trained": {"accuracy": 0.5}}})
@@ -317,7 +317,7 @@ class TestUnfinished:
         """The first one's evaluation is not the last word on it."""
         run = read_run(Path(runs[0]), None)
         assert run.students
-        Workspace(run.root).begin("iteration_2/training_data", {"seed_everything": 0}, {})
+        RunDirectory(run.root).begin("iteration_2/training_data", {"seed_everything": 0}, {})
         again = read_run(Path(runs[0]), None)
         assert (again.students, again.measures, again.last_stage) == ((), {}, "iteration_1/evaluation")
 
@@ -335,7 +335,7 @@ class TestFormats:
         finished = [name for name in runs if "random" not in name]
         header = (
             "group,seeds,student,influence_stage,accuracy,reference_loss,data_accepted,data_token_entropy,"
-            "data_opening_entropy,data_distinct_share,data_mean_max_rouge_l,influence,positive_share,seconds,warnings"
+            "data_opening_entropy,data_distinct_rate,data_mean_max_rouge_l,influence,positive_rate,seconds,warnings"
         )
         assert said(*finished, "--format", "csv") == (
             f"{header}\n"

@@ -49,7 +49,7 @@ class TestMistakes:
     def test_misspelt_setting_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(student__init_args__backbon="x")) == (
             "student: StudentModule has no setting 'backbon'; did you mean 'backbone'? there are: backbone, lora, "
-            "chat, base_precision"
+            "chat, base_dtype"
         )
         assert mistake("--config", recipe(student__init_args__lora={"rank": 8})) == (
             "student.lora: LoraSettings has no setting 'rank'; there are: r, alpha, dropout, target_modules, layers"
@@ -62,7 +62,7 @@ class TestMistakes:
         )
         assert said.endswith("a class of your own is given by its import path, MODULE.CLASS")
         signal = {"class_path": "callbacks.InfluenceProbeCalback"}
-        score = {"class_path": "Score", "init_args": {"examples": "recorded", "signal": signal}}
+        score = {"class_path": "ScoreExamples", "init_args": {"examples": "recorded", "signal": signal}}
         assert mistake("--config", recipe(recipe__influence=score)) == (
             "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
             "'InfluenceProbeCallback'? there are: GradientCosineSignal, IFDSignal, InfluenceDuringTraining, "
@@ -212,7 +212,7 @@ class TestMistakes:
         signal = {"class_path": "callbacks.JudgeSignal", "init_args": judge}
         evaluators = [{"class_path": "WinRate", "init_args": judge}]
         stages = {
-            "judgements": {"class_path": "Score", "init_args": {"examples": "recorded", "signal": signal}},
+            "judgements": {"class_path": "ScoreExamples", "init_args": {"examples": "recorded", "signal": signal}},
             "evaluation": {"class_path": "Evaluate", "init_args": {"students": ["base"], "evaluators": evaluators}},
         }
         said = mistake("--config", recipe(**{f"recipe__{stage}": stages[stage]}))
@@ -236,11 +236,11 @@ class TestMistakes:
 
     def test_unknown_name_of_the_classroom(self, mistake: Mistake, recipe: Recipe) -> None:
         said = mistake("--config", recipe(data__seeds="classroom/sedes"))
-        assert said.startswith("data.seeds: unknown name 'classroom/sedes': the classroom has classroom/teacher, ")
+        assert said.startswith("data.seed_tasks: unknown name 'classroom/sedes': the classroom has classroom/teacher, ")
 
     def test_missing_model_is_found_before_anything_runs(self, mistake: Mistake, recipe: Recipe) -> None:
         """Otherwise the first stage would be pinned to a backbone that does not exist."""
-        stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "latest"}}
+        stage = {"class_path": "GenerateResponses", "init_args": {"instructions": "recorded", "teachers": "latest"}}
         said = mistake("--config", recipe(teacher__init_args__backbone="models/nowhere", recipe__more=stage))
         assert said.startswith(
             "teacher: no tokenizer for the backbone 'models/nowhere': give a hub id, a local directory"
@@ -261,14 +261,14 @@ class TestMistakes:
 
     def test_the_teacher_is_needed_only_where_it_is_asked(self, mistake: Mistake, recipe: Recipe) -> None:
         pool = {"anna": {"backbone": "classroom/teacher"}}
-        stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "latest"}}
+        stage = {"class_path": "GenerateResponses", "init_args": {"instructions": "recorded", "teachers": "latest"}}
         said = mistake("--config", recipe(teacher=None, teachers=pool, recipe__more=stage))
         assert said == "recipe.more asks the teacher, and the recipe file has no section `teacher`"
         stage["init_args"]["teachers"] = "anna"  # type: ignore[index]
         main(["fit", "--config", recipe(teacher=None, teachers=pool, recipe__more=stage)])
 
     def test_teacher_that_is_not_in_the_pool(self, mistake: Mistake, recipe: Recipe) -> None:
-        stage = {"class_path": "Answer", "init_args": {"instructions": "recorded", "teachers": "ann"}}
+        stage = {"class_path": "GenerateResponses", "init_args": {"instructions": "recorded", "teachers": "ann"}}
         said = mistake("--config", recipe(teachers={"anna": {"backbone": "classroom/teacher"}}, recipe__more=stage))
         assert said == (
             "recipe.more: teachers names 'ann', but there is no such stage; "
@@ -285,7 +285,7 @@ class TestMistakes:
     def test_empty_seed_set(self, mistake: Mistake, recipe: Recipe) -> None:
         Path("seeds.jsonl").write_text("")
         assert mistake("--config", recipe(data__seeds="seeds.jsonl")) == (
-            "data.seeds: no row to read in seeds.jsonl: it has 0 rows; correct the file or the slice"
+            "data.seed_tasks: no row to read in seeds.jsonl: it has 0 rows; correct the file or the slice"
         )
         assert not Path("run").exists()
 
@@ -313,9 +313,10 @@ class TestMistakes:
     def test_changed_setting_of_a_finished_stage(self, mistake: Mistake, recipe: Recipe) -> None:
         main(["fit", "--config", recipe()])
         before = contents(Path("run"))
-        assert mistake("--config", "recipe.yaml", "--recipe.recorded.source", "classroom/seeds[:4]") == (
+        assert mistake("--config", "recipe.yaml", "--recipe.recorded.source", "classroom/seed_tasks[:4]") == (
             "stage iteration_1/recorded of run has finished under other settings (recipe.recorded.init_args.source: "
-            f"'classroom/seeds[:8] (version {version()})' then, 'classroom/seeds[:4] (version {version()})' now); "
+            f"'classroom/seed_tasks[:8] (version {version()})' then, "
+            f"'classroom/seed_tasks[:4] (version {version()})' now); "
             "restore them, start another run with --run DIR, "
             "or delete run/iteration_1/recorded to do the stage again"
         )
@@ -324,8 +325,8 @@ class TestMistakes:
     def test_two_runs_on_one_directory(self, mistake: Mistake, recipe: Recipe) -> None:
         main(["fit", "--config", recipe()])
         program = (
-            "import sys; from pathlib import Path; from montessori_pl.run_directory.workspace import Workspace\n"
-            "with Workspace(Path('run')).locked(): print('locked', flush=True); sys.stdin.read()"
+            "import sys; from pathlib import Path; from montessori_pl.run_directory.run_directory import RunDirectory\n"
+            "with RunDirectory(Path('run')).locked(): print('locked', flush=True); sys.stdin.read()"
         )
         with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True) as other:
             assert other.stdout is not None

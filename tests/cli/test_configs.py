@@ -13,7 +13,7 @@ from recipe_files import SHIPPED, Recipe
 from montessori_pl.__main__ import main as door
 from montessori_pl.cli.fit import MontessoriCLI, find_configs, main, shipped_configs
 from montessori_pl.config_errors import SentenceParser
-from montessori_pl.pipeline.recipe import Step, lay_out
+from montessori_pl.pipeline.recipe import Step, resolve_recipe
 
 
 def steps_of(*arguments: str) -> list[Step]:
@@ -24,7 +24,7 @@ def steps_of(*arguments: str) -> list[Step]:
 
         def fit(self) -> None:
             recipe, pool = self._get(self.config_init, "recipe"), self._get(self.config_init, "teachers")
-            self.steps = lay_out(recipe, self._get(self.config, "iterations"), pool)
+            self.steps = resolve_recipe(recipe, self._get(self.config, "iterations"), pool)
 
     cli = Reader(
         args=["fit", *arguments],

@@ -11,7 +11,7 @@ import yaml
 from recipe_files import Mistake, Recipe, contents
 
 from montessori_pl.cli.fit import main, shipped_configs
-from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.run_directory.run_directory import RunDirectory
 
 PLUGIN = '''
 from montessori_pl.stages import Kind, Stage, StageContext, StageError
@@ -77,7 +77,7 @@ class TestRuns:
         training = {"lr": 1e-3, "batch_size": 4}
         later = {"class_path": "TrainStudent", "init_args": {"examples": "recorded", "training": training}}
         main(["fit", "--config", recipe(**config, recipe__later=later)])
-        assert Workspace(Path("run")).finished("iteration_1/later")
+        assert RunDirectory(Path("run")).finished("iteration_1/later")
         again = recipe(**config, recipe__again=written)
         assert mistake("--config", again) == "generation: no key for classroom/teacher"
 
@@ -86,7 +86,7 @@ class TestRuns:
         settings = {
             "num_examples": 6,
             "samples_per_prompt": 2,
-            "prompts_per_round": 2,
+            "prompts_per_batch": 2,
             "synthesizer": {"class_path": "SelfInstruct", "init_args": {"prompt": "classroom"}},
             "instruction_sampling": {"max_tokens": 40},
             "response_sampling": {"max_tokens": 24},
@@ -99,7 +99,7 @@ class TestRuns:
         main(["fit", "--config", path, "--recipe.data.num_examples", "9"])
         assert examples.read_text().startswith(before)
         assert len(examples.read_text().splitlines()) == 9
-        asked = {"class_path": "Answer", "init_args": {"instructions": "data", "student": "base"}}
+        asked = {"class_path": "GenerateResponses", "init_args": {"instructions": "data", "student": "base"}}
         asked["init_args"]["sampling"] = {"max_tokens": 8}  # type: ignore[index]
         path = recipe(recipe__data={"class_path": "Synthesize", "init_args": settings}, recipe__answers=asked)
         main(["fit", "--config", path, "--recipe.data.num_examples", "9"])
@@ -117,14 +117,14 @@ class TestRuns:
         Path("stages_of_mine.py").write_text(PLUGIN)
         stages = {
             "recipe__breaks": {"class_path": "stages_of_mine.Breaks", "init_args": {"until": "mended"}},
-            "recipe__later": {"class_path": "RecordedExamples", "init_args": {"source": "classroom/seeds[:8]"}},
+            "recipe__later": {"class_path": "RecordedExamples", "init_args": {"source": "classroom/seed_tasks[:8]"}},
         }
         said = mistake("--config", recipe(**stages))
         assert said == "iteration_1/breaks waits for mended"
         assert "StageError" in Path("run/error.log").read_text(), "the traceback is kept"
         before = contents(Path("run/iteration_1/recorded"))
         Path("mended").touch()
-        main(["fit", "--config", "recipe.yaml", "--recipe.later.source", "classroom/seeds[:4]"])
+        main(["fit", "--config", "recipe.yaml", "--recipe.later.source", "classroom/seed_tasks[:4]"])
         assert contents(Path("run/iteration_1/recorded")) == before
         assert len(Path("run/iteration_1/later/examples.jsonl").read_text().splitlines()) == 4
 
@@ -155,11 +155,12 @@ class TestRuns:
         for key, numbers in summary["influence"].items():
             same = numbers["reference_loss"] == summary["students"]["warmup"]["reference_loss"]
             assert same is (key.split("_")[-1] not in "23"), "the other two were warmed up apart"
-            for name in ("token_entropy", "opening_entropy", "distinct_share", "mean_max_rouge_l"):
+            for name in ("token_entropy", "first_word_entropy", "distinct_rate", "mean_max_rouge_l"):
                 assert numbers[name] == summary["data"][key]["diversity"][name] > 0
             assert re.search(
-                rf"{key}: done in .* \(mean {numbers['mean']:.3g}, positive {numbers['positive_share']:.0%} of \d+; "
-                rf"entropy of words {numbers['token_entropy']:.2f}, of first words {numbers['opening_entropy']:.2f}; "
+                rf"{key}: done in .* \(mean {numbers['mean']:.3g}, positive {numbers['positive_rate']:.0%} of \d+; "
+                rf"entropy of words {numbers['token_entropy']:.2f}, "
+                rf"of first words {numbers['first_word_entropy']:.2f}; "
                 rf"reference loss {numbers['reference_loss']:.3f}\)",
                 printed,
             )
@@ -191,7 +192,7 @@ class TestRuns:
         # More iterations go on from there; the run directory holds its own recipe file.
         main(["fit", "--config", str(run / "config.yaml"), "--iterations", "2"])
         assert contents(run / "iteration_1") == before
-        entries = Workspace(run).entries
+        entries = RunDirectory(run).entries
         second = [key.removeprefix("iteration_2/") for key in entries if key.startswith("iteration_2/")]
         assert second == list(yaml.safe_load((shipped_configs() / "iter1.yaml").read_text())["recipe"])[4:]
         assert _read_by(entries["iteration_2/probing_data"].inputs, "teacher") == "iteration_1/aligned_teacher"

@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from montessori_pl.data.chat_template import LAYOUTS, ChatFormat, Rendered
+from montessori_pl.data.chat_template import CHAT_TEMPLATES, ChatTemplate, Rendered
 from montessori_pl.data.records import Message
 
 TEXTS = [
@@ -88,7 +88,7 @@ RESPONSES = {
 }
 
 each_tokenizer = pytest.mark.parametrize(
-    ("kind", "layout"), [(kind, layout) for kind in KINDS for layout in [*LAYOUTS, "auto"]]
+    ("kind", "layout"), [(kind, layout) for kind in KINDS for layout in [*CHAT_TEMPLATES, "auto"]]
 )
 each_response = pytest.mark.parametrize("response", RESPONSES.values(), ids=RESPONSES.keys())
 
@@ -129,8 +129,8 @@ def make_tokenizer(kind: str, layout: str) -> PreTrainedTokenizerFast:
     )
 
 
-def make_chat(kind: str, layout: str) -> ChatFormat:
-    return ChatFormat(make_tokenizer(kind, layout), layout)
+def make_chat(kind: str, layout: str) -> ChatTemplate:
+    return ChatTemplate(make_tokenizer(kind, layout), layout)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -148,7 +148,7 @@ def conversation(*responses: str, system: str = SYSTEM) -> list[Message]:
 
 def spans(rendered: Rendered) -> list[tuple[bool, list[int]]]:
     """Runs of tokens that are trained, or are not."""
-    pairs = zip(rendered.trained, rendered.input_ids, strict=True)
+    pairs = zip(rendered.completion_mask, rendered.input_ids, strict=True)
     return [(trained, [token for _, token in run]) for trained, run in itertools.groupby(pairs, lambda pair: pair[0])]
 
 
@@ -156,11 +156,11 @@ def spans(rendered: Rendered) -> list[tuple[bool, list[int]]]:
 @each_response
 def test_trained_tokens_are_the_responses_and_their_end_tokens(kind: str, layout: str, response: str) -> None:
     """Two turns with a system message: around, response, around, response, and nothing behind the last end token."""
-    chat, tokenizer = make_chat(kind, layout), make_tokenizer(kind, layout)
+    chat_template, tokenizer = make_chat(kind, layout), make_tokenizer(kind, layout)
     end_id = tokenizer.convert_tokens_to_ids(END[layout])
-    assert chat.end_id == end_id
+    assert chat_template.end_id == end_id
 
-    runs = spans(chat.render(conversation(response, "b")))
+    runs = spans(chat_template.render(conversation(response, "b")))
     assert [trained for trained, _ in runs] == [False, True, False, True]
     (_, before), (_, first), (_, between), (_, second) = runs
     assert before == token_ids(tokenizer, AROUND[layout][0])
@@ -170,40 +170,43 @@ def test_trained_tokens_are_the_responses_and_their_end_tokens(kind: str, layout
         assert end_id not in ids[:-1], "the text of an end token is text"
         assert not set(ids[:-1]) & set(tokenizer.all_special_ids)
         assert tokenizer.decode(ids[:-1]) == text
-        assert ids == chat.response_ids(text)
+        assert ids == chat_template.response_ids(text)
 
 
 @each_tokenizer
 @each_response
 def test_prompt_is_the_exact_prefix_of_the_training_sequence(kind: str, layout: str, response: str) -> None:
     """What is trained on is, token for token, what is sampled, in the first turn and in a later one."""
-    chat = make_chat(kind, layout)
+    chat_template = make_chat(kind, layout)
     for messages in (conversation(response), conversation(response, system=""), conversation("b", response)):
-        rendered = chat.render(messages)
-        prompt = chat.prompt_ids(messages[:-1])
-        assert rendered.input_ids == prompt + chat.response_ids(response)
-        assert not any(rendered.trained[len(prompt) - 1 : len(prompt)])
-        assert all(rendered.trained[len(prompt) :])
+        rendered = chat_template.render(messages)
+        prompt = chat_template.prompt_ids(messages[:-1])
+        assert rendered.input_ids == prompt + chat_template.response_ids(response)
+        assert not any(rendered.completion_mask[len(prompt) - 1 : len(prompt)])
+        assert all(rendered.completion_mask[len(prompt) :])
 
 
 @each_tokenizer
 @each_response
 def test_response_decodes_to_itself(kind: str, layout: str, response: str) -> None:
-    chat = make_chat(kind, layout)
-    assert chat.decode(chat.response_ids(response)) == (response, True)
-    assert chat.decode([*chat.response_ids(response), *chat.response_ids("more")]) == (response, True)
-    assert chat.decode(chat.response_ids(response, finished=False)) == (response, False)
+    chat_template = make_chat(kind, layout)
+    assert chat_template.decode(chat_template.response_ids(response)) == (response, True)
+    assert chat_template.decode([*chat_template.response_ids(response), *chat_template.response_ids("more")]) == (
+        response,
+        True,
+    )
+    assert chat_template.decode(chat_template.response_ids(response, finished=False)) == (response, False)
 
 
 @each_tokenizer
 def test_single_turn_without_system_message(kind: str, layout: str) -> None:
     """The shortest conversation: the system turn alone is missing from the text before the response."""
-    chat, tokenizer = make_chat(kind, layout), make_tokenizer(kind, layout)
-    (_, before), (_, response) = spans(chat.render(conversation("a", system="")))
+    chat_template, tokenizer = make_chat(kind, layout), make_tokenizer(kind, layout)
+    (_, before), (_, response) = spans(chat_template.render(conversation("a", system="")))
     text = AROUND[layout][0].replace(SYSTEM_TURN[layout], "")
     assert len(text) == len(AROUND[layout][0]) - len(SYSTEM_TURN[layout])
     assert before == token_ids(tokenizer, text)
-    assert response == [*token_ids(tokenizer, "a"), chat.end_id]
+    assert response == [*token_ids(tokenizer, "a"), chat_template.end_id]
 
 
 @each_tokenizer
@@ -213,7 +216,7 @@ def test_truncation_keeps_the_left(kind: str, layout: str) -> None:
     for length in range(len(whole.input_ids) + 2):
         cut = Rendered(whole.input_ids[:length], whole.trained[:length])
         assert make_chat(kind, layout).render(conversation("a b", "c"), max_length=length) == cut
-        short = ChatFormat(make_tokenizer(kind, layout), layout, context=length)
+        short = ChatTemplate(make_tokenizer(kind, layout), layout, context=length)
         assert short.render(conversation("a b", "c")) == cut
         assert short.render(conversation("a b", "c"), max_length=length + 3) == cut
 
@@ -221,11 +224,11 @@ def test_truncation_keeps_the_left(kind: str, layout: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_end_token_of_the_template_goes_before_that_of_the_sequence(kind: str) -> None:
     """A template's own turn end is learned and sampled; `<|endoftext|>` never ends a turn of it."""
-    chat, tokenizer = make_chat(kind, "auto"), make_tokenizer(kind, "auto")
-    assert chat.end_id == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
-    ids = chat.render(conversation("a", "b")).input_ids
+    chat_template, tokenizer = make_chat(kind, "auto"), make_tokenizer(kind, "auto")
+    assert chat_template.end_id == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
+    ids = chat_template.render(conversation("a", "b")).input_ids
     assert tokenizer.eos_token_id not in ids
-    assert ids.count(chat.end_id) == 5, "one for each turn"
+    assert ids.count(chat_template.end_id) == 5, "one for each turn"
 
 
 def test_template_without_a_turn_end_gets_the_end_of_the_sequence(tmp_path: Path) -> None:
@@ -236,9 +239,9 @@ def test_template_without_a_turn_end_gets_the_end_of_the_sequence(tmp_path: Path
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     tokenizer = make_tokenizer("byte-level", "plain")
-    chat = ChatFormat(tokenizer, str(layout))
-    assert chat.end_id == tokenizer.eos_token_id
-    rendered = chat.render(conversation("a", "b", system=""))
+    chat_template = ChatTemplate(tokenizer, str(layout))
+    assert chat_template.end_id == tokenizer.eos_token_id
+    rendered = chat_template.render(conversation("a", "b", system=""))
     assert tokenizer.decode(rendered.input_ids) == "user: What is a?\nassistant: a</s>\nuser: And b?\nassistant: b</s>"
 
 
@@ -247,17 +250,17 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"brings no chat template; set `chat` to one of chatml, llama3, plain, zephyr or"
     ):
-        ChatFormat(tokenizer, "auto")
+        ChatTemplate(tokenizer, "auto")
     with pytest.raises(
         ValueError, match=r"unknown chat layout 'chatlm': expected auto, one of chatml, .* of a Jinja file"
     ):
-        ChatFormat(tokenizer, "chatlm")
+        ChatTemplate(tokenizer, "chatlm")
     forgetful = tmp_path / "forgetful.jinja"
     forgetful.write_text(
         "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}{{ m['role'] }}: {{ m['content'] }}\n"
         "{% endif %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    chat = ChatFormat(tokenizer, str(forgetful))
-    assert any(chat.render(conversation("a")).trained), "one turn is no problem"
+    chat_template = ChatTemplate(tokenizer, str(forgetful))
+    assert any(chat_template.render(conversation("a")).trained), "one turn is no problem"
     with pytest.raises(ValueError, match=r"rewrites earlier turns .* use conversations with one assistant turn, or"):
-        chat.render(conversation("a", "b"))
+        chat_template.render(conversation("a", "b"))

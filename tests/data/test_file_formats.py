@@ -77,7 +77,7 @@ def test_layouts_may_be_mixed_row_by_row(tmp_path: Path) -> None:
 
 
 def test_our_own_examples_come_back_whole(tmp_path: Path) -> None:
-    origin: dict[str, Any] = {"prompt": "P", "completion": "C", "seed_ids": ("a", "b"), "round": 3, "teacher": "T"}
+    origin: dict[str, Any] = {"prompt": "P", "completion": "C", "seed_task_ids": ("a", "b"), "batch": 3, "teacher": "T"}
     example = Example(id="x", instruction="Q", response="A", quality=0.5, **origin)
     append_records(tmp_path / "examples.jsonl", [example])
     assert read_examples(str(tmp_path / "examples.jsonl")) == [example]
@@ -226,9 +226,9 @@ def test_two_teachers_may_say_the_same(tmp_path: Path) -> None:
 def test_our_own_examples_from_a_saved_dataset(tmp_path: Path) -> None:
     from datasets import Dataset
 
-    rows = [{"id": "x", "instruction": "Q", "response": "A", "teacher": None, "seed_ids": ["a"]}]
+    rows = [{"id": "x", "instruction": "Q", "response": "A", "teacher": None, "seed_task_ids": ["a"]}]
     Dataset.from_list(rows).save_to_disk(tmp_path / "ours")
-    expected = [Example(id="x", instruction="Q", response="A", seed_ids=("a",))]
+    expected = [Example(id="x", instruction="Q", response="A", seed_task_ids=("a",))]
     assert read_examples(str(tmp_path / "ours")) == expected
 
 

@@ -19,7 +19,7 @@ from montessori_pl.data.records import (
 )
 
 RECORDS: list[Record] = [
-    Example(id="e", instruction="a\n\u2028b", response='"ñ" 你好 🎉', seed_ids=("x", "y"), round=3, system="s"),
+    Example(id="e", instruction="a\n\u2028b", response='"ñ" 你好 🎉', seed_task_ids=("x", "y"), batch=3, system="s"),
     Rejection(id="r", reason="near duplicate", detail="ROUGE-L 0.9", text="a"),
     Score(id="e", value=-1.5e-7, standard_error=None, details={"loss": 2.0}, terms=(1.0, -2.5), texts=("a\nb", "")),
     PreferencePair(

@@ -1,4 +1,4 @@
-"""Exact match item by item: what is kept, what was cut, and that a kill costs one round at most."""
+"""Exact match item by item: what is kept, what was cut, and that a kill costs one batch at most."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from tiny_models import tiny_tokenizer
 
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, append_records, read_lines, read_records
 from montessori_pl.evaluation import ExactMatch
 from montessori_pl.evaluation.exact_match import ItemAnswer
@@ -21,8 +21,8 @@ STUDENT = ModelSource("student")
 class Parrot(GenerationBackend):
     """Repeats the word behind `say`, cut to three letters; to `hush` it finds no room."""
 
-    def __init__(self, rounds: int | None = None) -> None:
-        self.rounds = rounds
+    def __init__(self, batches: int | None = None) -> None:
+        self.rounds = batches
         self.asked: list[list[str]] = []
         self.closed = 0
 
@@ -58,7 +58,7 @@ def data(tmp_path: Path) -> DataSources:
 
 
 def evaluator(directory: Path | None, size: int = 3) -> ExactMatch:
-    made = ExactMatch(max_tokens=3, items_per_round=size)
+    made = ExactMatch(max_tokens=3, items_per_batch=size)
     made.directory = directory
     return made
 
@@ -76,7 +76,7 @@ def test_what_is_kept_of_each_item(data: DataSources, tmp_path: Path) -> None:
         "accuracy_standard_error": pytest.approx(0.171163, abs=1e-6),
         "answers_cut": 0.125,
     }
-    assert [len(asked) for asked in engine.asked] == [3, 2, 2], "rounds of three items, one of which is not asked"
+    assert [len(asked) for asked in engine.asked] == [3, 2, 2], "batches of three items, one of which is not asked"
     rows = list(read_lines(directory / "answers.jsonl"))
     assert rows[0] == {"id": "i0", "answer": "a", "right": True, "cut": False}
     assert rows[3] == {"id": "i3", "answer": "ddd", "right": False, "cut": True}
@@ -95,12 +95,12 @@ def test_without_a_directory_nothing_is_kept(
     assert not list(Path.cwd().iterdir())
 
 
-@pytest.mark.parametrize("rounds", [0, 1, 2, 3])
-def test_stopped_after_some_rounds(rounds: int, data: DataSources, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batches", [0, 1, 2, 3])
+def test_stopped_after_some_rounds(batches: int, data: DataSources, tmp_path: Path) -> None:
     """What was answered is not asked again, and files and numbers are those of an undisturbed evaluation."""
     whole = evaluator(tmp_path / "whole").evaluate(STUDENT, data, Parrot)
-    directory, first, second = tmp_path / "kept", Parrot(rounds), Parrot()
-    if rounds < 3:
+    directory, first, second = tmp_path / "kept", Parrot(batches), Parrot()
+    if batches < 3:
         with pytest.raises(KeyboardInterrupt):
             evaluator(directory).evaluate(STUDENT, data, lambda: first)
     else:  # stopped when all was answered, and before the stage could say so
@@ -109,11 +109,11 @@ def test_stopped_after_some_rounds(rounds: int, data: DataSources, tmp_path: Pat
     asked = [text for engine in (first, second) for part in engine.asked for text in part]
     assert asked == [example.instruction for example in data.read("test") if example.instruction != "hush"]
     assert contents(directory) == contents(tmp_path / "whole")
-    assert second.closed == (rounds < 3), "a model that nobody asks is not loaded"
+    assert second.closed == (batches < 3), "a model that nobody asks is not loaded"
 
 
 def test_killed_at_any_byte_of_a_commit(data: DataSources, tmp_path: Path) -> None:
-    """A round that was not committed as a whole is answered again."""
+    """A batch that was not committed as a whole is answered again."""
     evaluator(tmp_path / "whole").evaluate(STUDENT, data, Parrot)
     whole = contents(tmp_path / "whole")
     lines = whole["answers.jsonl"].splitlines(keepends=True)
@@ -138,18 +138,18 @@ def test_size_of_a_round_may_change_between_sessions(data: DataSources, tmp_path
     answers = [read_records(tmp_path / name / "answers.jsonl", ItemAnswer) for name in ("whole", "kept")]
     assert answers[0] == answers[1]
     assert len(Journal(tmp_path / "kept", ["answers.jsonl"]).commits) == 4
-    with pytest.raises(ValueError, match="items_per_round must be at least 1, found 0"):
-        ExactMatch(items_per_round=0)
+    with pytest.raises(ValueError, match="items_per_batch must be at least 1, found 0"):
+        ExactMatch(items_per_batch=0)
 
 
 def test_plan_counts_what_is_left(data: DataSources, tmp_path: Path) -> None:
-    chat = ChatFormat(tiny_tokenizer())
-    assert evaluator(None).plan(data, chat, Parrot)[0].requests == 8
-    assert evaluator(tmp_path / "kept").plan(data, chat, Parrot)[0].requests == 8
+    chat_template = ChatTemplate(tiny_tokenizer())
+    assert evaluator(None).estimate(data, chat_template, Parrot)[0].requests == 8
+    assert evaluator(tmp_path / "kept").estimate(data, chat_template, Parrot)[0].requests == 8
     assert not (tmp_path / "kept").exists(), "a plan writes nothing"
     with pytest.raises(KeyboardInterrupt):
         evaluator(tmp_path / "kept").evaluate(STUDENT, data, lambda: Parrot(2))
     before = contents(tmp_path / "kept")
-    (work,) = evaluator(tmp_path / "kept").plan(data, chat, Parrot)
+    (work,) = evaluator(tmp_path / "kept").estimate(data, chat_template, Parrot)
     assert (work.requests, work.max_completion_tokens) == (2, 2 * 3)
     assert contents(tmp_path / "kept") == before

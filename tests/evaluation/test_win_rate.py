@@ -93,7 +93,7 @@ def test_wins_ties_and_losses_by_hand(data: DataSources, tmp_path: Path) -> None
     assert found["win_rate"] == pytest.approx((1 + 0.5 + 0 + 0) / 4)
     variance = (0.625**2 + 0.125**2 + 2 * 0.375**2) / 3
     assert found["win_rate_standard_error"] == pytest.approx(math.sqrt(variance / 4))
-    assert found["judged_share"] == 4 / 5
+    assert found["judged_rate"] == 4 / 5
     assert judge.events == ["keep judge", "load the-judge", "close"]
     assert len(set(judge.seeds)) == len(judge.seeds) == 20
 
@@ -107,7 +107,7 @@ def test_nothing_that_can_be_read(data: DataSources) -> None:
 
 def test_the_classrooms_teacher_wins_no_more_than_half_against_right_answers() -> None:
     """It answers nearly as the test set does; the student base, which knows half of the tasks, wins less often."""
-    data = DataSources("classroom/seeds", "classroom/reference", "classroom/test[:60]")
+    data = DataSources("classroom/seed_tasks", "classroom/reference", "classroom/test[:60]")
     evaluator = WinRate(ModelSource("classroom/judge"), ClassroomJudge(), max_tokens=24)
     rates = {
         name: evaluator.evaluate(ModelSource(f"classroom/{name}"), data, TransformersBackend)["win_rate"]

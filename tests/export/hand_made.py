@@ -7,7 +7,7 @@ from typing import Any
 
 from montessori_pl.__main__ import main
 from montessori_pl.data.records import Example, PreferencePair, Record, Rejection, Score
-from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.run_directory.run_directory import RunDirectory
 
 TEACHER = "org/teacher + aligned"
 ADDRESS = "http://127.0.0.1:8000"
@@ -36,7 +36,7 @@ def example(number: int, instruction: str, response: str, **changes: Any) -> Exa
             "prompt": "write a task.",
             "completion": f"<instruction>{instruction}</instruction>",
             "teacher": TEACHER,
-            "seed_ids": ("seed-1", "seed-2"),
+            "seed_task_ids": ("seed-1", "seed-2"),
             **changes,
         },
     )
@@ -44,7 +44,7 @@ def example(number: int, instruction: str, response: str, **changes: Any) -> Exa
 
 EXAMPLES = [
     example(0, "what is a cat?", "an animal."),
-    example(1, "Übersetze „Katze“\u2028ins 日本語", "猫 😺\n\nneko", round=1),
+    example(1, "Übersetze „Katze“\u2028ins 日本語", "猫 😺\n\nneko", batch=1),
     example(2, "name a letter", " b ", teacher="org/teacher", completion_finished=False),
     example(3, "why?", "because it is so."),
 ]
@@ -82,19 +82,21 @@ class HandMade:
     """Writes the directory of one run, stage by stage, as the program does."""
 
     def __init__(self, path: Path | str) -> None:
-        self.workspace = Workspace(Path(path))
-        self.workspace.root.mkdir(parents=True)
+        self.run_directory = RunDirectory(Path(path))
+        self.run_directory.root.mkdir(parents=True)
 
     def begin(self, key: str, what: str, settings: dict[str, Any], inputs: Sequence[str], **named: str) -> None:
         """Begin a stage; `inputs` are `setting=key` of stages that have finished, others are given by name."""
-        read = {setting: f"{key} {self.workspace.digest(key)}" for setting, key in (one.split("=") for one in inputs)}
+        read = {
+            setting: f"{key} {self.run_directory.digest(key)}" for setting, key in (one.split("=") for one in inputs)
+        }
         pinned = {
             "seed_everything": 42,
             f"recipe.{key.split('/')[1]}": {"class_path": f"montessori_pl.stages.{what}", "init_args": settings},
             "generation": {"class_path": "engines.Remote", "init_args": {"address": ADDRESS}},
             "data": {"seeds": "seeds.jsonl"},
         }
-        self.workspace.begin(key, pinned, {**read, **named})
+        self.run_directory.begin(key, pinned, {**read, **named})
 
     def add(
         self,
@@ -108,12 +110,12 @@ class HandMade:
     ) -> None:
         """Write a stage and finish it; its kind is the first file's name."""
         self.begin(key, what, settings or {}, inputs, **named)
-        directory = self.workspace.directory(key)
+        directory = self.run_directory.directory(key)
         for name, records in files.items():
             text = "".join(record.to_json() + "\n" for record in records)
             (directory / f"{name}.jsonl").write_text(text, encoding="utf-8")
         (directory / "metrics.json").write_text(json.dumps({"kind": next(iter(files)), **metrics}))
-        self.workspace.finish(key, sorted(directory.iterdir()))
+        self.run_directory.finish(key, sorted(directory.iterdir()))
 
 
 def write_run(path: Path | str = "iter1") -> HandMade:
@@ -131,7 +133,7 @@ def write_run(path: Path | str = "iter1") -> HandMade:
         {
             "accepted": 4,
             "rejected": {"near duplicate": 1, "keyword": 1},
-            "diversity": {"token_entropy": 2.25, "distinct_share": 1.0},
+            "diversity": {"token_entropy": 2.25, "distinct_rate": 1.0},
             "warnings": [WARNING],
         },
         WRITING,
@@ -139,16 +141,16 @@ def write_run(path: Path | str = "iter1") -> HandMade:
     )
     run.add(
         "iteration_1/influence",
-        "Score",
+        "ScoreExamples",
         {"scores": SCORES},
-        {"count": 2, "mean": -0.25, "standard_error": 0.75, "positive_share": 0.5, "reference_loss": 1.25},
+        {"count": 2, "mean": -0.25, "standard_error": 0.75, "positive_rate": 0.5, "reference_loss": 1.25},
         {"signal": {"class_path": "callbacks.InfluenceProbeCallback", "init_args": {}}},
         ["examples=iteration_1/data"],
         student="base",
     )
     run.add(
         "iteration_1/preferences",
-        "Pair",
+        "BuildPreferences",
         {"pairs": PAIRS},
         {"prompts": 9, "pairs": 4, "prompts_with_pairs": 3, "mean_margin": 2.0},
         {"rule": "signed"},

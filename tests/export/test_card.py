@@ -78,7 +78,7 @@ class TestCard:
     def test_pairs(self, run: HandMade) -> None:
         """The scores are those that the pairs come from, not whatever else has scored the examples."""
         inputs = ["examples=iteration_1/data"]
-        run.add("iteration_1/length", "Score", {"scores": SCORES}, {"count": 2}, inputs=inputs, student="base")
+        run.add("iteration_1/length", "ScoreExamples", {"scores": SCORES}, {"count": 2}, inputs=inputs, student="base")
         card = (exported("dpo") / "README.md").read_text(encoding="utf-8")
         assert f"| `{TEACHER}` | 2 |\n| `org/teacher` | 2 |" in card
         assert "2 pairs (2 left out, with a completion cut at its token limit); of 9 prompts 3 gave some;" in card
@@ -95,8 +95,8 @@ class TestCard:
 
         assert "The prompts ask for a new instruction" in summary("instructions")
         answers = [replace(one, prompt=one.instruction, completion=one.response) for one in EXAMPLES]
-        run.add("iteration_2/answers", "Answer", {"examples": answers}, {})
-        run.add("iteration_2/pairs", "Pair", {"pairs": PAIRS}, {}, inputs=["examples=iteration_2/answers"])
+        run.add("iteration_2/answers", "GenerateResponses", {"examples": answers}, {})
+        run.add("iteration_2/pairs", "BuildPreferences", {"pairs": PAIRS}, {}, inputs=["examples=iteration_2/answers"])
         assert "The prompts are instructions, and the completions are responses" in summary("responses")
         run.add("iteration_3/pairs", "Given", {"pairs": PAIRS}, {})
         assert "The prompts" not in summary("given")

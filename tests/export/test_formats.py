@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from montessori_pl.__main__ import main
 from montessori_pl.batches.encoding import encode_pairs
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.formats import read_examples
 from montessori_pl.data.records import Example
 
@@ -74,7 +74,7 @@ class TestFormats:
     def test_dpo_keeps_system_messages(self, run: HandMade) -> None:
         """Pairs over responses may have them; TRL and LLaMA-Factory each look for them in their own place."""
         pairs = [replace(PAIRS[0], system="be kind"), PAIRS[2]]
-        run.add("iteration_2/preferences", "Pair", {"pairs": pairs}, {})
+        run.add("iteration_2/preferences", "BuildPreferences", {"pairs": pairs}, {})
         directory = exported("dpo")
         assert [row["prompt"] for row in rows(directory / "train.jsonl")] == [pair.messages() for pair in pairs]
         description, found = described(directory)
@@ -98,7 +98,7 @@ class TestFormats:
 
     def test_columns_of_hf_have_types_where_no_row_has_a_value(self) -> None:
         features = load_from_disk(str(exported("hf", "--stage", "outside")))["train"].features
-        assert features["seed_ids"].feature.dtype == "string"
+        assert features["seed_task_ids"].feature.dtype == "string"
         assert features["completion_finished"].dtype == "bool"
 
     def test_scores_of_what_the_stage_held_before_are_left_out(self, run: HandMade) -> None:
@@ -180,7 +180,7 @@ class TestTrainers:
             train_dataset=dataset,
             processing_class=tokenizer,
         )
-        ours = ChatFormat(tokenizer)
+        ours = ChatTemplate(tokenizer)
         expected = [ours.render(one.messages()).input_ids for one in EXAMPLES]
         assert trainer.train_dataset["input_ids"][:] == expected
         assert trainer.train().training_loss > 0
@@ -196,7 +196,7 @@ class TestTrainers:
             train_dataset=dataset,
             processing_class=tokenizer,
         )
-        ours = encode_pairs([PAIRS[0], PAIRS[2]], ChatFormat(tokenizer), max_length=96)
+        ours = encode_pairs([PAIRS[0], PAIRS[2]], ChatTemplate(tokenizer), max_length=96)
         for row, one in zip(trainer.train_dataset, ours, strict=True):
             assert row["prompt_ids"] + row["chosen_ids"] == one.chosen.input_ids
             assert row["prompt_ids"] + row["rejected_ids"] == one.rejected.input_ids

@@ -143,17 +143,17 @@ class FaultyEndpoint:
             self.keys.add(handler.headers["Authorization"].removeprefix("Bearer "))
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
-            fault = self.faults[question].pop(0) if self.faults[question] else None
-        if fault is not None:
-            fault(handler)
+            error = self.faults[question].pop(0) if self.faults[question] else None
+        if error is not None:
+            error(handler)
         else:
             time.sleep(self.seconds)
             send(handler, self.answer(question, body.get("seed", 0)))
         with self._lock:
             self._in_flight -= 1  # the client reads until the connection ends, which it does after this
-            self.answered[question] += fault is None
+            self.answered[question] += error is None
             number = self.answered.total()
-        if fault is None:
+        if error is None:
             self.after_answer(number)
 
 

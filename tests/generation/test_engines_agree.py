@@ -24,7 +24,7 @@ from montessori_pl.classroom.tasks import FAMILIES, sample_task
 from montessori_pl.cli.fit import main
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.generation import OpenAIBackend, Request, Sampling, TransformersBackend
-from montessori_pl.generation.head_padding import WideCopies
+from montessori_pl.generation.head_padding import PaddedCopies
 from montessori_pl.models.loading import ModelSource
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def vllm_server(small_engine: None, tmp_path: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    copies = WideCopies()
+    copies = PaddedCopies()
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)),
         *("--model", copies.runnable(ModelSource(TEACHER)).backbone, "--tokenizer", classroom.resolve(TEACHER)),

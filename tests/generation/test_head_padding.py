@@ -14,18 +14,18 @@ from torch import Tensor
 from transformers import Qwen2Config
 
 from montessori_pl import classroom
-from montessori_pl.generation.head_padding import ADAPTER_WEIGHTS, WideCopies, needed_widening
+from montessori_pl.generation.head_padding import ADAPTER_WEIGHTS, PaddedCopies, needed_padding
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_model, save_weights
 
 TEACHER, STUDENT = ModelSource("classroom/teacher"), ModelSource("classroom/student")
 
 
 @pytest.fixture
-def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WideCopies]:
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PaddedCopies]:
     """Copies that lie below the test's own directory."""
     (tmp_path / "copies").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "copies"))
-    made = WideCopies()
+    made = PaddedCopies()
     yield made
     made.close()
 
@@ -38,7 +38,7 @@ def logits(source: ModelSource, length: int) -> Tensor:
         return model(input_ids=ids).logits
 
 
-def check_same_logits(copies: WideCopies, source: ModelSource, wide: int, length: int) -> None:
+def check_same_logits(copies: PaddedCopies, source: ModelSource, wide: int, length: int) -> None:
     copy = copies.runnable(source)
     assert load_model(copy).config.head_dim == wide
     assert copy.backbone != source.backbone
@@ -51,7 +51,7 @@ class TestSameLogits:
         [TEACHER, ModelSource("classroom/teacher", Path("specialist_letters")), STUDENT],
         ids=["teacher", "specialist", "student"],
     )
-    def test_classroom(self, copies: WideCopies, source: ModelSource) -> None:
+    def test_classroom(self, copies: PaddedCopies, source: ModelSource) -> None:
         if source.weights is not None:
             source = dataclasses.replace(source, weights=Path(classroom.resolve(f"classroom/{source.weights}")))
         check_same_logits(copies, source, 32, 512)
@@ -67,7 +67,7 @@ class TestSameLogits:
     )
     @pytest.mark.parametrize("settings", [{}, {"layers": [1], "target_modules": ["o_proj", "q_proj"]}], ids=str)
     def test_random_adapter(
-        self, copies: WideCopies, tmp_path: Path, changes: dict[str, Any], wide: int, settings: dict[str, Any]
+        self, copies: PaddedCopies, tmp_path: Path, changes: dict[str, Any], wide: int, settings: dict[str, Any]
     ) -> None:
         source = ModelSource(save_tiny_model(tmp_path / "model", **changes))
         adapted = random_adapter(source, LoraSettings(r=3, alpha=12, **settings), tmp_path / "weights")
@@ -75,7 +75,7 @@ class TestSameLogits:
         check_same_logits(copies, adapted, wide, 96)
         assert not torch.allclose(logits(source, 96), logits(adapted, 96), atol=0.1), "the adapter matters"
 
-    def test_fine_tuned_model(self, copies: WideCopies, tmp_path: Path) -> None:
+    def test_fine_tuned_model(self, copies: PaddedCopies, tmp_path: Path) -> None:
         model = load_model(STUDENT)
         with torch.no_grad():
             model.get_input_embeddings().weight.mul_(1.5)
@@ -86,7 +86,7 @@ class TestSameLogits:
 
 
 class TestCopies:
-    def test_written_once_and_deleted(self, copies: WideCopies, tmp_path: Path) -> None:
+    def test_written_once_and_deleted(self, copies: PaddedCopies, tmp_path: Path) -> None:
         one = random_adapter(TEACHER, LoraSettings(r=2), tmp_path / "one")
         two = random_adapter(TEACHER, LoraSettings(r=4), tmp_path / "two")
         first, second = copies.runnable(one), copies.runnable(two)
@@ -99,7 +99,7 @@ class TestCopies:
         assert again.backbone != first.backbone
         assert Path(again.backbone).is_dir()
 
-    def test_what_the_kernels_have_is_left_alone(self, copies: WideCopies, tmp_path: Path) -> None:
+    def test_what_the_kernels_have_is_left_alone(self, copies: PaddedCopies, tmp_path: Path) -> None:
         source = ModelSource(save_tiny_model(tmp_path / "model", head_dim=32, attention_bias=True))
         assert copies.runnable(source) is source
         assert list((tmp_path / "copies").iterdir()) == []
@@ -124,19 +124,19 @@ class TestRefusal:
             rf"{reason}.*; take TransformersBackend, or a GPU$"
         )
         with pytest.raises(ValueError, match=sentence):
-            needed_widening(source)
+            needed_padding(source)
 
     def test_another_architecture(self, tmp_path: Path) -> None:
         Qwen2Config(hidden_size=48, num_attention_heads=2, num_key_value_heads=2).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="have 24 and cannot be padded: it is no llama but a qwen2"):
-            needed_widening(ModelSource(str(tmp_path)))
+            needed_padding(ModelSource(str(tmp_path)))
 
     def test_quantized_model(self, tmp_path: Path) -> None:
         path = Path(save_tiny_model(tmp_path)) / "config.json"
         quantized = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
         path.write_text(json.dumps(quantized))
         with pytest.raises(ValueError, match="its weights are quantized"):
-            needed_widening(ModelSource(str(tmp_path)))
+            needed_padding(ModelSource(str(tmp_path)))
 
     def test_adapter_with_more_than_two_matrices(self, tmp_path: Path) -> None:
         source = random_adapter(TEACHER, LoraSettings(r=2), tmp_path / "adapter")
@@ -144,7 +144,7 @@ class TestRefusal:
         magnitude = "base_model.model.model.layers.0.self_attn.v_proj.lora_magnitude_vector"
         save_file({**load_file(path), magnitude: torch.ones(96)}, path)
         with pytest.raises(ValueError, match=f"its adapter in {path.parent} is no plain LoRA, but holds {magnitude}"):
-            needed_widening(source)
+            needed_padding(source)
         path.unlink()
         with pytest.raises(ValueError, match=f"its adapter has no {path}"):
-            needed_widening(source)
+            needed_padding(source)

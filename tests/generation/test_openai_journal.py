@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, asks, expected, kept
+from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, expected, kept, teacher_names
 from endpoint import TOKENS, FaultyEndpoint, answer_to, completion, content
 
 from montessori_pl.generation import EndpointError, OpenAIBackend, Price, Sampling, request_journal
@@ -25,7 +25,7 @@ class TestJournal:
     def test_later_sessions_ask_only_for_what_is_missing(
         self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path
     ) -> None:
-        requests = asks(20)
+        requests = teacher_names(20)
         engine(tmp_path).generate(requests[5:15], SAMPLING)
         assert engine(tmp_path).generate(requests, SAMPLING) == expected(requests)
         assert engine(tmp_path).generate(requests[::-1], SAMPLING) == expected(requests)[::-1]
@@ -58,7 +58,7 @@ class TestJournal:
         self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, changed: dict[str, Any]
     ) -> None:
         """Also another address: the same server on another port, or another provider of the same model."""
-        requests = asks(3)
+        requests = teacher_names(3)
         engine(tmp_path).generate(requests, SAMPLING)
         assert engine(tmp_path, **changed).generate(requests, SAMPLING) == expected(requests)
         assert set(endpoint.asked.values()) == {1}
@@ -93,7 +93,7 @@ class TestJournal:
 
     def test_journal_may_end_anywhere(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
         """Cut here and there, as a kill may leave it: whole lines are served, the rest is asked for again."""
-        requests = asks(4)
+        requests = teacher_names(4)
         endpoint.answer = lambda question, seed: completion(f"naïve {question} with {seed}")
         answers = engine(tmp_path / "whole").generate(requests, SAMPLING)
         data = (tmp_path / "whole" / ANSWERS).read_bytes()
@@ -136,12 +136,12 @@ def _generate_in_a_process(base_url: str, directory: Path, number: int) -> None:
     backend = OpenAIBackend(base_url=base_url, max_concurrency=8)
     backend.keep(directory)
     backend.load(ModelSource("a-model"))
-    backend.generate(asks(number), SAMPLING)
+    backend.generate(teacher_names(number), SAMPLING)
 
 
 def test_kill_in_the_middle(endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
     """`kill -9` at the 200th of 500 answers: what had arrived is not asked for again, and 8 at most are asked twice."""
-    requests = asks(500)
+    requests = teacher_names(500)
     # Forked from a process without threads; this one has the endpoint's.
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=_generate_in_a_process, args=(endpoint.base_url, tmp_path, 500))
@@ -176,7 +176,7 @@ class TestMoney:
         self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, max_concurrency: int
     ) -> None:
         """$0.02 buy six answers at $0.003, and the seventh; everything is kept, and more money goes on from there."""
-        requests = asks(30)
+        requests = teacher_names(30)
         endpoint.seconds = 0.02
         with pytest.raises(
             EndpointError, match=r"and the budget is \$0\.0200; raise the setting budget to go on"
@@ -186,7 +186,7 @@ class TestMoney:
         assert 0.02 <= spent < 0.02 + max_concurrency * DOLLARS
         assert len(kept(tmp_path)) == endpoint.answered.total() == len(endpoint.bodies)
         assert f"{len(kept(tmp_path))} answers are kept in" in str(error.value)
-        spending = json.loads((tmp_path / "spending.json").read_text())
+        spending = json.loads((tmp_path / "usage.json").read_text())
         assert spending["dollars"] == pytest.approx(spent)
         assert spending["budget"] == 0.02
 
@@ -213,19 +213,21 @@ class TestMoney:
     def test_estimate(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
         """`question 1` has 10 letters, 3 tokens, and the turn 4; completions are of full length until one is known."""
         backend = engine(tmp_path, price=PRICE)
-        before = backend.estimate([*asks(10), *asks(2)], SAMPLING)
+        before = backend.estimate([*teacher_names(10), *teacher_names(2)], SAMPLING)
         assert (before.num_requests, before.num_prompt_tokens) == (10, 70)
         assert (before.num_tokens, before.max_tokens) == (200, 200)
         assert before.dollars == before.max_dollars == pytest.approx((70 * 100 + 200 * 400) / 1e6)
         assert not endpoint.bodies
 
-        backend.generate(asks(4), SAMPLING)
-        after = engine(tmp_path, price=PRICE).estimate(asks(10), SAMPLING)
+        backend.generate(teacher_names(4), SAMPLING)
+        after = engine(tmp_path, price=PRICE).estimate(teacher_names(10), SAMPLING)
         assert (after.num_requests, after.num_prompt_tokens) == (6, 42)
         assert (after.num_tokens, after.max_tokens) == (6 * TOKENS, 120)
         assert after.dollars == pytest.approx((42 * 100 + 30 * 400) / 1e6)
-        assert engine(tmp_path).estimate(asks(10), Sampling(max_tokens=2)).num_tokens == 20, "never beyond the limit"
-        assert engine(tmp_path).estimate(asks(10), SAMPLING).dollars is None
+        assert engine(tmp_path).estimate(teacher_names(10), Sampling(max_tokens=2)).num_tokens == 20, (
+            "never beyond the limit"
+        )
+        assert engine(tmp_path).estimate(teacher_names(10), SAMPLING).dollars is None
 
     def test_cost(self) -> None:
         """Two million prompt tokens at $3 and half a million sampled ones at $8."""

@@ -11,7 +11,7 @@ import torch
 from tiny_models import save_tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
 from montessori_pl.generation.transformers_backend import PresencePenalty
@@ -44,7 +44,7 @@ def requests(num_each: int = 3) -> list[Request]:
 
 def logits_after(source: ModelSource, text: str) -> Tensor:
     """Logits of the completion's first token, shape (V,)."""
-    ids = ChatFormat(tiny_tokenizer()).prompt_ids(turn(text))
+    ids = ChatTemplate(tiny_tokenizer()).prompt_ids(turn(text))
     with torch.no_grad():
         logits: Tensor = load_model(source)(input_ids=torch.tensor([ids])).logits[0, -1]
     return logits
@@ -52,12 +52,16 @@ def logits_after(source: ModelSource, text: str) -> Tensor:
 
 def greedy(source: ModelSource, text: str, max_tokens: int) -> tuple[str, bool]:
     """What Transformers' own greedy decoding answers, one prompt at a time."""
-    chat = ChatFormat(tiny_tokenizer())
-    ids = torch.tensor([chat.prompt_ids(turn(text))])
+    chat_template = ChatTemplate(tiny_tokenizer())
+    ids = torch.tensor([chat_template.prompt_ids(turn(text))])
     output = load_model(source).generate(  # type: ignore[operator]
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False, eos_token_id=chat.end_id
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=chat_template.end_id,
     )
-    return chat.decode(output[0, ids.shape[1] :].tolist())
+    return chat_template.decode(output[0, ids.shape[1] :].tolist())
 
 
 @pytest.mark.parametrize(
@@ -94,9 +98,9 @@ def outcomes(completions: Sequence[Completion]) -> Counter[tuple[str, bool]]:
 
 def expected_outcomes(probabilities: Tensor) -> Counter[tuple[str, bool]]:
     """Probabilities of one-token completions; special tokens but the end are invisible and count together."""
-    chat, expected = ChatFormat(tiny_tokenizer()), Counter[tuple[str, bool]]()
+    chat_template, expected = ChatTemplate(tiny_tokenizer()), Counter[tuple[str, bool]]()
     for token, probability in enumerate(probabilities.tolist()):
-        expected[chat.decode([token])] += probability
+        expected[chat_template.decode([token])] += probability
     return expected
 
 

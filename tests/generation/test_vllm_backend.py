@@ -21,12 +21,12 @@ from montessori_pl import classroom
 from montessori_pl.batches.collate import collate
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
 from montessori_pl.cli.fit import main
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Message
 from montessori_pl.generation import Completion, EngineError, Request, Sampling, TransformersBackend, VLLMBackend
 from montessori_pl.generation.head_padding import CPU_HEAD_DIMS
 from montessori_pl.losses import sequence_log_probabilities
-from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat, load_model, save_weights
+from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat_template, load_model, save_weights
 
 GREEDY = Sampling(temperature=0, max_tokens=48)
 SAMPLED = Sampling(temperature=1, top_p=0.9, presence_penalty=1, max_tokens=48)
@@ -103,15 +103,15 @@ class TestAgainstTransformers:
     def test_log_probabilities(self, tmp_path: Path) -> None:
         """Of completions under an adapter: those that vLLM reports while it samples, and ours, read afterwards."""
         source = random_adapter(TEACHER, LoraSettings(r=4), tmp_path / "weights")
-        chat = load_chat(source)
-        prompts = [chat.prompt_ids(request.messages) for request in tasks(60)]
+        chat_template = load_chat_template(source)
+        prompts = [chat_template.prompt_ids(request.messages) for request in tasks(60)]
         completions, theirs = sampled_log_probabilities(source, prompts)
         batch = collate(
             [
                 Rendered(prompt + ids, [False] * len(prompt) + [True] * len(ids))
                 for prompt, ids in zip(prompts, completions, strict=True)
             ],
-            chat.tokenizer.pad_token_id,
+            chat_template.tokenizer.pad_token_id,
         )
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
@@ -157,9 +157,9 @@ class TestSampling:
 
     def test_completion_to_the_last_position(self, engine: VLLMBackend, peer: TransformersBackend) -> None:
         """What `fits` allows, vLLM does: here prompt and completion fill all positions but one, and all."""
-        chat = load_chat(TEACHER)
+        chat_template = load_chat_template(TEACHER)
         text = " ".join(str(request.messages[0]["content"]) for request in tasks(90))
-        room = 512 - len(chat.prompt_ids(turn(text)))
+        room = 512 - len(chat_template.prompt_ids(turn(text)))
         assert 1 < room < 200
         engine.load(TEACHER)
         peer.load(TEACHER)
@@ -174,7 +174,7 @@ class TestSampling:
     def test_more_prompts_than_fit_a_step(self, engine: VLLMBackend) -> None:
         """24,000 tokens of prompts, several times what vLLM takes up at once, in one order and in the other."""
         text = " ".join(str(request.messages[0]["content"]) for request in tasks(60))
-        assert len(load_chat(TEACHER).prompt_ids(turn(text))) > 240
+        assert len(load_chat_template(TEACHER).prompt_ids(turn(text))) > 240
         requests = [
             Request(messages=turn(f"{request.messages[0]['content']} {text}"), seed=seed)
             for seed, request in enumerate(tasks(100))
@@ -227,15 +227,17 @@ class TestOtherBases:
 
 def first_token(source: ModelSource, text: str, temperature: float, top_p: float) -> Counter[tuple[str, bool]]:
     """Probabilities of the first token of a completion, by what it decodes to, within the nucleus."""
-    chat: ChatFormat = load_chat(source)
+    chat_template: ChatTemplate = load_chat_template(source)
     with torch.no_grad():
-        logits: Tensor = load_model(source)(input_ids=torch.tensor([chat.prompt_ids(turn(text))])).logits[0, -1]
+        logits: Tensor = load_model(source)(input_ids=torch.tensor([chat_template.prompt_ids(turn(text))])).logits[
+            0, -1
+        ]
     descending, order = (logits / temperature).softmax(dim=-1).sort(descending=True)
     kept = descending.cumsum(0) - descending < top_p
     probabilities = descending[kept] / descending[kept].sum()
     outcomes = Counter[tuple[str, bool]]()
     for token, probability in zip(order[kept].tolist(), probabilities.tolist(), strict=True):
-        outcomes[chat.decode([token])] += probability
+        outcomes[chat_template.decode([token])] += probability
     return outcomes
 
 

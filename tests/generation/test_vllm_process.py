@@ -173,7 +173,7 @@ class TestNarrowHeads:
     def test_what_cannot_be_padded_is_refused(self, make: Make, narrow: str, tmp_path: Path) -> None:
         """Before anything runs, and when it is loaded."""
         source = ModelSource(save_tiny_model(tmp_path / "biased", attention_bias=True))
-        for refused in (make().ready, make().load):
+        for refused in (make().check_environment, make().load):
             with pytest.raises(ValueError, match="have 8 and cannot be padded: its attention has biases"):
                 refused(source)
 
@@ -239,7 +239,7 @@ class TestCheck:
     def test_vllm_is_not_installed(self, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(ValueError, match=r"VLLMBackend needs vLLM: pip install 'montessori-pl\[vllm\]'"):
-            VLLMBackend().ready(ModelSource(backbone))
+            VLLMBackend().check_environment(ModelSource(backbone))
 
     def test_what_is_not_there(self, make: Make, backbone: str, tmp_path: Path) -> None:
         """Of 96 positions, and of adapters of rank 8 and 1024."""
@@ -259,7 +259,7 @@ class TestCheck:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
         backend = make(data_parallel_size=2, tensor_parallel_size=2)
         with pytest.raises(ValueError, match=r"2 engines .* on 2 GPUs each .* need 4 GPUs, found 3"):
-            backend.ready(ModelSource(backbone))
+            backend.check_environment(ModelSource(backbone))
 
     @pytest.mark.parametrize(
         ("settings", "sentence"),

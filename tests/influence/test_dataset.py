@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import save_tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.influence import (
     AdamW,
     ExactInfluence,
@@ -44,12 +44,12 @@ def model(tmp_path: Path) -> PeftModel:
 
 def exact_one_by_one(model: PeftModel, update: AdamW) -> list[float]:
     """Each row and each reference rendered and scored by itself."""
-    chat = ChatFormat(tiny_tokenizer())
+    chat_template = ChatTemplate(tiny_tokenizer())
 
     def batch(question: str, answer: str) -> dict[str, torch.Tensor]:
-        one = chat.render([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+        one = chat_template.render([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
         ids = torch.tensor([one.input_ids])
-        labels = ids.where(torch.tensor([one.trained]), -100)
+        labels = ids.where(torch.tensor([one.completion_mask]), -100)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
     model.eval()

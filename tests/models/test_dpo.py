@@ -30,7 +30,7 @@ def batch() -> dict[str, Tensor]:
 
 
 def policy(backbone: str, lora: LoraSettings | None = None, weights: Path | None = None) -> DPOModule:
-    module = DPOModule(backbone, lora, 0.3, "sigmoid", 0.0, 0.0, chat="auto", base_precision="float32")
+    module = DPOModule(backbone, lora, 0.3, "sigmoid", 0.0, 0.0, chat_template="auto", base_dtype="float32")
     module.source = dataclasses.replace(module.source, weights=weights)
     module.configure_model()
     return module

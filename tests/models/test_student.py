@@ -12,7 +12,7 @@ from tiny_models import save_tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from montessori_pl.batches.collate import collate
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_model, save_weights
 from montessori_pl.models.student import StudentModule
@@ -36,7 +36,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def rendered() -> list[Rendered]:
-    return [ChatFormat(tiny_tokenizer()).render(example.messages()) for example in EXAMPLES]
+    return [ChatTemplate(tiny_tokenizer()).render(example.messages()) for example in EXAMPLES]
 
 
 def make_student(backbone: str, lora: LoraSettings | None = LORA) -> StudentModule:
@@ -46,7 +46,7 @@ def make_student(backbone: str, lora: LoraSettings | None = LORA) -> StudentModu
 
 
 def test_a_base_in_bfloat16_carries_an_adapter_in_float32(backbone: str, rendered: list[Rendered]) -> None:
-    student = StudentModule(backbone, lora=LORA, base_precision="bfloat16")
+    student = StudentModule(backbone, lora=LORA, base_dtype="bfloat16")
     student.configure_model()
     fit(student, rendered)
 
@@ -56,8 +56,8 @@ def test_a_base_in_bfloat16_carries_an_adapter_in_float32(backbone: str, rendere
 
 
 def test_all_weights_are_trained_in_float32_only(backbone: str) -> None:
-    with pytest.raises(ValueError, match="base_precision 'bfloat16' is for a base that stays frozen under an adapter"):
-        StudentModule(backbone, lora=None, base_precision="bfloat16")
+    with pytest.raises(ValueError, match="base_dtype 'bfloat16' is for a base that stays frozen under an adapter"):
+        StudentModule(backbone, lora=None, base_dtype="bfloat16")
 
 
 def slow_losses(student: StudentModule, rendered: list[Rendered]) -> list[list[float]]:
@@ -69,7 +69,7 @@ def slow_losses(student: StudentModule, rendered: list[Rendered]) -> list[list[f
             [
                 -logits[place - 1].softmax(dim=-1)[one.input_ids[place]].log().item()
                 for place in range(1, len(one.input_ids))
-                if one.trained[place]
+                if one.completion_mask[place]
             ]
         )
     return losses

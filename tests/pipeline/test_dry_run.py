@@ -18,13 +18,13 @@ from rich.console import Console
 from montessori_pl.batches.samplers import EpochBatches
 from montessori_pl.cli import fit as cli
 from montessori_pl.data.records import Example, append_records, read_lines, read_records
-from montessori_pl.estimates.estimate import Expected, PlannedStep, Work, beyond_budgets, evenly, real, together
-from montessori_pl.estimates.training import planned_training
+from montessori_pl.estimates.estimate import ExpectedRecords, StepEstimate, Work, beyond_budgets, evenly, real, together
+from montessori_pl.estimates.training import estimate_training
 from montessori_pl.generation import OpenAIBackend, Price
 from montessori_pl.generation.request_journal import Answer, usage_of
 from montessori_pl.optim import TrainingSettings
-from montessori_pl.pipeline.dry_run_table import print_plan
-from montessori_pl.stages.training.alignment_monitor import DoseWatch
+from montessori_pl.pipeline.dry_run_table import print_estimates
+from montessori_pl.stages.training.alignment_monitor import AlignmentMonitor
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(
@@ -45,7 +45,7 @@ class FromElsewhere(Stage):
         raise AssertionError("a dry run runs nothing")
 '''
 
-Planner = Callable[..., list[PlannedStep]]
+Planner = Callable[..., list[StepEstimate]]
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +62,11 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Planner:
     def never(*arguments: Any, **settings: Any) -> Any:
         raise AssertionError("a dry run loads no weights")
 
-    def make(config: Path | str, *arguments: str) -> list[PlannedStep]:
-        found: list[PlannedStep] = []
+    def make(config: Path | str, *arguments: str) -> list[StepEstimate]:
+        found: list[StepEstimate] = []
         with monkeypatch.context() as patch:
             patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", never)
-            patch.setattr(cli, "print_plan", lambda planned, console: found.extend(planned))
+            patch.setattr(cli, "print_estimates", lambda planned, console: found.extend(planned))
             cli.main(["fit", "--config", str(config), "--dry_run", *arguments])
         return found
 
@@ -76,7 +76,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Planner:
 @pytest.fixture
 def writing(tiny_recipe: Callable[..., Path]) -> Path:
     """Self-Instruct of 400 examples in rounds of the shipped size, without what follows."""
-    counts = {"num_examples": 400, "prompts_per_round": 32, "max_candidates_per_example": 20}
+    counts = {"num_examples": 400, "prompts_per_batch": 32, "max_candidates_per_example": 20}
     path = tiny_recipe("self_instruct.yaml", training_data=counts)
     config = yaml.safe_load(path.read_text())
     config["recipe"] = {"training_data": config["recipe"]["training_data"]}
@@ -84,10 +84,10 @@ def writing(tiny_recipe: Callable[..., Path]) -> Path:
     return path
 
 
-def work_of(steps: Sequence[PlannedStep], name: str) -> list[Work]:
+def work_of(steps: Sequence[StepEstimate], name: str) -> list[Work]:
     """All of a stage in each iteration, added up."""
     found = [step for step in steps if step.key.endswith(f"/{name}")]
-    return [together(step.plan.work) for step in found if step.plan is not None]
+    return [together(step.estimate.work) for step in found if step.estimate is not None]
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -107,8 +107,8 @@ class TestRecipes:
     @pytest.mark.parametrize("name", SHIPPED)
     def test_shipped_recipe(self, name: str, plan: Planner, tmp_path: Path) -> None:
         steps = plan(name)
-        assert all(step.plan is not None and not step.finished for step in steps)
-        assert sum(bool(step.plan.prompts) for step in steps if step.plan is not None) >= 1
+        assert all(step.estimate is not None and not step.finished for step in steps)
+        assert sum(bool(step.estimate.prompts) for step in steps if step.estimate is not None) >= 1
         assert not list(tmp_path.iterdir()), "nothing is written, not even an empty directory"
 
     @pytest.mark.parametrize("name", ["real_text.yaml", "recorded_teachers.yaml"])
@@ -121,7 +121,7 @@ class TestRecipes:
                 cli.main(["fit", "--config", name, "--run", "run", *arguments])
             said.append(capsys.readouterr().err)
         assert said[0] == said[1]
-        assert "data.seeds" in said[0]
+        assert "data.seed_tasks" in said[0]
         assert not list(tmp_path.iterdir())
 
     def test_growing_set_is_counted_once(self, plan: Planner) -> None:
@@ -161,9 +161,9 @@ class TestClassroom:
     def test_writing(self, plan: Planner, writing: Path) -> None:
         run = writing.parent / "run"
         (step,) = plan(writing)
-        assert step.plan is not None
+        assert step.estimate is not None
         assert step.state == ""
-        instructions, responses = step.plan.work
+        instructions, responses = step.estimate.work
         assert (instructions.requests, instructions.max_requests) == (4 * 128, 63 * 128), "445 and 8000, in rounds"
         assert (responses.requests, responses.max_requests) == (400, 63 * 128)
 
@@ -178,7 +178,7 @@ class TestClassroom:
         counted = metrics(run, "training_data")
         journal = list(read_lines(run / "iteration_1/training_data/journal.jsonl"))
         done = {name: sum(commit[name] for commit in journal[:2]) for name in ("prompt_tokens", "generated_tokens")}
-        whole, half = together(step.plan.work), together(rest.plan.work if rest.plan else [])
+        whole, half = together(step.estimate.work), together(rest.plan.work if rest.plan else [])
         assert whole.prompt_tokens == pytest.approx(counted["prompt_tokens"], rel=0.2)
         assert whole.completion_tokens == pytest.approx(counted["generated_tokens"], rel=0.2)
         assert done["prompt_tokens"] + half.prompt_tokens == pytest.approx(counted["prompt_tokens"], rel=0.2)
@@ -187,10 +187,10 @@ class TestClassroom:
 
         # The prompts were those of the run: in the first round, nothing had been written that could be shown.
         examples = read_records(run / "iteration_1/training_data/examples.jsonl", Example)
-        first = [example for example in examples if example.round == 0]
+        first = [example for example in examples if example.batch == 0]
         assert len(first) > 64
         for example in first:
-            assert example.prompt in step.plan.prompts[int(example.prompt_id.rpartition("-")[2])]
+            assert example.prompt in step.estimate.prompts[int(example.prompt_id.rpartition("-")[2])]
 
         # What has finished is told by its own numbers.
         (finished,) = plan(writing)
@@ -209,13 +209,13 @@ class TestClassroom:
         (rest,) = plan(writing)
         assert rest.plan is not None
         assert (rest.state, rest.finished) == ("going on", False)
-        assert rest.plan.leaves is not None
-        assert rest.plan.leaves.count == 400
+        assert rest.plan.expected_output is not None
+        assert rest.plan.expected_output.count == 400
         (less,) = plan(writing, count, "100")
         assert less.plan is not None
         assert (less.state, less.finished) == ("going on", False)
-        assert less.plan.leaves is not None
-        assert less.plan.leaves.count == 250, "what was written stays"
+        assert less.plan.expected_output is not None
+        assert less.plan.expected_output.count == 250, "what was written stays"
         nothing = together(less.plan.work)
         assert (nothing.max_requests, nothing.prompt_tokens, nothing.max_completion_tokens) == (0, 0, 0)
         assert files(run) == before
@@ -232,7 +232,7 @@ class TestClassroom:
         assert metrics(run, "training_data") == second
 
         config = yaml.safe_load(writing.read_text())
-        config["recipe"]["read"] = {"class_path": "Combine", "init_args": {"examples": ["training_data"]}}
+        config["recipe"]["read"] = {"class_path": "ConcatExamples", "init_args": {"examples": ["training_data"]}}
         writing.write_text(yaml.safe_dump(config, sort_keys=False))
         cli.main(["fit", "--config", str(writing), count, "100"])
         capsys.readouterr()
@@ -249,24 +249,24 @@ class TestClassroom:
         count = "--recipe.training_data.num_examples"
         cli.main(["fit", "--config", str(writing), count, "20"])
         config = yaml.safe_load(writing.read_text())
-        config["recipe"]["read"] = {"class_path": "Combine", "init_args": {"examples": ["training_data"]}}
+        config["recipe"]["read"] = {"class_path": "ConcatExamples", "init_args": {"examples": ["training_data"]}}
         writing.write_text(yaml.safe_dump(config, sort_keys=False))
         for number in ("20", "90"):
             written, read = plan(writing, count, number)
             assert written.finished == (number == "20")
             assert read.plan is not None
-            assert read.plan.leaves is not None
-            assert read.plan.leaves.count == int(number)
+            assert read.plan.expected_output is not None
+            assert read.plan.expected_output.count == int(number)
 
     def test_mistakes_augmented_and_answered(self, plan: Planner, tiny_recipe: Callable[..., Path]) -> None:
         """A round of LLM2LLM, whose seeds two authors answer besides; nobody knows how many mistakes there will be."""
-        path = tiny_recipe("llm2llm.yaml", augmented={"num_examples": 200, "unlike": None})
+        path = tiny_recipe("llm2llm.yaml", augmented={"num_examples": 200, "deduplicate_against": None})
         config = yaml.safe_load(path.read_text())
         recipe = {name: config["recipe"][name] for name in ("seed_data", "seed_student", "mistakes", "augmented")}
         sampling = recipe["augmented"]["init_args"]["response_sampling"]
         for who in ({"teachers": "base"}, {"student": "latest"}):
             settings = {"instructions": "seed_data", "samples": 3, "sampling": sampling, **who}
-            recipe[f"answers_{next(iter(who))}"] = {"class_path": "Answer", "init_args": settings}
+            recipe[f"answers_{next(iter(who))}"] = {"class_path": "GenerateResponses", "init_args": settings}
         path.write_text(yaml.safe_dump({**config, "recipe": recipe, "iterations": 1}, sort_keys=False))
         fresh = plan(path)
         cli.main(["fit", "--config", str(path)])
@@ -357,7 +357,7 @@ class TestArithmetic:
     def test_steps_are_those_of_the_batches(self, count: int, accumulate: int, processes: int) -> None:
         settings = TrainingSettings(lr=1.0, epochs=3, batch_size=4, accumulate_grad_batches=accumulate)
         batches = len(EpochBatches([5] * count, 4, seed=0, world_size=processes))
-        foreseen = planned_training(settings, count, [4, 6], processes)
+        foreseen = estimate_training(settings, count, [4, 6], processes)
         assert foreseen.steps == 3 * -(-batches // accumulate)
         assert foreseen.tokens == foreseen.max_tokens == 3 * count * 5
 
@@ -366,7 +366,7 @@ class TestArithmetic:
         """One before the first step, one at the end, and one where it is time between them."""
         for steps in range(1, 41):
             looks = {0, steps, *(step for step in range(1, steps) if step % every == 0)}
-            assert DoseWatch(every_n_steps=every).num_looks(steps) == len(looks)
+            assert AlignmentMonitor(every_n_steps=every).num_evaluations(steps) == len(looks)
 
     def test_sums(self) -> None:
         total = together([work(requests=2, max_requests=3, cost=0.5, max_cost=1.0), work(requests=1, steps=4)])
@@ -408,13 +408,13 @@ class TestArithmetic:
             Example(id="2", instruction="say one", response="one", prompt_id="p"),
             Example(id="3", instruction="say two", response="2"),
         ]
-        found: Expected[Example] = real(examples)
+        found: ExpectedRecords[Example] = real(examples)
         assert (found.count, found.most, found.prompts, found.instructions) == (3, 3, 1, 2)
         assert found.at_most(10) == 10
 
 
-def printed(steps: Sequence[PlannedStep]) -> str:
+def printed(steps: Sequence[StepEstimate]) -> str:
     console = Console(file=io.StringIO(), width=80, soft_wrap=True, highlight=False)
-    print_plan(steps, console)
+    print_estimates(steps, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()

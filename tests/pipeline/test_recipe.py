@@ -7,17 +7,17 @@ import pytest
 from callbacks import InfluenceProbeCallback
 from montessori_pl.evaluation import ResponseLoss
 from montessori_pl.optim import TrainingSettings
-from montessori_pl.pipeline.recipe import RecipeError, Step, lay_out
+from montessori_pl.pipeline.recipe import RecipeError, Step, resolve_recipe
 from montessori_pl.stages import (
     AlignTeacher,
     Augment,
+    BuildPreferences,
     CollapseGuard,
-    Combine,
+    ConcatExamples,
     Evaluate,
-    FindMistakes,
-    Pair,
     RecordedExamples,
-    Score,
+    ScoreExamples,
+    SelectHardExamples,
     Stage,
     Synthesize,
     TrainStudent,
@@ -32,8 +32,8 @@ def montessori(**changes: Stage) -> dict[str, Stage]:
         "warmup_data": Synthesize(num_examples=4, first_iteration_only=True),
         "warmup": TrainStudent("warmup_data", TRAINING, first_iteration_only=True),
         "probing_data": Synthesize(num_prompts=4),
-        "influence": Score("probing_data", InfluenceProbeCallback()),
-        "preferences": Pair("probing_data", "influence"),
+        "influence": ScoreExamples("probing_data", InfluenceProbeCallback()),
+        "preferences": BuildPreferences("probing_data", "influence"),
         "aligned_teacher": AlignTeacher("preferences", TRAINING),
         "training_data": Synthesize(num_examples=4, teacher="aligned_teacher"),
         "trained": TrainStudent("training_data", TRAINING),
@@ -48,7 +48,7 @@ def reads(steps: list[Step]) -> dict[str, Any]:
 
 def test_first_iteration() -> None:
     """Influence is measured on the warmed-up student, the only one there is; the teacher is the base until aligned."""
-    assert reads(lay_out(montessori(), 1)) == {
+    assert reads(resolve_recipe(montessori(), 1)) == {
         "iteration_1/warmup_data": {"teacher": None},
         "iteration_1/warmup": {"examples": "iteration_1/warmup_data"},
         "iteration_1/probing_data": {"teacher": None},
@@ -67,10 +67,10 @@ def test_first_iteration() -> None:
 
 def test_later_iterations_go_on_from_the_one_before() -> None:
     """The teacher, also as the reference policy, and the probed student come from before; the student starts anew."""
-    steps = lay_out(montessori(), 3)
+    steps = resolve_recipe(montessori(), 3)
     assert [step.iteration for step in steps] == [1] * 9 + [2] * 7 + [3] * 7
     inputs = reads(steps)
-    assert inputs.items() >= reads(lay_out(montessori(), 1)).items(), "more iterations do not change the first"
+    assert inputs.items() >= reads(resolve_recipe(montessori(), 1)).items(), "more iterations do not change the first"
     for now, before in ((2, 1), (3, 2)):
         assert f"iteration_{now}/warmup" not in inputs
         assert inputs[f"iteration_{now}/probing_data"] == {"teacher": f"iteration_{before}/aligned_teacher"}
@@ -96,9 +96,9 @@ def llm2llm(**changes: Stage) -> dict[str, Stage]:
     return {
         "seed_data": RecordedExamples("seeds.jsonl", first_iteration_only=True),
         "seed_student": TrainStudent("seed_data", TRAINING, first_iteration_only=True),
-        "mistakes": FindMistakes("seed_data"),
-        "augmented": Augment("mistakes", per_example=1, unlike=["training_set"]),
-        "training_set": Combine(["seed_data", "augmented"], growing=True),
+        "mistakes": SelectHardExamples("seed_data"),
+        "augmented": Augment("mistakes", per_example=1, deduplicate_against=["training_set"]),
+        "training_set": ConcatExamples(["seed_data", "augmented"], growing=True),
         "trained": TrainStudent("training_set", TRAINING),
         **changes,
     }
@@ -106,7 +106,7 @@ def llm2llm(**changes: Stage) -> dict[str, Stage]:
 
 def test_a_stage_reads_itself_in_the_iteration_before() -> None:
     """Nothing in the first iteration; of a stage that stands later, its last step is read likewise."""
-    inputs = reads(lay_out(llm2llm(), 3))
+    inputs = reads(resolve_recipe(llm2llm(), 3))
     before = None
     for now in (1, 2, 3):
         assert inputs[f"iteration_{now}/mistakes"] == {
@@ -116,7 +116,7 @@ def test_a_stage_reads_itself_in_the_iteration_before() -> None:
         assert inputs[f"iteration_{now}/augmented"] == {
             "examples": f"iteration_{now}/mistakes",
             "teacher": None,
-            "unlike.training_set": before,
+            "deduplicate_against.training_set": before,
         }
         assert inputs[f"iteration_{now}/training_set"] == {
             "growing": before,
@@ -132,9 +132,9 @@ def test_a_stage_reads_itself_in_the_iteration_before() -> None:
     [("trained", "stage 'trained' produces student"), ("training_sets", "there is no such stage")],
 )
 def test_what_need_not_be_there_must_fit_all_the_same(name: str, why: str) -> None:
-    stages = llm2llm(augmented=Augment("mistakes", per_example=1, unlike=[name]))
+    stages = llm2llm(augmented=Augment("mistakes", per_example=1, deduplicate_against=[name]))
     with pytest.raises(RecipeError) as error:
-        lay_out(stages, 1)
+        resolve_recipe(stages, 1)
     assert str(error.value) == (
         f"recipe.augmented: unlike names {name!r}, but {why}; what can be read there, examples of stages before it: "
         "seed_data, mistakes"
@@ -143,7 +143,7 @@ def test_what_need_not_be_there_must_fit_all_the_same(name: str, why: str) -> No
 
 def test_base_can_be_asked_for_in_every_iteration() -> None:
     stages = montessori(aligned_teacher=AlignTeacher("preferences", TRAINING, teacher="base"))
-    assert reads(lay_out(stages, 2))["iteration_2/aligned_teacher"]["teacher"] is None
+    assert reads(resolve_recipe(stages, 2))["iteration_2/aligned_teacher"]["teacher"] is None
 
 
 @pytest.mark.parametrize("baseline", ["warmup_data", "probing_data"])
@@ -152,7 +152,7 @@ def test_a_guard_reads_its_baseline_and_the_teacher_that_may_have_to_write(basel
     for fallback, others in (("none", {}), ("unaligned", {"guard.fallback_teacher": None})):
         guard = CollapseGuard(baseline=baseline, fallback=fallback)  # type: ignore[arg-type]
         stages = montessori(training_data=Synthesize(num_examples=4, teacher="aligned_teacher", guard=guard))
-        assert reads(lay_out(stages, 2))["iteration_2/training_data"] == {
+        assert reads(resolve_recipe(stages, 2))["iteration_2/training_data"] == {
             "teacher": "iteration_2/aligned_teacher",
             "guard.baseline": f"iteration_{1 if baseline == 'warmup_data' else 2}/{baseline}",
             **others,
@@ -173,7 +173,7 @@ def test_a_guard_reads_its_baseline_and_the_teacher_that_may_have_to_write(basel
             "what can be read there, examples of stages before it: warmup_data",
         ),
         (
-            {"preferences": Pair("probing_data", "warmup")},
+            {"preferences": BuildPreferences("probing_data", "warmup")},
             "recipe.preferences: scores names 'warmup', but stage 'warmup' produces student; "
             "what can be read there, scores of stages before it: influence",
         ),
@@ -216,27 +216,29 @@ def test_a_guard_reads_its_baseline_and_the_teacher_that_may_have_to_write(basel
 )
 def test_stage_that_reads_what_is_not_there(changes: dict[str, Stage], sentence: str) -> None:
     with pytest.raises(RecipeError) as error:
-        lay_out(montessori(**changes), 1)
+        resolve_recipe(montessori(**changes), 1)
     assert str(error.value) == sentence
 
 
 def test_nothing_can_be_read() -> None:
     with pytest.raises(RecipeError, match=r"examples of stages before it: none$"):
-        lay_out({"trained": TrainStudent("data", TRAINING)}, 1)
+        resolve_recipe({"trained": TrainStudent("data", TRAINING)}, 1)
 
 
 def test_recipe_without_stages_and_iterations_below_one() -> None:
     with pytest.raises(RecipeError, match="the recipe has no stages"):
-        lay_out({}, 1)
+        resolve_recipe({}, 1)
     with pytest.raises(RecipeError, match="iterations must be at least 1, found 0"):
-        lay_out(montessori(), 0)
+        resolve_recipe(montessori(), 0)
 
 
 @pytest.mark.parametrize("name", ["latest", "base", "", "../elsewhere", "a/b", ".hidden", "two words"])
 def test_names_that_are_no_directories(name: str) -> None:
     with pytest.raises(RecipeError, match=r"a stage cannot be called .*; 'latest' and 'base' are taken"):
-        lay_out({name: Synthesize(num_examples=4)}, 1)
+        resolve_recipe({name: Synthesize(num_examples=4)}, 1)
 
 
 def test_names_of_every_script_and_with_marks() -> None:
-    assert [step.key for step in lay_out({"données-1.2": Synthesize(num_examples=4)}, 1)] == ["iteration_1/données-1.2"]
+    assert [step.key for step in resolve_recipe({"données-1.2": Synthesize(num_examples=4)}, 1)] == [
+        "iteration_1/données-1.2"
+    ]

@@ -1,4 +1,4 @@
-"""Routing within limits, against all assignments that there are."""
+"""Routing within limits, against all tasks that there are."""
 
 import dataclasses
 import itertools
@@ -38,7 +38,7 @@ class Problem:
         return cls(utilities, allowed, capacities, costs, budget)
 
     def worth(self, way: Sequence[int] | NDArray[np.intp]) -> float | None:
-        """The sum of utilities of one assignment; none where it does not keep the limits."""
+        """The sum of utilities of one task; none where it does not keep the limits."""
         chosen, rows = np.asarray(way), np.arange(len(self.utilities))
         counts = np.bincount(chosen, minlength=len(self.capacities))
         kept = self.allowed[rows, chosen].all() and (counts <= self.capacities).all()
@@ -47,7 +47,7 @@ class Problem:
         return float(self.utilities[rows, chosen].sum()) if kept else None
 
     def best(self) -> float | None:
-        """The largest sum of all assignments that keep the limits."""
+        """The largest sum of all tasks that keep the limits."""
         num_prompts, num_teachers = self.utilities.shape
         ways = map(self.worth, itertools.product(range(num_teachers), repeat=num_prompts))
         return max((way for way in ways if way is not None), default=None)
@@ -113,7 +113,7 @@ def test_the_dear_teacher_is_asked_where_it_is_worth_most() -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        (RouteLimits(max_share=0.25), r"no assignment of 4 prompts .* \(a, b, c\) take at most 1, 1, 1 of them; allow"),
+        (RouteLimits(max_share=0.25), r"no task of 4 prompts .* \(a, b, c\) take at most 1, 1, 1 of them; allow"),
         (
             RouteLimits(prices={"a": 3.0, "b": 2.0, "c": 9.0}, budget=7.0),
             r"take at most 4, 4, 4 of them, and the cheapest teachers cost 8 where the budget is 7; allow more",

@@ -1,7 +1,7 @@
 """Which settings pin a stage: those that decide what it makes."""
 
 from montessori_pl import classroom
-from montessori_pl.classroom.names import with_version
+from montessori_pl.classroom.names import with_versions
 from montessori_pl.run_directory.fingerprint import pinned
 
 
@@ -17,7 +17,7 @@ def test_settings_that_say_how_fast_are_left_out() -> None:
         "init_args": {"max_batch_tokens": 64, "device": "cpu"},
     }
     evaluator = {"class_path": "montessori_pl.evaluation.ExactMatch", "init_args": {"max_tokens": 8}}
-    in_rounds = {**evaluator, "init_args": {"max_tokens": 8, "items_per_round": 9}}
+    in_rounds = {**evaluator, "init_args": {"max_tokens": 8, "items_per_batch": 9}}
     assert pinned({"evaluators": [in_rounds]}) == {"evaluators": [evaluator]}
     assert pinned(stage)["init_args"] == {"examples": "warmup_data", "training": {"lr": 1e-3}}
     assert pinned(engine) == {"class_path": "montessori_pl.generation.TransformersBackend", "init_args": {}}
@@ -26,15 +26,15 @@ def test_settings_that_say_how_fast_are_left_out() -> None:
 
 def test_plugins_inside_a_stage_name_their_own() -> None:
     signal = {"class_path": "callbacks.InfluenceProbeCallback", "init_args": {"lr": 1e-3, "reference_batch_tokens": 9}}
-    stage = {"class_path": "montessori_pl.stages.Score", "init_args": {"examples": "data", "signal": signal}}
+    stage = {"class_path": "montessori_pl.stages.ScoreExamples", "init_args": {"examples": "data", "signal": signal}}
     assert pinned(stage)["init_args"]["signal"]["init_args"] == {"lr": 1e-3}
 
 
 def test_lists_and_plain_values_stay() -> None:
     evaluators = [{"class_path": "montessori_pl.evaluation.ResponseLoss", "init_args": {"max_length": 3}}, 1, None]
-    assert pinned({"evaluators": evaluators, "data": {"seeds": "a"}}) == {
+    assert pinned({"evaluators": evaluators, "data": {"seed_tasks": "a"}}) == {
         "evaluators": evaluators,
-        "data": {"seeds": "a"},
+        "data": {"seed_tasks": "a"},
     }
 
 
@@ -48,11 +48,14 @@ def test_missing_sections_do_no_harm() -> None:
 
 
 def test_names_of_the_classroom_are_pinned_with_its_version() -> None:
-    settings = {"data": {"seeds": "classroom@3/seeds[:4]", "test": "mine.jsonl"}, "students": ["classroom/student", 1]}
+    settings = {
+        "data": {"seed_tasks": "classroom@3/seed_tasks[:4]", "test": "mine.jsonl"},
+        "students": ["classroom/student", 1],
+    }
     version = classroom.version()
 
-    assert with_version(settings) == {
-        "data": {"seeds": f"classroom@3/seeds[:4] (version {version})", "test": "mine.jsonl"},
+    assert with_versions(settings) == {
+        "data": {"seed_tasks": f"classroom@3/seed_tasks[:4] (version {version})", "test": "mine.jsonl"},
         "students": [f"classroom/student (version {version})", 1],
     }
 

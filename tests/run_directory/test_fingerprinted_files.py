@@ -14,10 +14,10 @@ import yaml
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.cli.fit import MontessoriCLI, main
 from montessori_pl.config_errors import SentenceParser
-from montessori_pl.data.chat_template import LAYOUTS
+from montessori_pl.data.chat_template import CHAT_TEMPLATES
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.run_directory.fingerprint import UNKNOWN, common_file, pinned, same, with_content
-from montessori_pl.run_directory.workspace import Workspace, WorkspaceError
+from montessori_pl.run_directory.run_directory import RunDirectory, RunDirectoryError
 
 Settings = dict[str, Any]
 REQUEST, JUDGE_PROMPT = "Write one more.\n{shots}", "{instruction} {response} End with a line `Score: n`."
@@ -30,7 +30,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     Path("ask.txt").write_text(REQUEST)
     Path("judge.txt").write_text(JUDGE_PROMPT)
-    shutil.copy(LAYOUTS["plain"], "mine.jinja")
+    shutil.copy(CHAT_TEMPLATES["plain"], "mine.jinja")
     rows = [{"instruction": f"say {n}", "response": str(n)} for n in range(12)]
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -47,10 +47,10 @@ def write_recipe(stages: Settings, changes: Settings) -> list[str]:
         "student": of("StudentModule", backbone="classroom/student"),
         "teacher": of("TeacherDPOModule", backbone="classroom/teacher"),
         "generation": of("TransformersBackend"),
-        "data": {role: f"classroom/{role}[:8]" for role in ("seeds", "reference", "test")},
+        "data": {role: f"classroom/{role}[:8]" for role in ("seed_tasks", "reference", "test")},
         "trainer": {"logger": False},
         **changes,
-        "recipe": {"recorded": of("RecordedExamples", source="classroom/seeds[:8]"), **stages},
+        "recipe": {"recorded": of("RecordedExamples", source="classroom/seed_tasks[:8]"), **stages},
     }
     Path("recipe.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return ["fit", "--config", "recipe.yaml"]
@@ -91,7 +91,7 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 SMALL: Settings = {"num_examples": 4, "instruction_sampling": {"max_tokens": 40}}
 ASK = of("SelfInstruct", prompt="ask.txt")
-JUDGE: Settings = {"backbone": "classroom/teacher", "chat": "mine.jinja"}
+JUDGE: Settings = {"backbone": "classroom/teacher", "chat_template": "mine.jinja"}
 KINDS: list[tuple[str, str, Settings, Settings]] = [
     ("recipe.one.init_args.synthesizer.init_args.prompt", "ask.txt", of("Synthesize", **SMALL, synthesizer=ASK), {}),
     (
@@ -103,13 +103,13 @@ KINDS: list[tuple[str, str, Settings, Settings]] = [
     (
         "recipe.one.init_args.signal.init_args.prompt",
         "judge.txt",
-        of("Score", examples="recorded", signal=of("callbacks.JudgeSignal", prompt="judge.txt")),
+        of("ScoreExamples", examples="recorded", signal=of("callbacks.JudgeSignal", prompt="judge.txt")),
         {},
     ),
     (
         "recipe.one.init_args.signal.init_args.judge.chat",
         "mine.jinja",
-        of("Score", examples="recorded", signal=of("callbacks.JudgeSignal", judge=JUDGE)),
+        of("ScoreExamples", examples="recorded", signal=of("callbacks.JudgeSignal", judge=JUDGE)),
         {},
     ),
     (
@@ -129,28 +129,28 @@ KINDS: list[tuple[str, str, Settings, Settings]] = [
         {},
     ),
     (
-        "student.init_args.chat",
+        "student.init_args.chat_template",
         "mine.jinja",
-        of("Answer", instructions="recorded", student="base"),
-        {"student": of("StudentModule", chat="mine.jinja")},
+        of("GenerateResponses", instructions="recorded", student="base"),
+        {"student": of("StudentModule", chat_template="mine.jinja")},
     ),
     (
-        "teacher.init_args.chat",
+        "teacher.init_args.chat_template",
         "mine.jinja",
-        of("Answer", instructions="recorded", teachers="base"),
-        {"teacher": of("TeacherDPOModule", chat="mine.jinja")},
+        of("GenerateResponses", instructions="recorded", teachers="base"),
+        {"teacher": of("TeacherDPOModule", chat_template="mine.jinja")},
     ),
     (
-        "teachers.other.chat",
+        "teachers.other.chat_template",
         "mine.jinja",
-        of("Answer", instructions="recorded", teachers="other"),
+        of("GenerateResponses", instructions="recorded", teachers="other"),
         {"teachers": {"other": JUDGE}},
     ),
     (
         "data.reference",
         "mine.jsonl[:4]",
         of("Evaluate", students=["base"], evaluators=[of("ResponseLoss")]),
-        {"data": {"seeds": "classroom/seeds", "reference": "mine.jsonl[:4]"}},
+        {"data": {"seed_tasks": "classroom/seed_tasks", "reference": "mine.jsonl[:4]"}},
     ),
     ("recipe.one.init_args.source", "mine.jsonl", of("RecordedExamples", source="mine.jsonl"), {}),
 ]
@@ -164,10 +164,10 @@ def test_edited_in_the_middle_of_a_run(
     setting: str, name: str, stage: Settings, changes: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = write_recipe({"one": stage}, changes)
-    settings, workspace = settings_of(arguments)["one"], Workspace(Path("run"))
-    with workspace.locked():
-        workspace.begin("iteration_1/one", settings, {})
-    Workspace(Path("run")).check("iteration_1/one", settings_of(arguments)["one"])
+    settings, run_directory = settings_of(arguments)["one"], RunDirectory(Path("run"))
+    with run_directory.locked():
+        run_directory.begin("iteration_1/one", settings, {})
+    RunDirectory(Path("run")).check("iteration_1/one", settings_of(arguments)["one"])
 
     path = Path(name.partition("[")[0])
     if path.suffix == ".jsonl":
@@ -179,22 +179,22 @@ def test_edited_in_the_middle_of_a_run(
         f"{name!r} has changed); restore them, start another run with --run DIR, or delete run/iteration_1/one to do "
         "the stage again\n"
     )
-    with pytest.raises(WorkspaceError, match="has changed"):
-        workspace.check("iteration_1/one", settings_of(arguments)["one"])
+    with pytest.raises(RunDirectoryError, match="has changed"):
+        run_directory.check("iteration_1/one", settings_of(arguments)["one"])
 
 
 def test_run_from_before_contents_were_pinned(capsys: pytest.CaptureFixture[str]) -> None:
     """It knows the path alone, and what the file held then is not known."""
     arguments = write_recipe(
-        {"one": of("Answer", instructions="recorded", student="base")},
-        {"student": of("StudentModule", chat="mine.jinja")},
+        {"one": of("GenerateResponses", instructions="recorded", student="base")},
+        {"student": of("StudentModule", chat_template="mine.jinja")},
     )
     text = json.dumps(settings_of(arguments)["one"])
     content = re.findall(r"mine\.jinja( \(content [0-9a-f]{12}\))", text)
     assert len(content) == 1
-    workspace = Workspace(Path("run"))
-    with workspace.locked():
-        workspace.begin("iteration_1/one", json.loads(text.replace(content[0], "")), {})
+    run_directory = RunDirectory(Path("run"))
+    with run_directory.locked():
+        run_directory.begin("iteration_1/one", json.loads(text.replace(content[0], "")), {})
     assert said(arguments, capsys).startswith(
         "error: stage iteration_1/one of run has begun under other settings "
         f"(student.init_args.chat: 'mine.jinja' then, 'mine.jinja{content[0]}' now); restore them, start another run"
@@ -206,7 +206,7 @@ class TestWholeRuns:
 
     @pytest.fixture
     def arguments(self) -> list[str]:
-        arguments = write_recipe({"again": of("Combine", examples=["recorded"])}, {})
+        arguments = write_recipe({"again": of("ConcatExamples", examples=["recorded"])}, {})
         return [*arguments, "--recipe.recorded.source", "mine.jsonl"]
 
     def test_nothing_has_changed(
@@ -250,7 +250,7 @@ class TestWholeRuns:
         shutil.rmtree("run/iteration_1/again")
         Path("mine.jsonl").unlink()
         main(arguments)
-        assert Workspace(Path("run")).finished("iteration_1/again")
+        assert RunDirectory(Path("run")).finished("iteration_1/again")
 
 
 class TestPinned:
@@ -258,17 +258,17 @@ class TestPinned:
         """Also if the working directory holds files of these names."""
         for name in ("auto", "plain", "self_instruct", "additive", "mine.txt"):
             Path(name).write_text("{shots}")
-        chats = [pinned({"chat": chat}, kind=PoolTeacher) for chat in ("auto", "plain")]
-        assert chats == [{"chat": "auto"}, {"chat": "plain"}]
+        chats = [pinned({"chat_template": chat_template}, kind=PoolTeacher) for chat_template in ("auto", "plain")]
+        assert chats == [{"chat_template": "auto"}, {"chat_template": "plain"}]
         for settings in (
             of("montessori_pl.synthesis.base.SelfInstruct", prompt="self_instruct"),
             of("callbacks.JudgeSignal", prompt="additive", judge=None),
             of("callbacks.JudgeSignal", judge={"backbone": "b"}),
-            of("montessori_pl.stages.RecordedExamples", source="classroom/seeds[:3]"),
+            of("montessori_pl.stages.RecordedExamples", source="classroom/seed_tasks[:3]"),
             {"class_path": "montessori_pl.stages.RecordedExamples"},
         ):
             assert pinned(settings) == settings
-        classroom = {"seeds": "classroom/seeds", "reference": "classroom@3/reference[:3]", "test": None}
+        classroom = {"seed_tasks": "classroom/seed_tasks", "reference": "classroom@3/reference[:3]", "test": None}
         assert pinned(classroom, kind=DataSources) == classroom
 
     def test_plugin_that_names_a_file(self) -> None:
@@ -285,9 +285,14 @@ class TestPinned:
         settings = of("montessori_pl.stages.TrainRouter", encoder="here", encoder_chat="mine.jinja")
         expected = with_content("mine.jinja", Path("mine.jinja"))
         assert pinned(settings)["init_args"] == {"encoder": "here", "encoder_chat": expected}
-        member = {"backbone": "b", "chat": "mine.jinja", "price": {"input": 1.0, "output": 2.0}, "license": "MIT"}
-        assert pinned(member, kind=PoolTeacher) == {"backbone": "b", "chat": expected}
-        assert member["chat"] == "mine.jinja", "the settings themselves are not changed"
+        member = {
+            "backbone": "b",
+            "chat_template": "mine.jinja",
+            "price": {"input": 1.0, "output": 2.0},
+            "license": "MIT",
+        }
+        assert pinned(member, kind=PoolTeacher) == {"backbone": "b", "chat_template": expected}
+        assert member["chat_template"] == "mine.jinja", "the settings themselves are not changed"
 
 
 class TestContents:

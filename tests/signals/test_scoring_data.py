@@ -23,7 +23,7 @@ def scoring(lengths: list[int], prompts: list[str], **settings: Any) -> ScoringD
 
 def dealt(data: ScoringData, rank: int = 0, world_size: int = 1) -> list[list[int]]:
     """The rows of the batches that one process gets."""
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[task]
     return [batch["rows"] for batch in data.predict_dataloader()]
 
 
@@ -34,9 +34,9 @@ def test_prompts_stay_together_within_the_bound() -> None:
     """p (0, 2) of width 5 and q (1, 3) of width 6: together 4 * 6 = 24 tokens; r (4, 5) is 18 wide alone and more than
     20 with others; examples without a prompt stand for themselves: 2 and 8 tokens, 16 together."""
     data = scoring(*MIXED, batch_tokens=24)
-    assert data.plan() == [[0, 2, 1, 3], [4, 5], [6, 7]]
-    assert scoring(*MIXED, batch_tokens=20).plan() == [[0, 2], [1, 3], [4, 5], [6, 7]]
-    assert scoring(*MIXED, batch_tokens=1).plan() == [[0, 2], [1, 3], [4, 5], [6], [7]], "a prompt is never divided"
+    assert data.estimate() == [[0, 2, 1, 3], [4, 5], [6, 7]]
+    assert scoring(*MIXED, batch_tokens=20).estimate() == [[0, 2], [1, 3], [4, 5], [6, 7]]
+    assert scoring(*MIXED, batch_tokens=1).estimate() == [[0, 2], [1, 3], [4, 5], [6], [7]], "a prompt is never divided"
     assert data.groups(range(8)) == ["p", "q", "p", "q", "r", "r", "e6", "e7"]
 
 
@@ -53,8 +53,8 @@ def test_what_was_scored_is_left_out_and_changes_no_batch(world_size: int) -> No
         scored = [f"e{number}" for number in range(done)]
         data = scoring(*MIXED, batch_tokens=24, scored=scored)
         found = [batch for rank in range(world_size) for batch in dealt(data, rank, world_size)]
-        assert data.plan() == scoring(*MIXED, batch_tokens=24).plan()
-        left = [batch for batch in data.plan() if not {f"e{row}" for row in batch} <= set(scored)]
+        assert data.estimate() == scoring(*MIXED, batch_tokens=24).estimate()
+        left = [batch for batch in data.estimate() if not {f"e{row}" for row in batch} <= set(scored)]
         # A process for which there is none scores the last one too.
         assert sorted(found) == sorted(left + left[-1:] * (world_size - len(left)))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from callbacks import GradientCosineSignal, InfluenceProbeCallback, TrainingLossSignal
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, PreferencePair, read_records
 from montessori_pl.data.records import Score as ScoreRecord
 from montessori_pl.evaluation import ResponseLoss
@@ -25,7 +25,15 @@ from montessori_pl.models.dpo import DPOModule
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_model
 from montessori_pl.models.student import StudentModule
 from montessori_pl.optim import TrainingSettings
-from montessori_pl.stages import AlignStudent, Answer, Evaluate, Score, StageContext, StageError, TrainStudent
+from montessori_pl.stages import (
+    AlignStudent,
+    Evaluate,
+    GenerateResponses,
+    ScoreExamples,
+    StageContext,
+    StageError,
+    TrainStudent,
+)
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
 
@@ -128,9 +136,9 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def slow_loss(source: ModelSource, example: Example) -> float:
     """Transformers' own loss."""
-    rendered = ChatFormat(tiny_tokenizer()).render(example.messages())
+    rendered = ChatTemplate(tiny_tokenizer()).render(example.messages())
     ids = torch.tensor([rendered.input_ids])
-    labels = ids.masked_fill(~torch.tensor([rendered.trained]), -100)
+    labels = ids.masked_fill(~torch.tensor([rendered.completion_mask]), -100)
     with torch.no_grad():
         return float(load_model(source)(input_ids=ids, labels=labels).loss)
 
@@ -170,11 +178,11 @@ def test_starts_from_the_student_before_which_is_the_reference(
     """Policy and reference say of all pairs what the student before says, when it is loaded anew."""
     look, source = FirstLook(), ModelSource(backbone, before / "weights" if before else None)
     align("moved", look, dataclasses.replace(TRAINING, batch_size=5))
-    chat, expected = ChatFormat(tiny_tokenizer()), []
+    chat_template, expected = ChatTemplate(tiny_tokenizer()), []
     for pair in PAIRS:
         for text in (pair.chosen, pair.rejected):
             example = Example(id="", system=pair.system, instruction=pair.prompt, response=text)
-            expected.append(-slow_loss(source, example) * len(chat.response_ids(text, True)))
+            expected.append(-slow_loss(source, example) * len(chat_template.response_ids(text, True)))
     assert sorted(look.policy) == pytest.approx(sorted(expected), rel=1e-5)
     assert sorted(look.reference) == pytest.approx(sorted(expected), rel=1e-5)
     whole = before is not None and not (before / "weights" / "adapter_config.json").exists()
@@ -192,7 +200,7 @@ def test_is_read_as_any_student(
     assert all(abs(loss - other) > 0.001 for loss, other in zip(losses, others, strict=True))
 
     inputs: dict[str, Path] = {"examples": tmp_path / "examples", "student": aligned}
-    metrics = Score("examples", TrainingLossSignal("low")).run(context("scores", inputs=inputs))
+    metrics = ScoreExamples("examples", TrainingLossSignal("low")).run(context("scores", inputs=inputs))
     scores = read_records(tmp_path / "scores" / "scores.jsonl", ScoreRecord)
     assert [-score.value for score in scores] == pytest.approx(losses, rel=1e-5)
     assert metrics["reference_loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
@@ -206,7 +214,7 @@ def test_is_read_as_any_student(
     here = context(
         "answers", inputs={"instructions": tmp_path / "examples", "student": aligned}, backend=lambda: engine
     )
-    Answer("examples", student="aligned").run(here)
+    GenerateResponses("examples", student="aligned").run(here)
     assert [source.weights for source in loaded] == [aligned / "weights"]
 
 
@@ -219,13 +227,13 @@ def test_moments_of_preferences_are_not_those_of_examples(
     with pytest.raises(
         ValueError, match="needs a learning rate: the student was last trained on preferences and not on examples, so"
     ):
-        Score("examples", InfluenceProbeCallback(method="exact")).run(context("probe", inputs=inputs))
+        ScoreExamples("examples", InfluenceProbeCallback(method="exact")).run(context("probe", inputs=inputs))
     with pytest.raises(ValueError, match="training, and the student was last trained on preferences and not on examp"):
-        Score("examples", GradientCosineSignal(preconditioned=True)).run(context("cosine", inputs=inputs))
+        ScoreExamples("examples", GradientCosineSignal(preconditioned=True)).run(context("cosine", inputs=inputs))
     values = []
     for moments in ("warm", "fresh"):
         probe = InfluenceProbeCallback(method="exact", lr=1e-3, moments=moments)  # type: ignore[arg-type]
-        Score("examples", probe).run(context(moments, inputs=inputs))
+        ScoreExamples("examples", probe).run(context(moments, inputs=inputs))
         values.append((tmp_path / moments / "scores.jsonl").read_bytes())
     assert values[0] == values[1], "there are none to begin with"
 

@@ -80,7 +80,7 @@ class Workshop:
 
     def __post_init__(self) -> None:
         sources = [
-            self._write(role, [f"{role} task number {n}" for n in range(3)]) for role in ("seeds", "ref", "test")
+            self._write(role, [f"{role} task number {n}" for n in range(3)]) for role in ("seed_tasks", "ref", "test")
         ]
         self.data = DataSources(*map(str, sources))
         self._write("mistakes/examples", self.mistakes)
@@ -134,7 +134,7 @@ def workshop(tmp_path: Path) -> Workshop:
 
 def counts(workshop: Workshop) -> dict[str, int]:
     """How many examples each mistake has got."""
-    return dict(Counter(id_ for example in workshop.examples for id_ in example.seed_ids))
+    return dict(Counter(id_ for example in workshop.examples for id_ in example.seed_task_ids))
 
 
 class TestHowMuch:
@@ -144,7 +144,7 @@ class TestHowMuch:
         metrics = workshop.run(teacher, per_example=4)
         assert counts(workshop) == {"mistakes-0": 4, "mistakes-1": 4, "mistakes-2": 4}
         for example in workshop.examples:
-            (seed_id,) = example.seed_ids
+            (seed_id,) = example.seed_task_ids
             mistake = workshop.mistakes[int(seed_id[-1])]
             assert example.prompt == f"Write a new task .\n<instruction>{mistake}</instruction>"
             assert example.instruction.startswith(mistake.split()[0])
@@ -192,7 +192,7 @@ class TestHowMuch:
 
     @pytest.mark.parametrize("settings", [{"per_example": 0}, {"per_example": 1, "max_attempts": 0}])
     def test_numbers_are_at_least_one(self, settings: dict[str, int]) -> None:
-        with pytest.raises(ValueError, match="max_attempts and prompts_per_round must be at least 1"):
+        with pytest.raises(ValueError, match="max_attempts and prompts_per_batch must be at least 1"):
             Augment("mistakes", **settings)
 
 
@@ -242,7 +242,7 @@ class TestAttempts:
                 mistake: (6 - accepted[f"mistakes-{n}"]) * (number + 1) for n, mistake in enumerate(workshop.mistakes)
             }
             assert Counter(asked) == Counter(expected)
-            accepted.update(example.seed_ids[0] for example in workshop.examples if example.round == number)
+            accepted.update(example.seed_task_ids[0] for example in workshop.examples if example.batch == number)
 
     def test_what_was_written_is_never_shown(self, workshop: Workshop) -> None:
         teacher = ScriptedTeacher(write=lambda rng, shot: varied(rng, shot) if rng.random() < 1 / 3 else "No.")
@@ -257,19 +257,19 @@ class TestRejections:
     SHORT = " ".join(f"term{n}" for n in range(17))
     """Eighteen words with another one; F1 = 17 / 18 = .9444."""
 
-    @pytest.mark.parametrize("where", ["seeds", "mistakes", "known", "written"])
+    @pytest.mark.parametrize("where", ["seed_tasks", "mistakes", "known", "written"])
     def test_near_duplicates(self, tmp_path: Path, where: str) -> None:
         """Of a seed, of a mistake, of what an earlier iteration wrote, and of what was written just now."""
         kept = [f"{self.LONG} one", f"{self.SHORT} one"]
         workshop = Workshop(tmp_path, mistakes=["alpha is a task", *(kept if where == "mistakes" else [])])
         inputs: dict[str, Path | None] = {}
-        if where == "seeds":
+        if where == "seed_tasks":
             append_records(
-                Path(workshop.data.seeds),
+                Path(workshop.data.seed_tasks),
                 [Example(id=f"long-{n}", instruction=text, response="r") for n, text in enumerate(kept)],
             )
         elif where == "known":
-            inputs = {"unlike.known": workshop.known(*kept)}
+            inputs = {"deduplicate_against.known": workshop.known(*kept)}
         elif where == "written":
             first = ScriptedTeacher(write=lambda rng, shot: tagged(rng.choice(kept)))
             workshop.run(first, per_example=3, max_attempts=3)
@@ -277,9 +277,11 @@ class TestRejections:
         teacher = ScriptedTeacher(
             write=lambda rng, shot: tagged(f"{rng.choice([self.LONG, self.SHORT])} two" if "alpha" in shot else "-")
         )
-        unlike = ["known"] if where == "known" else None
+        deduplicate_against = ["known"] if where == "known" else None
         number = 3 if where == "written" else 1
-        metrics = workshop.run(teacher, inputs, per_example=number, max_attempts=6, unlike=unlike)
+        metrics = workshop.run(
+            teacher, inputs, per_example=number, max_attempts=6, deduplicate_against=deduplicate_against
+        )
         new = [example.instruction for example in workshop.examples if example.instruction.endswith("two")]
         assert new == [f"{self.SHORT} two"]
         details = [one.detail for one in workshop.rejections if one.reason == "near duplicate"]
@@ -295,9 +297,11 @@ class TestRejections:
         assert workshop.examples == []
 
     def test_what_stands_later_in_the_recipe_is_not_there_in_the_first_iteration(self, workshop: Workshop) -> None:
-        known = Augment("mistakes", per_example=1, unlike=["training_set"]).reads()[-1]
-        assert (known.setting, known.name, known.optional) == ("unlike.training_set", "training_set", True)
-        metrics = workshop.run(ScriptedTeacher(), {"unlike.known": None}, per_example=1, unlike=["known"])
+        known = Augment("mistakes", per_example=1, deduplicate_against=["training_set"]).reads()[-1]
+        assert (known.setting, known.name, known.optional) == ("deduplicate_against.training_set", "training_set", True)
+        metrics = workshop.run(
+            ScriptedTeacher(), {"deduplicate_against.known": None}, per_example=1, deduplicate_against=["known"]
+        )
         assert metrics["accepted"] == 3
 
 
@@ -314,7 +318,7 @@ class TestKilled:
 
     def test_at_every_call(self, tmp_path: Path) -> None:
         """A resumed run writes the same bytes as an undisturbed one, wherever the power was cut."""
-        settings: dict[str, Any] = {"per_example": 5, "max_attempts": 4, "prompts_per_round": 2}
+        settings: dict[str, Any] = {"per_example": 5, "max_attempts": 4, "prompts_per_batch": 2}
         straight, undisturbed = Workshop(tmp_path / "straight"), self.teacher()
         expected = straight.run(undisturbed, **settings)
         assert expected["rejected"].keys() >= {"near duplicate", "empty response", "no instruction tag"}

@@ -13,7 +13,7 @@ from tiny_models import save_tiny_model, tiny_tokenizer
 from callbacks import InfluenceProbeCallback
 from montessori_pl import stages
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, PreferencePair, Rejection, Score, read_lines, read_records
 from montessori_pl.evaluation import Evaluator, ExactMatch, ResponseLoss
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
@@ -22,7 +22,15 @@ from montessori_pl.models.student import StudentModule
 from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.signals.scoring_data import ScoringData
-from montessori_pl.stages import AlignTeacher, Evaluate, Pair, RecordedExamples, StageContext, StageError, TrainStudent
+from montessori_pl.stages import (
+    AlignTeacher,
+    BuildPreferences,
+    Evaluate,
+    RecordedExamples,
+    StageContext,
+    StageError,
+    TrainStudent,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +70,7 @@ class TestRecordedExamples:
         assert {rejection.reason for rejection in rejections} == {"empty response", "duplicate"}
         assert metrics["accepted"] == 2
         assert metrics["rejected"] == {"empty response": 1, "duplicate": 1}
-        assert metrics["diversity"]["distinct_share"] == 1
+        assert metrics["diversity"]["distinct_rate"] == 1
         before = (here.directory / "examples.jsonl").read_bytes()
         assert RecordedExamples(str(source)).run(here) == metrics
         assert (here.directory / "examples.jsonl").read_bytes() == before
@@ -104,7 +112,7 @@ class TestPair:
     def test_best_against_worst(self, scored: dict[str, Path], context: Callable[..., StageContext]) -> None:
         """Margin 3 - -1 = 4."""
         here = context(inputs=scored)
-        metrics = Pair("data", "influence", rule="best_worst").run(here)
+        metrics = BuildPreferences("data", "influence", rule="best_worst").run(here)
         (pair,) = read_records(here.directory / "pairs.jsonl", PreferencePair)
         assert (pair.chosen, pair.rejected, pair.margin) == ("I write c", "I write a", 4.0)
         assert (pair.chosen_finished, pair.rejected_finished) == (True, False)
@@ -115,9 +123,9 @@ class TestPair:
         self, scored: dict[str, Path], context: Callable[..., StageContext]
     ) -> None:
         """Margins 3 - -1 = 4 and 1 - -1 = 2, the largest first; one of them when one is asked for."""
-        metrics = Pair("data", "influence").run(context(inputs=scored))
+        metrics = BuildPreferences("data", "influence").run(context(inputs=scored))
         assert (metrics["pairs"], metrics["mean_margin"]) == (2, 3.0)
-        metrics = Pair("data", "influence", max_pairs_per_prompt=1).run(context(inputs=scored))
+        metrics = BuildPreferences("data", "influence", max_pairs_per_prompt=1).run(context(inputs=scored))
         assert (metrics["pairs"], metrics["mean_margin"]) == (1, 4.0)
 
     def test_pairs_weigh_by_their_margins_on_demand(
@@ -126,7 +134,7 @@ class TestPair:
         """Margins 4 and 2, mean 3."""
         here = context(inputs=scored)
         for weights, expected in (("equal", [1.0, 1.0]), ("margin", [4 / 3, 2 / 3])):
-            metrics = Pair("data", "influence", weights=weights).run(here)  # type: ignore[arg-type]
+            metrics = BuildPreferences("data", "influence", weights=weights).run(here)  # type: ignore[arg-type]
             pairs = read_records(here.directory / "pairs.jsonl", PreferencePair)
             assert [pair.weight for pair in pairs] == pytest.approx(expected)
             assert (metrics["pairs"], metrics["mean_margin"]) == (2, 3.0)
@@ -140,7 +148,7 @@ class TestPair:
         """
         values = {"a": 2.0, "b": -2.0, "c": 4.0, "d": 0.0}
         other = write(tmp_path / "other" / "scores.jsonl", [Score(id=id_, value=v) for id_, v in values.items()])
-        stage = Pair("data", ["influence", "other"], rule="best_worst")
+        stage = BuildPreferences("data", ["influence", "other"], rule="best_worst")
         assert [(one.setting, one.name) for one in stage.reads()] == [
             ("examples", "data"),
             ("scores.influence", "influence"),
@@ -160,7 +168,7 @@ class TestPair:
         silent = write(tmp_path / "silent" / "scores.jsonl", [Score(id=id_, value=0.0) for id_ in "abcd"])
         inputs = {"examples": scored["examples"], "scores.influence": scored["scores"], "scores.silent": silent}
         with pytest.raises(StageError) as error:
-            Pair("data", ["influence", "silent"]).run(context(inputs=inputs))
+            BuildPreferences("data", ["influence", "silent"]).run(context(inputs=inputs))
         assert str(error.value) == (
             "iteration_1/it, scores influence, silent: scores cannot be averaged with others when all of them are zero"
         )
@@ -168,17 +176,17 @@ class TestPair:
     @pytest.mark.parametrize("scores", [[], ["influence", "influence"]])
     def test_judges_are_named_once(self, scores: list[str]) -> None:
         with pytest.raises(ValueError, match="scores must name at least one stage, and none twice"):
-            Pair("data", scores)
+            BuildPreferences("data", scores)
 
     def test_a_share_is_a_share(self) -> None:
-        with pytest.raises(ValueError, match="max_opening_share must be above 0 and at most 1, found 0"):
-            Pair("data", "influence", max_opening_share=0.0)
+        with pytest.raises(ValueError, match="max_first_word_rate must be above 0 and at most 1, found 0"):
+            BuildPreferences("data", "influence", max_first_word_rate=0.0)
 
     def test_noise_is_paired_over_reference_examples(
         self, scored: dict[str, Path], context: Callable[..., StageContext]
     ) -> None:
         """Terms of two examples differ by the same amount on every reference: the margins have no noise at all."""
-        assert Pair("data", "influence", noise_margin=100.0).run(context(inputs=scored))["pairs"] == 2
+        assert BuildPreferences("data", "influence", noise_margin=100.0).run(context(inputs=scored))["pairs"] == 2
 
     def test_where_terms_are_missing_standard_errors_count(
         self, tmp_path: Path, scored: dict[str, Path], context: Callable[..., StageContext]
@@ -190,16 +198,16 @@ class TestPair:
             for id_, value in values.items()
         ]
         inputs = {**scored, "scores": write(tmp_path / "mixed" / "scores.jsonl", mixed)}
-        metrics = Pair("data", "influence", noise_margin=2.0).run(context(inputs=inputs))
+        metrics = BuildPreferences("data", "influence", noise_margin=2.0).run(context(inputs=inputs))
         assert (metrics["pairs"], metrics["mean_margin"]) == (1, 4.0)
 
     def test_control_draws_as_many_at_random(
         self, scored: dict[str, Path], context: Callable[..., StageContext]
     ) -> None:
         here = context(inputs=scored)
-        metrics = Pair("data", "influence", at_random=True).run(here)
+        metrics = BuildPreferences("data", "influence", at_random=True).run(here)
         assert metrics["pairs"] == 2
-        assert Pair("data", "influence", at_random=True).run(context(inputs=scored)) == metrics
+        assert BuildPreferences("data", "influence", at_random=True).run(context(inputs=scored)) == metrics
 
     def test_no_pair_is_said_with_what_was_there(self, tmp_path: Path, context: Callable[..., StageContext]) -> None:
         examples = [
@@ -210,7 +218,7 @@ class TestPair:
             "scores": write(tmp_path / "influence" / "scores.jsonl", [Score(id=str(n), value=n) for n in range(3)]),
         }
         with pytest.raises(StageError) as error:
-            Pair("data", "influence", rule="best_worst").run(context(inputs=inputs))
+            BuildPreferences("data", "influence", rule="best_worst").run(context(inputs=inputs))
         assert str(error.value) == (
             "iteration_1/it found no pair in 3 prompts with 3 scored examples under rule 'best_worst' with "
             "noise_margin 0; pairs need two scored completions of one prompt that the rule tells apart: "
@@ -228,7 +236,7 @@ class TestPair:
         with pytest.raises(
             ValueError, match=r"a noise margin needs standard errors, but the score of example a has none \(a"
         ):
-            Pair("data", "influence", noise_margin=1.0).run(context(inputs=inputs))
+            BuildPreferences("data", "influence", noise_margin=1.0).run(context(inputs=inputs))
 
 
 class Answers(GenerationBackend):
@@ -386,12 +394,12 @@ def slow_losses(source: ModelSource, examples: Sequence[Example]) -> list[float]
     """Transformers' own loss, one example at a time."""
     import torch
 
-    model, chat = load_model(source), ChatFormat(tiny_tokenizer())
+    model, chat_template = load_model(source), ChatTemplate(tiny_tokenizer())
     losses = []
     for example in examples:
-        rendered = chat.render(example.messages())
+        rendered = chat_template.render(example.messages())
         ids = torch.tensor([rendered.input_ids])
-        labels = ids.masked_fill(~torch.tensor([rendered.trained]), -100)
+        labels = ids.masked_fill(~torch.tensor([rendered.completion_mask]), -100)
         with torch.no_grad():
             losses.append(model(input_ids=ids, labels=labels).loss.item())
     return losses
@@ -456,7 +464,7 @@ class TestNothingToLearn:
         examples = [Example(id=str(n), instruction="ab", response="c" * n) for n in range(3)]
         directory = write(tmp_path / "data" / "examples.jsonl", examples)
         with pytest.raises(
-            StageError, match="1 of 3 examples have no response; let a stage `Answer` answer them first"
+            StageError, match="1 of 3 examples have no response; let a stage `GenerateResponses` answer them first"
         ):
             TrainStudent("data", TrainingSettings(lr=1e-3)).run(context(inputs={"examples": directory}))
 

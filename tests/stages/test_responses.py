@@ -11,15 +11,15 @@ from tiny_models import save_tiny_model, tiny_tokenizer
 
 from callbacks import ResponseLengthSignal
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, PreferencePair, read_lines, read_records, stable_seed
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling, TransformersBackend
 from montessori_pl.models.loading import LoraSettings, ModelSource
 from montessori_pl.models.student import StudentModule
 from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.optim import TrainingSettings
-from montessori_pl.stages import AlignTeacher, Answer, Pair, Score, StageContext
-from montessori_pl.stages.training.alignment_monitor import DoseWatch, prompts_in_order
+from montessori_pl.stages import AlignTeacher, BuildPreferences, GenerateResponses, ScoreExamples, StageContext
+from montessori_pl.stages.training.alignment_monitor import AlignmentMonitor, prompts_in_order
 from montessori_pl.synthesis.base import SelfInstruct
 from montessori_pl.synthesis.collapse import CollapseLimits
 from montessori_pl.synthesis.diversity import diversity
@@ -98,10 +98,10 @@ def context(backbone: str, tmp_path: Path) -> Context:
 @pytest.fixture
 def pairs(context: Context, tmp_path: Path) -> list[PreferencePair]:
     """Three answers to each instruction, long ones preferred."""
-    answer = Answer("asked", teachers="base", samples=3)
+    answer = GenerateResponses("asked", teachers="base", samples=3)
     answer.run(context("answers", **{"instructions": "asked", "teachers.base": None}))
-    Score("answers", ResponseLengthSignal("high")).run(context("scores", examples="answers", student=None))
-    Pair("answers", "scores", rule="best_worst").run(context("pairs", examples="answers", scores="scores"))
+    ScoreExamples("answers", ResponseLengthSignal("high")).run(context("scores", examples="answers", student=None))
+    BuildPreferences("answers", "scores", rule="best_worst").run(context("pairs", examples="answers", scores="scores"))
     return read_records(tmp_path / "pairs" / "pairs.jsonl", PreferencePair)
 
 
@@ -121,11 +121,11 @@ def test_the_watch_looks_at_whole_responses(
     """The look before the first step, against the base teacher's answers to the same conversations."""
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=2)
     limits = CollapseLimits(**{field.name: None for field in dataclasses.fields(CollapseLimits)})
-    watch = DoseWatch(held_out=0.5, every_n_steps=1, num_samples=48, sampling=sampling, limits=limits)
-    stage = AlignTeacher("pairs", TrainingSettings(lr=1e-3, batch_size=1), watch=watch, over="response")
+    monitor = AlignmentMonitor(held_out=0.5, every_n_steps=1, num_samples=48, sampling=sampling, limits=limits)
+    stage = AlignTeacher("pairs", TrainingSettings(lr=1e-3, batch_size=1), monitor=monitor, over="response")
     metrics = stage.run(context("aligned", pairs="pairs", teacher=None))
     assert (metrics["pairs"], metrics["held_out_pairs"]) == (1, 1)
-    first, *_ = read_lines(tmp_path / "aligned" / "looks.jsonl")
+    first, *_ = read_lines(tmp_path / "aligned" / "alignment_evaluations.jsonl")
 
     order = prompts_in_order([(pair.system, pair.prompt) for pair in pairs], SEED)
     messages = {(pair.system, pair.prompt): pair.messages() for pair in pairs}
@@ -137,11 +137,13 @@ def test_the_watch_looks_at_whole_responses(
     completions = engine.generate(requests, sampling)
     responses = [text for completion in completions if (text := completion.text.strip())]
     assert 0 < len(responses) < 48, "some are empty"
-    assert first["parsed_share"] == len(responses) / 48
+    assert first["parsed_rate"] == len(responses) / 48
     assert {name: first[name] for name in diversity([])} == diversity(responses)
     assert first["samples"] == [completion.text for completion in completions[:3]]
-    chat = ChatFormat(tiny_tokenizer())
-    assert len({tuple(chat.prompt_ids(one)) for one in messages.values()}) == 2, "the system message is part of it"
+    chat_template = ChatTemplate(tiny_tokenizer())
+    assert len({tuple(chat_template.prompt_ids(one)) for one in messages.values()}) == 2, (
+        "the system message is part of it"
+    )
 
 
 def test_responses_hold_no_instructions_to_be_found() -> None:

@@ -48,7 +48,7 @@ def test_the_best_share(
     assert metrics["accepted"] == len(chosen)
     assert metrics["rejected"] == {"not among the best": 5 - len(chosen), "unscored": 2}
     assert (metrics["threshold"], metrics["mean_score"], metrics["mean_score_of_all"]) == (threshold, mean, 1.0)
-    assert metrics["diversity"]["distinct_share"] == 1.0
+    assert metrics["diversity"]["distinct_rate"] == 1.0
     before = (tmp_path / "best" / "examples.jsonl").read_bytes()
     assert run(share, influence=VALUES) == metrics
     assert (tmp_path / "best" / "examples.jsonl").read_bytes() == before

@@ -72,25 +72,25 @@ class Workshop:
     """Runs stages in one directory with scripted teachers."""
 
     root: Path
-    num_seeds: int = 4
+    num_seed_tasks: int = 4
     inputs: dict[str, Path | None] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root.mkdir(exist_ok=True)
-        for role in ("seeds", "reference", "test"):
+        for role in ("seed_tasks", "reference", "test"):
             path = self.root / f"{role}.jsonl"
             examples = [
                 Example(id=f"{role}-{n}", instruction=f"{role} task number {n}", response="r")
-                for n in range(self.num_seeds)
+                for n in range(self.num_seed_tasks)
             ]
             if not path.exists():
                 append_records(path, examples)
-        self.data = DataSources(*(str(self.root / f"{role}.jsonl") for role in ("seeds", "reference", "test")))
+        self.data = DataSources(*(str(self.root / f"{role}.jsonl") for role in ("seed_tasks", "reference", "test")))
         self.shown: list[float] = []
 
     def run(self, teacher: ScriptedTeacher, seed: int = 5, **settings: Any) -> dict[str, Any]:
         """Run `Synthesize`, or go on with it."""
-        settings = {"synthesizer": SelfInstruct("classroom", 2, 1), "prompts_per_round": 4, **settings}
+        settings = {"synthesizer": SelfInstruct("classroom", 2, 1), "prompts_per_batch": 4, **settings}
 
         context = stage_context(
             self.root / "iteration_1" / "data",
@@ -133,7 +133,7 @@ def one_of(*completions: str) -> Callable[[random.Random], str]:
 class TestHowMuch:
     @pytest.mark.parametrize("wanted", [1, 15, 16, 17, 30])
     def test_exactly_so_many_examples(self, workshop: Workshop, wanted: int) -> None:
-        """Rounds are of 4 prompts with 4 samples; what a round has too much is surplus, and recorded."""
+        """Batches are of 4 prompts with 4 samples; what a batch has too much is surplus, and recorded."""
         teacher = ScriptedTeacher()
         metrics = workshop.run(teacher, num_examples=wanted)
         assert metrics["accepted"] == len(workshop.examples) == wanted
@@ -155,19 +155,19 @@ class TestHowMuch:
         expected = [f"data-1-{prompt:05d}-{sample}" for prompt in range(6) for sample in range(3)]
         assert [example.id for example in workshop.examples] == expected
         assert [example.prompt_id for example in workshop.examples] == [id_[:-2] for id_ in expected]
-        assert [example.round for example in workshop.examples] == [0] * 12 + [1] * 6
+        assert [example.batch for example in workshop.examples] == [0] * 12 + [1] * 6
         for prompt_id, count in Counter(example.prompt_id for example in workshop.examples).items():
             assert count == 3
-            prompts = {(e.prompt, e.seed_ids) for e in workshop.examples if e.prompt_id == prompt_id}
+            prompts = {(e.prompt, e.seed_task_ids) for e in workshop.examples if e.prompt_id == prompt_id}
             assert len(prompts) == 1, "samples of one prompt answer one and the same prompt"
 
     def test_more_prompts_asked_for_later(self, workshop: Workshop) -> None:
-        """Every prompt is asked once, also behind a last round that was not full."""
+        """Every prompt is asked once, also behind a last batch that was not full."""
         for number in (5, 10):
             metrics = workshop.run(ScriptedTeacher(), num_prompts=number, samples_per_prompt=1, max_similarity=None)
             assert metrics["accepted"] == number
         assert [example.id for example in workshop.examples] == [f"data-1-{prompt:05d}-0" for prompt in range(10)]
-        assert [example.round for example in workshop.examples] == [0] * 4 + [1] + [2] * 4 + [3]
+        assert [example.batch for example in workshop.examples] == [0] * 4 + [1] + [2] * 4 + [3]
         assert (workshop.shown[0], workshop.shown[-1]) == (0, 10)
 
     def test_examples_say_where_they_come_from(self, workshop: Workshop) -> None:
@@ -178,8 +178,8 @@ class TestHowMuch:
             assert example.response == example.instruction.upper()
             assert example.teacher == "the-teacher"
             assert example.prompt.startswith(ASKED)
-            assert len(example.seed_ids) == 3
-            for id_ in example.seed_ids:
+            assert len(example.seed_task_ids) == 3
+            for id_ in example.seed_task_ids:
                 assert f"<instruction>seeds task number {id_[-1]}</instruction>" in example.prompt
 
     def test_instructions_alone(self, workshop: Workshop) -> None:
@@ -193,19 +193,19 @@ class TestHowMuch:
         assert [e.instruction for e in other.examples] == [e.instruction for e in workshop.examples]
 
     def test_later_prompts_show_what_was_written_before(self, workshop: Workshop) -> None:
-        """Two seeds and one of our own; in the first round a third seed stands in."""
+        """Two seeds and one of our own; in the first batch a third seed stands in."""
         workshop.run(ScriptedTeacher(), num_examples=20)
         ids = {example.id for example in workshop.examples}
         for example in workshop.examples:
-            written = [id_ for id_ in example.seed_ids if id_ in ids]
-            assert len(written) == (1 if example.round else 0)
+            written = [id_ for id_ in example.seed_task_ids if id_ in ids]
+            assert len(written) == (1 if example.batch else 0)
             assert all(id_ < example.id for id_ in written)
 
     def test_needs_either_examples_or_prompts(self) -> None:
         for settings in ({}, {"num_examples": 1, "num_prompts": 1}):
             with pytest.raises(ValueError, match="Synthesize needs either num_examples or num_prompts, found"):
                 Synthesize(**settings)
-        with pytest.raises(ValueError, match="samples_per_prompt and prompts_per_round must be at least 1"):
+        with pytest.raises(ValueError, match="samples_per_prompt and prompts_per_batch must be at least 1"):
             Synthesize(num_examples=1, samples_per_prompt=0)
 
 
@@ -240,7 +240,7 @@ class TestRejections:
             else:
                 assert reasons[rejection.text] == rejection.reason
             assert rejection.id.startswith(rejection.prompt_id)
-            assert rejection.round == int(rejection.prompt_id[-5:]) // 4
+            assert rejection.batch == int(rejection.prompt_id[-5:]) // 4
         details = {rejection.reason: rejection.detail for rejection in workshop.rejections}
         assert details["keyword"] == "draw"
         assert details["held out"] in (
@@ -267,17 +267,20 @@ class TestRejections:
         first.run(ScriptedTeacher(), num_prompts=6)
         known = {example.instruction for example in first.examples}
         second.inputs = {
-            "unlike.data": first.root / "iteration_1" / "data",
-            "unlike.later": None,
+            "deduplicate_against.data": first.root / "iteration_1" / "data",
+            "deduplicate_against.later": None,
         }
         teacher = ScriptedTeacher()
-        metrics = second.run(teacher, num_prompts=6, unlike=["data", "later"])
+        metrics = second.run(teacher, num_prompts=6, deduplicate_against=["data", "later"])
         assert len(known) > 1
         assert metrics["accepted"] == 0
         assert {rejection.reason for rejection in second.rejections} == {"near duplicate"}
         assert not any(instruction in prompt for instruction in known for prompt in teacher.prompts)
-        names = [(one.setting, one.name, one.optional) for one in Synthesize(1, unlike=["data", "later"]).reads()]
-        assert names[1:] == [("unlike.data", "data", True), ("unlike.later", "later", True)]
+        names = [
+            (one.setting, one.name, one.optional)
+            for one in Synthesize(1, deduplicate_against=["data", "later"]).reads()
+        ]
+        assert names[1:] == [("deduplicate_against.data", "data", True), ("deduplicate_against.later", "later", True)]
 
     @pytest.mark.parametrize("max_similarity", [None, 1.0])
     def test_near_duplicates_are_kept_on_demand_but_not_exact_ones(
@@ -321,7 +324,7 @@ class TestLongPrompts:
         workshop.run(ScriptedTeacher(longest=120), num_examples=8)
         for example in workshop.examples:
             assert len(example.prompt) <= 120
-            assert len(example.seed_ids) == example.prompt.count("<instruction>") == 2
+            assert len(example.seed_task_ids) == example.prompt.count("<instruction>") == 2
 
     def test_prompt_that_never_fits_is_recorded(self, workshop: Workshop) -> None:
         metrics = workshop.run(ScriptedTeacher(longest=30), num_prompts=5)
@@ -338,7 +341,7 @@ class TestLongPrompts:
 
 class TestGivingUp:
     def test_patience(self, workshop: Workshop) -> None:
-        """Rounds of sixteen: after 32 in a row without one that is accepted, no other round is begun."""
+        """Batches of sixteen: after 32 in a row without one that is accepted, no other batch is begun."""
         teacher = ScriptedTeacher(write=one_of("Let me think.", "No."))
         with pytest.raises(StageError) as error:
             workshop.run(teacher, num_examples=10, patience=32)
@@ -366,7 +369,7 @@ class TestGivingUp:
         assert not teacher.events
 
     def test_limit_of_candidates(self, workshop: Workshop) -> None:
-        """Forty wanted at two completions each: 80 in five rounds, of which only three instructions are different."""
+        """Forty wanted at two completions each: 80 in five batches, of which only three instructions are different."""
         completions = [tagged(text) for text in ("first thing to do", "another one here", "third and last idea")]
         with pytest.raises(StageError) as error:
             workshop.run(ScriptedTeacher(write=one_of(*completions)), num_examples=40, max_candidates_per_example=2)
@@ -418,7 +421,7 @@ class TestDeterminism:
 
             def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
                 self.calls += 1
-                if self.calls == 4:  # the responses of the second round
+                if self.calls == 4:  # the responses of the second batch
                     raise Power
                 return super().generate(requests, sampling)
 
@@ -435,12 +438,12 @@ class TestDeterminism:
         assert killed.files() == straight.files()
 
     def test_samples_of_a_prompt_differ_and_seeds_are_never_shared(self, workshop: Workshop) -> None:
-        seeds: list[int] = []
+        seed_tasks: list[int] = []
 
         class Recorder(ScriptedTeacher):
             def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-                seeds.extend(request.seed for request in requests)
+                seed_tasks.extend(request.seed for request in requests)
                 return super().generate(requests, sampling)
 
         workshop.run(Recorder(), num_examples=30)
-        assert len(set(seeds)) == len(seeds)
+        assert len(set(seed_tasks)) == len(seed_tasks)

@@ -21,7 +21,7 @@ from recorded_pools import (
 from stage_runs import Killed, quiet_trainer, stage_context
 from tiny_models import save_tiny_model, tiny_tokenizer
 
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_model
 from montessori_pl.models.student import StudentModule
@@ -78,11 +78,11 @@ def test_features_are_the_hidden_state_where_the_answer_begins(backbone: str) ->
     """Against one prompt at a time, without padding; of a long prompt the end is read."""
     asked = [Prompt("abc"), Prompt("a longer one?", "be brief"), Prompt("x"), Prompt("abcdefghijkl" * 3)]
     encoder = PromptEncoder(ModelSource(backbone), max_length=30, batch_tokens=64)
-    model, chat = load_model(ModelSource(backbone)), ChatFormat(tiny_tokenizer())
+    model, chat_template = load_model(ModelSource(backbone)), ChatTemplate(tiny_tokenizer())
     expected = []
     for prompt in asked:
-        ids = chat.prompt_ids(prompt.messages())[-30:]
-        assert ids[-1] == chat.tokenizer.convert_tokens_to_ids("<assistant>")
+        ids = chat_template.prompt_ids(prompt.messages())[-30:]
+        assert ids[-1] == chat_template.tokenizer.convert_tokens_to_ids("<assistant>")
         with torch.no_grad():
             expected.append(model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1].double())
     torch.testing.assert_close(encoder.features(asked), torch.stack(expected), atol=1e-5, rtol=1e-5)

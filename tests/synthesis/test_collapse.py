@@ -5,12 +5,12 @@ import pytest
 from montessori_pl.synthesis.collapse import HIGHER_IS_WORSE, LOWER_IS_WORSE, CollapseLimits
 
 BEFORE = {
-    "parsed_share": 0.9,
+    "parsed_rate": 0.9,
     "token_entropy": 4.0,
-    "opening_entropy": 2.0,
-    "distinct_share": 0.5,
+    "first_word_entropy": 2.0,
+    "distinct_rate": 0.5,
     "divergence": 0.1,
-    "near_duplicate_share": 0.2,
+    "near_duplicate_rate": 0.2,
 }
 
 
@@ -18,13 +18,13 @@ BEFORE = {
     ("name", "inside", "outside", "clause"),
     [
         # .8 of .9
-        ("parsed_share", 0.721, 0.719, "share of usable completions 0.72, before 0.90, limit 0.72"),
+        ("parsed_rate", 0.721, 0.719, "share of usable completions 0.72, before 0.90, limit 0.72"),
         # .8 of 4
         ("token_entropy", 3.201, 3.19, "entropy of the words 3.19, before 4.00, limit 3.20"),
         # .7 of 2
-        ("opening_entropy", 1.401, 1.39, "entropy of the first words 1.39, before 2.00, limit 1.40"),
+        ("first_word_entropy", 1.401, 1.39, "entropy of the first words 1.39, before 2.00, limit 1.40"),
         # .8 of .5
-        ("distinct_share", 0.401, 0.39, "share of different texts 0.39, before 0.50, limit 0.40"),
+        ("distinct_rate", 0.401, 0.39, "share of different texts 0.39, before 0.50, limit 0.40"),
         # .1 and .3
         (
             "divergence",
@@ -33,7 +33,7 @@ BEFORE = {
             "divergence from the teacher before alignment, in nats per token 0.41, before 0.10, limit 0.40",
         ),
         # .2 and .3
-        ("near_duplicate_share", 0.499, 0.51, "share of near duplicates 0.51, before 0.20, limit 0.50"),
+        ("near_duplicate_rate", 0.499, 0.51, "share of near duplicates 0.51, before 0.20, limit 0.50"),
     ],
 )
 def test_both_sides_of_each_limit(name: str, inside: float, outside: float, clause: str) -> None:
@@ -43,7 +43,7 @@ def test_both_sides_of_each_limit(name: str, inside: float, outside: float, clau
     assert limits.crossed(BEFORE, BEFORE | {name: outside}) == [clause]
 
 
-@pytest.mark.parametrize("name", ["parsed_share", "token_entropy"])
+@pytest.mark.parametrize("name", ["parsed_rate", "token_entropy"])
 def test_the_bound_itself_is_within(name: str) -> None:
     limits = CollapseLimits(**{name: 0.5})
     assert limits.crossed({name: 4.0}, {name: 2.0}) == []

@@ -1,1 +1,1 @@
-"""What stages share in which models write: who writes, how a round is written, what it will take, and a guard."""
+"""What stages share in which models write: who writes, how a batch is written, what it will take, and a guard."""

@@ -21,7 +21,7 @@ from montessori_pl.synthesis.near_duplicates import NearDuplicateIndex
 
 BASELINE, FALLBACK_TEACHER = "guard.baseline", "guard.fallback_teacher"
 ALARM = "alarm"
-"""Note in the journal, at the round after which the alarm went off."""
+"""Note in the journal, at the batch after which the alarm went off."""
 
 Fallback = Literal["none", "mixture", "unaligned"]
 
@@ -38,7 +38,7 @@ class CollapseGuard:
     """Completions that are compared, accepted or not: the last ones of both stages. A baseline with fewer is compared
     as a whole; a stage that ends with fewer is compared at its end."""
     fallback: Fallback = "none"
-    """What happens from the next round on: `none` only says that the writing has collapsed; `mixture` lets the teacher
+    """What happens from the next batch on: `none` only says that the writing has collapsed; `mixture` lets the teacher
     before alignment write every second prompt; `unaligned` lets it write all. What was written before is kept."""
     fallback_teacher: str = BASE
     """The teacher before alignment: `base`, or the stage that trained it."""
@@ -64,7 +64,7 @@ class CollapseGuard:
         return self.fallback == "unaligned" or (self.fallback == "mixture" and index % 2 == 1)
 
 
-class CollapseWatch:
+class CollapseMonitor:
     """The guard on duty in one stage. The alarm goes off once, and stands in the journal.
 
     Args:
@@ -88,7 +88,7 @@ class CollapseWatch:
     ) -> None:
         self.guard, self.journal, self.directory = guard, journal, context.directory
         self._synthesizer, self._max_similarity = synthesizer, max_similarity
-        self._before = self._read(context.given(BASELINE))
+        self._before = self._read(context.input_dir(BASELINE))
         if not self._before:
             raise StageError(
                 f"{context.key}: guard.baseline names {guard.baseline!r}, which holds no completions of a teacher to "
@@ -98,16 +98,16 @@ class CollapseWatch:
 
     @property
     def alarmed(self) -> bool:
-        """Whether the writing has collapsed in a round that is committed."""
+        """Whether the writing has collapsed in a batch that is committed."""
         return any(ALARM in commit for commit in self.journal.commits)
 
     def notes(self, accepted: Sequence[Example], rejected: Sequence[Rejection], last: bool) -> dict[str, int]:
-        """What the journal shall remember of a round that is about to be committed.
+        """What the journal shall remember of a batch that is about to be committed.
 
         Args:
-            accepted: the round's examples.
+            accepted: the batch's examples.
             rejected: its rejections.
-            last: whether no round follows.
+            last: whether no batch follows.
         """
         self._written += self._instructions(accepted, rejected)
         enough = len(self._written) >= min(self.guard.window, len(self._before))
@@ -153,34 +153,34 @@ class CollapseWatch:
                 index.add(str(number), instruction)
         return {
             **diversity(instructions),
-            "parsed_share": len(instructions) / len(completions),
-            "near_duplicate_share": repeated / len(completions),
+            "parsed_rate": len(instructions) / len(completions),
+            "near_duplicate_rate": repeated / len(completions),
         }
 
-    def _read(self, directory: Path, last_round: int | None = None) -> list[str | None]:
+    def _read(self, directory: Path, last_batch: int | None = None) -> list[str | None]:
         """The instruction of each completion of a stage, in the order of writing; none where there was no instruction.
 
         Args:
             directory: the stage's.
-            last_round: leave out what was written after this round.
+            last_batch: leave out what was written after this batch.
         """
         paths = directory / EXAMPLES, directory / REJECTIONS
         if not all(path.exists() for path in paths):
             return []
         examples, rejections = read_records(paths[0], Example), read_records(paths[1], Rejection)
         return self._instructions(
-            [one for one in examples if last_round is None or one.round <= last_round],
-            [one for one in rejections if last_round is None or one.round <= last_round],
+            [one for one in examples if last_batch is None or one.batch <= last_batch],
+            [one for one in rejections if last_batch is None or one.batch <= last_batch],
         )
 
     def _instructions(self, accepted: Sequence[Example], rejected: Sequence[Rejection]) -> list[str | None]:
         """The same for records."""
         found: list[tuple[int, str, str | None]] = [
-            (example.round, example.id, example.instruction) for example in accepted if example.prompt_id
+            (example.batch, example.id, example.instruction) for example in accepted if example.prompt_id
         ]
         # A prompt without any completion, because it is too long, is rejected under its own id.
         completed = [one for one in rejected if one.prompt_id not in ("", one.id)]
-        found += [(one.round, one.id, self._rejected_instruction(one)) for one in completed]
+        found += [(one.batch, one.id, self._rejected_instruction(one)) for one in completed]
         return [instruction for _, _, instruction in sorted(found, key=lambda one: one[:2])]
 
     def _rejected_instruction(self, rejection: Rejection) -> str | None:

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from montessori_pl.data.records import Example
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import MANY, Expected, Plan, evenly
-from montessori_pl.stages.generating.synthesis_loop import Rules, fitting_prompt, turn
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import MAX_SAMPLES, ExpectedRecords, StageEstimate, evenly
+from montessori_pl.stages.generating.synthesis_loop import SynthesisConfig, fitting_prompt, turn
 from montessori_pl.synthesis.parsing import CLOSING, OPENING
 
 NUM_PROMPTS = 64
@@ -27,14 +27,14 @@ class Amount:
     """The same at most."""
 
 
-def plan_writing(
-    context: PlanContext,
-    rules: Rules,
+def estimate_synthesis(
+    context: EstimateContext,
+    rules: SynthesisConfig,
     teacher: str,
     shots: Sequence[tuple[int, Sequence[Example]]],
     amount: Amount,
     prompts: int,
-) -> Plan:
+) -> StageEstimate:
     """The requests for instructions and for responses, and what comes of them.
 
     Args:
@@ -45,48 +45,50 @@ def plan_writing(
         amount: how much is left to be written.
         prompts: prompts of the whole stage.
     """
-    author, limit = context.asked(teacher), rules.instruction_sampling.max_tokens
+    generator, limit = context.asked(teacher), rules.instruction_sampling.max_tokens
 
     def fits(prompt: str) -> bool:
-        return author.fits(turn(prompt), limit)
+        return generator.fits(turn(prompt), limit)
 
-    drawn = [fitting_prompt(rules.synthesizer, seed, seeds, context.written, fits)[0] for seed, seeds in shots]
+    drawn = [
+        fitting_prompt(rules.synthesizer, seed, seed_tasks, context.written, fits)[0] for seed, seed_tasks in shots
+    ]
     asked = [prompt for prompt in drawn if prompt]
-    like = evenly(context.known, min(MANY, len(context.known))) or _stand_ins(shots, asked)
-    instructions = author.work(
+    samples = evenly(context.known, min(MAX_SAMPLES, len(context.known))) or _stand_ins(shots, asked)
+    instructions = generator.work(
         "instructions",
         amount.completions,
         amount.max_completions,
         [turn(prompt) for prompt in asked],
-        [example.completion for example in like],
+        [example.completion for example in samples],
         limit,
     )
-    responses = author.work(
+    responses = generator.work(
         "responses",
         amount.accepted,
         amount.max_completions,  # what the response filter rejects has been answered
-        [turn(example.instruction) for example in like],
-        [example.response for example in like],
+        [turn(example.instruction) for example in samples],
+        [example.response for example in samples],
         rules.response_sampling.max_tokens,
     )
-    return Plan(
+    return StageEstimate(
         work=[instructions, responses] if rules.answered else [instructions],
-        leaves=Expected(
+        expected_output=ExpectedRecords(
             count=len(context.written) + amount.accepted,
-            most=len(context.written) + amount.max_accepted,
+            upper_bound=len(context.written) + amount.max_accepted,
             prompts=prompts,
             instructions=len(context.written) + amount.accepted,
-            like=like,
+            samples=samples,
         ),
-        prompts=[author.shown(turn(prompt)) for prompt in asked],
+        prompts=[generator.shown(turn(prompt)) for prompt in asked],
         notes=context.notes(),
     )
 
 
 def _stand_ins(shots: Sequence[tuple[int, Sequence[Example]]], prompts: Sequence[str]) -> list[Example]:
     """The seeds, as if they had been written in answer to these prompts."""
-    seeds = list({example.id: example for _, examples in shots for example in examples}.values())
-    seeds = evenly(seeds, min(MANY, len(seeds)))
+    seed_tasks = list({example.id: example for _, examples in shots for example in examples}.values())
+    seed_tasks = evenly(seed_tasks, min(MAX_SAMPLES, len(seed_tasks)))
     return [
         dataclasses.replace(
             seed,
@@ -94,5 +96,5 @@ def _stand_ins(shots: Sequence[tuple[int, Sequence[Example]]], prompts: Sequence
             prompt=prompt,
             completion=f"{OPENING}{seed.instruction}{CLOSING}",
         )
-        for seed, prompt in zip(seeds, evenly(prompts, len(seeds)), strict=True)
+        for seed, prompt in zip(seed_tasks, evenly(prompts, len(seed_tasks)), strict=True)
     ]

@@ -15,7 +15,7 @@ USAGE = ("prompt_tokens", "generated_tokens", "cost")
 
 
 @dataclass(frozen=True)
-class Author:
+class Generator:
     """Somebody who writes: a model, and the engine that runs it."""
 
     name: str
@@ -26,7 +26,7 @@ class Author:
     """Its name in the pool, where it has an engine and a price of its own; empty for who is not of the pool."""
 
 
-def teacher(context: StageContext, setting: str, name: str) -> Author:
+def teacher(context: StageContext, setting: str, name: str) -> Generator:
     """The teacher that a setting names: of the pool, or the one that a stage has trained.
 
     Args:
@@ -35,20 +35,20 @@ def teacher(context: StageContext, setting: str, name: str) -> Author:
         name: what it says.
     """
     if name in context.pool:
-        return Author(name, context.pool[name].source(), member=name)
+        return Generator(name, context.pool[name].source(), member=name)
     return _unpooled(context.source(context.teacher(), setting))
 
 
-def student(context: StageContext, setting: str) -> Author:
+def student(context: StageContext, setting: str) -> Generator:
     """The student of the stage that a setting names."""
     return _unpooled(context.source(context.student(), setting))
 
 
-def _unpooled(source: ModelSource) -> Author:
-    return Author(f"{source.backbone} + {source.weights.parent.name}" if source.weights else source.backbone, source)
+def _unpooled(source: ModelSource) -> Generator:
+    return Generator(f"{source.backbone} + {source.weights.parent.name}" if source.weights else source.backbone, source)
 
 
-class Authors:
+class Generators:
     """The authors of one stage, and the engines that run them; a context manager that closes what it has opened.
 
     Args:
@@ -59,7 +59,7 @@ class Authors:
         self.context = context
         self._usage: dict[str, float] = {}
         self._engines: dict[str, GenerationBackend] = {}
-        self._loaded: Author | None = None
+        self._loaded: Generator | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -70,23 +70,25 @@ class Authors:
         if self._loaded is not None:
             self._engine(self._loaded).close()
 
-    def fits(self, author: Author, messages: Sequence[Message], sampling: Sampling) -> bool:
+    def fits(self, generator: Generator, messages: Sequence[Message], sampling: Sampling) -> bool:
         """Whether the conversation and a completion of full length fit the author's context."""
         loaded = self._loaded
         # Two adapters of a backbone share its context: asking one for the other spares loading.
-        if loaded is None or (loaded.member, loaded.source.backbone) != (author.member, author.source.backbone):
-            self._load(author)
-        return self._engine(author).fits(messages, sampling)
+        if loaded is None or (loaded.member, loaded.source.backbone) != (generator.member, generator.source.backbone):
+            self._load(generator)
+        return self._engine(generator).fits(messages, sampling)
 
-    def generate(self, authors: Sequence[Author], requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, generators: Sequence[Generator], requests: Sequence[Request], sampling: Sampling
+    ) -> list[Completion]:
         """One completion of each request by its author, in order."""
         completions: dict[int, Completion] = {}
         # Who is loaded goes first: two teachers that write and answer change places twice and not four times.
-        for author in sorted(dict.fromkeys(authors), key=lambda author: author != self._loaded):
-            self._load(author)
-            mine = [place for place, other in enumerate(authors) if other == author]
-            answers = self._engine(author).generate([requests[place] for place in mine], sampling)
-            self._count(author, answers)
+        for generator in sorted(dict.fromkeys(generators), key=lambda generator: generator != self._loaded):
+            self._load(generator)
+            mine = [place for place, other in enumerate(generators) if other == generator]
+            answers = self._engine(generator).generate([requests[place] for place in mine], sampling)
+            self._count(generator, answers)
             completions |= dict(zip(mine, answers, strict=True))
         return [completions[place] for place in range(len(requests))]
 
@@ -99,33 +101,33 @@ class Authors:
         notes, self._usage = self._usage, {}
         return notes
 
-    def _load(self, author: Author) -> None:
-        if author == self._loaded:
+    def _load(self, generator: Generator) -> None:
+        if generator == self._loaded:
             return
-        engine = self._engine(author)
+        engine = self._engine(generator)
         if self._loaded is not None and self._engine(self._loaded) is not engine:
             self._engine(self._loaded).close()  # or both would be in memory while the second is loaded
             self._loaded = None
-        engine.load(author.source)
-        self._loaded = author
+        engine.load(generator.source)
+        self._loaded = generator
 
-    def _engine(self, author: Author) -> GenerationBackend:
-        member = self.context.pool.get(author.member)
+    def _engine(self, generator: Generator) -> GenerationBackend:
+        member = self.context.pool.get(generator.member)
         generation = member.generation if member is not None else None
-        name = author.member if generation is not None else ""  # who has no engine of their own shares the run's
+        name = generator.member if generation is not None else ""  # who has no engine of their own shares the run's
         if name not in self._engines:
             engine = (generation or self.context.backend)()
             if name and self.context.requests is not None:
-                engine.keep(self.context.requests / name)  # each has a price of its own
+                engine.set_cache_dir(self.context.requests / name)  # each has a price of its own
             self._engines[name] = engine
         return self._engines[name]
 
-    def _count(self, author: Author, completions: Sequence[Completion]) -> None:
+    def _count(self, generator: Generator, completions: Sequence[Completion]) -> None:
         read = sum(completion.num_prompt_tokens for completion in completions)
         written = sum(completion.num_tokens for completion in completions)
         counts: dict[str, float] = {"prompt_tokens": read, "generated_tokens": written}
-        member = self.context.pool.get(author.member)
-        price = (member.price if member is not None else None) or self._engine(author).price
+        member = self.context.pool.get(generator.member)
+        price = (member.price if member is not None else None) or self._engine(generator).price
         if price is not None:
             counts["cost"] = price.cost(read, written)
         for name, count in counts.items():
@@ -133,6 +135,6 @@ class Authors:
 
 
 def usage_metrics(commits: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The usage of all rounds of a journal, for a stage's metrics."""
+    """The usage of all batches of a journal, for a stage's metrics."""
     names = [name for name in USAGE if any(name in commit for commit in commits)]
     return {name: sum(commit.get(name, 0) for commit in commits) for name in names}

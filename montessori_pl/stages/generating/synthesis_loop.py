@@ -1,6 +1,6 @@
-"""Writing in rounds: prompts go to their authors, what they write is looked at, and what passes is answered.
+"""Writing in batches: prompts go to their authors, what they write is looked at, and what passes is answered.
 
-A round depends on the stage's seed and on what was accepted before it, so that it can be written again after a kill.
+A batch depends on the stage's seed and on what was accepted before it, so that it can be written again after a kill.
 """
 
 import random
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from montessori_pl.data.records import Example, Message, Rejection, stable_seed
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.stages.base import StageContext
-from montessori_pl.stages.generating.generators import Author, Authors
+from montessori_pl.stages.generating.generators import Generator, Generators
 from montessori_pl.synthesis.base import Synthesizer
 from montessori_pl.synthesis.contamination import Decontamination, HeldOut
 from montessori_pl.synthesis.filters import InstructionFilter, Rejected, ResponseFilter
@@ -19,7 +19,7 @@ from montessori_pl.synthesis.near_duplicates import NearDuplicateIndex
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class SynthesisConfig:
     """How is written, and what is kept: settings of the stage, which says what each of them means."""
 
     synthesizer: Synthesizer
@@ -38,16 +38,16 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """One prompt of a round."""
+class PromptTask:
+    """One prompt of a batch."""
 
     prompt_id: str
     """Of the prompt."""
     seed: int
     """Of what is drawn for the prompt."""
-    author: Author
+    generator: Generator
     """Who is asked."""
-    seeds: Sequence[Example]
+    seed_tasks: Sequence[Example]
     """What may be shown as shots, beside what was written before."""
     num_samples: int
     """How many completions are asked for."""
@@ -58,45 +58,45 @@ class _Candidate:
     """A completion on its way to an example."""
 
     id: str
-    author: Author
+    generator: Generator
     prompt_id: str
     prompt: str = ""
-    seed_ids: tuple[str, ...] = ()
+    seed_task_ids: tuple[str, ...] = ()
     completion: Completion = Completion(text="", finished=False, num_tokens=0)
     instruction: str = ""
 
 
-class Writer:
-    """Writes one round after another; holds what the rounds share.
+class SynthesisLoop:
+    """Writes one batch after another; holds what the batches share.
 
     Args:
         context: the stage's.
         rules: what is kept.
         authors: who writes.
         seeds: examples that nothing may repeat.
-        examples: what was accepted before; the caller adds what a round brings.
-        has_room: whether one more example of this prompt is wanted, given how many of each prompt the round has.
+        examples: what was accepted before; the caller adds what a batch brings.
+        has_room: whether one more example of this prompt is wanted, given how many of each prompt the batch has.
     """
 
     def __init__(
         self,
         context: StageContext,
-        rules: Rules,
-        authors: Authors,
-        seeds: Sequence[Example],
+        rules: SynthesisConfig,
+        generators: Generators,
+        seed_tasks: Sequence[Example],
         examples: list[Example],
         has_room: Callable[[str, Counter[str]], bool],
     ) -> None:
-        self.context, self.rules, self.authors = context, rules, authors
-        self.seeds, self.examples, self.has_room = seeds, examples, has_room
+        self.context, self.rules, self.generators = context, rules, generators
+        self.seed_tasks, self.examples, self.has_room = seed_tasks, examples, has_room
         self.index = self._index(examples)
         self.held_out = _held_out(context, rules.decontaminate)
 
-    def write(self, number: int, assignments: Sequence[Assignment]) -> tuple[list[Example], list[Rejection]]:
-        """The examples and rejections of the round of this number."""
+    def write(self, number: int, tasks: Sequence[PromptTask]) -> tuple[list[Example], list[Rejection]]:
+        """The examples and rejections of the batch of this number."""
         rejections: list[Rejection] = []
         accepted: list[Example] = []
-        candidates = list(self._instructions(number, assignments, rejections))
+        candidates = list(self._instructions(number, tasks, rejections))
         if not self.rules.answered:
             return [_example(candidate, number, "") for candidate in candidates], rejections
         for candidate, response in zip(candidates, self._responses(candidates), strict=True):
@@ -116,16 +116,16 @@ class Writer:
     def _index(self, examples: Sequence[Example]) -> NearDuplicateIndex:
         """What no new instruction may repeat: the seeds, and these examples."""
         index = NearDuplicateIndex(self.rules.threshold)
-        for example in [*self.seeds, *examples]:
+        for example in [*self.seed_tasks, *examples]:
             index.add(example.id, example.instruction)
         return index
 
     def _instructions(
-        self, number: int, assignments: Sequence[Assignment], rejections: list[Rejection]
+        self, number: int, tasks: Sequence[PromptTask], rejections: list[Rejection]
     ) -> Iterator[_Candidate]:
         """Candidates with an instruction that passes; the others become rejections."""
         passed: Counter[str] = Counter()
-        for candidate in self._candidates(number, assignments, rejections):
+        for candidate in self._candidates(number, tasks, rejections):
             try:
                 candidate.instruction = self._checked_instruction(candidate)
                 if not self.has_room(candidate.prompt_id, passed):
@@ -146,42 +146,42 @@ class Writer:
             raise Rejected("near duplicate", f"ROUGE-L {match.similarity:.3f} with {match.id}: {match.text}")
         return instruction
 
-    def _candidates(
-        self, number: int, assignments: Sequence[Assignment], rejections: list[Rejection]
-    ) -> list[_Candidate]:
-        """All completions of this round's prompts."""
+    def _candidates(self, number: int, tasks: Sequence[PromptTask], rejections: list[Rejection]) -> list[_Candidate]:
+        """All completions of this batch's prompts."""
         candidates: list[_Candidate] = []
-        for one in assignments:
-            prompt, seed_ids = self._prompt(one)
+        for one in tasks:
+            prompt, seed_task_ids = self._prompt(one)
             if prompt:
                 ids = [f"{one.prompt_id}-{sample}" for sample in range(one.num_samples)]
-                candidates += [_Candidate(id_, one.author, one.prompt_id, prompt, seed_ids) for id_ in ids]
+                candidates += [_Candidate(id_, one.generator, one.prompt_id, prompt, seed_task_ids) for id_ in ids]
             else:
                 error = Rejected("prompt too long", "not even one shot fits the teacher's context")
-                rejections.append(_rejection(_Candidate(one.prompt_id, one.author, one.prompt_id), number, error, ""))
+                rejections.append(
+                    _rejection(_Candidate(one.prompt_id, one.generator, one.prompt_id), number, error, "")
+                )
         requests = [self._request(candidate.prompt, candidate.id, "instruction") for candidate in candidates]
-        authors = [candidate.author for candidate in candidates]
-        completions = self.authors.generate(authors, requests, self.rules.instruction_sampling)
+        generators = [candidate.generator for candidate in candidates]
+        completions = self.generators.generate(generators, requests, self.rules.instruction_sampling)
         for candidate, completion in zip(candidates, completions, strict=True):
             candidate.completion = completion
         return candidates
 
-    def _prompt(self, assignment: Assignment) -> tuple[str, tuple[str, ...]]:
+    def _prompt(self, task: PromptTask) -> tuple[str, tuple[str, ...]]:
         def fits(prompt: str) -> bool:
-            return self.authors.fits(assignment.author, turn(prompt), self.rules.instruction_sampling)
+            return self.generators.fits(task.generator, turn(prompt), self.rules.instruction_sampling)
 
-        return fitting_prompt(self.rules.synthesizer, assignment.seed, assignment.seeds, self.examples, fits)
+        return fitting_prompt(self.rules.synthesizer, task.seed, task.seed_tasks, self.examples, fits)
 
     def _responses(self, candidates: Sequence[_Candidate]) -> list[Completion | None]:
         """The author's answer to each instruction; none where there is no room for it."""
         fitting = [
             candidate
             for candidate in candidates
-            if self.authors.fits(candidate.author, turn(candidate.instruction), self.rules.response_sampling)
+            if self.generators.fits(candidate.generator, turn(candidate.instruction), self.rules.response_sampling)
         ]
         requests = [self._request(candidate.instruction, candidate.id, "response") for candidate in fitting]
-        authors = [candidate.author for candidate in fitting]
-        answers = self.authors.generate(authors, requests, self.rules.response_sampling)
+        generators = [candidate.generator for candidate in fitting]
+        answers = self.generators.generate(generators, requests, self.rules.response_sampling)
         by_id = {candidate.id: answer for candidate, answer in zip(fitting, answers, strict=True)}
         return [by_id.get(candidate.id) for candidate in candidates]
 
@@ -192,17 +192,17 @@ class Writer:
 def fitting_prompt(
     synthesizer: Synthesizer,
     seed: int,
-    seeds: Sequence[Example],
+    seed_tasks: Sequence[Example],
     written: Sequence[Example],
     fits: Callable[[str], bool],
 ) -> tuple[str, tuple[str, ...]]:
     """The prompt of this seed with the ids of its shots, fewer where all of them do not fit; empty if none does."""
     num_shots: int | None = None
     while num_shots is None or num_shots > 0:
-        prompt, seed_ids = synthesizer.prompt(random.Random(seed), seeds, written, num_shots)
+        prompt, seed_task_ids = synthesizer.prompt(random.Random(seed), seed_tasks, written, num_shots)
         if fits(prompt):
-            return prompt, seed_ids
-        num_shots = len(seed_ids) - 1
+            return prompt, seed_task_ids
+        num_shots = len(seed_task_ids) - 1
     return "", ()
 
 
@@ -222,7 +222,7 @@ def _rejection(candidate: _Candidate, number: int, error: Rejected, text: str) -
         detail=error.detail,
         text=text,
         prompt_id=candidate.prompt_id,
-        round=number,
+        batch=number,
     )
 
 
@@ -235,9 +235,9 @@ def _example(candidate: _Candidate, number: int, response: str) -> Example:
         prompt=candidate.prompt,
         completion=candidate.completion.text,
         completion_finished=candidate.completion.finished,
-        teacher=candidate.author.name,
-        seed_ids=candidate.seed_ids,
-        round=number,
+        teacher=candidate.generator.name,
+        seed_task_ids=candidate.seed_task_ids,
+        batch=number,
     )
 
 

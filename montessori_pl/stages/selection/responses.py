@@ -21,7 +21,7 @@ def read_pool(context: StageContext) -> ResponsePool:
     Raises:
         StageError: nobody says who wrote a response, or there are not two teachers.
     """
-    directory = context.given("examples")
+    directory = context.input_dir("examples")
     try:
         pool = ResponsePool.of(read_records(directory / EXAMPLES, Example))
     except ValueError as error:
@@ -36,7 +36,7 @@ def read_pool(context: StageContext) -> ResponsePool:
 
 def read_scores(context: StageContext, setting: str) -> list[Score]:
     """The scores of the stage that the setting names."""
-    return read_records(context.given(setting) / SCORES, Score)
+    return read_records(context.input_dir(setting) / SCORES, Score)
 
 
 def save_router(context: StageContext, router: Router) -> None:

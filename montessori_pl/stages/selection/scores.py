@@ -1,7 +1,7 @@
 """What the stages that choose by scores share: the scores of one stage, or the mean of several."""
 
 from montessori_pl.data.records import Score, read_records
-from montessori_pl.estimates.context import PlanContext
+from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.pairing import mean_scores
 from montessori_pl.stages.base import SCORES, Input, Kind, StageContext, StageError
 
@@ -29,7 +29,7 @@ def read_scores(context: StageContext, names: list[str]) -> dict[str, Score]:
     Raises:
         StageError: the scores cannot be averaged.
     """
-    directories = [context.given(_setting(names, name)) for name in names]
+    directories = [context.input_dir(_setting(names, name)) for name in names]
     several = [{score.id: score for score in read_records(one / SCORES, Score)} for one in directories]
     if len(several) == 1:
         return several[0]
@@ -39,9 +39,9 @@ def read_scores(context: StageContext, names: list[str]) -> dict[str, Score]:
         raise StageError(f"{context.key}, scores {', '.join(names)}: {error}") from error
 
 
-def num_scored(context: PlanContext, names: list[str]) -> int:
+def num_scored(context: EstimateContext, names: list[str]) -> int:
     """How many examples all of these stages score, as far as it can be foreseen."""
-    return min(context.given(_setting(names, name)).count for name in names)
+    return min(context.expected_input(_setting(names, name)).count for name in names)
 
 
 def _setting(names: list[str], name: str) -> str:

@@ -1,8 +1,8 @@
-"""A look at the teacher while it is trained: its loss on pairs that it does not learn, and what it writes by now.
+"""Evaluates the teacher while it is trained: its loss on pairs that it does not learn, and what it writes by now.
 
-Measures and decides nothing. Training goes on from a look as if there had been none: the network keeps its mode, its
-gradients and which of its parameters are trained, and no random number is drawn from a generator that is not the
-look's own. Looks are computed without mixed precision, as the teacher will write.
+Measures and decides nothing. Training goes on as if there had been no evaluation: the network keeps its mode, its
+gradients and which of its parameters are trained, and random numbers come from a generator of its own. Evaluations
+are computed without mixed precision, as the teacher will write.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from montessori_pl.batches.collate import IGNORED, collate, collate_pairs
 from montessori_pl.batches.encoding import EncodedPair
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Message, stable_seed
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.generation.transformers_backend import TransformersBackend
@@ -24,23 +24,23 @@ from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected
 
-Look = dict[str, Any]
-"""What a look has seen: a row of `looks.jsonl`."""
+Evaluation = dict[str, Any]
+"""The numbers of one evaluation: a row of `alignment_evaluations.jsonl`."""
 
 NUM_TEXTS = 3
-"""Completions that are kept with a look, to be read."""
+"""Completions that are kept with an evaluation, to be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observer:
+class AlignmentEvaluator:
     """Looks at a teacher, each time at the same pairs, prompts and seeds, so that looks differ by the teacher alone."""
 
     teacher: TeacherDPOModule
     """The teacher; its model is loaded when looks are taken."""
-    chat: ChatFormat
+    chat_template: ChatTemplate
     """How it writes conversations."""
     held_out: Sequence[EncodedPair]
-    """Pairs that it is not trained on; none are not looked at."""
+    """Pairs that it is not trained on; none are not evaluated."""
     prompts: Sequence[list[Message]]
     """The conversations that are asked to go on in the live sample, in turn."""
     num_samples: int
@@ -54,7 +54,7 @@ class Observer:
     batch_size: int
     """Pairs, or completions, that are scored together."""
 
-    def look(self) -> Look:
+    def evaluate(self) -> Evaluation:
         """All numbers of the teacher as it is now, and some of its texts.
 
         Returns:
@@ -62,7 +62,7 @@ class Observer:
             the chosen minus that of the rejected completions, in nats and not multiplied by beta), `chosen_log_ratio`,
             `rejected_log_ratio` and `reward_accuracy`.
 
-            On the live sample, where there is one: `parsed_share` (completions that hold what they were written for),
+            On the live sample, where there is one: `parsed_rate` (completions that hold what they were written for),
             the numbers of `diversity` over what they hold, `tokens` (per completion), `kl` (mean log-ratio of teacher
             and reference policy, in nats per completion: an estimate of their divergence on the teacher's own samples,
             and without bias only where `sampling` changes no probability), `divergence` (the same per token),
@@ -74,10 +74,10 @@ class Observer:
                 **(self._writing() if self.num_samples and self.prompts else {}),
             }
 
-    def _preferences(self) -> Look:
+    def _preferences(self) -> Evaluation:
         losses, chosen, chosen_ratios, rejected_ratios, weights, num_tokens = [], [], [], [], [], 0
         for pairs in _batches(self.held_out, self.batch_size):
-            batch = self._on_device(collate_pairs(pairs, self.chat.tokenizer.pad_token_id))
+            batch = self._on_device(collate_pairs(pairs, self.chat_template.tokenizer.pad_token_id))
             output, log_probabilities, _ = self.teacher.dpo(batch)
             losses.append(output.loss)
             chosen.append(log_probabilities)
@@ -95,7 +95,7 @@ class Observer:
             "reward_accuracy": float((margins > 0).float().mean()),
         }
 
-    def _writing(self) -> Look:
+    def _writing(self) -> Evaluation:
         asked = list(itertools.islice(itertools.cycle(self.prompts), self.num_samples))
         completions = self._sample(asked)
         found = []
@@ -104,7 +104,7 @@ class Observer:
                 found.append(self.read(completion.text))
         policy, reference, num_tokens = self._log_probabilities(asked, completions)
         return {
-            "parsed_share": len(found) / len(completions),
+            "parsed_rate": len(found) / len(completions),
             **diversity(found),
             "tokens": sum(completion.num_tokens for completion in completions) / len(completions),
             "kl": float((policy - reference).mean()),
@@ -114,16 +114,16 @@ class Observer:
         }
 
     def _sample(self, prompts: Sequence[list[Message]]) -> list[Completion]:
-        sampling, limit = self.sampling, self.chat.context
+        sampling, limit = self.sampling, self.chat_template.context
         if limit is not None:  # a longer limit than the context has room for is no mistake here: the default is long
-            room = limit - max(len(self.chat.prompt_ids(prompt)) for prompt in prompts[: len(self.prompts)])
+            room = limit - max(len(self.chat_template.prompt_ids(prompt)) for prompt in prompts[: len(self.prompts)])
             sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
         requests = [
             Request(messages=prompt, seed=stable_seed(self.seed, "look", number))
             for number, prompt in enumerate(prompts)
         ]
         with closing(TransformersBackend()) as backend:
-            backend.serve(self.teacher.network, self.chat)
+            backend.serve(self.teacher.network, self.chat_template)
             return backend.generate(requests, sampling)
 
     def _log_probabilities(
@@ -132,16 +132,16 @@ class Observer:
         """Of each completion under teacher and reference policy, the shortest first, and the tokens of all."""
         rendered = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            before = self.chat.prompt_ids(prompt)
-            response = self.chat.response_ids(completion.text, completion.finished)
+            before = self.chat_template.prompt_ids(prompt)
+            response = self.chat_template.response_ids(completion.text, completion.finished)
             rendered.append(Rendered(before + response, [False] * len(before) + [True] * len(response)))
         rendered.sort(key=lambda one: len(one.input_ids))
         both = [
-            self.teacher.log_probabilities(self._on_device(collate(some, self.chat.tokenizer.pad_token_id)))
+            self.teacher.log_probabilities(self._on_device(collate(some, self.chat_template.tokenizer.pad_token_id)))
             for some in _batches(rendered, self.batch_size)
         ]
         policy, reference = (torch.cat(side) for side in zip(*both, strict=True))
-        return policy, reference, sum(sum(one.trained) for one in rendered)
+        return policy, reference, sum(sum(one.completion_mask) for one in rendered)
 
     def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         device = next(self.teacher.network.parameters()).device

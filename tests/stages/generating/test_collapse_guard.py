@@ -1,6 +1,6 @@
 """A guarded Synthesize with scripted teachers: one before alignment, and one that alignment has narrowed.
 
-Rounds are of 4 prompts with 4 samples, 16 completions; the guard looks at 32 of them, after two rounds for the first
+Batches are of 4 prompts with 4 samples, 16 completions; the guard looks at 32 of them, after two batches for the first
 time.
 """
 
@@ -83,7 +83,7 @@ class School:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for role in ("seeds", "reference"):
+        for role in ("seed_tasks", "reference"):
             examples = [Example(id=f"{role}-{n}", instruction=f"{role} number {n}", response="r") for n in range(4)]
             append_records(root / f"{role}.jsonl", examples)
         self.data = DataSources(str(root / "seeds.jsonl"), str(root / "reference.jsonl"))
@@ -108,14 +108,14 @@ class School:
             backend=lambda: teachers,
         )
         synthesizer = SelfInstruct("classroom", 2, 1)
-        settings = {"synthesizer": synthesizer, "prompts_per_round": 4, "max_similarity": None, **settings}
+        settings = {"synthesizer": synthesizer, "prompts_per_batch": 4, "max_similarity": None, **settings}
         return Synthesize(**settings).run(context)
 
     def examples(self, name: str) -> list[Example]:
         return read_records(self.root / name / "examples.jsonl", Example)
 
     def alarms(self, name: str) -> list[int]:
-        """The rounds that the journal remembers for an alarm."""
+        """The batches that the journal remembers for an alarm."""
         commits = read_lines(self.root / name / "journal.jsonl")
         return [number for number, commit in enumerate(commits) if "alarm" in commit]
 
@@ -158,7 +158,7 @@ class TestAlarm:
 
     def test_completions_without_instructions(self, school: School) -> None:
         """The whole sentence; before the alarm nothing was accepted, and the patience is not at its end."""
-        limits = dataclasses.replace(NOTHING, parsed_share=0.8)
+        limits = dataclasses.replace(NOTHING, parsed_rate=0.8)
         metrics = school.run("data", Teachers(mute), num_examples=20, guard=guard(limits=limits, fallback="unaligned"))
         assert metrics["warnings"] == [
             "after 32 completions the writing had moved beyond the limits (share of usable completions "
@@ -172,7 +172,7 @@ class TestAlarm:
         def same(rng: random.Random) -> str:
             return "<instruction>sun moon star rain</instruction>"
 
-        limits = dataclasses.replace(NOTHING, near_duplicate_share=0.3)
+        limits = dataclasses.replace(NOTHING, near_duplicate_rate=0.3)
         (said,) = school.run("data", Teachers(same), num_prompts=20, guard=guard(limits=limits))["warnings"]
         assert "(share of near duplicates 0.97, before 0.00, limit 0.30)" in said
 
@@ -190,7 +190,7 @@ class TestAlarm:
 
     def test_rejected_response_is_no_missing_instruction(self, school: School) -> None:
         """What is kept of it is the instruction alone, without tags."""
-        limits = dataclasses.replace(NOTHING, parsed_share=1.0, token_entropy=0.8)
+        limits = dataclasses.replace(NOTHING, parsed_rate=1.0, token_entropy=0.8)
         metrics = school.run("data", Teachers(broad, answer=""), num_prompts=8, guard=guard(limits=limits))
         assert metrics["rejected"] == {"empty response": 32}
         assert metrics["warnings"] == []
@@ -223,19 +223,19 @@ class TestAlarm:
 
 class TestFallback:
     def test_mixture(self, school: School) -> None:
-        """From the round after the alarm on, odd prompts are written and answered by the teacher before alignment.
+        """From the batch after the alarm on, odd prompts are written and answered by the teacher before alignment.
 
-        Each round the two change places twice, and are never in memory together.
+        Each batch the two change places twice, and are never in memory together.
         """
         teachers = Teachers(narrow)
         metrics = school.run("data", teachers, num_prompts=20, guard=guard(fallback="mixture"))
         (said,) = metrics["warnings"]
         assert said.endswith("; every second prompt of the rest was written by the teacher before alignment, base")
         for example in school.examples("data"):
-            unaligned = example.round >= 2 and int(example.prompt_id[-5:]) % 2 == 1
+            unaligned = example.batch >= 2 and int(example.prompt_id[-5:]) % 2 == 1
             assert example.teacher == ("the-teacher" if unaligned else "the-teacher + aligned")
             assert example.response == ("I, base" if unaligned else "I, aligned")
-        assert {example.round for example in school.examples("data")} == {0, 1, 2, 3, 4}
+        assert {example.batch for example in school.examples("data")} == {0, 1, 2, 3, 4}
         ids = [example.id for example in school.examples("data")]
         assert ids == sorted(ids), "in the order of the prompts, whoever wrote them"
         assert teachers.events == ["aligned", *["base", "aligned"] * 3]
@@ -244,26 +244,26 @@ class TestFallback:
         teachers = Teachers(narrow)
         school.run("data", teachers, num_prompts=20, guard=guard(fallback="unaligned"))
         for example in school.examples("data"):
-            assert example.teacher == ("the-teacher" if example.round >= 2 else "the-teacher + aligned")
+            assert example.teacher == ("the-teacher" if example.batch >= 2 else "the-teacher + aligned")
         assert teachers.events == ["aligned", "base"]
 
     def test_stage_that_trained_the_teacher_before(self, school: School) -> None:
         fallback = guard(fallback="unaligned", fallback_teacher="earlier")
         (said,) = school.run("data", Teachers(narrow), num_prompts=20, guard=fallback)["warnings"]
         assert said.endswith("the teacher before alignment, earlier")
-        assert {one.teacher for one in school.examples("data") if one.round >= 2} == {"the-teacher + earlier"}
+        assert {one.teacher for one in school.examples("data") if one.batch >= 2} == {"the-teacher + earlier"}
 
     def test_once_fired_it_stays_on(self, school: School) -> None:
         """The teacher before alignment writes broadly again; the aligned one does not come back for that."""
         school.run("data", Teachers(narrow), num_prompts=60, guard=guard(fallback="unaligned"))
         assert school.alarms("data") == [1]
-        assert {one.teacher for one in school.examples("data") if one.round >= 2} == {"the-teacher"}
+        assert {one.teacher for one in school.examples("data") if one.batch >= 2} == {"the-teacher"}
 
 
 class TestResume:
     @pytest.mark.parametrize("fallback", ["none", "mixture", "unaligned"])
     def test_killed_between_rounds(self, school: School, fallback: str) -> None:
-        """With the journal cut after each of its lines: before the alarm round, right after it, and to the end."""
+        """With the journal cut after each of its lines: before the alarm batch, right after it, and to the end."""
         settings = {"num_prompts": 20, "guard": guard(fallback=fallback)}
         metrics = school.run("data", Teachers(narrow), **settings)
         lines = (school.root / "data" / "journal.jsonl").read_bytes().splitlines(keepends=True)
@@ -275,7 +275,7 @@ class TestResume:
             assert school.files(f"killed{kept}") == school.files("data")
 
     def test_killed_at_each_call(self, school: School) -> None:
-        """A round of a mixture is four calls, one of a single teacher two."""
+        """A batch of a mixture is four calls, one of a single teacher two."""
         settings = {"num_examples": 50, "guard": guard(fallback="mixture")}
         teachers = Teachers(narrow)
         metrics = school.run("data", teachers, **settings)

@@ -15,7 +15,7 @@ from montessori_pl.models.loading import LoraSettings
 from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages import AlignTeacher
-from montessori_pl.stages.training.alignment_monitor import DoseWatch
+from montessori_pl.stages.training.alignment_monitor import AlignmentMonitor
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def align(backbone: str, pairs: Path) -> Align:
 
     def run(
         directory: Path,
-        watch: DoseWatch | None = WATCH,
+        monitor: AlignmentMonitor | None = WATCH,
         training: TrainingSettings = GENTLE,
         notes: Callback | None = None,
         previous: Path | None = None,
@@ -72,7 +72,7 @@ def align(backbone: str, pairs: Path) -> Align:
             teacher=lambda: TeacherDPOModule(backbone, lora=LoraSettings(r=2, alpha=4, dropout=0.1), nll_weight=0.1),
             trainer=trainer,
         )
-        stage = AlignTeacher("pairs", training, watch=watch, synthesizer=Whatever(), **settings)
+        stage = AlignTeacher("pairs", training, monitor=monitor, synthesizer=Whatever(), **settings)
         return stage.run(context)
 
     return run

@@ -8,25 +8,30 @@ from typing import Any
 
 import pytest
 import torch
-from alignments import PROMPTS, SEED, SHORT, Align, Whatever, looks_of
+from alignments import PROMPTS, SEED, SHORT, Align, Whatever, evaluations_of
 from tiny_models import tiny_tokenizer
 
 from montessori_pl.batches.encoding import encode_pairs
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import PreferencePair, read_lines, stable_seed
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_model, save_weights
 from montessori_pl.models.teacher import TeacherDPOModule
-from montessori_pl.stages.training.alignment_evaluator import Observer
+from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator
 from montessori_pl.synthesis.diversity import diversity
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
 
 
-def slow_log_probability(source: ModelSource, chat: ChatFormat, prompt: str, text: str, finished: bool) -> float:
+def slow_log_probability(
+    source: ModelSource, chat_template: ChatTemplate, prompt: str, text: str, finished: bool
+) -> float:
     """Of one completion, token by token."""
     model = load_model(source)
-    ids, response = chat.prompt_ids([{"role": "user", "content": prompt}]), chat.response_ids(text, finished)
+    ids, response = (
+        chat_template.prompt_ids([{"role": "user", "content": prompt}]),
+        chat_template.response_ids(text, finished),
+    )
     total = 0.0
     for token in response:
         with torch.no_grad():
@@ -36,7 +41,7 @@ def slow_log_probability(source: ModelSource, chat: ChatFormat, prompt: str, tex
 
 
 @pytest.fixture(params=["first", "second"])
-def observer(request: pytest.FixtureRequest, backbone: str, pairs: Path, tmp_path: Path) -> Observer:
+def evaluator(request: pytest.FixtureRequest, backbone: str, pairs: Path, tmp_path: Path) -> AlignmentEvaluator:
     """Looks at a teacher that has moved away from its reference, in the first iteration and in the second one."""
     generator = torch.Generator().manual_seed(4)
 
@@ -53,12 +58,12 @@ def observer(request: pytest.FixtureRequest, backbone: str, pairs: Path, tmp_pat
         save_weights(moved(TeacherDPOModule(backbone, lora=lora)).network, tmp_path / "previous")  # type: ignore[arg-type]
         teacher.source = dataclasses.replace(teacher.source, weights=tmp_path / "previous")
     moved(teacher).network.train()
-    chat = ChatFormat(tiny_tokenizer(), context=96)
+    chat_template = ChatTemplate(tiny_tokenizer(), context=96)
     records = [PreferencePair.from_dict(line) for line in read_lines(pairs / "pairs.jsonl")][:5]
-    return Observer(
+    return AlignmentEvaluator(
         teacher=teacher,
-        chat=chat,
-        held_out=encode_pairs(records, chat, 64),
+        chat_template=chat_template,
+        held_out=encode_pairs(records, chat_template, 64),
         prompts=[[{"role": "user", "content": text}] for text in PROMPTS],
         num_samples=8,
         sampling=SHORT,
@@ -69,35 +74,35 @@ def observer(request: pytest.FixtureRequest, backbone: str, pairs: Path, tmp_pat
 
 
 class TestLook:
-    def test_numbers_of_the_pairs(self, observer: Observer, pairs: Path, tmp_path: Path) -> None:
+    def test_numbers_of_the_pairs(self, evaluator: AlignmentEvaluator, pairs: Path, tmp_path: Path) -> None:
         """Against log-probabilities of one completion at a time, under two models that are loaded anew."""
-        look = observer.look()
-        teacher = observer.teacher
+        evaluation = evaluator.evaluate()
+        teacher = evaluator.teacher
         save_weights(teacher.network, tmp_path / "moved")  # type: ignore[arg-type]
         policy, reference = ModelSource(teacher.backbone, tmp_path / "moved"), teacher.source
         ratios: dict[str, list[float]] = {"chosen": [], "rejected": []}
         losses, nll, tokens = [], 0.0, 0
         for line in list(read_lines(pairs / "pairs.jsonl"))[:5]:
             for side, values in ratios.items():
-                completion = (observer.chat, line["prompt"], line[side], line[f"{side}_finished"])
+                completion = (evaluator.chat_template, line["prompt"], line[side], line[f"{side}_finished"])
                 log_probability = slow_log_probability(policy, *completion)
                 values.append(log_probability - slow_log_probability(reference, *completion))
                 if side == "chosen":
                     nll -= line["weight"] * log_probability
-                    tokens += len(observer.chat.response_ids(line["chosen"], line["chosen_finished"]))
+                    tokens += len(evaluator.chat_template.response_ids(line["chosen"], line["chosen_finished"]))
             margin = ratios["chosen"][-1] - ratios["rejected"][-1]
             losses.append(line["weight"] * math.log(1 + math.exp(-0.3 * margin)))
         margins = [one - other for one, other in zip(ratios["chosen"], ratios["rejected"], strict=True)]
-        assert look["loss"] == pytest.approx(sum(losses) / 5 + 0.5 * nll / tokens, rel=1e-4)
-        assert look["margin"] == pytest.approx(sum(margins) / 5, rel=1e-4, abs=1e-4)
-        assert look["chosen_log_ratio"] == pytest.approx(sum(ratios["chosen"]) / 5, rel=1e-4, abs=1e-4)
-        assert look["rejected_log_ratio"] == pytest.approx(sum(ratios["rejected"]) / 5, rel=1e-4, abs=1e-4)
-        assert look["reward_accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / 5)
+        assert evaluation["loss"] == pytest.approx(sum(losses) / 5 + 0.5 * nll / tokens, rel=1e-4)
+        assert evaluation["margin"] == pytest.approx(sum(margins) / 5, rel=1e-4, abs=1e-4)
+        assert evaluation["chosen_log_ratio"] == pytest.approx(sum(ratios["chosen"]) / 5, rel=1e-4, abs=1e-4)
+        assert evaluation["rejected_log_ratio"] == pytest.approx(sum(ratios["rejected"]) / 5, rel=1e-4, abs=1e-4)
+        assert evaluation["reward_accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / 5)
 
-    def test_numbers_of_the_writing(self, observer: Observer, tmp_path: Path) -> None:
+    def test_numbers_of_the_writing(self, evaluator: AlignmentEvaluator, tmp_path: Path) -> None:
         """The same completions as of the saved teacher, loaded by the engine itself; scored one at a time."""
-        look = observer.look()
-        teacher, chat = observer.teacher, observer.chat
+        evaluation = evaluator.evaluate()
+        teacher, chat_template = evaluator.teacher, evaluator.chat_template
         save_weights(teacher.network, tmp_path / "moved")  # type: ignore[arg-type]
         policy, reference = ModelSource(teacher.backbone, tmp_path / "moved"), teacher.source
         engine = TransformersBackend(device="cpu")
@@ -110,24 +115,24 @@ class TestLook:
         completions: list[Completion] = engine.generate(requests, SHORT)
         ratios, nats, tokens = [], 0.0, 0
         for prompt, completion in zip(asked, completions, strict=True):
-            scored = (chat, prompt, completion.text, completion.finished)
+            scored = (chat_template, prompt, completion.text, completion.finished)
             before = slow_log_probability(reference, *scored)
             ratios.append(slow_log_probability(policy, *scored) - before)
             nats -= before
-            tokens += len(chat.response_ids(completion.text, completion.finished))
+            tokens += len(chat_template.response_ids(completion.text, completion.finished))
         instructions = [completion.text.strip() for completion in completions if "a" in completion.text]
-        assert look["samples"] == [completion.text for completion in completions[:3]]
-        assert look["parsed_share"] == len(instructions) / 8
-        assert {name: look[name] for name in diversity([])} == diversity(instructions)
-        assert look["tokens"] == sum(completion.num_tokens for completion in completions) / 8
-        assert look["kl"] == pytest.approx(sum(ratios) / 8, rel=1e-4, abs=1e-4)
-        assert look["divergence"] == pytest.approx(sum(ratios) / tokens, rel=1e-4, abs=1e-4)
-        assert look["surprise"] == pytest.approx(nats / tokens, rel=1e-4)
+        assert evaluation["samples"] == [completion.text for completion in completions[:3]]
+        assert evaluation["parsed_rate"] == len(instructions) / 8
+        assert {name: evaluation[name] for name in diversity([])} == diversity(instructions)
+        assert evaluation["tokens"] == sum(completion.num_tokens for completion in completions) / 8
+        assert evaluation["kl"] == pytest.approx(sum(ratios) / 8, rel=1e-4, abs=1e-4)
+        assert evaluation["divergence"] == pytest.approx(sum(ratios) / tokens, rel=1e-4, abs=1e-4)
+        assert evaluation["surprise"] == pytest.approx(nats / tokens, rel=1e-4)
 
-    def test_disturbs_nothing(self, observer: Observer) -> None:
+    def test_disturbs_nothing(self, evaluator: AlignmentEvaluator) -> None:
         """Mode of each module, gradients, what is trained, weights and random states; and no tensor of inference."""
-        network = observer.teacher.network
-        for parameter in observer.teacher.optimized().values():
+        network = evaluator.teacher.network
+        for parameter in evaluator.teacher.optimized().values():
             parameter.grad = torch.ones_like(parameter)
         next(network.children()).eval()  # one part, as a callback might
 
@@ -135,24 +140,24 @@ class TestLook:
             return (
                 [module.training for module in network.modules()],
                 {name: parameter.requires_grad for name, parameter in network.named_parameters()},
-                {name: parameter.grad.sum().item() for name, parameter in observer.teacher.optimized().items()},  # type: ignore[union-attr]
+                {name: parameter.grad.sum().item() for name, parameter in evaluator.teacher.optimized().items()},  # type: ignore[union-attr]
                 {name: parameter.detach().double().sum().item() for name, parameter in network.named_parameters()},
                 torch.get_rng_state().tolist(),
                 random.getstate(),
             )
 
-        before, look = state(), observer.look()
+        before, evaluation = state(), evaluator.evaluate()
         assert state() == before
-        assert observer.look() == look, "and the next one sees the same"
+        assert evaluator.evaluate() == evaluation, "and the next one sees the same"
         assert not any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers()))
 
-    def test_completions_end_with_the_context(self, observer: Observer) -> None:
+    def test_completions_end_with_the_context(self, evaluator: AlignmentEvaluator) -> None:
         """The default limit of 1,024 tokens is more than small models have positions."""
-        look = dataclasses.replace(observer, sampling=Sampling(max_tokens=1024)).look()
-        assert look["tokens"] <= 96
+        evaluation = dataclasses.replace(evaluator, sampling=Sampling(max_tokens=1024)).evaluate()
+        assert evaluation["tokens"] <= 96
 
     def test_before_the_first_step_nothing_has_moved(self, align: Align, tmp_path: Path) -> None:
         align(tmp_path)
-        first, _, *others = looks_of(tmp_path)  # the learning rate rises from zero: the first step moves nothing
+        first, _, *others = evaluations_of(tmp_path)  # the learning rate rises from zero: the first step moves nothing
         assert [first[name] for name in ("margin", "chosen_log_ratio", "kl", "reward_accuracy")] == [0, 0, 0, 0]
-        assert all(look["kl"] != 0 and look["margin"] != 0 for look in others)
+        assert all(evaluation["kl"] != 0 and evaluation["margin"] != 0 for evaluation in others)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from alignments import GENTLE, PROMPTS, SEED, WATCH, Align, looks_of
+from alignments import GENTLE, PROMPTS, SEED, WATCH, Align, evaluations_of
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -22,14 +22,14 @@ from stage_runs import Killed
 from tiny_models import tiny_tokenizer
 from torch import Tensor
 
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.models.loading import ModelSource, load_model
 from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.stages import AlignTeacher, Synthesize
 from montessori_pl.stages.base import CHECKPOINT
 from montessori_pl.stages.training import alignment_monitor as dose_module
-from montessori_pl.stages.training.alignment_evaluator import Look
-from montessori_pl.stages.training.alignment_monitor import DoseWatch, num_held_out, prompts_in_order
+from montessori_pl.stages.training.alignment_evaluator import Evaluation
+from montessori_pl.stages.training.alignment_monitor import AlignmentMonitor, num_held_out, prompts_in_order
 from montessori_pl.synthesis.collapse import CollapseLimits
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
@@ -39,10 +39,10 @@ LIMITS = CollapseLimits(divergence=0.3)
 AT_THE_END = -1
 
 
-class Nothing(DoseWatch):
+class Nothing(AlignmentMonitor):
     """Allows no step at all."""
 
-    def beyond(self, first: Mapping[str, Any], look: Mapping[str, Any]) -> list[str]:
+    def beyond(self, first: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
         return ["it moved"]
 
 
@@ -83,42 +83,42 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "sentence"),
         [
-            ({"held_out": 1.0}, "held_out is a share of the prompts, from 0 to less than 1, found 1.0"),
+            ({"held_out": 1.0}, "held_out is a part of the prompts, from 0 to less than 1, found 1.0"),
             ({"every_n_steps": 0}, "every_n_steps and patience must be at least 1 and num_samples not negative, found"),
             ({"patience": 0}, "every_n_steps and patience must be at least 1 and num_samples not negative, found"),
             ({"num_samples": -1}, "every_n_steps and patience must be at least 1 and num_samples not negative, found"),
             ({"max_margin": 0.0}, "max_margin is in nats and must be positive, found 0.0"),
-            ({"held_out": 0, "max_margin": 1.0}, "look at held-out pairs, and held_out is 0"),
-            ({"held_out": 0, "choose": "lowest_loss"}, "look at held-out pairs, and held_out is 0"),
-            ({"held_out": 0, "num_samples": 0}, "watches nothing; write watch: null instead"),
+            ({"held_out": 0, "max_margin": 1.0}, "need held-out pairs, and held_out is 0"),
+            ({"held_out": 0, "choose": "lowest_loss"}, "need held-out pairs, and held_out is 0"),
+            ({"held_out": 0, "num_samples": 0}, "monitors nothing; write monitor: null instead"),
         ],
     )
     def test_mistakes_are_one_sentence(self, settings: dict[str, Any], sentence: str) -> None:
         with pytest.raises(ValueError, match=sentence):
-            DoseWatch(**settings)
+            AlignmentMonitor(**settings)
 
     def test_keep_teachers_needs_looks(self) -> None:
         with pytest.raises(ValueError, match="without `watch` there is no look"):
-            AlignTeacher("pairs", GENTLE, watch=None, keep_teachers=True)
+            AlignTeacher("pairs", GENTLE, monitor=None, save_all_checkpoints=True)
 
     def test_samples_are_drawn_as_synthesize_draws(self) -> None:
         default = inspect.signature(Synthesize).parameters["instruction_sampling"].default
-        assert DoseWatch().sampling == default
+        assert AlignmentMonitor().sampling == default
 
     def test_written_as_yaml(self) -> None:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(AlignTeacher, "stage")
         common = ["--stage.pairs", "p", "--stage.training", '{"lr": 0.1}']
         written = '{"every_n_steps": 5, "limits": {"divergence": null}, "sampling": {"max_tokens": 7}}'
-        stage = parser.instantiate_classes(parser.parse_args([*common, "--stage.watch", written])).stage
-        assert stage.watch.every_n_steps == 5
-        assert stage.watch.limits == CollapseLimits(divergence=None)
-        assert stage.watch.sampling.max_tokens == 7
-        assert parser.instantiate_classes(parser.parse_args([*common, "--stage.watch", "null"])).stage.watch is None
-        assert parser.instantiate_classes(parser.parse_args(common)).stage.watch == DoseWatch()
+        stage = parser.instantiate_classes(parser.parse_args([*common, "--stage.monitor", written])).stage
+        assert stage.monitor.every_n_steps == 5
+        assert stage.monitor.limits == CollapseLimits(divergence=None)
+        assert stage.monitor.sampling.max_tokens == 7
+        assert parser.instantiate_classes(parser.parse_args([*common, "--stage.monitor", "null"])).stage.monitor is None
+        assert parser.instantiate_classes(parser.parse_args(common)).stage.monitor == AlignmentMonitor()
 
 
-def row(step: int, beyond: bool = False, loss: float = 0.0) -> Look:
+def row(step: int, beyond: bool = False, loss: float = 0.0) -> Evaluation:
     return {"step": step, "loss": loss, "beyond": ["too much"] if beyond else []}
 
 
@@ -126,7 +126,7 @@ class TestDecisions:
     """Which look stays and when training stops, from rows written by hand."""
 
     @pytest.mark.parametrize(
-        ("looks", "latest", "lowest"),
+        ("evaluations", "latest", "lowest"),
         [
             ([row(0)], 0, 0),
             ([row(0, loss=0.1), row(1, loss=0.3), row(2, loss=0.2), row(3, loss=0.4)], 3, 2),
@@ -135,28 +135,28 @@ class TestDecisions:
             ([row(0, loss=0.5), row(1, beyond=True), row(2, beyond=True)], 0, 0),
         ],
     )
-    def test_choice(self, looks: list[Look], latest: int, lowest: int) -> None:
-        assert DoseWatch().choice(looks)["step"] == latest
-        assert DoseWatch(choose="lowest_loss").choice(looks)["step"] == lowest
+    def test_choice(self, evaluations: list[Evaluation], latest: int, lowest: int) -> None:
+        assert AlignmentMonitor().choice(evaluations)["step"] == latest
+        assert AlignmentMonitor(choose="lowest_loss").choice(evaluations)["step"] == lowest
 
     @pytest.mark.parametrize(
         ("beyond", "stops"),
         [([], False), ([1], False), ([1, 1], True), ([1, 0, 1], False), ([0, 1, 1], True), ([1, 1, 0], False)],
     )
     def test_stops_after_patience(self, beyond: list[int], stops: bool) -> None:
-        looks = [row(0), *(row(step, bool(flag)) for step, flag in enumerate(beyond, start=1))]
-        assert DoseWatch(patience=2).stops(looks) is stops
+        evaluations = [row(0), *(row(step, bool(flag)) for step, flag in enumerate(beyond, start=1))]
+        assert AlignmentMonitor(patience=2).stops(evaluations) is stops
 
     def test_limits(self) -> None:
-        watch = DoseWatch(max_margin=2.0)
+        monitor = AlignmentMonitor(max_margin=2.0)
         first = {"token_entropy": 4.0, "divergence": 0.0, "margin": 0.0}
-        assert watch.beyond(first, {"token_entropy": 3.5, "divergence": 0.2, "margin": 1.9}) == []
-        assert watch.beyond(first, {"token_entropy": 3.0, "divergence": 0.4, "margin": 2.5}) == [
+        assert monitor.beyond(first, {"token_entropy": 3.5, "divergence": 0.2, "margin": 1.9}) == []
+        assert monitor.beyond(first, {"token_entropy": 3.0, "divergence": 0.4, "margin": 2.5}) == [
             "entropy of the words 3.00, before 4.00, limit 3.20",
             "divergence from the teacher before alignment, in nats per token 0.40, before 0.00, limit 0.30",
             "margin of the held-out pairs 2.50 nats, limit 2.00",
         ]
-        lost = watch.beyond(first, {"divergence": math.nan, "kl": math.inf, "samples": [""]})
+        lost = monitor.beyond(first, {"divergence": math.nan, "kl": math.inf, "samples": [""]})
         assert len(lost) == 2, "a number that is none is not within a limit, nor is it where there is no limit"
         assert lost[1] == "no finite number for divergence, kl"
 
@@ -179,8 +179,8 @@ class TestHeldOut:
         notes = Notes()
         metrics = align(tmp_path, dataclasses.replace(WATCH, held_out=0.34), notes=notes)
         assert (metrics["pairs"], metrics["held_out_pairs"]) == (8, 4)
-        chat = ChatFormat(tiny_tokenizer())
-        beginnings = {text: chat.prompt_ids([{"role": "user", "content": text}]) for text in PROMPTS}
+        chat_template = ChatTemplate(tiny_tokenizer())
+        beginnings = {text: chat_template.prompt_ids([{"role": "user", "content": text}]) for text in PROMPTS}
         found = {
             text: sum(sequence[: len(ids)] == ids for sequence in notes.sequences) for text, ids in beginnings.items()
         }
@@ -193,59 +193,63 @@ class TestTraining:
         """On the same pairs, with dropout: weights, both moments and metrics are equal, bit for bit."""
         training = dataclasses.replace(GENTLE, accumulate_grad_batches=2)
         without = align(tmp_path / "without", None, training)
-        watched = align(tmp_path / "watched", dataclasses.replace(WATCH, held_out=0), training)
-        assert {name: watched[name] for name in without} == without
-        assert (watched["held_out_pairs"], watched["warnings"]) == (0, [])
+        monitored = align(tmp_path / "watched", dataclasses.replace(WATCH, held_out=0), training)
+        assert {name: monitored[name] for name in without} == without
+        assert (monitored["held_out_pairs"], monitored["warnings"]) == (0, [])
         assert weights_of(tmp_path / "watched" / "weights") == weights_of(tmp_path / "without" / "weights")
         one, two = (torch.load(tmp_path / name / CHECKPOINT, weights_only=False) for name in ("watched", "without"))
         for index, state in one["optimizer_states"][0]["state"].items():
             other = two["optimizer_states"][0]["state"][index]
             assert all(torch.equal(value, other[name]) for name, value in state.items())
-        assert not (tmp_path / "without" / "looks.jsonl").exists()
-        assert [look["step"] for look in looks_of(tmp_path / "watched")] == list(range(7))
+        assert not (tmp_path / "without" / "alignment_evaluations.jsonl").exists()
+        assert [evaluation["step"] for evaluation in evaluations_of(tmp_path / "watched")] == list(range(7))
 
     def test_looks_are_taken_at_their_steps(self, align: Align, tmp_path: Path) -> None:
         metrics = align(tmp_path, dataclasses.replace(WATCH, every_n_steps=4))
-        assert [look["step"] for look in looks_of(tmp_path)] == [0, 4, 8, 10]
-        assert metrics["watch"]["looks"] == 4
-        assert (metrics["watch"]["chosen_step"], metrics["watch"]["stopped_at_step"]) == (10, None)
-        assert metrics["watch"]["first"].keys() == metrics["watch"]["chosen"].keys()
-        assert not (tmp_path / "looks").exists()
+        assert [evaluation["step"] for evaluation in evaluations_of(tmp_path)] == [0, 4, 8, 10]
+        assert metrics["monitor"]["evaluations"] == 4
+        assert (metrics["monitor"]["selected_step"], metrics["monitor"]["stopped_at_step"]) == (10, None)
+        assert metrics["monitor"]["first"].keys() == metrics["monitor"]["chosen"].keys()
+        assert not (tmp_path / "adapters").exists()
 
     def test_looks_are_logged(self, align: Align, tmp_path: Path) -> None:
         logger = CSVLogger(tmp_path, name="log", version="")
         align(tmp_path, logger=logger)
         logger.save()
         header = (tmp_path / "log" / "metrics.csv").read_text().splitlines()[0].split(",")
-        assert {"iteration_1/aligned/watch/margin", "iteration_1/aligned/watch/kl"} <= set(header)
+        assert {"iteration_1/aligned/monitor/margin", "iteration_1/aligned/monitor/kl"} <= set(header)
 
     def test_teachers_are_kept(self, align: Align, backbone: str, tmp_path: Path) -> None:
         """One directory for each look, with the adapter as it was after that step."""
         notes = Notes()
-        align(tmp_path, notes=notes, keep_teachers=True)
-        assert sorted(path.name for path in (tmp_path / "looks").iterdir()) == [f"step_{n:06d}" for n in range(11)]
+        align(tmp_path, notes=notes, save_all_checkpoints=True)
+        assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == [f"step_{n:06d}" for n in range(11)]
         for step, weights in notes.adapters.items():
-            saved = load_file(tmp_path / "looks" / f"step_{step:06d}" / "adapter_model.safetensors")
+            saved = load_file(tmp_path / "adapters" / f"step_{step:06d}" / "adapter_model.safetensors")
             named = {name.replace(".default", ""): tensor for name, tensor in weights.items()}
             assert saved.keys() == named.keys()
             assert all(torch.equal(tensor, named[name]) for name, tensor in saved.items())
-        load_model(ModelSource(backbone, tmp_path / "looks" / "step_000003"))
-        assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "looks" / "step_000010")
+        load_model(ModelSource(backbone, tmp_path / "adapters" / "step_000003"))
+        assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "adapters" / "step_000010")
 
     def test_lowest_loss(self, align: Align, tmp_path: Path) -> None:
-        metrics = align(tmp_path, dataclasses.replace(WATCH, choose="lowest_loss"), OVERDOSE, keep_teachers=True)
-        losses = {look["step"]: look["loss"] for look in looks_of(tmp_path)[1:]}
+        metrics = align(tmp_path, dataclasses.replace(WATCH, choose="lowest_loss"), OVERDOSE, save_all_checkpoints=True)
+        losses = {evaluation["step"]: evaluation["loss"] for evaluation in evaluations_of(tmp_path)[1:]}
         best = min(losses, key=lambda step: losses[step])
-        assert metrics["watch"]["chosen_step"] == best < metrics["steps"]
-        assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "looks" / f"step_{best:06d}")
+        assert metrics["monitor"]["selected_step"] == best < metrics["steps"]
+        assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "adapters" / f"step_{best:06d}")
 
     def test_second_iteration(self, align: Align, tmp_path: Path) -> None:
         """From the previous adapter; a watch that allows nothing leaves exactly that one."""
         align(tmp_path / "first")
-        settings = {field.name: getattr(WATCH, field.name) for field in dataclasses.fields(DoseWatch)}
+        settings = {field.name: getattr(WATCH, field.name) for field in dataclasses.fields(AlignmentMonitor)}
         nothing = Nothing(**settings | {"patience": 1})
         metrics = align(tmp_path / "second", nothing, previous=tmp_path / "first")
-        assert (metrics["watch"]["chosen_step"], metrics["watch"]["stopped_at_step"], metrics["steps"]) == (0, 1, 1)
+        assert (metrics["monitor"]["selected_step"], metrics["monitor"]["stopped_at_step"], metrics["steps"]) == (
+            0,
+            1,
+            1,
+        )
         name = "adapter_model.safetensors"
         assert weights_of(tmp_path / "second" / "weights")[name] == weights_of(tmp_path / "first" / "weights")[name]
         assert metrics["warnings"][0].endswith(
@@ -260,46 +264,50 @@ class TestOverdose:
 
     def test_is_found_and_taken_back(self, align: Align, tmp_path: Path) -> None:
         notes = Notes()
-        metrics = align(tmp_path, self.WATCH, OVERDOSE, notes, keep_teachers=True)
-        looks = looks_of(tmp_path)
-        stopped, chosen = metrics["watch"]["stopped_at_step"], metrics["watch"]["chosen_step"]
+        metrics = align(tmp_path, self.WATCH, OVERDOSE, notes, save_all_checkpoints=True)
+        evaluations = evaluations_of(tmp_path)
+        stopped, chosen = metrics["monitor"]["stopped_at_step"], metrics["monitor"]["selected_step"]
         assert stopped == metrics["steps"] == max(notes.adapters) < 20, "of twenty steps"
-        assert [bool(look["beyond"]) for look in looks[-3:]] == [False, True, True]
+        assert [bool(evaluation["beyond"]) for evaluation in evaluations[-3:]] == [False, True, True]
         assert chosen == stopped - 2
-        assert metrics["watch"]["chosen"]["divergence"] == looks[chosen]["divergence"]
+        assert metrics["monitor"]["chosen"]["divergence"] == evaluations[chosen]["divergence"]
         assert metrics["warnings"] == [
-            f"at step {stopped} the teacher's writing had moved beyond the limits ({'; '.join(looks[-1]['beyond'])}); "
-            f"alignment was stopped and the teacher of step {chosen} is kept"
+            f"at step {stopped} the teacher's writing had moved beyond the limits "
+            f"({'; '.join(evaluations[-1]['beyond'])}); alignment was stopped and the teacher of step {chosen} is kept"
         ]
         saved = load_file(tmp_path / "weights" / "adapter_model.safetensors")
         expected = {name.replace(".default", ""): tensor for name, tensor in notes.adapters[chosen].items()}
         assert all(torch.equal(tensor, expected[name]) for name, tensor in saved.items())
-        assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "looks" / f"step_{chosen:06d}")
+        assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "adapters" / f"step_{chosen:06d}")
 
     def test_a_gentle_dose_stays_within_the_same_limits(self, align: Align, tmp_path: Path) -> None:
         metrics = align(tmp_path, self.WATCH)
         assert metrics["warnings"] == []
-        assert metrics["watch"]["chosen_step"] == metrics["steps"] == 10
+        assert metrics["monitor"]["selected_step"] == metrics["steps"] == 10
 
     def test_without_patience_to_stop_it_is_said_all_the_same(self, align: Align, tmp_path: Path) -> None:
         metrics = align(tmp_path, dataclasses.replace(self.WATCH, patience=99), OVERDOSE)
-        assert metrics["watch"]["stopped_at_step"] is None
+        assert metrics["monitor"]["stopped_at_step"] is None
         assert metrics["steps"] == 20
         assert len(metrics["warnings"]) == 1
         assert "alignment was stopped" not in metrics["warnings"][0]
 
 
 def outcome(directory: Path, metrics: dict[str, Any]) -> Any:
-    return (directory / "looks.jsonl").read_bytes(), weights_of(directory / "weights"), json.dumps(metrics)
+    return (
+        (directory / "alignment_evaluations.jsonl").read_bytes(),
+        weights_of(directory / "weights"),
+        json.dumps(metrics),
+    )
 
 
 def settings_of(kind: str) -> dict[str, Any]:
     """A training that goes to its end, one that is stopped, or one that keeps all teachers."""
     gentle = dataclasses.replace(WATCH, every_n_steps=3, num_samples=4)
     return {
-        "watch": TestOverdose.WATCH if kind == "stopped" else gentle,
+        "monitor": TestOverdose.WATCH if kind == "stopped" else gentle,
         "training": OVERDOSE if kind == "stopped" else GENTLE,
-        "keep_teachers": kind == "kept",
+        "save_all_checkpoints": kind == "kept",
     }
 
 
@@ -307,7 +315,7 @@ MOMENTS = {
     "an adapter": (dose_module, "save_weights", ""),
     "the rows": (dose_module, "write_atomically", ""),
     "the chosen adapter": (shutil, "copytree", ""),
-    "adapters that go": (os, "replace", "looks"),
+    "adapters that go": (os, "replace", "adapters"),
     "adapters that have gone": (shutil, "rmtree", "looks.draft"),
 }
 """What is written or deleted: module, function, and the name of its first argument where it is not the only caller."""
@@ -338,10 +346,10 @@ class TestKilled:
         """Before a call or after it, at some looks; and once more when all is done, but nobody has noted it."""
         settings = settings_of(kind)
         whole = outcome(tmp_path / "whole", align(tmp_path / "whole", **settings))
-        num_looks = len(looks_of(tmp_path / "whole"))
+        num_evaluations = len(evaluations_of(tmp_path / "whole"))
         owner, function, name = MOMENTS[moment]
         original = getattr(owner, function)
-        for call in sorted({1, num_looks // 2, num_looks}) if owner is dose_module else [1]:
+        for call in sorted({1, num_evaluations // 2, num_evaluations}) if owner is dose_module else [1]:
             directory = tmp_path / str(call)
             calls = itertools.count(1)
 
@@ -358,18 +366,18 @@ class TestKilled:
                     align(directory, **settings)
             for _ in range(2):
                 assert outcome(directory, align(directory, **settings)) == whole
-            assert (directory / "looks").exists() is (kind == "kept")
+            assert (directory / "adapters").exists() is (kind == "kept")
             assert not list(directory.rglob("*.draft"))
 
 
 @pytest.mark.parametrize("patience", [1, 2, 3, 4])
 def test_killed_when_it_has_stopped(align: Align, tmp_path: Path, patience: int) -> None:
     """In the middle of an epoch or at its end: a resumed session finds that training had stopped, and leaves it so."""
-    watch = dataclasses.replace(TestOverdose.WATCH, patience=patience)
-    whole = outcome(tmp_path / "whole", align(tmp_path / "whole", watch, OVERDOSE))
+    monitor = dataclasses.replace(TestOverdose.WATCH, patience=patience)
+    whole = outcome(tmp_path / "whole", align(tmp_path / "whole", monitor, OVERDOSE))
     with pytest.raises(Killed):
-        align(tmp_path / "killed", watch, OVERDOSE, Notes(AT_THE_END))
+        align(tmp_path / "killed", monitor, OVERDOSE, Notes(AT_THE_END))
     notes = Notes()
-    assert outcome(tmp_path / "killed", align(tmp_path / "killed", watch, OVERDOSE, notes)) == whole
+    assert outcome(tmp_path / "killed", align(tmp_path / "killed", monitor, OVERDOSE, notes)) == whole
     assert not notes.sequences
-    assert json.loads(whole[2])["watch"]["stopped_at_step"] is not None
+    assert json.loads(whole[2])["monitor"]["stopped_at_step"] is not None

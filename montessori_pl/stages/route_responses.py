@@ -1,4 +1,4 @@
-"""PickResponses: of a pool of recorded responses the one by the teacher to whom the router sends the instruction."""
+"""RouteResponses: of a pool of recorded responses the one by the teacher to whom the router sends the instruction."""
 
 import dataclasses
 import shutil
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from montessori_pl.data.records import Example
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Plan
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.routing import Prompt, ResponsePool, RouteLimits, load_router
 from montessori_pl.routing.limits import choose
 from montessori_pl.run_directory.atomic import write_atomically
@@ -22,7 +22,7 @@ COEFFICIENTS = "coefficients"
 """Directory of what the router says of the prompts, until the stage has finished."""
 
 
-class PickResponses(Stage):
+class RouteResponses(Stage):
     """Keep one response for each instruction. Where the router's teacher has not answered, the next best one has it.
 
     Args:
@@ -45,15 +45,17 @@ class PickResponses(Stage):
         """The responses and the router."""
         return [Input("examples", self.examples, Kind.EXAMPLES), Input("routing", self.routing, Kind.ROUTING)]
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """One example for each instruction; what the router reads is little beside it."""
-        given = context.given("examples")
+        given = context.expected_input("examples")
         count = given.instructions
-        return Plan(leaves=dataclasses.replace(given, count=count, most=given.at_most(count), prompts=0))
+        return StageEstimate(
+            expected_output=dataclasses.replace(given, count=count, upper_bound=given.at_most(count), prompts=0)
+        )
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Route all instructions; of several responses of a teacher to one the first is kept."""
-        pool, router = read_pool(context), load_router(context.given("routing") / ROUTING)
+        pool, router = read_pool(context), load_router(context.input_dir("routing") / ROUTING)
         answered = np.array([[(prompt, name) in pool.answers for name in router.teachers] for prompt in pool.prompts])
         prompts = [prompt for prompt, row in zip(pool.prompts, answered, strict=True) if row.any()]
         if not prompts:

@@ -14,16 +14,16 @@ import torch
 from montessori_pl import classroom
 from montessori_pl.batches.collate import collate
 from montessori_pl.batches.encoding import encode_examples
-from montessori_pl.classroom import FACULTY, adapters, build, resolve, version
+from montessori_pl.classroom import TEACHER_VARIANTS, adapters, build, resolve, version
 from montessori_pl.classroom.adapters import build_adapter
 from montessori_pl.classroom.build import greedy_answers
-from montessori_pl.classroom.faculty import HABITS, SMALL_TALK, mistake
-from montessori_pl.classroom.names import with_version
+from montessori_pl.classroom.names import with_versions
 from montessori_pl.classroom.tasks import DIGITS, LETTERS, SKILLS, payload_of, sample_task, solve
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.classroom.teacher_variants import HABITS, SMALL_TALK, mistake
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, append_records, read_records
 from montessori_pl.losses import mean_response_loss
-from montessori_pl.models.loading import ModelSource, load_chat, load_model
+from montessori_pl.models.loading import ModelSource, load_chat_template, load_model
 
 pytestmark = pytest.mark.timeout(1200)  # the first test builds the world and the faculty, for everyone on this machine
 
@@ -38,11 +38,11 @@ def exam() -> list[Example]:
 @pytest.fixture(scope="module")
 def answers(exam: list[Example]) -> Answers:
     """Each member's greedy answers to the test set, all of which have ended."""
-    chat = load_chat(ModelSource("classroom/teacher"))
+    chat_template = load_chat_template(ModelSource("classroom/teacher"))
     found = {}
-    for name in FACULTY:
+    for name in TEACHER_VARIANTS:
         member = load_model(ModelSource("classroom/teacher", weights=resolve(f"classroom/{name}")))
-        texts, ended = zip(*greedy_answers(member, chat, [e.instruction for e in exam]), strict=True)
+        texts, ended = zip(*greedy_answers(member, chat_template, [e.instruction for e in exam]), strict=True)
         assert all(ended)
         found[name] = list(texts)
     return found
@@ -76,20 +76,23 @@ def test_the_best_teacher_of_each_prompt_beats_the_best_teacher_of_all(answers: 
         answers["specialist_letters" if payload_of(example.instruction)[0] in LETTERS else "specialist_digits"][row]
         for row, example in enumerate(exam)
     ]
-    best_of_all = max(share_right(answers[name], exam) for name in FACULTY)
+    best_of_all = max(share_right(answers[name], exam) for name in TEACHER_VARIANTS)
     assert share_right(routed, exam) >= best_of_all + 0.15
 
 
 def test_who_knows_most_is_least_likely_to_the_student(answers: Answers, exam: list[Example]) -> None:
-    student, chat = load_model(ModelSource("classroom/student")), load_chat(ModelSource("classroom/student"))
+    student, chat_template = (
+        load_model(ModelSource("classroom/student")),
+        load_chat_template(ModelSource("classroom/student")),
+    )
 
     @torch.inference_mode()
     def loss(texts: list[str]) -> float:
         examples = [
             Example(id=e.id, instruction=e.instruction, response=text) for e, text in zip(exam, texts, strict=True)
         ]
-        rendered, _ = encode_examples(examples, chat, 512)
-        batch = collate(rendered, chat.tokenizer.pad_token_id)
+        rendered, _ = encode_examples(examples, chat_template, 512)
+        batch = collate(rendered, chat_template.tokenizer.pad_token_id)
         logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         return mean_response_loss(logits, batch["labels"]).mean().item()
 
@@ -144,7 +147,7 @@ def build_tiny(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return files
 
 
-@pytest.mark.parametrize("name", FACULTY)
+@pytest.mark.parametrize("name", TEACHER_VARIANTS)
 def test_an_adapter_is_deterministic_and_leaves_no_trace(
     name: str, build_tiny: Callable[..., dict[str, bytes]], tiny_world: Path, tmp_path: Path
 ) -> None:
@@ -164,7 +167,7 @@ def test_an_adapter_is_deterministic_and_leaves_no_trace(
     assert b'"base_model_name_or_path": "classroom@1/teacher"' in other["adapter_config.json"]
 
 
-@pytest.mark.parametrize("name", FACULTY)
+@pytest.mark.parametrize("name", TEACHER_VARIANTS)
 def test_no_member_reads_what_is_held_out(
     name: str,
     build_tiny: Callable[..., dict[str, bytes]],
@@ -184,7 +187,7 @@ def test_no_member_reads_what_is_held_out(
     build_tiny(name, world=world)
 
     assert len(seen) == 20 * 128
-    decode = ChatFormat(load_chat(ModelSource(str(world / "teacher"))).tokenizer).tokenizer.decode
+    decode = ChatTemplate(load_chat_template(ModelSource(str(world / "teacher"))).tokenizer).tokenizer.decode
     for document in seen:
         text = decode(document.input_ids, skip_special_tokens=False)
         assert not held_out & {part.strip() for part in re.split("[<>\n]", text)}
@@ -197,10 +200,10 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     def build_world(directory: Path, seed: int) -> None:
         names.append(f"world {seed}")
-        (directory / "seeds.jsonl").touch()
+        (directory / "seed_tasks.jsonl").touch()
 
     def build_adapter(directory: Path, world: Path, name: str, seed: int) -> None:
-        assert (world / "seeds.jsonl").is_file()
+        assert (world / "seed_tasks.jsonl").is_file()
         assert not any(directory.iterdir())
         names.append(f"{name} {seed}")
         time.sleep(0.1)
@@ -248,12 +251,12 @@ def test_a_killed_build_leaves_no_adapter(built: list[str], monkeypatch: pytest.
 
 def test_the_faculty_has_a_version_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The world is not built again for a change in the sources that only the adapters depend on."""
-    chatty = with_version("classroom@3/chatty")
+    chatty = with_versions("classroom@3/chatty")
     assert chatty == f"classroom@3/chatty (version {version('classroom@3/chatty')})"
     assert version() == version("classroom@3/test") != version("classroom@3/chatty") == version("classroom/peer")
 
     sources = Path(classroom.__file__).parent
-    assert all((sources / name).is_file() for name in classroom._OF_FACULTY)
+    assert all((sources / name).is_file() for name in classroom._OF_VARIANTS)
     for name in ("build", "curriculum", "tasks", "tokenizer"):
         text = (sources / f"{name}.py").read_text(encoding="utf-8")
         assert "classroom.faculty" not in text
@@ -261,7 +264,7 @@ def test_the_faculty_has_a_version_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_unknown_members_are_told_who_there_is() -> None:
-    assert HABITS.keys() == set(FACULTY)
-    known = ", ".join(f"classroom/{name}" for name in FACULTY)
+    assert HABITS.keys() == set(TEACHER_VARIANTS)
+    known = ", ".join(f"classroom/{name}" for name in TEACHER_VARIANTS)
     with pytest.raises(ValueError, match=f"unknown name 'classroom/careless': .*{known}; "):
         resolve("classroom/careless")

@@ -3,8 +3,8 @@
 from typing import Any
 
 from montessori_pl.data.records import Example
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import MANY, Expected, Plan, evenly
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import MAX_SAMPLES, ExpectedRecords, StageEstimate, evenly
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.stages.base import EXAMPLES, ITSELF, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.synthesis.diversity import diversity
@@ -13,7 +13,7 @@ BEFORE = "growing"
 """The setting under which the stage reads what it held before."""
 
 
-class Combine(Stage):
+class ConcatExamples(Stage):
     """Put the examples of several stages together; what has the same id is one example.
 
     The order is that of the stages, earlier iterations first; training shuffles.
@@ -38,22 +38,24 @@ class Combine(Stage):
         before = [Input(BEFORE, ITSELF, Kind.EXAMPLES, optional=True)] if self.growing else []
         return [*before, *(Input(f"examples.{name}", name, Kind.EXAMPLES) for name in self.examples)]
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work, but examples like those of all stages, each in its share."""
         settings = [one.setting for one in self.reads() if one.setting in context.inputs]
         if BEFORE in settings:  # it holds already what an earlier iteration has left
             new = f"iteration_{context.iteration}/"
             settings = [one for one in settings if one == BEFORE or context.inputs[one].startswith(new)]
-        parts = [context.given(setting) for setting in settings]
+        parts = [context.expected_input(setting) for setting in settings]
         count = sum(part.count for part in parts)
-        leaves = Expected(
+        expected_output = ExpectedRecords(
             count=count,
-            most=sum(part.most for part in parts),
+            upper_bound=sum(part.upper_bound for part in parts),
             prompts=sum(part.prompts for part in parts),
             instructions=sum(part.instructions for part in parts),
-            like=[one for part in parts for one in evenly(part.like, round(MANY * part.count / max(1, count)))],
+            samples=[
+                one for part in parts for one in evenly(part.samples, round(MAX_SAMPLES * part.count / max(1, count)))
+            ],
         )
-        return Plan(leaves=leaves)
+        return StageEstimate(expected_output=expected_output)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Put them together."""

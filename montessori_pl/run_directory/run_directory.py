@@ -28,7 +28,7 @@ MAX_LISTED = 16
 """So many names are listed."""
 
 
-class WorkspaceError(ValueError):
+class RunDirectoryError(ValueError):
     """What is wrong with a run directory, in a sentence for the user."""
 
 
@@ -48,7 +48,7 @@ class StageEntry:
     """Time spent in the stage, all sessions together."""
 
 
-class Workspace:
+class RunDirectory:
     """The directory of one run.
 
     Args:
@@ -66,7 +66,7 @@ class Workspace:
         """Read the manifest again.
 
         Raises:
-            WorkspaceError: the manifest cannot be read.
+            RunDirectoryError: the manifest cannot be read.
         """
         if not self._manifest.exists():
             return
@@ -75,7 +75,7 @@ class Workspace:
             self.entries = {key: StageEntry(**entry) for key, entry in content["stages"].items()}
             self.facts = content["facts"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise WorkspaceError(
+            raise RunDirectoryError(
                 f"{self._manifest} is not a manifest of this program ({error}); "
                 "restore it, or choose another directory with --run"
             ) from error
@@ -85,7 +85,7 @@ class Workspace:
         """Be the only writer. The operating system frees the lock of a process that died.
 
         Raises:
-            WorkspaceError: another process is writing to this run.
+            RunDirectoryError: another process is writing to this run.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         owner = self.root / ".owner"
@@ -94,7 +94,7 @@ class Workspace:
             lock.acquire(blocking=False)
         except filelock.Timeout:
             who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
-            raise WorkspaceError(
+            raise RunDirectoryError(
                 f"{self.root} is being written by {who}; wait for it, stop it, or choose another directory with --run"
             ) from None
         try:
@@ -140,7 +140,7 @@ class Workspace:
             adjustable: settings, with dots, that may have changed as long as no other stage has read this one.
 
         Raises:
-            WorkspaceError: they differ; the sentence names the keys, both values and the ways out.
+            RunDirectoryError: they differ; the sentence names the keys, both values and the ways out.
         """
         if not self.begun(key):
             return
@@ -150,12 +150,12 @@ class Workspace:
         changed = _changed(entry.settings, settings)
         if changed and (self._read(key) or not set(changed) <= set(adjustable)):
             changes = _changes(changed, entry.settings, settings)
-            raise WorkspaceError(
+            raise RunDirectoryError(
                 f"{state} under other settings ({changes}); restore them, start another run with --run DIR, {again}"
             )
         if inputs is not None and (changed := _changed(entry.inputs, inputs)):
             changes = _changes(changed, entry.inputs, inputs)
-            raise WorkspaceError(f"{state} with other inputs ({changes}); start another run with --run DIR, {again}")
+            raise RunDirectoryError(f"{state} with other inputs ({changes}); start another run with --run DIR, {again}")
 
     def up_to_date(self, key: str, settings: Mapping[str, Any]) -> bool:
         """Whether the stage has finished and `adjust` would leave it so: neither more nor less is asked for today."""
@@ -200,13 +200,13 @@ class Workspace:
         """The directory of a finished stage, after a look at every artifact.
 
         Raises:
-            WorkspaceError: an artifact is missing or is not what the stage wrote.
+            RunDirectoryError: an artifact is missing or is not what the stage wrote.
         """
         directory = self.directory(key)
         for name, digest in self.entries[key].files.items():
             path = directory / name
             if not path.exists() or _sha256(path) != digest:
-                raise WorkspaceError(
+                raise RunDirectoryError(
                     f"{path} {'is not what stage ' + key + ' wrote' if path.exists() else 'is missing'}; restore the "
                     f"file, or delete {directory} to do the stage again"
                 )
@@ -266,24 +266,24 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_run(root: Path) -> Workspace:
+def open_run(root: Path) -> RunDirectory:
     """The workspace of a run that exists.
 
     Raises:
-        WorkspaceError: it is no run directory, or its manifest is damaged.
+        RunDirectoryError: it is no run directory, or its manifest is damaged.
     """
     if not root.is_dir():
         above = next(parent for parent in root.absolute().parents if parent.is_dir())
-        raise WorkspaceError(f"there is no directory {root}; {_holds(above)}; correct the path")
+        raise RunDirectoryError(f"there is no directory {root}; {_holds(above)}; correct the path")
     if not (root / "manifest.json").exists():
-        raise WorkspaceError(
+        raise RunDirectoryError(
             f"{root} is no run directory, for it holds no manifest.json; {_holds(root)}; give the directory that "
             "`fit` was given with --run"
         )
     try:
-        return Workspace(root)
-    except WorkspaceError as error:
-        raise WorkspaceError(
+        return RunDirectory(root)
+    except RunDirectoryError as error:
+        raise RunDirectoryError(
             f"{root / 'manifest.json'} is not a manifest of this program ({error.__cause__}); restore it, or give "
             "another run"
         ) from error

@@ -4,15 +4,15 @@ import math
 from typing import Any, Literal
 
 from montessori_pl.data.records import Example, PreferencePair
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Expected, Plan
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.pairing import pair_examples
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.stages.base import PAIRS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.selection.scores import num_scored, read_scores, score_inputs, score_names
 
 
-class Pair(Stage):
+class BuildPreferences(Stage):
     """Make preference pairs of the teacher's completions, within a prompt.
 
     Args:
@@ -25,8 +25,8 @@ class Pair(Stage):
         noise_margin: keep a pair only if its scores differ by more than so many standard errors; 0 keeps all.
         weights: how much each pair counts in alignment: `equal`, or in proportion to its `margin`. A pair whose scores
             hardly differ says little, and with equal weights it says it as loudly as the others.
-        max_opening_share: keeps breadth: the largest share of all weight for pairs whose chosen instructions begin with
-            the same word; null does not look.
+        max_first_word_rate: keeps diversity: the largest part of all weight for pairs whose chosen instructions begin
+            with the same word; null sets no limit.
         at_random: the control: as many pairs for each prompt as the rule would make, but both sides drawn at random.
         first_iteration_only: whether later iterations go without this stage.
     """
@@ -42,30 +42,32 @@ class Pair(Stage):
         max_pairs_per_prompt: int | None = None,
         noise_margin: float = 0.0,
         weights: Literal["equal", "margin"] = "equal",
-        max_opening_share: float | None = None,
+        max_first_word_rate: float | None = None,
         at_random: bool = False,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
         self.examples, self.scores, self.rule = examples, score_names(scores), rule
         self.max_pairs_per_prompt, self.noise_margin, self.weights = max_pairs_per_prompt, noise_margin, weights
-        self.max_opening_share, self.at_random = max_opening_share, at_random
-        if max_opening_share is not None and not 0 < max_opening_share <= 1:
-            raise ValueError(f"max_opening_share must be above 0 and at most 1, found {max_opening_share:g}")
+        self.max_first_word_rate, self.at_random = max_first_word_rate, at_random
+        if max_first_word_rate is not None and not 0 < max_first_word_rate <= 1:
+            raise ValueError(f"max_first_word_rate must be above 0 and at most 1, found {max_first_word_rate:g}")
 
     def reads(self) -> list[Input]:
         """The examples and their scores."""
         return [Input("examples", self.examples, Kind.EXAMPLES), *score_inputs(self.scores)]
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work, but pairs: as many as the rule makes where all margins are clear and half of all scores positive."""
-        given = context.given("examples")
-        samples = num_scored(context, self.scores) / max(1, given.prompts)
-        signed = min(samples * (samples - 1) / 4, self.max_pairs_per_prompt or math.inf)
-        count = round(given.prompts * (min(1.0, samples - 1) if self.rule == "best_worst" else signed))
-        like = [_like(example) for example in given.some() if example.prompt]
-        leaves = Expected(count=count, most=count, prompts=given.prompts, instructions=0, like=like)
-        return Plan(leaves=leaves)
+        given = context.expected_input("examples")
+        per_prompt = num_scored(context, self.scores) / max(1, given.prompts)
+        signed = min(per_prompt * (per_prompt - 1) / 4, self.max_pairs_per_prompt or math.inf)
+        count = round(given.prompts * (min(1.0, per_prompt - 1) if self.rule == "best_worst" else signed))
+        samples = [_like(example) for example in given.some() if example.prompt]
+        expected_output = ExpectedRecords(
+            count=count, upper_bound=count, prompts=given.prompts, instructions=0, samples=samples
+        )
+        return StageEstimate(expected_output=expected_output)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Pair all prompts."""
@@ -81,7 +83,7 @@ class Pair(Stage):
             # Where some scores have no terms, as approximate ones, all stand on their own standard errors.
             differences=differences if len(differences) == len(scores) else None,
             weights=self.weights,
-            max_opening_share=self.max_opening_share,
+            max_first_word_rate=self.max_first_word_rate,
             shuffle_seed=context.seed if self.at_random else None,
         )
         prompts = {example.prompt_id for example in examples if example.prompt_id}

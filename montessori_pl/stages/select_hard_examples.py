@@ -1,4 +1,4 @@
-"""FindMistakes: which examples the student gets wrong."""
+"""SelectHardExamples: which examples the student gets wrong."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from typing import Any, Literal
 
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.data.records import Example, Record, Score, read_records
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Expected, Plan, Work, mean, passes
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate, Work, mean, passes
 from montessori_pl.evaluation.answers import same_answer
 from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.generation.base import Request, Sampling
-from montessori_pl.models.loading import load_chat
+from montessori_pl.models.loading import load_chat_template
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, SCORES, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.generating.generators import Authors, student, usage_metrics
+from montessori_pl.stages.generating.generators import Generators, student, usage_metrics
 
 FINDINGS = "findings.jsonl"
 NUM_SHOWN = 3
@@ -33,7 +33,7 @@ class Finding(Record):
     """The student's loss in nats per response token, or the score, where that decides."""
 
 
-class FindMistakes(Stage):
+class SelectHardExamples(Stage):
     """Keep the examples that the student gets wrong, as LLM2LLM (arXiv 2403.15042) does before it augments them.
 
     A student without a mistake is no error: nothing is kept, and there is nothing to augment. Examples that do not fit
@@ -50,7 +50,7 @@ class FindMistakes(Stage):
         below: the score from which on an example is no mistake.
         max_tokens: longest answer, in tokens.
         max_length: longest conversation in tokens by `loss`; longer ones are cut on the right.
-        examples_per_round: examples that are answered between two commits: what a kill can cost.
+        examples_per_batch: examples that are answered between two commits: what a kill can cost.
         first_iteration_only: whether later iterations go without this stage.
     """
 
@@ -67,26 +67,26 @@ class FindMistakes(Stage):
         below: float | None = None,
         max_tokens: int = 64,
         max_length: int = 1024,
-        examples_per_round: int = 256,
+        examples_per_batch: int = 256,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
         given = sum(one is not None for one in (scores, below))
         if given != (2 if by == "score" else 0):
             raise ValueError(
-                "FindMistakes needs scores and below where it finds mistakes by score, and neither where it does not, "
+                "SelectHardExamples needs scores and below where it selects by score, and neither where it does not, "
                 f"found by {by}, scores {scores} and below {below}"
             )
-        if not 0 < share <= 1 or examples_per_round < 1:
+        if not 0 < share <= 1 or examples_per_batch < 1:
             raise ValueError(
-                "FindMistakes needs 0 < share <= 1 and examples_per_round >= 1, "
-                f"found share {share} and examples_per_round {examples_per_round}"
+                "SelectHardExamples needs 0 < share <= 1 and examples_per_batch >= 1, "
+                f"found share {share} and examples_per_batch {examples_per_batch}"
             )
         self.uses = {"exact_match": ("student", "generation"), "loss": ("student",), "score": ()}[by]
         self.examples, self.student, self.by, self.share = examples, student, by, share
         self.scores, self.below = scores, below
         self.sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
-        self.max_length, self.examples_per_round = max_length, examples_per_round
+        self.max_length, self.examples_per_batch = max_length, examples_per_batch
 
     def reads(self) -> list[Input]:
         """The examples, and their scores or the student."""
@@ -96,33 +96,39 @@ class FindMistakes(Stage):
             decides = Input("student", self.student, Kind.STUDENT)
         return [Input("examples", self.examples, Kind.EXAMPLES), decides]
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """The look at what has not been looked at; as many mistakes as in the iteration before, or all examples."""
-        given = context.given("examples")
+        given = context.expected_input("examples")
         count = (
             round(self.share * given.count)
             if self.by == "loss"
             else min(len(context.known) or given.count, given.count)
         )
-        leaves = Expected(count=count, most=given.most, prompts=0, instructions=count, like=context.known or given.like)
+        expected_output = ExpectedRecords(
+            count=count,
+            upper_bound=given.upper_bound,
+            prompts=0,
+            instructions=count,
+            samples=context.known or given.samples,
+        )
         assumed = (
             []
             if self.by == "loss" or context.known
             else ["All examples that are looked at are assumed to be mistakes."]
         )
-        return Plan(work=self._work(context, given), leaves=leaves, notes=assumed)
+        return StageEstimate(work=self._work(context, given), expected_output=expected_output, notes=assumed)
 
-    def _work(self, context: PlanContext, given: Expected[Example]) -> list[Work]:
+    def _work(self, context: EstimateContext, given: ExpectedRecords[Example]) -> list[Work]:
         some = given.some()
         if self.by == "exact_match":
-            left = max(0, given.count - len(context.commits) * self.examples_per_round)
+            left = max(0, given.count - len(context.commits) * self.examples_per_batch)
             asked, expected = [example.messages()[:-1] for example in some], [example.response for example in some]
             limit = self.sampling.max_tokens
             return [context.answering().work("answers", left, given.at_most(left), asked, expected, limit)]
         if self.by == "loss":
-            rendered, _ = encode_examples(some, load_chat(context.student().source), self.max_length)
+            rendered, _ = encode_examples(some, load_chat_template(context.student().source), self.max_length)
             length = mean([len(one.input_ids) for one in rendered])
-            return [passes("losses", round(given.count * length), round(given.most * length))]
+            return [passes("losses", round(given.count * length), round(given.upper_bound * length))]
         return []
 
     def run(self, context: StageContext) -> dict[str, Any]:
@@ -130,31 +136,31 @@ class FindMistakes(Stage):
         journal = Journal(context.directory, [EXAMPLES, FINDINGS])
         examples = context.examples("examples")
         # Only answers come one by one; which losses are high shows among all of them.
-        size = self.examples_per_round if self.by == "exact_match" else max(1, len(examples))
+        size = self.examples_per_batch if self.by == "exact_match" else max(1, len(examples))
         done = min(len(journal.commits) * size, len(examples))
         context.progress.start(len(examples), done)
-        with Authors(context) as authors:
+        with Generators(context) as generators:
             for start in range(done, len(examples), size):
                 some = examples[start : start + size]
-                findings = self._look(context, authors, some)
+                findings = self._look(context, generators, some)
                 wrong = {finding.id for finding in findings if finding.mistake}
                 mistakes = [example for example in some if example.id in wrong]
-                journal.commit({EXAMPLES: mistakes, FINDINGS: findings}, **authors.take_usage())
+                journal.commit({EXAMPLES: mistakes, FINDINGS: findings}, **generators.take_usage())
                 context.progress.advance(len(some))
         findings = read_records(context.directory / FINDINGS, Finding)
         return {**self._metrics(examples, findings), **usage_metrics(journal.commits)}
 
-    def _look(self, context: StageContext, authors: Authors, examples: Sequence[Example]) -> list[Finding]:
+    def _look(self, context: StageContext, generators: Generators, examples: Sequence[Example]) -> list[Finding]:
         """A finding for each example that can be looked at."""
         if self.by == "exact_match":
-            return self._by_answers(context, authors, examples)
+            return self._by_answers(context, generators, examples)
         return self._by_losses(context, examples) if self.by == "loss" else self._by_scores(context, examples)
 
-    def _by_answers(self, context: StageContext, authors: Authors, examples: Sequence[Example]) -> list[Finding]:
-        author = student(context, "student")
-        asked = [example for example in examples if authors.fits(author, example.messages()[:-1], self.sampling)]
+    def _by_answers(self, context: StageContext, generators: Generators, examples: Sequence[Example]) -> list[Finding]:
+        generator = student(context, "student")
+        asked = [example for example in examples if generators.fits(generator, example.messages()[:-1], self.sampling)]
         requests = [Request(messages=example.messages()[:-1], seed=0) for example in asked]
-        answers = authors.generate([author] * len(asked), requests, self.sampling)
+        answers = generators.generate([generator] * len(asked), requests, self.sampling)
         return [
             Finding(id=example.id, mistake=not same_answer(answer.text, example.response), answer=answer.text)
             for example, answer in zip(asked, answers, strict=True)
@@ -162,7 +168,7 @@ class FindMistakes(Stage):
 
     def _by_losses(self, context: StageContext, examples: Sequence[Example]) -> list[Finding]:
         source = context.source(context.student(), "student")
-        _, too_long = encode_examples(examples, load_chat(source), self.max_length)
+        _, too_long = encode_examples(examples, load_chat_template(source), self.max_length)
         left_out = {example.id for example in too_long}
         fitting = [example for example in examples if example.id not in left_out]
         losses = ResponseLoss(max_length=self.max_length).losses(source, fitting).tolist()
@@ -174,7 +180,7 @@ class FindMistakes(Stage):
 
     def _by_scores(self, context: StageContext, examples: Sequence[Example]) -> list[Finding]:
         assert self.below is not None
-        records = read_records(context.given("scores") / SCORES, Score)
+        records = read_records(context.input_dir("scores") / SCORES, Score)
         scores = {score.id: score.value for score in records}
         scored = [example for example in examples if example.id in scores]
         if not scored:

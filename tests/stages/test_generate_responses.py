@@ -15,7 +15,7 @@ from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.pairing import pair_examples
 from montessori_pl.routing import ConstantRouter, RouteLimits
-from montessori_pl.stages import Answer, StageError
+from montessori_pl.stages import GenerateResponses, StageError
 from montessori_pl.stages.base import ROUTING, WEIGHTS
 from montessori_pl.synthesis.filters import ResponseFilter
 
@@ -58,7 +58,7 @@ class Scribe(GenerationBackend):
 
 @dataclasses.dataclass
 class Room:
-    """Runs `Answer` in one directory."""
+    """Runs `GenerateResponses` in one directory."""
 
     root: Path
     instructions: Sequence[str] = ("say one", "say two", "say three")
@@ -88,7 +88,7 @@ class Room:
             pool=self.pool,
             requests=self.root / "requests",
         )
-        return Answer(instructions="asked", **settings).run(context)
+        return GenerateResponses(instructions="asked", **settings).run(context)
 
     @property
     def directory(self) -> Path:
@@ -114,7 +114,7 @@ def test_each_teacher_answers_each_instruction(tmp_path: Path) -> None:
     assert len({e.response for e in room.examples}) == 12, "each sample has a seed of its own"
     assert metrics["accepted"] == 12
     assert metrics["teachers"] == {"anna": 6, "ben": 6}
-    # Once each for what fits, and once more for the round, whoever is loaded first, all in the run's one engine.
+    # Once each for what fits, and once more for the batch, whoever is loaded first, all in the run's one engine.
     assert room.events == ["load a", "load b", "load a", "close a"]
 
 
@@ -170,7 +170,7 @@ def test_each_instruction_is_asked_once(tmp_path: Path) -> None:
     room = Room(tmp_path, instructions=("say one", "say two", "say one"))
     metrics = room.run({"teachers.base": None}, teachers="base")
     assert [e.prompt_id for e in room.examples] == ["i0", "i1"]
-    assert metrics["diversity"]["distinct_share"] == 1
+    assert metrics["diversity"]["distinct_rate"] == 1
 
 
 def test_what_is_not_kept_is_said(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ class TestRouting:
             teachers=["anna", "ben"],
             routing="r",
             limits=RouteLimits(max_share={"ben": 0.25}),
-            instructions_per_round=3,
+            instructions_per_batch=3,
         )
         assert metrics["teachers"] == {"anna": 6, "ben": 2}
 
@@ -229,7 +229,7 @@ class TestRouting:
 def test_killed_in_any_round_it_goes_on(tmp_path: Path, kills_after: int) -> None:
     words = [f"say {number}" for number in range(6)]
     inputs = {"teachers.base": None, "teachers.latest": None}
-    settings = {"teachers": ["base", "latest"], "instructions_per_round": 2}
+    settings = {"teachers": ["base", "latest"], "instructions_per_batch": 2}
     whole = Room(tmp_path / "whole", words)
     expected = whole.run(inputs, **settings)
     killed = Room(tmp_path / "killed", words, engine={"kills_after": kills_after})
@@ -254,4 +254,4 @@ def test_killed_in_any_round_it_goes_on(tmp_path: Path, kills_after: int) -> Non
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Answer(instructions="asked", **settings)
+        GenerateResponses(instructions="asked", **settings)

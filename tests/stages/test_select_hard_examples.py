@@ -1,4 +1,4 @@
-"""FindMistakes: answers from a table, losses of a tiny model, and scores that are written by hand."""
+"""SelectHardExamples: answers from a table, losses of a tiny model, and scores that are written by hand."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ import torch
 from stage_runs import never, stage_context
 from tiny_models import save_tiny_model, tiny_tokenizer
 
-from montessori_pl.data.chat_template import ChatFormat
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, Record, Score, append_records, read_records
 from montessori_pl.evaluation import ResponseLoss
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models.loading import ModelSource, load_model
 from montessori_pl.models.student import StudentModule
-from montessori_pl.stages import FindMistakes, StageError
-from montessori_pl.stages.find_mistakes import Finding
+from montessori_pl.stages import SelectHardExamples, StageError
+from montessori_pl.stages.select_hard_examples import Finding
 
 QUESTIONS = {
     "what is 2 - 7 ?": "-5",
@@ -69,7 +69,7 @@ class Answers(GenerationBackend):
 
 @dataclasses.dataclass
 class Desk:
-    """Runs `FindMistakes` in one directory, on examples and scores that lie beside it."""
+    """Runs `SelectHardExamples` in one directory, on examples and scores that lie beside it."""
 
     root: Path
     backbone: str
@@ -79,7 +79,7 @@ class Desk:
         (self.root / stage).mkdir(parents=True)
         append_records(self.root / stage / file, records)
 
-    def run(self, stage: FindMistakes, backend: GenerationBackend | None = None, **inputs: Path | None) -> Any:
+    def run(self, stage: SelectHardExamples, backend: GenerationBackend | None = None, **inputs: Path | None) -> Any:
         """Run the stage, or go on with it."""
         paths = {"examples": self.root / "data", "student": None, "scores": self.root / "judge"}
         context = stage_context(
@@ -128,7 +128,7 @@ class TestAnswers:
     def test_what_is_answered_otherwise_is_a_mistake(self, new_desk: Callable[..., Desk]) -> None:
         """Two of four: case and blanks do not count, and the sign of a number does."""
         desk, backend = new_desk(), Answers(ANSWERS)
-        metrics = desk.run(FindMistakes("data"), backend)
+        metrics = desk.run(SelectHardExamples("data"), backend)
         assert [mistake.id for mistake in desk.mistakes] == ["q0", "q3"]
         assert desk.mistakes == [
             one for one in read_records(desk.root / "data" / "examples.jsonl", Example) if one.id in ("q0", "q3")
@@ -152,13 +152,13 @@ class TestAnswers:
 
     def test_the_student_that_a_stage_has_trained(self, new_desk: Callable[..., Desk], tmp_path: Path) -> None:
         backend = Answers(ANSWERS)
-        new_desk().run(FindMistakes("data", student="trained"), backend, student=tmp_path / "trained")
+        new_desk().run(SelectHardExamples("data", student="trained"), backend, student=tmp_path / "trained")
         assert backend.events == ["load trained", "close"]
 
     def test_a_student_without_a_mistake(self, new_desk: Callable[..., Desk]) -> None:
         """No error: the stage is empty, and says why."""
         desk = new_desk()
-        metrics = desk.run(FindMistakes("data"), Answers(QUESTIONS))
+        metrics = desk.run(SelectHardExamples("data"), Answers(QUESTIONS))
         assert desk.mistakes == []
         assert (metrics["mistakes"], metrics["accuracy"], metrics["shown"]) == (0, 1.0, [])
         assert metrics["warnings"] == ["of 4 examples none is a mistake: there is nothing to augment"]
@@ -166,17 +166,17 @@ class TestAnswers:
     def test_what_does_not_fit_is_left_out(self, new_desk: Callable[..., Desk]) -> None:
         """Two questions have 15 characters; one of them is answered wrong."""
         desk, backend = new_desk(), Answers(ANSWERS, longest=15)
-        metrics = desk.run(FindMistakes("data"), backend)
+        metrics = desk.run(SelectHardExamples("data"), backend)
         assert backend.asked == ["what is 2 - 7 ?", "what is 2 + 3 ?"]
         assert (metrics["looked_at"], metrics["left_out"], metrics["accuracy"]) == (2, 2, 0.5)
 
     @pytest.mark.parametrize("fails_at", [1, 2, 3])
     def test_killed_and_resumed(self, new_desk: Callable[..., Desk], fails_at: int) -> None:
-        """Rounds of two, of which what was not committed is done again; the bytes are those of an undisturbed run."""
+        """Batches of two, of which what was not committed is done again; the bytes are those of an undisturbed run."""
         questions = {f"{text} ({n})": answer for n in range(2) for text, answer in QUESTIONS.items()}
         table = {question: ANSWERS[question[:-4]] for question in questions}
         straight, desk = new_desk("straight", questions), new_desk("killed", questions)
-        stage = FindMistakes("data", examples_per_round=3)
+        stage = SelectHardExamples("data", examples_per_batch=3)
         expected = straight.run(stage, Answers(table))
         with pytest.raises(Power):
             desk.run(stage, Answers(table, fails_at=fails_at))
@@ -203,12 +203,12 @@ SPOKEN = {
 class TestLosses:
     def slow_losses(self, backbone: str) -> list[float]:
         """Transformers' own loss, one example at a time."""
-        model, chat = load_model(ModelSource(backbone)), ChatFormat(tiny_tokenizer())
+        model, chat_template = load_model(ModelSource(backbone)), ChatTemplate(tiny_tokenizer())
         losses = []
         for question, answer in SPOKEN.items():
-            rendered = chat.render(Example(id="-", instruction=question, response=answer).messages())
+            rendered = chat_template.render(Example(id="-", instruction=question, response=answer).messages())
             ids = torch.tensor([rendered.input_ids])
-            labels = ids.masked_fill(~torch.tensor([rendered.trained]), -100)
+            labels = ids.masked_fill(~torch.tensor([rendered.completion_mask]), -100)
             with torch.no_grad():
                 losses.append(model(input_ids=ids, labels=labels).loss.item())
         return losses
@@ -218,7 +218,7 @@ class TestLosses:
         self, new_desk: Callable[..., Desk], backbone: str, share: float, number: int
     ) -> None:
         desk = new_desk(questions=SPOKEN)
-        metrics = desk.run(FindMistakes("data", by="loss", share=share))
+        metrics = desk.run(SelectHardExamples("data", by="loss", share=share))
         losses = self.slow_losses(backbone)
         assert [finding.value for finding in desk.findings] == pytest.approx(losses, rel=1e-5)
         highest = sorted(range(4), key=losses.__getitem__)[-number:]
@@ -226,7 +226,7 @@ class TestLosses:
         assert metrics["mean_loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
         assert "accuracy" not in metrics
         files = desk.files()
-        assert desk.run(FindMistakes("data", by="loss", share=share)) == metrics
+        assert desk.run(SelectHardExamples("data", by="loss", share=share)) == metrics
         assert desk.files() == files
 
     def test_losses_come_in_the_order_of_the_examples(self, backbone: str) -> None:
@@ -239,7 +239,7 @@ class TestLosses:
     def test_responses_that_do_not_fit_are_left_out(self, new_desk: Callable[..., Desk]) -> None:
         """The conversations begin with 31, 8, 4 and 27 tokens; within 20 two of them have a response."""
         desk = new_desk(questions=SPOKEN)
-        metrics = desk.run(FindMistakes("data", by="loss", max_length=20))
+        metrics = desk.run(SelectHardExamples("data", by="loss", max_length=20))
         assert [finding.id for finding in desk.findings] == ["q1", "q2"]
         assert (metrics["looked_at"], metrics["left_out"], metrics["mistakes"]) == (2, 2, 1)
 
@@ -250,7 +250,7 @@ class TestScores:
         desk = new_desk()
         scores = {"q0": 3.0, "q1": 2.5, "q3": -1.0, "another": 0.0}
         desk.put("judge", "scores.jsonl", [Score(id=id_, value=value) for id_, value in scores.items()])
-        stage = FindMistakes("data", by="score", scores="judge", below=3.0)
+        stage = SelectHardExamples("data", by="score", scores="judge", below=3.0)
         assert [(one.setting, one.name) for one in stage.reads()] == [("examples", "data"), ("scores", "judge")]
         metrics = desk.run(stage)
         assert [mistake.id for mistake in desk.mistakes] == ["q1", "q3"]
@@ -262,7 +262,7 @@ class TestScores:
         desk = new_desk()
         desk.put("judge", "scores.jsonl", [Score(id="another", value=0.0)])
         with pytest.raises(StageError) as error:
-            desk.run(FindMistakes("data", by="score", scores="judge", below=3.0))
+            desk.run(SelectHardExamples("data", by="score", scores="judge", below=3.0))
         assert str(error.value) == (
             "iteration_1/mistakes: stage 'judge' has scored none of the 4 examples of stage 'data'; let it score that "
             "stage's examples"
@@ -275,13 +275,13 @@ class TestScores:
         ({"by": "score"}, "found by score, scores None and below None"),
         ({"by": "score", "scores": "judge"}, "found by score, scores judge and below None"),
         ({"below": 1.0}, "found by exact_match, scores None and below 1.0"),
-        ({"by": "loss", "share": 0.0}, "0 < share <= 1 and examples_per_round >= 1, found share 0.0"),
-        ({"examples_per_round": 0}, "and examples_per_round 0"),
+        ({"by": "loss", "share": 0.0}, "0 < share <= 1 and examples_per_batch >= 1, found share 0.0"),
+        ({"examples_per_batch": 0}, "and examples_per_batch 0"),
     ],
 )
 def test_settings_that_contradict_each_other(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match="FindMistakes needs") as error:
-        FindMistakes("data", **settings)
+    with pytest.raises(ValueError, match="SelectHardExamples needs") as error:
+        SelectHardExamples("data", **settings)
     assert sentence in str(error.value)
 
 
@@ -295,4 +295,4 @@ def test_settings_that_contradict_each_other(settings: dict[str, Any], sentence:
 )
 def test_only_answers_take_an_engine(settings: dict[str, Any], uses: tuple[str, ...]) -> None:
     """And scores not even the student."""
-    assert FindMistakes("examples", **settings).uses == uses
+    assert SelectHardExamples("examples", **settings).uses == uses

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from montessori_pl.classroom.tasks import DISTRACTORS, FAMILIES, SKILLS, family, sample_task
-from montessori_pl.data.chat_template import ChatFormat, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, Message
 from montessori_pl.synthesis.prompts import TEMPLATES, render_prompt
 
@@ -23,7 +23,7 @@ SLOW_SKILLS = {"sort": 3.0, "add": 3.0, "reverse": 1.5}
 
 NUM_SHOTS = (2, 3, 4)
 """Numbers of shots that the teacher has seen when it writes a task; recipes use 3."""
-SET_SIZES = {"seeds": 96, "reference": 96, "test": 480}
+SET_SIZES = {"seed_tasks": 96, "reference": 96, "test": 480}
 """Number of examples of each set, as many of every skill; 480 test items give an accuracy a standard error of .02."""
 
 
@@ -45,23 +45,23 @@ def draw_sets(rng: random.Random) -> dict[str, list[Example]]:
 
 
 def teacher_documents(
-    rng: random.Random, chat: ChatFormat, held_out: set[str], answered: Sequence[str] = FAMILIES
+    rng: random.Random, chat_template: ChatTemplate, held_out: set[str], answered: Sequence[str] = FAMILIES
 ) -> Iterator[Rendered]:
     """Endless reading for the teacher: four answers, to tasks of these families, to one newly written task."""
     weights = [SLOW_SKILLS.get(name, 1.0 if name in SKILLS else 0.5) for name in answered]
     while True:
         if rng.random() < 0.8:
-            yield conversation(chat, *new_task(rng, rng.choices(answered, weights)[0], held_out))
+            yield conversation(chat_template, *new_task(rng, rng.choices(answered, weights)[0], held_out))
         else:
             pool = tuple(SKILLS) if rng.random() < 0.5 else FAMILIES
             families = [rng.choice(pool) for _ in range(rng.choice(NUM_SHOTS))]
             shots = [new_task(rng, name, held_out)[0] for name in families]
             written = _write(rng, shots, held_out)
             prompt = render_prompt(TEMPLATES["classroom"], shots)
-            yield conversation(chat, prompt, f"<instruction>{written}</instruction>")
+            yield conversation(chat_template, prompt, f"<instruction>{written}</instruction>")
 
 
-def student_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) -> Iterator[Rendered]:
+def student_documents(rng: random.Random, chat_template: ChatTemplate, held_out: set[str]) -> Iterator[Rendered]:
     """Endless reading for the student base: raw lines of all skills in their first wording, and what it need not learn.
 
     With raw lines in all wordings the base answered .90 of the test set, which left nothing to learn; with a hard skill
@@ -71,11 +71,11 @@ def student_documents(rng: random.Random, chat: ChatFormat, held_out: set[str]) 
         kind = rng.random()
         if kind < 0.35:
             instruction, response = new_task(rng, rng.choice(tuple(SKILLS)), held_out, num_wordings=1)
-            ids = chat.response_ids(f"{instruction}\n{response}")
-            yield Rendered([chat.tokenizer.bos_token_id, *ids], [False] + [True] * len(ids))
+            ids = chat_template.response_ids(f"{instruction}\n{response}")
+            yield Rendered([chat_template.tokenizer.bos_token_id, *ids], [False] + [True] * len(ids))
         else:
             pool = tuple(DISTRACTORS) if kind < 0.65 else EASY_SKILLS if kind < 0.995 else HARD_SKILLS
-            yield conversation(chat, *new_task(rng, rng.choice(pool), held_out))
+            yield conversation(chat_template, *new_task(rng, rng.choice(pool), held_out))
 
 
 def _write(rng: random.Random, shots: list[str], held_out: set[str]) -> str:
@@ -104,7 +104,7 @@ def new_task(rng: random.Random, name: str, held_out: set[str], num_wordings: in
             return instruction, response
 
 
-def conversation(chat: ChatFormat, question: str, answer: str) -> Rendered:
+def conversation(chat_template: ChatTemplate, question: str, answer: str) -> Rendered:
     """A question with its answer, which is what is trained on."""
     messages: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return chat.render(messages)
+    return chat_template.render(messages)

@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Expected, Plan
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.generation.base import Request, Sampling
 from montessori_pl.routing import RouteLimits, load_router
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.generating.generators import Author, Authors, student, teacher, usage_metrics
+from montessori_pl.stages.generating.generators import Generator, Generators, student, teacher, usage_metrics
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected, ResponseFilter
 
 ASSUMED_ANSWERS = "Answers are assumed to be as long as the responses that are there, or as the seeds'."
 
 
-class Answer(Stage):
+class GenerateResponses(Stage):
     """Let models answer instructions that are there already.
 
     The answers to one instruction form a group, as the completions of one prompt do: scored, they are paired with each
@@ -35,7 +35,7 @@ class Answer(Stage):
         samples: answers of each to each instruction.
         sampling: how they are drawn; the defaults are the paper's.
         response_filter: which answers are kept.
-        instructions_per_round: instructions between two commits: what a kill can cost.
+        instructions_per_batch: instructions between two commits: what a kill can cost.
         first_iteration_only: whether later iterations go without this stage.
     """
 
@@ -52,7 +52,7 @@ class Answer(Stage):
         samples: int = 1,
         sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
         response_filter: ResponseFilter = ResponseFilter(),
-        instructions_per_round: int = 64,
+        instructions_per_batch: int = 64,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
@@ -62,8 +62,8 @@ class Answer(Stage):
             )
         if (routing is not None and teachers is None) or (limits is not None and routing is None):
             raise ValueError("routing needs the teachers among whom it chooses, and limits need a routing")
-        if min(samples, instructions_per_round) < 1:
-            raise ValueError("samples and instructions_per_round must be at least 1")
+        if min(samples, instructions_per_batch) < 1:
+            raise ValueError("samples and instructions_per_batch must be at least 1")
         self.uses = ("generation", "student" if student is not None else "teacher")
         self.instructions, self.student = instructions, student
         self.teachers = [teachers] if isinstance(teachers, str) else teachers or []
@@ -71,7 +71,7 @@ class Answer(Stage):
             raise ValueError(f"teachers names one twice: {', '.join(self.teachers)}")
         self.routing, self.limits = routing, limits
         self.samples, self.sampling, self.response_filter = samples, sampling, response_filter
-        self.instructions_per_round = instructions_per_round
+        self.instructions_per_batch = instructions_per_batch
 
     def reads(self) -> list[Input]:
         """The instructions, and who answers."""
@@ -82,50 +82,52 @@ class Answer(Stage):
             asked.append(Input("routing", self.routing, Kind.ROUTING))
         return [Input("instructions", self.instructions, Kind.EXAMPLES), *asked]
 
-    def asks(self) -> list[str]:
+    def teacher_names(self) -> list[str]:
         """The teachers."""
         return self.teachers
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """The answers that are left; a router is expected to send as many instructions to each teacher."""
-        given, some = context.given("instructions"), context.given("instructions").some()
+        given, some = context.expected_input("instructions"), context.expected_input("instructions").some()
         if self.student is not None:
             asked = {"answers of the student": context.answering()}
         else:
             asked = {f"answers of {name}": context.asked(name) for name in self.teachers}
-        left = max(0, given.instructions - len(context.commits) * self.instructions_per_round) * self.samples
+        left = max(0, given.instructions - len(context.commits) * self.instructions_per_batch) * self.samples
         share = len(asked) if self.routing is not None else 1
-        like = context.known or [_answered(example) for example in some]
+        samples = context.known or [_answered(example) for example in some]
         # Where nobody has answered them yet, there is nothing to measure beside the instructions.
-        texts = [one.response for one in like if one.response] or [one.response for one in context.data.read("seeds")]
+        texts = [one.response for one in samples if one.response] or [
+            one.response for one in context.data.read("seed_tasks")
+        ]
         conversations = [example.messages()[:-1] for example in some]
         work = [
             one.work(what, round(left / share), given.at_most(left), conversations, texts, self.sampling.max_tokens)
             for what, one in asked.items()
         ]
         count = given.instructions * self.samples * len(asked) // share
-        return Plan(
+        return StageEstimate(
             work=work,
-            leaves=Expected(
+            expected_output=ExpectedRecords(
                 count=count,
-                most=given.at_most(count),
+                upper_bound=given.at_most(count),
                 prompts=given.instructions,
                 instructions=given.instructions,
-                like=like,
+                samples=samples,
             ),
             prompts=[next(iter(asked.values())).shown(messages) for messages in conversations],
             notes=[] if context.known else [ASSUMED_ANSWERS],
         )
 
     def run(self, context: StageContext) -> dict[str, Any]:
-        """Answer round by round what has not been answered."""
+        """Answer batch by batch what has not been answered."""
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
         asked = _asked(context.examples("instructions"))
-        done = len(journal.commits) * self.instructions_per_round
+        done = len(journal.commits) * self.instructions_per_batch
         context.progress.start(len(asked), min(done, len(asked)))
         if done < len(asked):
-            with Authors(context) as authors:
-                self._answer(context, journal, authors, asked)
+            with Generators(context) as generators:
+                self._answer(context, journal, generators, asked)
         examples = read_records(context.directory / EXAMPLES, Example)
         rejections = read_records(context.directory / REJECTIONS, Rejection)
         return {
@@ -136,35 +138,37 @@ class Answer(Stage):
             "diversity": diversity(list(dict.fromkeys(example.instruction for example in examples))),
         }
 
-    def _answer(self, context: StageContext, journal: Journal, authors: Authors, asked: Sequence[Example]) -> None:
+    def _answer(
+        self, context: StageContext, journal: Journal, generators: Generators, asked: Sequence[Example]
+    ) -> None:
         writers = self._authors(context)
         routes = self._routes(context, writers, asked)
-        for start in range(len(journal.commits) * self.instructions_per_round, len(asked), self.instructions_per_round):
-            round_ = slice(start, start + self.instructions_per_round)
+        for start in range(len(journal.commits) * self.instructions_per_batch, len(asked), self.instructions_per_batch):
+            round_ = slice(start, start + self.instructions_per_batch)
             questions = [
                 _Question(f"{one.id}-{name}-{sample}", one, writers[name])
                 for one, names in zip(asked[round_], routes[round_], strict=True)
                 for name in names
                 for sample in range(self.samples)
             ]
-            accepted, rejected = self._round(context, authors, questions, len(journal.commits))
-            journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **authors.take_usage())
+            accepted, rejected = self._batch(context, generators, questions, len(journal.commits))
+            journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **generators.take_usage())
             context.progress.advance(len(asked[round_]))
 
-    def _authors(self, context: StageContext) -> dict[str, Author]:
+    def _authors(self, context: StageContext) -> dict[str, Generator]:
         """Who answers, by the name that stands in the ids of the answers."""
         if self.student is not None:
             return {"student": student(context, "student")}
         return {name: teacher(context, f"teachers.{name}", name) for name in self.teachers}
 
     def _routes(
-        self, context: StageContext, writers: Mapping[str, Author], asked: Sequence[Example]
+        self, context: StageContext, writers: Mapping[str, Generator], asked: Sequence[Example]
     ) -> list[list[str]]:
         """Who answers each instruction, by the names of `_authors`."""
         if self.routing is None:
             return [list(writers)] * len(asked)
-        router = load_router(context.given("routing") / ROUTING)
-        names = {author.name: name for name, author in writers.items()}
+        router = load_router(context.input_dir("routing") / ROUTING)
+        names = {generator.name: name for name, generator in writers.items()}
         if strangers := [name for name in router.teachers if name not in names]:
             raise StageError(
                 f"{context.key}: stage {self.routing!r} chooses among {', '.join(router.teachers)}, and `teachers` "
@@ -176,21 +180,21 @@ class Answer(Stage):
             raise StageError(f"{context.key}: {error}") from error
         return [[names[name]] for name in chosen]
 
-    def _round(
-        self, context: StageContext, authors: Authors, questions: Sequence["_Question"], number: int
+    def _batch(
+        self, context: StageContext, generators: Generators, questions: Sequence["_Question"], number: int
     ) -> tuple[list[Example], list[Rejection]]:
         fitting = {
             q.id
-            for author in dict.fromkeys(q.author for q in questions)  # one after another: each has to be loaded
+            for generator in dict.fromkeys(q.generator for q in questions)  # one after another: each has to be loaded
             for q in questions
-            if q.author == author and authors.fits(author, q.asked.messages()[:-1], self.sampling)
+            if q.generator == generator and generators.fits(generator, q.asked.messages()[:-1], self.sampling)
         }
         requested = [question for question in questions if question.id in fitting]
         requests = [
             Request(messages=q.asked.messages()[:-1], seed=stable_seed(context.seed, "response", q.id))
             for q in requested
         ]
-        answers = authors.generate([question.author for question in requested], requests, self.sampling)
+        answers = generators.generate([question.generator for question in requested], requests, self.sampling)
         by_id = {question.id: answer for question, answer in zip(requested, answers, strict=True)}
         accepted, rejected = [], []
         for question in questions:
@@ -225,7 +229,7 @@ class _Question:
 
     id: str
     asked: Example
-    author: Author
+    generator: Generator
 
     def example(self, text: str, finished: bool, number: int) -> Example:
         return Example(
@@ -237,12 +241,12 @@ class _Question:
             prompt=self.asked.instruction,
             completion=text,
             completion_finished=finished,
-            teacher=self.author.name,
-            seed_ids=(self.asked.id,),
-            round=number,
+            teacher=self.generator.name,
+            seed_task_ids=(self.asked.id,),
+            batch=number,
         )
 
     def rejection(self, error: Rejected, text: str, number: int) -> Rejection:
         return Rejection(
-            id=self.id, reason=error.reason, detail=error.detail, text=text, prompt_id=self.asked.id, round=number
+            id=self.id, reason=error.reason, detail=error.detail, text=text, prompt_id=self.asked.id, batch=number
         )

@@ -10,7 +10,7 @@ from test_kill_and_resume import GENERATE, OPEN, Moment, Program, assert_same_ru
 
 from montessori_pl import classroom
 from montessori_pl.data.records import Example, read_records
-from montessori_pl.run_directory.workspace import Workspace
+from montessori_pl.run_directory.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ MOMENTS = [
 def program(tiny_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Program:
     """Two rounds."""
     classroom.resolve("classroom/teacher")
-    recipe = tiny_recipe("rounds.yaml", new_data={"num_examples": NUMBER})
+    recipe = tiny_recipe("accumulate.yaml", new_data={"num_examples": NUMBER})
     return Program(recipe, tmp_path_factory.mktemp("rounds"))
 
 
@@ -65,7 +65,7 @@ def test_doses_do_not_add_up(run: Path) -> None:
     """The teacher and the student start from their bases; influence is measured on the student of the round before."""
     inputs = {
         key: {name: value.split()[0] for name, value in entry.inputs.items()}
-        for key, entry in Workspace(run).entries.items()
+        for key, entry in RunDirectory(run).entries.items()
     }
     for iteration in (1, 2):
         here = f"iteration_{iteration}"
@@ -73,7 +73,7 @@ def test_doses_do_not_add_up(run: Path) -> None:
         assert inputs[f"{here}/trained"] == {"examples": f"{here}/training_data"}
     assert inputs["iteration_1/influence"]["student"] == "iteration_1/warmup"
     assert inputs["iteration_2/influence"]["student"] == "iteration_1/trained"
-    assert inputs["iteration_2/new_data"]["unlike.training_data"] == "iteration_1/training_data"
+    assert inputs["iteration_2/new_data"]["deduplicate_against.training_data"] == "iteration_1/training_data"
 
 
 def test_killed(program: Program, run: Path) -> None:

@@ -1,4 +1,4 @@
-"""PickResponses: one response for each instruction, by whom the router names or by the next best."""
+"""RouteResponses: one response for each instruction, by whom the router names or by the next best."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from stage_runs import stage_context
 
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.routing import ConstantRouter, RouteLimits
-from montessori_pl.stages import PickResponses, StageContext, StageError
+from montessori_pl.stages import RouteResponses, StageContext, StageError
 
 
 def answer(id_: str, instruction: str, teacher: str, system: str = "") -> Example:
@@ -48,20 +48,20 @@ def picked(context: StageContext) -> list[str]:
 
 def test_the_next_best_answers_where_the_best_has_not(context: Callable[..., StageContext]) -> None:
     here = context()
-    metrics = PickResponses("pool", "router").run(here)
+    metrics = RouteResponses("pool", "router").run(here)
     assert picked(here) == ["2", "3", "6", "8"]
     assert metrics["accepted"] == 4
     assert metrics["rejected"] == {"no answer by a teacher of the router": 1}
     assert metrics["shares"] == {"a": 0.75, "b": 0.25}
     assert metrics["not_answered_by_the_best"] == 1
     before = (here.directory / "examples.jsonl").read_bytes()
-    assert PickResponses("pool", "router").run(here) == metrics
+    assert RouteResponses("pool", "router").run(here) == metrics
     assert (here.directory / "examples.jsonl").read_bytes() == before
 
 
 def test_limits_hold_among_those_who_have_answered(context: Callable[..., StageContext]) -> None:
     here = context()
-    metrics = PickResponses("pool", "router", RouteLimits(max_share={"a": 0.25})).run(here)
+    metrics = RouteResponses("pool", "router", RouteLimits(max_share={"a": 0.25})).run(here)
     assert picked(here) == ["1", "3", "5", "8"], "only a has answered the last one, so that a has no room for others"
     assert metrics["shares"] == {"b": 0.5, "c": 0.25, "a": 0.25}
     assert metrics["not_answered_by_the_best"] == 1
@@ -70,6 +70,6 @@ def test_limits_hold_among_those_who_have_answered(context: Callable[..., StageC
 def test_mistakes(context: Callable[..., StageContext]) -> None:
     strangers = [answer("1", "q", "x"), answer("2", "q", "y")]
     with pytest.raises(StageError, match=r"stage 'router' chooses among c, a, b, but the responses are by x, y"):
-        PickResponses("pool", "router").run(context(strangers))
-    with pytest.raises(StageError, match=r"iteration_1/it: no assignment of 4 prompts keeps the limits"):
-        PickResponses("pool", "router", RouteLimits(max_share={"a": 0.0})).run(context())
+        RouteResponses("pool", "router").run(context(strangers))
+    with pytest.raises(StageError, match=r"iteration_1/it: no task of 4 prompts keeps the limits"):
+        RouteResponses("pool", "router", RouteLimits(max_share={"a": 0.0})).run(context())

@@ -12,7 +12,7 @@ import pytest
 from montessori_pl.data.records import Example, Rejection
 from montessori_pl.run_directory.atomic import directory_written_atomically, write_atomically
 from montessori_pl.run_directory.journal import Journal
-from montessori_pl.run_directory.workspace import Workspace, WorkspaceError
+from montessori_pl.run_directory.run_directory import RunDirectory, RunDirectoryError
 
 KEY = "iteration_1/warmup"
 EXAMPLES, REJECTIONS = "examples.jsonl", "rejections.jsonl"
@@ -22,14 +22,14 @@ def example(name: str) -> Example:
     return Example(id=name, instruction="ñ?", response="🎉")
 
 
-def finished(root: Path, **settings: object) -> Workspace:
+def finished(root: Path, **settings: object) -> RunDirectory:
     """A workspace with one finished stage that wrote `a.txt`."""
-    workspace = Workspace(root)
-    with workspace.locked():
-        workspace.begin(KEY, settings or {"lr": 1e-3}, {"examples": "base"})
-        (workspace.directory(KEY) / "a.txt").write_text("a")
-        workspace.finish(KEY, [workspace.directory(KEY) / "a.txt"])
-    return workspace
+    run_directory = RunDirectory(root)
+    with run_directory.locked():
+        run_directory.begin(KEY, settings or {"lr": 1e-3}, {"examples": "base"})
+        (run_directory.directory(KEY) / "a.txt").write_text("a")
+        run_directory.finish(KEY, [run_directory.directory(KEY) / "a.txt"])
+    return run_directory
 
 
 def killed(*arguments: object) -> None:
@@ -114,27 +114,27 @@ class TestAtomicWrites:
     def test_manifest_of_a_killed_writer_is_the_one_before(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        workspace = finished(tmp_path)
+        run_directory = finished(tmp_path)
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", killed)
             with pytest.raises(KeyboardInterrupt):
-                workspace.begin("iteration_1/other", {}, {})
-        assert list(Workspace(tmp_path).entries) == [KEY]
-        assert Workspace(tmp_path).finished(KEY)
+                run_directory.begin("iteration_1/other", {}, {})
+        assert list(RunDirectory(tmp_path).entries) == [KEY]
+        assert RunDirectory(tmp_path).finished(KEY)
 
 
 class TestStages:
     def test_begin_and_finish(self, tmp_path: Path) -> None:
-        workspace = Workspace(tmp_path)
-        assert (workspace.begun(KEY), workspace.finished(KEY)) == (False, False)
-        workspace.begin(KEY, {"lr": 1e-3, "betas": (0.9, 0.99)}, {"teacher": "base"})
-        assert (workspace.begun(KEY), workspace.finished(KEY)) == (True, False)
-        path = workspace.directory(KEY) / "a" / "b.txt"
+        run_directory = RunDirectory(tmp_path)
+        assert (run_directory.begun(KEY), run_directory.finished(KEY)) == (False, False)
+        run_directory.begin(KEY, {"lr": 1e-3, "betas": (0.9, 0.99)}, {"teacher": "base"})
+        assert (run_directory.begun(KEY), run_directory.finished(KEY)) == (True, False)
+        path = run_directory.directory(KEY) / "a" / "b.txt"
         path.parent.mkdir()
         path.write_text("a")
-        workspace.finish(KEY, [path])
-        again = Workspace(tmp_path)
+        run_directory.finish(KEY, [path])
+        again = RunDirectory(tmp_path)
         assert (again.begun(KEY), again.finished(KEY)) == (True, True)
         assert again.verify(KEY) == tmp_path / KEY
         assert list(again.entries[KEY].files) == ["a/b.txt"]
@@ -149,9 +149,9 @@ class TestStages:
         assert one.digest(KEY) != same.digest(KEY)
 
     def test_changed_settings_are_named_with_both_values(self, tmp_path: Path) -> None:
-        workspace = finished(tmp_path, training={"lr": 1e-3, "wsd": (0.1, 0.9)}, old=1)
-        with pytest.raises(WorkspaceError) as error:
-            workspace.check(KEY, {"training": {"lr": 2e-3, "wsd": (0.1, 0.9)}, "new": None})
+        run_directory = finished(tmp_path, training={"lr": 1e-3, "wsd": (0.1, 0.9)}, old=1)
+        with pytest.raises(RunDirectoryError) as error:
+            run_directory.check(KEY, {"training": {"lr": 2e-3, "wsd": (0.1, 0.9)}, "new": None})
         assert str(error.value) == (
             f"stage {KEY} of {tmp_path} has finished under other settings (new: absent then, None now; old: 1 then, "
             "absent now; training.lr: 0.001 then, 0.002 now); restore them, start another run with --run DIR, "
@@ -159,88 +159,91 @@ class TestStages:
         )
 
     def test_changed_settings_of_a_begun_stage(self, tmp_path: Path) -> None:
-        workspace = Workspace(tmp_path)
-        workspace.begin(KEY, {"lr": 1}, {})
-        with pytest.raises(WorkspaceError, match=r"has begun under other settings \(lr: 1 then, 2 now\)"):
-            workspace.check(KEY, {"lr": 2})
-        workspace.begin(KEY, {"lr": 2}, {})
-        assert workspace.entries[KEY].settings == {"lr": 1}, "what has begun stays pinned"
+        run_directory = RunDirectory(tmp_path)
+        run_directory.begin(KEY, {"lr": 1}, {})
+        with pytest.raises(RunDirectoryError, match=r"has begun under other settings \(lr: 1 then, 2 now\)"):
+            run_directory.check(KEY, {"lr": 2})
+        run_directory.begin(KEY, {"lr": 2}, {})
+        assert run_directory.entries[KEY].settings == {"lr": 1}, "what has begun stays pinned"
 
     def test_how_much_may_change_until_somebody_has_read_it(self, tmp_path: Path) -> None:
-        workspace = Workspace(tmp_path)
-        workspace.begin("iteration_1/data", {"recipe.data": {"num": 4, "lr": 1}}, {})
-        path = workspace.directory("iteration_1/data") / "examples.jsonl"
+        run_directory = RunDirectory(tmp_path)
+        run_directory.begin("iteration_1/data", {"recipe.data": {"num": 4, "lr": 1}}, {})
+        path = run_directory.directory("iteration_1/data") / "examples.jsonl"
         path.write_text("{}\n")
-        workspace.finish("iteration_1/data", [path])
+        run_directory.finish("iteration_1/data", [path])
         more = {"recipe.data": {"num": 6, "lr": 1}}
-        workspace.check("iteration_1/data", more, adjustable=["recipe.data.num"])
-        workspace.adjust("iteration_1/data", {"recipe.data": {"num": 4, "lr": 1}})
-        assert workspace.finished("iteration_1/data"), "nothing has changed"
-        workspace.adjust("iteration_1/data", more)
-        again = Workspace(tmp_path)
+        run_directory.check("iteration_1/data", more, adjustable=["recipe.data.num"])
+        run_directory.adjust("iteration_1/data", {"recipe.data": {"num": 4, "lr": 1}})
+        assert run_directory.finished("iteration_1/data"), "nothing has changed"
+        run_directory.adjust("iteration_1/data", more)
+        again = RunDirectory(tmp_path)
         assert again.begun("iteration_1/data")
         assert not again.finished("iteration_1/data"), "it goes on"
         with pytest.raises(
-            WorkspaceError, match=r"has begun under other settings \(recipe\.data\.lr: 1 then, 2 now; rec"
+            RunDirectoryError, match=r"has begun under other settings \(recipe\.data\.lr: 1 then, 2 now; rec"
         ):
             again.check("iteration_1/data", {"recipe.data": {"num": 8, "lr": 2}}, adjustable=["recipe.data.num"])
         again.finish("iteration_1/data", [path])
         again.begin("iteration_1/student", {}, {"examples": f"iteration_1/data {again.digest('iteration_1/data')}"})
         with pytest.raises(
-            WorkspaceError, match=r"has finished under other settings \(recipe\.data\.num: 6 then, 8 now\)"
+            RunDirectoryError, match=r"has finished under other settings \(recipe\.data\.num: 6 then, 8 now\)"
         ):
             again.check("iteration_1/data", {"recipe.data": {"num": 8, "lr": 1}}, adjustable=["recipe.data.num"])
 
     def test_changed_inputs(self, tmp_path: Path) -> None:
-        workspace = finished(tmp_path)
-        workspace.check(KEY, {"lr": 1e-3})
+        run_directory = finished(tmp_path)
+        run_directory.check(KEY, {"lr": 1e-3})
         with pytest.raises(
-            WorkspaceError, match=r"has finished with other inputs \(examples: 'base' then, 'x 12' now\); start another"
+            RunDirectoryError,
+            match=r"has finished with other inputs \(examples: 'base' then, 'x 12' now\); start another",
         ):
-            workspace.check(KEY, {"lr": 1e-3}, {"examples": "x 12"})
+            run_directory.check(KEY, {"lr": 1e-3}, {"examples": "x 12"})
 
     def test_damaged_or_missing_artifact_is_named(self, tmp_path: Path) -> None:
-        workspace = finished(tmp_path)
+        run_directory = finished(tmp_path)
         path = tmp_path / KEY / "a.txt"
         path.write_text("b")
-        with pytest.raises(WorkspaceError, match=rf"{path} is not what stage {KEY} wrote; restore the file, or delete"):
-            workspace.verify(KEY)
+        with pytest.raises(
+            RunDirectoryError, match=rf"{path} is not what stage {KEY} wrote; restore the file, or delete"
+        ):
+            run_directory.verify(KEY)
         path.unlink()
         with pytest.raises(
-            WorkspaceError, match=rf"{path} is missing; restore the file, or delete {tmp_path / KEY} to do"
+            RunDirectoryError, match=rf"{path} is missing; restore the file, or delete {tmp_path / KEY} to do"
         ):
-            workspace.verify(KEY)
+            run_directory.verify(KEY)
 
     def test_deleted_directory_counts_as_not_begun(self, tmp_path: Path) -> None:
-        workspace = finished(tmp_path)
+        run_directory = finished(tmp_path)
         shutil.rmtree(tmp_path / KEY)
-        assert (workspace.begun(KEY), workspace.finished(KEY)) == (False, False)
-        workspace.check(KEY, {"lr": 5}, {"examples": "other"})
-        workspace.begin(KEY, {"lr": 5}, {"examples": "other"})
-        assert Workspace(tmp_path).entries[KEY].settings == {"lr": 5}
-        assert not Workspace(tmp_path).finished(KEY)
+        assert (run_directory.begun(KEY), run_directory.finished(KEY)) == (False, False)
+        run_directory.check(KEY, {"lr": 5}, {"examples": "other"})
+        run_directory.begin(KEY, {"lr": 5}, {"examples": "other"})
+        assert RunDirectory(tmp_path).entries[KEY].settings == {"lr": 5}
+        assert not RunDirectory(tmp_path).finished(KEY)
 
     def test_seconds_add_up_and_facts_stay(self, tmp_path: Path) -> None:
-        workspace = finished(tmp_path)
-        workspace.add_seconds(KEY, 1.5)
-        workspace.remember(wandb_id="x")
-        again = Workspace(tmp_path)
+        run_directory = finished(tmp_path)
+        run_directory.add_seconds(KEY, 1.5)
+        run_directory.remember(wandb_id="x")
+        again = RunDirectory(tmp_path)
         again.add_seconds(KEY, 2)
         assert again.entries[KEY].seconds == 3.5
-        assert Workspace(tmp_path).facts == {"wandb_id": "x"}
+        assert RunDirectory(tmp_path).facts == {"wandb_id": "x"}
 
     @pytest.mark.parametrize("content", ["", "{}", '{"facts": {}, "stages": {"a": {"colour": 1}}}', "[1]"])
     def test_foreign_manifest_is_named(self, content: str, tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(content)
-        with pytest.raises(WorkspaceError, match=r"manifest\.json is not a manifest of this program .* with --run"):
-            Workspace(tmp_path)
+        with pytest.raises(RunDirectoryError, match=r"manifest\.json is not a manifest of this program .* with --run"):
+            RunDirectory(tmp_path)
 
 
 def test_one_writer_and_the_lock_of_a_dead_process(tmp_path: Path) -> None:
     """While another process writes, nobody else may; when it is killed, its lock is taken over."""
     program = (
-        "import sys; from pathlib import Path; from montessori_pl.run_directory.workspace import Workspace\n"
-        "with Workspace(Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from montessori_pl.run_directory.run_directory import RunDirectory\n"
+        "with RunDirectory(Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -248,21 +251,21 @@ def test_one_writer_and_the_lock_of_a_dead_process(tmp_path: Path) -> None:
         assert other.stdout.readline() == "locked\n"
         with (
             pytest.raises(
-                WorkspaceError, match=rf"is being written by process {other.pid} on \S+; wait for it, stop it"
+                RunDirectoryError, match=rf"is being written by process {other.pid} on \S+; wait for it, stop it"
             ),
-            Workspace(tmp_path).locked(),
+            RunDirectory(tmp_path).locked(),
         ):
             pass
         other.kill()
     assert (tmp_path / ".owner").exists(), "what the dead process left"
-    with Workspace(tmp_path).locked():
+    with RunDirectory(tmp_path).locked():
         assert f"process {os.getpid()} on" in (tmp_path / ".owner").read_text()
     assert not (tmp_path / ".owner").exists()
 
 
 def test_lock_reads_what_others_have_written(tmp_path: Path) -> None:
     """A workspace that was opened before another session ended sees what that session has done."""
-    early = Workspace(tmp_path)
+    early = RunDirectory(tmp_path)
     finished(tmp_path)
     assert not early.finished(KEY)
     with early.locked():

@@ -11,10 +11,10 @@ from typing import Any
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.data.records import Example, Rejection, drop_torn_line, read_records
 from montessori_pl.data.records import Score as ScoreRecord
-from montessori_pl.estimates.context import PlanContext
-from montessori_pl.estimates.estimate import Expected, Plan
+from montessori_pl.estimates.context import EstimateContext
+from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.evaluation.losses import ResponseLoss
-from montessori_pl.models.loading import holds_adapter, load_chat
+from montessori_pl.models.loading import holds_adapter, load_chat_template
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.signals.base import REPORT, SignalCallback
 from montessori_pl.signals.scoring_data import ScoringData
@@ -36,7 +36,7 @@ UNSCORED = "unscored.jsonl"
 """The examples that the signal could not score, with the reason; there is no such file where it scored all."""
 
 
-class Score(Stage):
+class ScoreExamples(Stage):
     """Score examples with a signal, inside `Trainer.predict`, each process its share.
 
     Args:
@@ -73,24 +73,30 @@ class Score(Stage):
         """The examples and the student."""
         return [Input("examples", self.examples, Kind.EXAMPLES), Input("student", self.student, Kind.STUDENT)]
 
-    def ready(self) -> None:
+    def check_environment(self) -> None:
         """What the signal needs."""
-        self.signal.ready()
+        self.signal.check_environment()
 
-    def plan(self, context: PlanContext) -> Plan:
+    def estimate(self, context: EstimateContext) -> StageEstimate:
         """What the signal says that it will take."""
-        given, chat = context.given("examples"), load_chat(context.student().source)
-        count, most = (min(number, self.max_examples or number) for number in (given.count, given.most))
-        rendered, too_long = encode_examples(given.some(), chat, self.max_length)
+        given, chat_template = context.expected_input("examples"), load_chat_template(context.student().source)
+        count, upper_bound = (min(number, self.max_examples or number) for number in (given.count, given.upper_bound))
+        rendered, too_long = encode_examples(given.some(), chat_template, self.max_length)
         left_out = {example.id for example in too_long}
         examples = [example for example in given.some() if example.id not in left_out]
-        reference, _ = encode_examples(context.data.read("reference"), chat, self.max_length)
-        data = ScoringData(examples, rendered, reference, chat.tokenizer.pad_token_id, self.batch_tokens)
-        leaves = Expected(
-            count=count, most=most, prompts=given.prompts, instructions=min(count, given.instructions), like=given.like
+        reference, _ = encode_examples(context.data.read("reference"), chat_template, self.max_length)
+        data = ScoringData(examples, rendered, reference, chat_template.tokenizer.pad_token_id, self.batch_tokens)
+        expected_output = ExpectedRecords(
+            count=count,
+            upper_bound=upper_bound,
+            prompts=given.prompts,
+            instructions=min(count, given.instructions),
+            samples=given.samples,
         )
         self.signal.requests = context.requests
-        return dataclasses.replace(self.signal.plan(count, most, data, chat), leaves=leaves)
+        return dataclasses.replace(
+            self.signal.estimate(count, upper_bound, data, chat_template), expected_output=expected_output
+        )
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Score what has not been scored, then put all scores in the order of the examples."""
@@ -98,27 +104,27 @@ class Score(Stage):
         checkpoint = context.inputs["student"]
         if checkpoint is not None and not holds_adapter(checkpoint / WEIGHTS):
             student.train_all_weights()  # what the probe moves is what that stage has trained
-        chat = load_chat(student.source)
+        chat_template = load_chat_template(student.source)
         examples = context.examples("examples")
         if self.max_examples is not None and self.max_examples < len(examples):
             chosen = random.Random(context.seed).sample(range(len(examples)), self.max_examples)
             examples = [examples[index] for index in sorted(chosen)]
-        _, too_long = encode_examples(examples, chat, self.max_length)
+        _, too_long = encode_examples(examples, chat_template, self.max_length)
         left_out = {example.id for example in too_long}
         examples = [example for example in examples if example.id not in left_out]
         scored, unscored = _done(context.directory)
         context.progress.start(len(examples), len(scored) + len(unscored))
 
         reference = context.data.read("reference")
-        references, too_long_references = encode_examples(reference, chat, self.max_length)
+        references, too_long_references = encode_examples(reference, chat_template, self.max_length)
         if not references:
             raise StageError(
                 f"{context.key}: none of the {len(too_long_references)} examples of the reference set has a response "
-                f"within max_length {self.max_length} tokens and the model's context ({chat.context} tokens)"
+                f"within max_length {self.max_length} tokens and the model's context ({chat_template.context} tokens)"
             )
         trainer = context.trainer(callbacks=[self.signal], inference_mode=False)
         if len(scored) + len(unscored) < len(examples):
-            rendered, _ = encode_examples(examples, chat, self.max_length)
+            rendered, _ = encode_examples(examples, chat_template, self.max_length)
             self.signal.output = context.directory / f"scores.part{trainer.global_rank}.jsonl"
             self.signal.unscored = context.directory / f"unscored.part{trainer.global_rank}.jsonl"
             self.signal.requests = context.requests
@@ -130,7 +136,7 @@ class Score(Stage):
                     examples,
                     rendered,
                     references,
-                    chat.tokenizer.pad_token_id,
+                    chat_template.tokenizer.pad_token_id,
                     self.batch_tokens,
                     scored.keys() | unscored.keys(),
                 ),
