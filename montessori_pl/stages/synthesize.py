@@ -33,7 +33,7 @@ class Synthesize(Stage):
         samples_per_prompt: completions of each prompt.
         teacher: who writes: the stage whose teacher it is, `latest`, `base`, or a teacher of the pool.
         seed_tasks: the stage whose examples are shown as shots; null shows those of `data.seed_tasks`.
-        deduplicate_against: stages whose examples nothing may repeat, beside seed tasks; of a later stage of the recipe,
+        deduplicate_against: stages whose examples nothing may repeat, beside seed tasks; of a later stage,
             those of the iteration before.
         synthesizer: how instructions are asked for.
         instruction_sampling: how instructions are drawn; the defaults are the paper's.
