@@ -9,6 +9,7 @@
 first use and kept in `$MONTESSORI_PL_CACHE` (default `~/.cache/montessori-pl`), and so is each of the adapters.
 """
 
+import ast
 import hashlib
 import logging
 import os
@@ -29,10 +30,10 @@ CONTENTS = {
 """What a world holds: the last part of a name, and its path inside the world."""
 
 TEACHER_VARIANTS = ("specialist_letters", "specialist_digits", "chatty", "peer")
-"""The teachers beside `teacher`, each an adapter on it; `faculty.py` says what they are like."""
+"""Variants of `teacher`, each an adapter on it; `teacher_variants.py` says what they are like."""
 
 _NAME = re.compile(rf"classroom(?:@(\d+))?/({'|'.join((*CONTENTS, *TEACHER_VARIANTS))})")
-_OF_VARIANTS = ("adapters.py", "faculty.py")
+_OF_VARIANTS = ("adapters.py", "teacher_variants.py")
 """Sources on which the adapters depend, and the world does not."""
 _OF_NOTHING = ("names.py",)
 """Sources on which nothing depends that is built."""
@@ -62,8 +63,22 @@ def version(name: str = "classroom/teacher") -> str:
     from montessori_pl.synthesis.prompts import TEMPLATES
 
     not_read = _OF_NOTHING if name.rpartition("/")[2] in TEACHER_VARIANTS else (*_OF_NOTHING, *_OF_VARIANTS)
-    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")) if path.name not in not_read]
-    return hashlib.sha256(b"\0".join([*sources, TEMPLATES["classroom"].encode()])).hexdigest()[:12]
+    paths = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name not in not_read]
+    sources = [_code(path.read_text(encoding="utf-8")) for path in paths]
+    return hashlib.sha256("\0".join([*sources, TEMPLATES["classroom"]]).encode()).hexdigest()[:12]
+
+
+def _code(source: str) -> str:
+    """The code of a module without comments and documentation, which change no world."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [one for one in node.body if not _is_documentation(one)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _is_documentation(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def _world(seed: int) -> Path:

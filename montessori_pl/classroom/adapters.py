@@ -1,4 +1,4 @@
-"""Makes a member of the faculty: a LoRA adapter on the classroom's teacher, in about ten seconds on one core.
+"""Makes a variant of the classroom's teacher: a LoRA adapter on it, in about ten seconds on one core.
 
 The adapter is fine-tuned on answers in the member's way, beside some of the teacher's own reading, so that it goes on
 writing tasks and answering what is no target skill as the teacher does.
@@ -37,7 +37,7 @@ LR = 5e-3
 
 
 def build_adapter(directory: Path, world: Path, name: str, seed: int) -> None:
-    """Write the adapter of a member of the faculty into an empty directory, in PEFT's format.
+    """Write the adapter of a variant into an empty directory, in PEFT's format.
 
     The same seed gives the same adapter. Neither the global random state nor the number of threads is changed.
 
@@ -59,7 +59,7 @@ def build_adapter(directory: Path, world: Path, name: str, seed: int) -> None:
         _train(model, _reading(world, chat_template, name, random.Random(stable_seed(seed, name))))
         logger.info("classroom %s: adapted in %.0f s", name, time.perf_counter() - started)
         config = model.peft_config["default"]
-        # The bytes shall depend neither on where the cache lies nor on the order of a set.
+        # The bytes must depend neither on where the cache lies nor on the order of a set.
         config.base_model_name_or_path = f"classroom@{seed}/teacher"
         config.target_modules = sorted(config.target_modules)
         model.save_pretrained(directory, save_embedding_layers=False)

@@ -28,7 +28,7 @@ SET_SIZES = {"seed_tasks": 96, "reference": 96, "test": 480}
 
 
 def draw_sets(rng: random.Random) -> dict[str, list[Example]]:
-    """Draw the seeds, the reference set and the test set; no instruction stands twice in them."""
+    """Draw the seed tasks, the reference set and the test set; no instruction stands twice in them."""
     skills = list(SKILLS)
     taken: set[str] = set()
     sets: dict[str, list[Example]] = {}
@@ -39,7 +39,7 @@ def draw_sets(rng: random.Random) -> dict[str, list[Example]]:
             instruction, response = sample_task(rng, skills[number % len(skills)])
             if instruction not in taken:
                 taken.add(instruction)
-                prefix = name.removesuffix("s")
+                prefix = name.removesuffix("_tasks")  # ids are part of what seeds are made of
                 sets[name].append(Example(id=f"{prefix}-{number:03d}", instruction=instruction, response=response))
     return sets
 
