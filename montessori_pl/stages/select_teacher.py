@@ -15,7 +15,7 @@ from montessori_pl.routing.resampling import interval, resampled_means
 from montessori_pl.routing.responses import Array
 from montessori_pl.routing.selection import NEEDED, Rule, merit, ranking
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.selection.responses import read_pool, read_scores, save_router
+from montessori_pl.stages.selection.responses import read_pool, read_pool_scores, save_router
 
 
 class SelectTeacher(Stage):
@@ -115,10 +115,10 @@ class SelectTeacher(Stage):
         chat_template = load_chat_template(context.student().source)
         responses = [example for answers in pool.answers.values() for example in answers]
         columns = {
-            "quality": {score.id: score.value for score in read_scores(context, "quality")},
+            "quality": {score.id: score.value for score in read_pool_scores(context, "quality")},
             "length": {example.id: float(len(chat_template.response_ids(example.response))) for example in responses},
         }
-        scores = [] if self.loss is None else read_scores(context, "loss")
+        scores = [] if self.loss is None else read_pool_scores(context, "loss")
         columns |= {
             name: {score.id: score.details[name] for score in scores}
             for name in ("loss", "ifd")

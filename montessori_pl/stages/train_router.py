@@ -28,7 +28,7 @@ from montessori_pl.routing.responses import Array
 from montessori_pl.routing.router import ENCODER
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.selection.responses import in_chunks, read_pool, read_scores, save_router
+from montessori_pl.stages.selection.responses import in_chunks, read_pool, read_pool_scores, save_router
 from montessori_pl.stages.training.fit import TrainingData, fit
 
 FEWEST = 10
@@ -155,7 +155,7 @@ class TrainRouter(Stage):
     def _calibration(self, context: StageContext) -> "tuple[ResponsePool, Calibration]":
         pool = read_pool(context)
         tables = {
-            name: pool.table({score.id: score.value for score in read_scores(context, name)})
+            name: pool.table({score.id: score.value for score in read_pool_scores(context, name)})
             for name in ("quality", "learnability")
         }
         reward = combined_rewards(tables["quality"], tables["learnability"], self.alpha, self.normalization)
