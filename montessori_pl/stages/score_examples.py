@@ -29,7 +29,7 @@ from montessori_pl.stages.base import (
     StageContext,
     StageError,
 )
-from montessori_pl.stats import describe
+from montessori_pl.stats.distribution import describe
 from montessori_pl.synthesis.diversity import diversity
 
 UNSCORED = "unscored.jsonl"

@@ -23,7 +23,7 @@ from montessori_pl.routing.encoder import PromptEncoder, encode_prompts
 from montessori_pl.routing.head import fit_head, penalty_losses
 from montessori_pl.routing.module import Compared, RouterModule, collate_compared
 from montessori_pl.routing.preferences import Normalization, bradley_terry_loss, combined_rewards, pair_labels
-from montessori_pl.routing.regret import Comparison
+from montessori_pl.routing.regret import RouterComparison
 from montessori_pl.routing.responses import Array
 from montessori_pl.routing.router import ENCODER
 from montessori_pl.run_directory.fingerprint import Files
@@ -228,7 +228,7 @@ class TrainRouter(Stage):
         """Compare the router with the best single teacher, and leave the one or the other."""
         coefficients = router.coefficients(judged.prompts)
         constant = ConstantRouter(router.teachers, learned.mean_rewards().tolist())
-        comparison = Comparison.of(router.teachers, judged.tables, coefficients, np.asarray(constant.values))
+        comparison = RouterComparison.of(router.teachers, judged.tables, coefficients, np.asarray(constant.values))
         gains = comparison.gains(context.seed)
         best = max(router.teachers, key=lambda name: constant.values[router.teachers.index(name)])
         useless = gains["reward"]["low"] <= 0
