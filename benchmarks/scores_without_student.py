@@ -5,7 +5,8 @@
 
 The stage `ScoreExamples` runs twice on the same examples: with `RecordedQualitySignal`, which looks at the examples
 alone, and with the same signal made to need the student, which is then loaded, predicts every example, and is loaded
-once more for its loss on the reference set. Prints the seconds of both and their ratio, a line for each round, in random order.
+once more for its loss on the reference set. Prints the seconds of both and their ratio, a line for each
+round, in random order.
 """
 
 import argparse

@@ -242,7 +242,7 @@ def test_ifd_is_the_ratio_of_two_passes(score: Scoring, network: nn.Module, of: 
 def test_ifd_of_a_cut_response_compares_the_same_tokens(score: Scoring, network: nn.Module) -> None:
     """The response `it is a.` is cut behind `it i`; alone it is cut there too."""
     whole = render(SCORED)[0]
-    cut = CHAT.cut(whole, whole.trained.index(True) + 4)
+    cut = CHAT.cut(whole, whole.completion_mask.index(True) + 4)
     signal = IFDSignal("low")
     score(signal)
     batch = collate([cut], pad_id=0)
