@@ -136,8 +136,8 @@ def test_what_need_not_be_there_must_fit_all_the_same(name: str, why: str) -> No
     with pytest.raises(RecipeError) as error:
         resolve_recipe(stages, 1)
     assert str(error.value) == (
-        f"recipe.augmented: deduplicate_against names {name!r}, but {why}; what can be read there, examples of stages before it: "
-        "seed_data, mistakes"
+        f"recipe.augmented: deduplicate_against names {name!r}, but {why}; what can be read there, "
+        "examples of stages before it: seed_data, mistakes"
     )
 
 
