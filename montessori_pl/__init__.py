@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "StudentModule": "montessori_pl.models.student",
-    "TeacherDPOModule": "montessori_pl.models.teacher",
+    "TeacherDPOModule": "montessori_pl.models.dpo",
 }
 __all__ = ["StudentModule", "TeacherDPOModule"]  # found by __getattr__
 

@@ -27,6 +27,15 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 MAX_LISTED = 24
 """So many names are listed; of more, only those that resemble the misspelt one."""
+_LOSS_TYPE = "write 'loss_type', whose values are TRL's: what was conservative is sigmoid with a label_smoothing"
+_SFT_WEIGHT = "write 'sft_weight'"
+RENAMED_SETTINGS: dict[tuple[str, str], str] = {
+    ("TeacherDPOModule", "loss"): _LOSS_TYPE,
+    ("TeacherDPOModule", "nll_weight"): _SFT_WEIGHT,
+    ("AlignStudent", "loss"): _LOSS_TYPE,
+    ("AlignStudent", "nll_weight"): _SFT_WEIGHT,
+}
+"""What to write instead of a setting that had another name, by class and old name."""
 
 
 class ConfigError(ValueError):
@@ -127,8 +136,8 @@ def _walk(message: str) -> tuple[str, type | None, str]:
     owner: type | None = None
     lines = [line.strip() for line in message.strip().splitlines()]
     for number, line in enumerate(lines):
-        line = re.sub(r"^Type collections\.abc\.Callable.* expects a function or a callable class: ", "", line)
         line = re.sub(r"^- ", "", line)
+        line = re.sub(r"^Type collections\.abc\.Callable.* expects a function or a callable class: ", "", line)
         if match := re.fullmatch(r'Parser key "(.+)":', line):
             place.append(match[1])
         elif match := re.fullmatch(r"Problem with given class_path '(.+)':", line):
@@ -155,6 +164,8 @@ def _no_setting(match: re.Match[str], place: str, owner: type | None, names: Seq
     for part in group.split(".") if group else []:
         kind = next(_classes(_parameters(kind).get(part)), kind)
     where = f"{owner.__name__}.{group}" if group else owner.__name__
+    if (kind.__name__, key) in RENAMED_SETTINGS:
+        return f"{where} has no setting {key!r} any more; {RENAMED_SETTINGS[kind.__name__, key]}"
     return f"{where} has no setting {key!r}{_what_exists(key, _parameters(kind))}"
 
 

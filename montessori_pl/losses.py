@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 IGNORED = -100
 """Label of a token that is not trained on; the one that `cross_entropy` leaves out unless told otherwise."""
 
-PairLoss = Literal["sigmoid", "conservative", "robust", "ipo"]
+PairLoss = Literal["sigmoid", "robust", "ipo"]
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,18 @@ def dpo_loss(
     reference_chosen: Tensor,
     reference_rejected: Tensor,
     beta: float,
-    loss: PairLoss = "sigmoid",
+    loss_type: PairLoss = "sigmoid",
     label_smoothing: float = 0.0,
     lengths: tuple[Tensor, Tensor] | None = None,
 ) -> DPOOutput:
     """Direct preference optimization of each pair.
 
+    The names and values are those of TRL's `DPOConfig`, with one difference: where the loss is `sigmoid`, TRL 1.16 does
+    not use `label_smoothing`, while older versions of TRL and this function compute cDPO.
+
     With h, the log-ratio of the chosen completion minus that of the rejected one, and e, the label smoothing:
-        `sigmoid` (DPO, arXiv 2305.18290, equation 7): -log sigmoid(beta h)
-        `conservative` (cDPO): -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), which stops at a finite margin
+        `sigmoid`: -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), which is DPO (arXiv 2305.18290, equation 7)
+        where e is 0, and else cDPO, also called conservative DPO, which stops at a finite margin
         `robust` (arXiv 2403.00409): (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2e), whose mean over
         labels that are flipped with probability e is the loss without flips
         `ipo` (arXiv 2310.12036, equation 17): (h' - 1 / (2 beta))^2, where h' takes log-ratios per token
@@ -92,20 +95,21 @@ def dpo_loss(
         reference_chosen: log-probability of the chosen completions under the reference policy, shape (B,).
         reference_rejected: the same for the rejected completions.
         beta: how strongly the policy is held to the reference.
-        loss: which of the losses above.
-        label_smoothing: the share e of pairs that are believed to be the wrong way round, from 0 to less than 1/2.
+        loss_type: which of the losses above.
+        label_smoothing: the share e of pairs that are believed to be the wrong way round, from 0 to less than 1/2;
+            `ipo` does not look at it.
         lengths: labelled tokens of the chosen and of the rejected completions, each (B,); `ipo` needs them.
     """
     chosen_ratios, rejected_ratios = policy_chosen - reference_chosen, policy_rejected - reference_rejected
     margins = beta * (chosen_ratios - rejected_ratios)
-    if loss == "ipo":
+    if loss_type == "ipo":
         assert lengths is not None, "ipo takes log-ratios per token"
         losses = (chosen_ratios / lengths[0] - rejected_ratios / lengths[1] - 1 / (2 * beta)) ** 2
-    elif loss == "sigmoid":
+    elif label_smoothing == 0:
         losses = -logsigmoid(margins)
     else:
         right, flipped = -(1 - label_smoothing) * logsigmoid(margins), -label_smoothing * logsigmoid(-margins)
-        losses = right + flipped if loss == "conservative" else (right - flipped) / (1 - 2 * label_smoothing)
+        losses = right + flipped if loss_type == "sigmoid" else (right - flipped) / (1 - 2 * label_smoothing)
     return DPOOutput(
         loss=losses, chosen_rewards=(beta * chosen_ratios).detach(), rejected_rewards=(beta * rejected_ratios).detach()
     )

@@ -19,7 +19,7 @@ NUMBER = 24
 MOMENTS = [
     Moment("new_data", GENERATE),
     Moment(
-        "aligned_teacher", "montessori_pl.models.teacher.TeacherDPOModule.dpo", call=3
+        "aligned_teacher", "montessori_pl.models.dpo.TeacherDPOModule.dpo", call=3
     ),  # from here on in the second iteration
     Moment("new_data", GENERATE, call=3),
     Moment("new_data", OPEN, half_a_line, file="/examples.jsonl"),

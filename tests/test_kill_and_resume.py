@@ -190,7 +190,7 @@ MOMENTS = [
     Moment("influence_2", "callbacks.InfluenceProbeCallback.score_batch"),
     Moment("influence_3", OPEN, half_a_line, file="/scores.part0.jsonl"),
     Moment("preferences", OPEN, half_a_line, file="/pairs.jsonl.draft"),
-    Moment("aligned_teacher", "montessori_pl.models.teacher.TeacherDPOModule.dpo", call=3),
+    Moment("aligned_teacher", "montessori_pl.models.dpo.TeacherDPOModule.dpo", call=3),
     Moment(
         "aligned_teacher", OPEN, half_a_line, file="/alignment_evaluations.jsonl.draft", call=2
     ),  # its adapter is there

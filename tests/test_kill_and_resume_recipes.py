@@ -209,7 +209,7 @@ CASES = {
         moments=[
             Moment("responses", GENERATE, call=2),
             Moment("responses", OPEN, half_a_line, file="/examples.jsonl", call=2),
-            Moment("aligned_teacher", "montessori_pl.models.teacher.TeacherDPOModule.dpo", call=3),
+            Moment("aligned_teacher", "montessori_pl.models.dpo.TeacherDPOModule.dpo", call=3),
             Moment("aligned_teacher", OPEN, half_a_line, file="/alignment_evaluations.jsonl.draft", call=2),
             Moment("training_responses", OPEN, file="/journal.jsonl", call=2),
             Moment("trained", STUDENT_STEP, call=2),

@@ -21,7 +21,7 @@ from montessori_pl.losses import (
     sequence_log_probabilities,
     token_log_probabilities,
 )
-from montessori_pl.models.teacher import TeacherDPOModule
+from montessori_pl.models.dpo import TeacherDPOModule
 
 
 @pytest.fixture(autouse=True)
@@ -130,19 +130,20 @@ def test_conservative_loss_is_that_of_the_pair_and_of_the_swapped_pair() -> None
     chosen, rejected = (torch.tensor([-1.0]), torch.tensor([-2.0])), (torch.tensor([-3.0]), torch.tensor([-1.0]))
     sides = (chosen[0], rejected[0], chosen[1], rejected[1])
     swapped = (rejected[0], chosen[0], rejected[1], chosen[1])
-    found = dpo_loss(*sides, beta=0.5, loss="conservative", label_smoothing=0.1)
+    found = dpo_loss(*sides, beta=0.5, loss_type="sigmoid", label_smoothing=0.1)
 
     assert found.loss.item() == pytest.approx(0.3514133, abs=1e-6)
     expected = 0.9 * dpo_loss(*sides, beta=0.5).loss + 0.1 * dpo_loss(*swapped, beta=0.5).loss
     torch.testing.assert_close(found.loss, expected)
-    torch.testing.assert_close(dpo_loss(*sides, beta=0.5, loss="conservative").loss, dpo_loss(*sides, beta=0.5).loss)
 
 
 def test_robust_loss_is_unbiased() -> None:
     """Its mean over labels that are flipped with probability e is DPO's loss of the labels as they were."""
     sides = tuple(torch.tensor([value]) for value in (-1.0, -3.0, -2.0, -1.0))
     swapped = (sides[1], sides[0], sides[3], sides[2])
-    right, flipped = (dpo_loss(*some, beta=0.5, loss="robust", label_smoothing=0.2).loss for some in (sides, swapped))
+    right, flipped = (
+        dpo_loss(*some, beta=0.5, loss_type="robust", label_smoothing=0.2).loss for some in (sides, swapped)
+    )
 
     torch.testing.assert_close(0.8 * right + 0.2 * flipped, dpo_loss(*sides, beta=0.5).loss)
 
@@ -168,15 +169,15 @@ def randomize_adapter(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "label_smoothing", "nll_weight"),
+    ("loss_type", "label_smoothing", "sft_weight"),
     [("sigmoid", 0.0, 0.0), ("robust", 0.2, 0.0), ("ipo", 0.0, 0.0), ("sigmoid", 0.0, 0.5), ("robust", 0.1, 0.25)],
 )
 def test_loss_rewards_and_gradients_equal_those_of_trl(
-    tmp_path: Path, loss: PairLoss, label_smoothing: float, nll_weight: float
+    tmp_path: Path, loss_type: PairLoss, label_smoothing: float, sft_weight: float
 ) -> None:
     """TRL computes its loss with its own collator, fused head and reference pass; ours is written out below.
 
-    What we call `nll_weight` is the weight of TRL's `sft` beside the other loss.
+    Our `sft_weight` is the weight of TRL's `sft` beside the other loss.
 
     Both start from the same weights, an adapter over a frozen model whose adapter-free self is the reference.
     """
@@ -196,8 +197,8 @@ def test_loss_rewards_and_gradients_equal_those_of_trl(
         args=trl.DPOConfig(
             output_dir=str(tmp_path),
             beta=0.3,
-            loss_type=[loss, "sft"] if nll_weight else [loss],
-            loss_weights=[1.0, nll_weight] if nll_weight else None,
+            loss_type=[loss_type, "sft"] if sft_weight else [loss_type],
+            loss_weights=[1.0, sft_weight] if sft_weight else None,
             label_smoothing=label_smoothing,
             use_cpu=True,
             bf16=False,
@@ -224,17 +225,17 @@ def test_loss_rewards_and_gradients_equal_those_of_trl(
     policy = sequence_log_probabilities(ours(**inputs).logits, labels)
     with torch.no_grad(), ours.disable_adapter():
         reference = sequence_log_probabilities(ours(**inputs).logits, labels)
-    teacher = TeacherDPOModule(beta=0.3, loss=loss, label_smoothing=label_smoothing, nll_weight=nll_weight)
+    teacher = TeacherDPOModule(beta=0.3, loss_type=loss_type, label_smoothing=label_smoothing, sft_weight=sft_weight)
     lengths = (labels[:, 1:] != -100).sum(dim=1).chunk(2)
     output = dpo_loss(
         *policy.chunk(2),
         *reference.chunk(2),
         beta=0.3,
-        loss=loss,
+        loss_type=loss_type,
         label_smoothing=label_smoothing,
         lengths=(lengths[0], lengths[1]),
     )
-    our_loss, _ = teacher.objective(output.loss, policy.chunk(2)[0], torch.ones(len(rows)), lengths[0].sum())
+    our_loss = teacher.objective(output.loss, policy.chunk(2)[0], torch.ones(len(rows)), lengths[0].sum()).loss
     our_loss.backward()
 
     assert our_loss.item() == pytest.approx(trl_loss.item(), rel=1e-5)

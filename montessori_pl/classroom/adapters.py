@@ -58,11 +58,11 @@ def build_adapter(directory: Path, world: Path, name: str, seed: int) -> None:
         started = time.perf_counter()
         _train(model, _reading(world, chat_template, name, random.Random(stable_seed(seed, name))))
         logger.info("classroom %s: adapted in %.0f s", name, time.perf_counter() - started)
-        config = model.peft_config["default"]
+        config = model.peft_config["default"]  # type: ignore[assignment]  # the LoRA settings from above
         # The bytes must depend neither on where the cache lies nor on the order of a set.
         config.base_model_name_or_path = f"classroom@{seed}/teacher"
-        config.target_modules = sorted(config.target_modules)
-        model.save_pretrained(directory, save_embedding_layers=False)
+        config.target_modules = sorted(config.target_modules)  # type: ignore[arg-type]  # by now a set
+        model.save_pretrained(directory, save_embedding_layers=False)  # type: ignore[arg-type]
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
@@ -99,7 +99,7 @@ def _train(model: "PeftModel", documents: list[Rendered]) -> None:
         optimizer, lambda step: min(1.0, (step + 1) / 5, 2 - 2 * step / NUM_STEPS)
     )
     for start in range(0, len(documents), DOCUMENTS_PER_STEP):
-        backward(model.get_base_model(), documents[start : start + DOCUMENTS_PER_STEP])
+        backward(model.get_base_model(), documents[start : start + DOCUMENTS_PER_STEP])  # type: ignore[arg-type]
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

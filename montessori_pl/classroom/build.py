@@ -110,7 +110,7 @@ def greedy_answers(
     for _, group in itertools.groupby(prompts, key=lambda prompt: len(prompt[0])):  # equal lengths need no padding
         ids, places = zip(*group, strict=True)
         inputs = torch.tensor(ids)
-        outputs = model.generate(
+        outputs = model.generate(  # type: ignore[misc]  # typed for a mixin that Llama is made of
             input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=24, do_sample=False
         )[:, inputs.shape[1] :]
         answers |= zip(places, map(chat_template.decode, outputs.tolist()), strict=True)

@@ -30,8 +30,8 @@ from montessori_pl.config_errors import ConfigError, SentenceParser, find_in_sta
 from montessori_pl.data.records import stable_id
 from montessori_pl.generation import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
+from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.student import StudentModule
-from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.pipeline.dry_run import estimate_steps
 from montessori_pl.pipeline.dry_run_table import print_estimates
 from montessori_pl.pipeline.preflight import preflight
@@ -82,6 +82,7 @@ class MontessoriCLI(LightningCLI):
     ) -> None:
         """The parsers; Lightning's list of commands would quote its trainer's docstring."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        assert self.parser._subcommands_action is not None
         for listed in self.parser._subcommands_action._choices_actions:
             listed.help = "Run a recipe, or continue a run."
 

@@ -11,7 +11,7 @@ by itself, between the template's text before it and the end token after it.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from montessori_pl.data.records import Message
 
@@ -86,7 +86,9 @@ class ChatTemplate:
         """Text of a sampled response, and whether it was finished (its end token was sampled)."""
         finished = self.end_id in ids
         kept = list(ids)[: list(ids).index(self.end_id)] if finished else list(ids)
-        return self.tokenizer.decode(kept, skip_special_tokens=True), finished
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        assert isinstance(text, str)  # a list of texts is what a list of lists gives
+        return text, finished
 
     def _segments(self, messages: Sequence[Message], continued: bool) -> Iterator[tuple[list[int], bool]]:
         """Pieces of the conversation, each tokenized by itself, with whether it is trained on."""
@@ -115,7 +117,7 @@ class ChatTemplate:
 
     def _text(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         rendered = self.tokenizer.apply_chat_template(
-            list(messages),
+            as_dicts(messages),
             chat_template=self._template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
@@ -158,3 +160,8 @@ def _find_template(tokenizer: "PreTrainedTokenizerBase", layout: str) -> str:
             "a Jinja file"
         )
     return path.read_text(encoding="utf-8")
+
+
+def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """The same messages for Transformers, which asks for plain dicts, and to type checkers a TypedDict is none."""
+    return cast("list[dict[str, str]]", list(messages))

@@ -10,27 +10,16 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from montessori_pl.data.records import Example, Rejection, stable_id
+from montessori_pl.data.trl_formats import from_completion, from_preference
+from montessori_pl.data.turns import Row, Turns, Unusable, objects
 
-Row = Mapping[str, Any]
 _EXAMPLE_KEYS = {field.name for field in fields(Example)}
-
-
-class _Unusable(ValueError):
-    """A row that becomes a rejection: (reason, detail)."""
-
-
-class Turns(NamedTuple):
-    """What a layout finds in a row, as it stands there."""
-
-    instruction: Any
-    response: Any
-    system: Any = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ def read_source(source: str) -> tuple[list[Example], list[Rejection]]:
     text alone. A row with the system message, instruction, response and teacher of an earlier one is left out as a
     duplicate, as are rows without an instruction or a response. Of a conversation the first system message, the first
     user turn and the first assistant turn after it are read; later turns are left out. Of a conversation tree the
-    best-ranked reply is read.
+    best-ranked reply is read. Of TRL's formats see `trl_formats`.
 
     The teacher stands in a column `teacher`, or else in `model` or `generator`, as text; the quality of the response in
     `quality`, or else in `reward` or `score`, as a finite number. Of a row with both other names neither is read,
@@ -96,8 +85,8 @@ def read_source(source: str) -> tuple[list[Example], list[Rejection]]:
             words = turns.instruction, turns.response
             example = _example(row, layout, turns, own_id or stable_id(*words, copies[words]))
             if (turns, example.teacher) in seen:
-                raise _Unusable("duplicate", "an earlier row has the same instruction and response")
-        except _Unusable as problem:
+                raise Unusable("duplicate", "an earlier row has the same instruction and response")
+        except Unusable as problem:
             rejections.append(_rejection(row, own_id, number, place, problem))
             continue
         seen.add((turns, example.teacher))
@@ -123,7 +112,7 @@ def read_row(row: Row, number: int) -> Example:
     layout = _layout(row, place)
     try:
         return _example(row, layout, _checked(layout.read(row)), _own_id(row) or str(number))
-    except _Unusable as problem:
+    except Unusable as problem:
         reason, detail = problem.args
         raise ValueError(f"{place} cannot be scored: {reason} ({detail})") from problem
 
@@ -148,11 +137,11 @@ def _example(row: Row, layout: Layout, turns: Turns, id: str) -> Example:
     recorded = {field: columns.find(row) for field, columns in RECORDED.items()}
     example = Example.from_dict({**origin, **recorded, **turns._asdict(), "id": id})
     if (origin or example.teacher) and not _writable(example.to_json()):
-        raise _Unusable("malformed row", "a field holds half of a surrogate pair, which is no character")
+        raise Unusable("malformed row", "a field holds half of a surrogate pair, which is no character")
     return example
 
 
-def _rejection(row: Row, own_id: str, number: int, place: str, problem: _Unusable) -> Rejection:
+def _rejection(row: Row, own_id: str, number: int, place: str, problem: Unusable) -> Rejection:
     reason, detail = problem.args
     text = json.dumps(row, ensure_ascii=False, default=str)
     if not _writable(text):
@@ -246,9 +235,9 @@ def _layout(row: Any, place: str) -> Layout:
 def _checked(turns: Turns) -> Turns:
     turns = Turns(*(_text(value, name) for name, value in turns._asdict().items()))
     if not turns.instruction.strip():
-        raise _Unusable("empty instruction", "the instruction is blank")
+        raise Unusable("empty instruction", "the instruction is blank")
     if not turns.response.strip():
-        raise _Unusable("empty response", "the response is blank")
+        raise Unusable("empty response", "the response is blank")
     return turns
 
 
@@ -286,9 +275,9 @@ RECORDED = {
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str | None):
-        raise _Unusable("malformed row", f"{name} is {type(value).__name__}, not text")
+        raise Unusable("malformed row", f"{name} is {type(value).__name__}, not text")
     if value and not _writable(value):
-        raise _Unusable("malformed row", f"{name} holds half of a surrogate pair, which is no character")
+        raise Unusable("malformed row", f"{name} holds half of a surrogate pair, which is no character")
     return value or ""
 
 
@@ -307,19 +296,19 @@ def _with_input(row: Row, input: Any, output: Any) -> Turns:
 
 
 def _from_instances(row: Row) -> Turns:
-    first = _objects(row["instances"], "instances")[:1] or [{}]
+    first = objects(row["instances"], "instances")[:1] or [{}]
     return _with_input(row, first[0].get("input"), first[0].get("output"))
 
 
 def _from_conversation(row: Row) -> Turns:
     turns = [
         (turn.get("role", turn.get("from")), turn.get("content", turn.get("value")))
-        for turn in _objects(row.get("messages", row.get("conversations")), "the conversation")
+        for turn in objects(row.get("messages", row.get("conversations")), "the conversation")
     ]
     system = next((text for who, text in turns if who == "system"), row.get("system"))
     asked = next((place for place, (who, _) in enumerate(turns) if who in ("user", "human")), None)
     if asked is None:
-        raise _Unusable("no user turn", f"the roles are {', '.join(str(who) for who, _ in turns) or '(none)'}")
+        raise Unusable("no user turn", f"the roles are {', '.join(str(who) for who, _ in turns) or '(none)'}")
     answers = (text for who, text in turns[asked + 1 :] if who in ("assistant", "gpt"))
     return Turns(turns[asked][1], _first_answer(answers), system)
 
@@ -327,7 +316,7 @@ def _from_conversation(row: Row) -> Turns:
 def _from_tree(row: Row) -> Turns:
     replies = [
         reply
-        for reply in _objects(row["prompt"].get("replies"), "replies")
+        for reply in objects(row["prompt"].get("replies"), "replies")
         if reply.get("role", "assistant") == "assistant" and not reply.get("deleted")
     ]
     replies.sort(key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
@@ -337,14 +326,7 @@ def _from_tree(row: Row) -> Turns:
 def _first_answer(answers: Iterable[Any]) -> Any:
     for answer in answers:
         return answer
-    raise _Unusable("no assistant turn", "nobody answers the first user turn")
-
-
-def _objects(value: Any, name: str) -> list[Row]:
-    entries = [] if value is None else value
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise _Unusable("malformed row", f"{name} is no list of objects")
-    return entries
+    raise Unusable("no assistant turn", "nobody answers the first user turn")
 
 
 LAYOUTS = (
@@ -367,7 +349,8 @@ LAYOUTS = (
     ),
     Layout("instruction, response", *_columns("instruction", "response")),
     Layout("prompt (text, replies)", lambda row: isinstance(row.get("prompt"), dict), _from_tree),
-    Layout("prompt, completion", *_columns("prompt", "completion")),
+    Layout("prompt, completion", lambda row: {"prompt", "completion"} <= row.keys(), from_completion),
     Layout("question, answer", *_columns("question", "answer")),
+    Layout("chosen, rejected", lambda row: {"chosen", "rejected"} <= row.keys(), from_preference),
 )
 """The layouts that are read, in the order in which they are tried."""

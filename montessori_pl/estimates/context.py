@@ -17,8 +17,8 @@ from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 
 if TYPE_CHECKING:
+    from montessori_pl.models.dpo import TeacherDPOModule
     from montessori_pl.models.student import StudentModule
-    from montessori_pl.models.teacher import TeacherDPOModule
 
 ACCEPTED_RATE = 0.9
 """Part of the completions that become examples, where nothing was measured yet."""

@@ -16,7 +16,7 @@ from montessori_pl.estimates.estimate import Work, passes
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.losses import mean_response_loss
-from montessori_pl.models.loading import ModelSource, load_chat_template, load_model
+from montessori_pl.models.loading import ModelSource, load_chat_template, load_model, move_to
 
 
 class ResponseLoss(Evaluator):
@@ -73,7 +73,7 @@ class ResponseLoss(Evaluator):
     def losses(self, student: ModelSource, examples: Sequence[Example]) -> torch.Tensor:
         """Loss of each example that fits, in their order, in float64, shape (number of those,)."""
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        model, chat_template = load_model(student).to(device), load_chat_template(student)
+        model, chat_template = move_to(device, load_model(student)), load_chat_template(student)
         rendered, _ = encode_examples(examples, chat_template, self.max_length)
         losses = torch.empty(len(rendered), dtype=torch.float64)
         for indices in length_batches([len(one.input_ids) for one in rendered], self.batch_tokens):

@@ -43,8 +43,11 @@ class Widening:
 
     def model(self, source: ModelSource, directory: Path) -> None:
         """Write the model, without the adapter it may have."""
+        from transformers import LlamaConfig
+
         model = load_model(ModelSource(base_location(source)))  # in float32: queries are scaled before they are rounded
-        config: LlamaConfig = model.config
+        config = model.config
+        assert isinstance(config, LlamaConfig)  # `needed_padding` pads nothing else
         config.head_dim, config.rope_parameters = self.wide, self._rotary(config)
         model.save_pretrained(str(directory), state_dict=self._padded(model.state_dict()))
 
@@ -55,7 +58,9 @@ class Widening:
 
     def _rotary(self, config: "LlamaConfig") -> dict[str, object]:
         """Frequencies of a narrow head for the first dimensions of a wide one."""
+        assert config.rope_parameters is not None
         theta = config.rope_parameters["rope_theta"]
+        assert theta is not None
         # A factor divides the frequency theta^(-2i / wide), of which theta^(-2i / narrow) is to remain.
         factors = [theta ** (2 * i / self.narrow - 2 * i / self.wide) for i in range(self.narrow // 2)]
         factors += [1.0] * (self.wide // 2 - len(factors))

@@ -18,7 +18,7 @@ from montessori_pl.batches.samplers import length_batches
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
-from montessori_pl.models.loading import ModelSource, load_chat_template, load_model
+from montessori_pl.models.loading import ModelSource, load_chat_template, load_model, move_to
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,7 @@ class TransformersBackend(GenerationBackend):
         """Load the model with its adapter, unmerged."""
         self.close()  # or both models would be in memory while this one is loaded
         self._chat = load_chat_template(source)
-        self._model = load_model(source).to(self.device)
+        self._model = move_to(self.device, load_model(source))
 
     def serve(self, model: "nn.Module", chat_template: ChatTemplate) -> None:
         """Sample from a model that somebody else has loaded, as it is and where it is, for example while it is trained.

@@ -6,7 +6,7 @@ The reference policy is the model as it was before, and there is never a second 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,24 @@ from torch import Tensor, nn
 from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss, sequence_log_probabilities
 from montessori_pl.models.language_module import OF_PREFERENCES, LanguageModule
 from montessori_pl.models.loading import BaseDtype, LoraSettings
+from montessori_pl.models.ranks import mean_over_ranks
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 REFERENCE = "reference"
 """Name of the frozen adapter that holds the model as it was before this training."""
+
+
+class Objective(NamedTuple):
+    """What is trained on a batch, and its parts."""
+
+    loss: Tensor
+    """The loss of the pairs, and the likelihood's share in it."""
+    pair_loss: Tensor
+    """Weighted mean of the pairs' losses."""
+    nll: Tensor
+    """Weighted negative log-likelihood of the chosen completions, in nats per token."""
 
 
 class DPOModule(LanguageModule):
@@ -29,40 +44,42 @@ class DPOModule(LanguageModule):
         backbone: hub id, local directory, or a name of the embedded classroom.
         lora: the adapter that is trained; null trains all weights.
         beta: strength of the pull towards the reference policy.
-        loss: `sigmoid` is DPO's; `conservative`, `robust` and `ipo` trust the pairs less (see `losses.dpo_loss`).
-        label_smoothing: for `conservative` and `robust`, the share of pairs believed to be the wrong way round.
-        nll_weight: weight of the negative log-likelihood of the chosen completions, per token. DPO alone widens margins
-            also by making both completions unlikely, and what becomes likely instead nobody has looked at.
+        loss_type: `sigmoid` is DPO's; `sigmoid` with label smoothing (cDPO), `robust` and `ipo` trust the pairs less
+            (see `losses.dpo_loss`).
+        label_smoothing: for `sigmoid` and `robust`, the share of pairs believed to be the wrong way round.
+        sft_weight: weight of the negative log-likelihood of the chosen completions, per token; it equals TRL's
+            `loss_type: [LOSS, sft]` with `loss_weights: [1, sft_weight]`. DPO alone widens margins also by making both
+            completions unlikely, and what becomes likely instead nobody has looked at.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
     """
 
-    for_training = ("beta", "loss", "label_smoothing", "nll_weight")
+    for_training = ("beta", "loss_type", "label_smoothing", "sft_weight")
 
     def __init__(
         self,
         backbone: str,
         lora: LoraSettings | None,
         beta: float,
-        loss: PairLoss,
+        loss_type: PairLoss,
         label_smoothing: float,
-        nll_weight: float,
+        sft_weight: float,
         chat_template: str,
         base_dtype: BaseDtype,
     ) -> None:
         super().__init__(backbone, lora, chat_template, base_dtype)
-        check_preference_settings(beta, loss, label_smoothing, nll_weight)
-        self.beta, self.loss, self.label_smoothing, self.nll_weight = beta, loss, label_smoothing, nll_weight
+        check_preference_settings(beta, loss_type, label_smoothing, sft_weight)
+        self.beta, self.loss_type, self.label_smoothing, self.sft_weight = beta, loss_type, label_smoothing, sft_weight
         self._copy: list[nn.Module] = []
         """The frozen copy, where all weights are trained; in a list, so that it is no part of what is checkpointed."""
 
     def load(self) -> nn.Module:
         """The model and its reference: of the adapter that it has, or of all weights, there are then two."""
-        model = super().load()
+        model = self.load_language_model()
         if self.lora is None:
             self._copy = [copy.deepcopy(model).requires_grad_(False)]
         elif self.source.weights is not None:
-            model.load_adapter(str(self.source.weights), adapter_name=REFERENCE, is_trainable=False)  # type: ignore[operator]
+            _with_adapter(model).load_adapter(str(self.source.weights), adapter_name=REFERENCE, is_trainable=False)
         return model
 
     @contextmanager
@@ -87,16 +104,17 @@ class DPOModule(LanguageModule):
 
     @contextmanager
     def _previous_adapter(self) -> Iterator[None]:
+        model = _with_adapter(self.network)
         if self.source.weights is None:
-            with self.network.disable_adapter():  # type: ignore[operator]
+            with model.disable_adapter():
                 yield
             return
         trained = list(self.optimized().values())
-        self.network.set_adapter(REFERENCE)  # type: ignore[operator]
+        model.set_adapter(REFERENCE)
         try:
             yield
         finally:
-            self.network.set_adapter("default")  # type: ignore[operator]
+            model.set_adapter("default")
             # Switching adapters switches `requires_grad` too, on both of them.
             for parameter in self.network.parameters():
                 parameter.requires_grad_(False)
@@ -122,15 +140,13 @@ class DPOModule(LanguageModule):
         output = dpo_loss(
             *(chosen, rejected, reference_chosen, reference_rejected),
             beta=self.beta,
-            loss=self.loss,
+            loss_type=self.loss_type,
             label_smoothing=self.label_smoothing,
             lengths=(chosen_tokens, rejected_tokens),
         )
         return output, chosen, rejected
 
-    def objective(
-        self, losses: Tensor, chosen: Tensor, weights: Tensor, num_tokens: Tensor | int
-    ) -> tuple[Tensor, Tensor]:
+    def objective(self, losses: Tensor, chosen: Tensor, weights: Tensor, num_tokens: Tensor | int) -> Objective:
         """Weighted mean of the pairs' losses, with the chosen completions' negative log-likelihood per token.
 
         Args:
@@ -138,32 +154,29 @@ class DPOModule(LanguageModule):
             chosen: the policy's log-probability of each chosen completion, shape (B,).
             weights: how much each pair counts, shape (B,).
             num_tokens: labelled tokens of all chosen completions together.
-
-        Returns:
-            the loss that is trained, and the negative log-likelihood, in nats per token, that is a part of it.
         """
-        nll = -(weights * chosen).sum() / num_tokens
-        return (weights * losses).mean() + self.nll_weight * nll, nll
+        pair_loss, nll = (weights * losses).mean(), -(weights * chosen).sum() / num_tokens
+        return Objective(pair_loss + self.sft_weight * nll, pair_loss, nll)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The objective of one batch."""
         output, chosen, rejected = self.dpo(batch)
         num_tokens = (batch["labels"][: len(chosen), 1:] != IGNORED).sum()
-        loss, nll = self.objective(output.loss, chosen, batch["weights"], num_tokens)
-        self.log_metrics(
-            {
-                "loss": loss.detach(),
-                "chosen_nll": nll.detach(),
-                "reward_accuracy": output.accuracies.mean(),
-                "reward_margin": output.margins.mean(),
-                "chosen_reward": output.chosen_rewards.mean(),
-                "rejected_reward": output.rejected_rewards.mean(),
-                "chosen_log_probability": chosen.detach().mean(),
-                "rejected_log_probability": rejected.detach().mean(),
-            },
-            batch_size=len(chosen),
-        )
-        return loss
+        objective = self.objective(output.loss, chosen, batch["weights"], num_tokens)
+        pair_loss = mean_over_ranks(objective.pair_loss.detach(), len(chosen))
+        nll = mean_over_ranks(objective.nll.detach(), num_tokens)
+        of_pairs = {
+            "reward_accuracy": output.accuracies,
+            "reward_margin": output.margins,
+            "chosen_reward": output.chosen_rewards,
+            "rejected_reward": output.rejected_rewards,
+            "chosen_log_probability": chosen.detach(),
+            "rejected_log_probability": rejected.detach(),
+        }
+        means = {name: mean_over_ranks(values.mean(), len(chosen)) for name, values in of_pairs.items()}
+        metrics = {"loss": pair_loss + self.sft_weight * nll, "chosen_nll": nll, **means}
+        self.log_metrics(metrics, batch_size=len(chosen))
+        return objective.loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the optimizer's moments are of: a probe that takes a step on an example has no use for them."""
@@ -171,16 +184,47 @@ class DPOModule(LanguageModule):
         checkpoint[OF_PREFERENCES] = True
 
 
-def check_preference_settings(beta: float, loss: PairLoss, label_smoothing: float, nll_weight: float) -> None:
+class TeacherDPOModule(DPOModule):
+    """Learns to prefer completions that helped the student.
+
+    The reference policy is the teacher before alignment, from the second iteration on with its previous adapter. A
+    teacher always has an adapter, so that there is never a second base model.
+
+    Args:
+        lora: the adapter that is trained.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "classroom/teacher",
+        lora: LoraSettings = LoraSettings(r=16, alpha=32),
+        beta: float = 0.1,
+        loss_type: PairLoss = "sigmoid",
+        label_smoothing: float = 0.0,
+        sft_weight: float = 0.0,
+        chat_template: str = "auto",
+        base_dtype: BaseDtype = "float32",
+    ) -> None:
+        super().__init__(backbone, lora, beta, loss_type, label_smoothing, sft_weight, chat_template, base_dtype)
+
+
+def _with_adapter(model: nn.Module) -> "PeftModel":
+    from peft import PeftModel
+
+    assert isinstance(model, PeftModel)
+    return model
+
+
+def check_preference_settings(beta: float, loss_type: PairLoss, label_smoothing: float, sft_weight: float) -> None:
     """Refuse settings that mean nothing.
 
     Raises:
         ValueError: a number is out of its range, or the loss does not look at it.
     """
-    if beta <= 0 or nll_weight < 0 or not 0 <= label_smoothing < 0.5:
+    if beta <= 0 or sft_weight < 0 or not 0 <= label_smoothing < 0.5:
         raise ValueError(
-            "beta must be positive, nll_weight not negative, and label_smoothing from 0 to less than 0.5, "
-            f"found {beta}, {nll_weight} and {label_smoothing}"
+            "beta must be positive, sft_weight not negative, and label_smoothing from 0 to less than 0.5, "
+            f"found {beta}, {sft_weight} and {label_smoothing}"
         )
-    if label_smoothing and loss not in ("conservative", "robust"):
-        raise ValueError(f"label_smoothing is for the losses conservative and robust, found loss {loss!r}")
+    if label_smoothing and loss_type == "ipo":
+        raise ValueError("label_smoothing is for the loss types sigmoid and robust, found 'ipo'")

@@ -1,6 +1,7 @@
 """What the student and the teacher have in common: a causal language model that is trained and checkpointed."""
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
 import torch
@@ -11,6 +12,10 @@ from montessori_pl.data.records import stable_seed
 from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, attach_lora, load_model
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 OPTIMIZED_NAMES = "montessori_optimized_names"
 """Key of the checkpoint entry that names the parameters in the order of the optimizer's state."""
@@ -76,8 +81,14 @@ class LanguageModule(lightning.LightningModule):
 
     def load(self) -> nn.Module:
         """The model that this module trains, in evaluation mode."""
+        return self.load_language_model()
+
+    def load_language_model(self) -> "PreTrainedModel | PeftModel":
+        """The backbone with its adapter, a fresh one where there is none yet."""
+        from peft import PeftModel
+
         model = load_model(self.source, trainable_adapter=True)
-        if self.lora is not None and not hasattr(model, "peft_config"):
+        if self.lora is not None and not isinstance(model, PeftModel):
             model = attach_lora(model, self.lora)
         return model
 
@@ -95,6 +106,16 @@ class LanguageModule(lightning.LightningModule):
         assert self.model is not None, "configure_model has not run"
         return self.model
 
+    @property
+    def language_model(self) -> "PreTrainedModel | PeftModel":
+        """The loaded model of a module that trains nothing beside it."""
+        from peft import PeftModel
+        from transformers import PreTrainedModel
+
+        network = self.network
+        assert isinstance(network, PreTrainedModel | PeftModel)
+        return network
+
     def optimized(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name, in the optimizer's order."""
         return {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}
@@ -111,13 +132,10 @@ class LanguageModule(lightning.LightningModule):
         logits: Tensor = self.network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         return logits
 
-    def log_metrics(self, metrics: dict[str, Tensor | float], batch_size: int) -> None:
-        """Log under the stage's key."""
-        self.log_dict(
-            {f"{self.log_prefix}{name}": value for name, value in metrics.items()},
-            batch_size=batch_size,
-            sync_dist=self.trainer.world_size > 1,
-        )
+    def log_metrics(self, metrics: Mapping[str, Tensor | float], batch_size: int) -> None:
+        """Log under the stage's key; values are the same in all processes (`mean_over_ranks`)."""
+        named = {f"{self.log_prefix}{name}": value for name, value in metrics.items()}
+        self.log_dict(named, batch_size=batch_size)
 
     def last_metrics(self) -> dict[str, float]:
         """What was logged last, also if that was before a kill."""

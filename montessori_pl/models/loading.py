@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate
@@ -11,8 +11,10 @@ from montessori_pl.run_directory.atomic import directory_written_atomically
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import device, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+M = TypeVar("M", bound="nn.Module")
 log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
@@ -117,11 +119,16 @@ def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrai
         raise ValueError(_not_found(source.backbone, "model", error)) from error
     # Caching keys and values is for generation, which asks for it; training and probing must not.
     model.config.use_cache = False
-    if source.weights is not None and holds_adapter(source.weights):
-        from peft import PeftModel
+    if source.weights is None or not holds_adapter(source.weights):
+        return model.eval()
+    from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(source.weights), is_trainable=trainable_adapter)
-    return model.eval()
+    return PeftModel.from_pretrained(model, str(source.weights), is_trainable=trainable_adapter).eval()
+
+
+def move_to(device: "str | device", model: M) -> M:
+    """Move a model; the signature of `PreTrainedModel.to` itself has lost its `self` under a decorator."""
+    return model.to(device)
 
 
 def base_location(source: ModelSource) -> str:
@@ -144,7 +151,7 @@ def attach_lora(model: "PreTrainedModel", lora: LoraSettings) -> "PeftModel":
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only divides it by r
         lora_dropout=lora.dropout,
         target_modules=_linear_modules(model) if by_layer else lora.target_modules,
         layers_to_transform=lora.layers,
@@ -163,9 +170,12 @@ def _linear_modules(model: "PreTrainedModel") -> list[str]:
 
 def save_weights(model: "PreTrainedModel | PeftModel", directory: Path) -> list[Path]:
     """Save the trained adapter, or the whole model where there is none; returns the files."""
+    from peft import LoraConfig, PeftModel
+
     with directory_written_atomically(directory) as draft:
-        if hasattr(model, "peft_config"):
+        if isinstance(model, PeftModel):
             config = model.peft_config["default"]
+            assert isinstance(config, LoraConfig)
             if isinstance(config.target_modules, set):  # PEFT writes a set in an order that changes from run to run
                 config.target_modules = sorted(config.target_modules)
             model.save_pretrained(str(draft), selected_adapters=["default"])

@@ -8,6 +8,7 @@ from torch import Tensor
 from montessori_pl.losses import IGNORED, mean_response_loss, token_log_probabilities
 from montessori_pl.models.language_module import OF_PREFERENCES, OPTIMIZED_NAMES, LanguageModule
 from montessori_pl.models.loading import BaseDtype, LoraSettings
+from montessori_pl.models.ranks import mean_over_ranks
 
 
 class StudentModule(LanguageModule):
@@ -51,7 +52,8 @@ class StudentModule(LanguageModule):
         log_probabilities = token_log_probabilities(self.logits(batch), batch["labels"])
         num_tokens = (batch["labels"][:, 1:] != IGNORED).sum()
         loss = -log_probabilities.sum() / num_tokens
-        self.log_metrics({"loss": loss.detach(), "lr": self._lr()}, batch_size=len(batch["input_ids"]))
+        mean_loss = mean_over_ranks(loss.detach(), num_tokens)
+        self.log_metrics({"loss": mean_loss, "lr": self._lr()}, batch_size=len(batch["input_ids"]))
         return loss
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

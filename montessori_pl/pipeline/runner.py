@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.loggers import Logger
 
+    from montessori_pl.models.dpo import TeacherDPOModule
     from montessori_pl.models.student import StudentModule
-    from montessori_pl.models.teacher import TeacherDPOModule
 
 METRICS, REQUESTS = "metrics.json", "requests"
 SECONDS_BETWEEN_LOOKS = 1.0

@@ -13,7 +13,7 @@ from torch import Tensor
 from montessori_pl.batches.collate import collate
 from montessori_pl.batches.samplers import length_batches
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
-from montessori_pl.models.loading import ModelSource, load_chat_template, load_model
+from montessori_pl.models.loading import ModelSource, load_chat_template, load_model, move_to
 from montessori_pl.routing.responses import Prompt
 
 if TYPE_CHECKING:
@@ -35,7 +35,11 @@ def last_hidden_states(model: "PreTrainedModel | PeftModel", batch: Mapping[str,
         model: a causal language model, with an adapter or without.
         batch: `input_ids` and `attention_mask`, each (B, T), padded on the right.
     """
-    causal = model.get_base_model() if hasattr(model, "peft_config") else model
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(causal, PreTrainedModel)
     states: Tensor = causal.base_model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
     ).last_hidden_state
@@ -58,7 +62,7 @@ class PromptEncoder:
     @cached_property
     def _model(self) -> "PreTrainedModel | PeftModel":
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        return load_model(self.source).to(device)
+        return move_to(device, load_model(self.source))
 
     @cached_property
     def _chat(self) -> ChatTemplate:

@@ -11,6 +11,7 @@ from montessori_pl.batches.collate import collate
 from montessori_pl.data.chat_template import Rendered
 from montessori_pl.models.language_module import LanguageModule
 from montessori_pl.models.loading import LoraSettings, ModelSource, save_weights
+from montessori_pl.models.ranks import mean_over_ranks
 from montessori_pl.routing.encoder import last_hidden_states
 from montessori_pl.routing.head import Head
 from montessori_pl.routing.preferences import bradley_terry_loss
@@ -78,12 +79,13 @@ class RouterModule(LanguageModule):
 
     def load(self) -> nn.Module:
         """The encoder with a fresh head."""
-        return RoutingNetwork(super().load(), self.num_teachers)
+        return RoutingNetwork(self.load_language_model(), self.num_teachers)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over the pairs of the batch, in nats."""
         loss = bradley_terry_loss(self.network(batch), batch["preferences"])
-        self.log_metrics({"loss": loss.detach()}, batch_size=len(batch["input_ids"]))
+        compared = (~batch["preferences"].isnan()).sum()
+        self.log_metrics({"loss": mean_over_ranks(loss.detach(), compared)}, batch_size=len(batch["input_ids"]))
         return loss
 
     def save_encoder(self, directory: Path) -> None:

@@ -24,10 +24,11 @@ class AlignStudent(Stage):
         training: how.
         student: the stage whose student is trained further, and is the reference policy; `latest`, or `base`.
         beta: strength of the pull towards the reference policy.
-        loss: `sigmoid` is DPO's; `conservative`, `robust` and `ipo` trust the pairs less (see `losses.dpo_loss`).
-        label_smoothing: for `conservative` and `robust`, the share of pairs believed to be the wrong way round.
-        nll_weight: weight of the negative log-likelihood of the chosen responses, per token; without it DPO may make
-            both responses of a pair unlikely.
+        loss_type: `sigmoid` is DPO's; `sigmoid` with label smoothing (cDPO), `robust` and `ipo` trust the pairs less
+            (see `losses.dpo_loss`).
+        label_smoothing: for `sigmoid` and `robust`, the share of pairs believed to be the wrong way round.
+        sft_weight: weight of the negative log-likelihood of the chosen responses, per token, which is the weight of
+            TRL's loss type `sft`; without it DPO may make both responses of a pair unlikely.
         first_iteration_only: whether later iterations go without this stage.
     """
 
@@ -43,15 +44,15 @@ class AlignStudent(Stage):
         training: TrainingSettings,
         student: str = LATEST,
         beta: float = 0.1,
-        loss: PairLoss = "sigmoid",
+        loss_type: PairLoss = "sigmoid",
         label_smoothing: float = 0.0,
-        nll_weight: float = 0.0,
+        sft_weight: float = 0.0,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
-        check_preference_settings(beta, loss, label_smoothing, nll_weight)
+        check_preference_settings(beta, loss_type, label_smoothing, sft_weight)
         self.pairs, self.training, self.student = pairs, training, student
-        self.beta, self.loss, self.label_smoothing, self.nll_weight = beta, loss, label_smoothing, nll_weight
+        self.beta, self.loss_type, self.label_smoothing, self.sft_weight = beta, loss_type, label_smoothing, sft_weight
 
     def reads(self) -> list[Input]:
         """The pairs and the student to start from."""
@@ -82,9 +83,9 @@ class AlignStudent(Stage):
             backbone=before.backbone,
             lora=None if whole else before.lora,
             beta=self.beta,
-            loss=self.loss,
+            loss_type=self.loss_type,
             label_smoothing=self.label_smoothing,
-            nll_weight=self.nll_weight,
+            sft_weight=self.sft_weight,
             chat_template=before.chat_template,
             base_dtype=source.base_dtype,
         )

@@ -9,8 +9,8 @@ from montessori_pl.data.records import Message, PreferencePair
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.requests import RequestEstimator
+from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import load_chat_template
-from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
 from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator, whole_response

@@ -19,9 +19,9 @@ from montessori_pl.run_directory.progress import Progress
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from montessori_pl.models.dpo import TeacherDPOModule
     from montessori_pl.models.language_module import LanguageModule
     from montessori_pl.models.student import StudentModule
-    from montessori_pl.models.teacher import TeacherDPOModule
 
 
 class Kind(enum.Enum):

@@ -1,5 +1,6 @@
 """Every mistake is one clear sentence on the standard error, exit status 2, and nothing written over."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from recipe_files import SHIPPED, Mistake, Recipe, contents
 from montessori_pl.__main__ import main as door
 from montessori_pl.classroom import version
 from montessori_pl.cli.fit import main
-from montessori_pl.config_errors import sentence
+from montessori_pl.config_errors import RENAMED_SETTINGS, sentence
+from montessori_pl.models.dpo import TeacherDPOModule
+from montessori_pl.stages.align_student import AlignStudent
 
 
 class TestMistakes:
@@ -54,6 +57,29 @@ class TestMistakes:
         assert mistake("--config", recipe(student__init_args__lora={"rank": 8})) == (
             "student.lora: LoraSettings has no setting 'rank'; there are: r, alpha, dropout, target_modules, layers"
         )
+
+    def test_setting_that_had_another_name(self, mistake: Mistake, recipe: Recipe) -> None:
+        assert mistake("--config", recipe(teacher__init_args__nll_weight=1.0)) == (
+            "teacher: TeacherDPOModule has no setting 'nll_weight' any more; write 'sft_weight'"
+        )
+        settings = {"pairs": "recorded", "training": {"lr": 1e-3}, "loss": "conservative"}
+        assert mistake("--config", recipe(recipe__mine={"class_path": "AlignStudent", "init_args": settings})) == (
+            "recipe.mine: AlignStudent has no setting 'loss' any more; write 'loss_type', whose values are TRL's: "
+            "what was conservative is sigmoid with a label_smoothing"
+        )
+        assert mistake("--config", recipe(), "--teacher.nll_weight", "1") == (
+            "teacher: TeacherDPOModule has no setting 'nll_weight' any more; write 'sft_weight'"
+        )
+
+    @pytest.mark.parametrize("kind", [TeacherDPOModule, AlignStudent])
+    def test_new_name_of_a_setting_exists(self, kind: type) -> None:
+        renamed = {old: said for (owner, old), said in RENAMED_SETTINGS.items() if owner == kind.__name__}
+        new = {name for said in renamed.values() for name in re.findall(r"write '(\w+)'", said)}
+        settings = inspect.signature(kind).parameters.keys()
+
+        assert renamed.keys().isdisjoint(settings)
+        assert len(new) == len(renamed)
+        assert new <= settings
 
     def test_misspelt_class(self, mistake: Mistake, recipe: Recipe) -> None:
         said = mistake("--config", recipe(recipe__warmup={"class_path": "TrainStudnet"}))

@@ -12,9 +12,8 @@ from preference_pairs import pair_batch, slow_log_probabilities
 from tiny_models import save_tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from montessori_pl.models.dpo import DPOModule
+from montessori_pl.models.dpo import DPOModule, TeacherDPOModule
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_model, save_weights
-from montessori_pl.models.teacher import TeacherDPOModule
 
 LORA = LoraSettings(r=2, alpha=4)
 

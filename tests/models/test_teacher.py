@@ -13,8 +13,8 @@ from tiny_models import save_tiny_model
 from torch import Tensor, nn
 
 from montessori_pl.losses import IGNORED, sequence_log_probabilities
+from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_model, save_weights
-from montessori_pl.models.teacher import TeacherDPOModule
 
 LORA = LoraSettings(r=2, alpha=4)
 
@@ -101,12 +101,12 @@ def test_before_the_first_step_nothing_is_preferred(teacher: TeacherDPOModule, b
     assert output.loss.tolist() == pytest.approx([math.log(2)] * 2)
 
 
-@pytest.mark.parametrize("nll_weight", [0.0, 0.5])
+@pytest.mark.parametrize("sft_weight", [0.0, 0.5])
 def test_training_loss_weighs_pairs_and_adds_the_likelihood_of_the_chosen(
-    backbone: str, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, nll_weight: float
+    backbone: str, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, sft_weight: float
 ) -> None:
     """By hand, pair by pair: mean of w log(1 + exp(-beta h)), and weighted nats per chosen token."""
-    teacher = TeacherDPOModule(backbone, lora=LORA, beta=0.3, nll_weight=nll_weight)
+    teacher = TeacherDPOModule(backbone, lora=LORA, beta=0.3, sft_weight=sft_weight)
     teacher.configure_model()
     perturb(teacher, seed=2)
     weights = [0.25, 3.0]
@@ -120,7 +120,7 @@ def test_training_loss_weighs_pairs_and_adds_the_likelihood_of_the_chosen(
     logged: dict[str, Tensor | float] = {}
     monkeypatch.setattr(teacher, "log_metrics", lambda metrics, batch_size: logged.update(metrics))
     loss = teacher.training_step({**batch, "weights": torch.tensor(weights)}, 0)
-    assert loss.item() == pytest.approx(expected + nll_weight * nll, rel=1e-5)
+    assert loss.item() == pytest.approx(expected + sft_weight * nll, rel=1e-5)
     assert (float(logged["loss"]), float(logged["chosen_nll"])) == pytest.approx((loss.item(), nll), rel=1e-5)
     assert loss.requires_grad
     assert not any(isinstance(value, Tensor) and value.requires_grad for value in logged.values())

@@ -23,7 +23,7 @@ def scoring(lengths: list[int], prompts: list[str], **settings: Any) -> ScoringD
 
 def dealt(data: ScoringData, rank: int = 0, world_size: int = 1) -> list[list[int]]:
     """The rows of the batches that one process gets."""
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[task]
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
     return [batch["rows"] for batch in data.predict_dataloader()]
 
 

@@ -125,7 +125,7 @@ def align(context: Context, before: Path | None, tmp_path: Path) -> Align:
 
     def run(name: str, callback: Callback | None = None, training: TrainingSettings = TRAINING) -> dict[str, Any]:
         inputs = {"pairs": tmp_path / "pairs", "student": before}
-        return AlignStudent("pairs", training, beta=0.3, nll_weight=0.1).run(context(name, callback, inputs=inputs))
+        return AlignStudent("pairs", training, beta=0.3, sft_weight=0.1).run(context(name, callback, inputs=inputs))
 
     return run
 
@@ -257,8 +257,11 @@ def test_nothing_to_learn(context: Context, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"beta": 0.0}, "beta must be positive, nll_weight not negative, and label_smoothing from 0"),
-        ({"label_smoothing": 0.1}, "label_smoothing is for the losses conservative and robust, found loss 'sigmoid'"),
+        ({"beta": 0.0}, "beta must be positive, sft_weight not negative, and label_smoothing from 0"),
+        (
+            {"loss_type": "ipo", "label_smoothing": 0.1},
+            "label_smoothing is for the loss types sigmoid and robust, found 'ipo'",
+        ),
     ],
 )
 def test_mistakes_are_found_when_the_recipe_is_read(settings: dict[str, Any], sentence: str) -> None:

@@ -14,9 +14,9 @@ from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, PreferencePair, read_lines, read_records, stable_seed
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling, TransformersBackend
+from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import LoraSettings, ModelSource
 from montessori_pl.models.student import StudentModule
-from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages import AlignTeacher, BuildPreferences, GenerateResponses, ScoreExamples, StageContext
 from montessori_pl.stages.training.alignment_monitor import AlignmentMonitor, prompts_in_order

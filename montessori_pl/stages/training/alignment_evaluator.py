@@ -22,7 +22,7 @@ from montessori_pl.data.records import Message, stable_seed
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.losses import IGNORED
-from montessori_pl.models.teacher import TeacherDPOModule
+from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected
 
@@ -87,7 +87,8 @@ class AlignmentEvaluator:
             rejected_ratios.append(output.rejected_rewards / self.teacher.beta)
             weights.append(batch["weights"])
             num_tokens += int((batch["labels"][: len(pairs), 1:] != IGNORED).sum())
-        loss, _ = self.teacher.objective(torch.cat(losses), torch.cat(chosen), torch.cat(weights), num_tokens)
+        parts = torch.cat(losses), torch.cat(chosen), torch.cat(weights)
+        loss = self.teacher.objective(*parts, num_tokens).loss
         margins = torch.cat(chosen_ratios) - torch.cat(rejected_ratios)
         return {
             "loss": float(loss),

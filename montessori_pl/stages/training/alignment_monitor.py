@@ -229,7 +229,7 @@ class AlignmentMonitorCallback(Callback):
             named = {f"{teacher.log_prefix}monitor/{name}": value for name, value in numbers(evaluation).items()}
             logger.log_metrics(named, step=step)
         if trainer.is_global_zero:  # the adapter first: a row says that it is there
-            save_weights(teacher.network, self._adapter(step))
+            save_weights(teacher.language_model, self._adapter(step))
             write_json_lines(self.directory / EVALUATIONS, self.evaluations)
 
     def _adapter(self, step: int) -> Path:

@@ -130,6 +130,6 @@ def fit(
     if leave_weights is not None:
         leave_weights(trainer)
     elif trainer.is_global_zero:
-        save_weights(module.network, context.directory / WEIGHTS)
+        save_weights(module.language_model, context.directory / WEIGHTS)
     metrics = {name.removeprefix(module.log_prefix): value for name, value in module.last_metrics().items()}
     return {"steps": trainer.global_step, **metrics}

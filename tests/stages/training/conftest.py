@@ -11,8 +11,8 @@ from stage_runs import quiet_trainer, stage_context
 from tiny_models import save_tiny_model
 
 from montessori_pl.data.records import PreferencePair, append_records
+from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import LoraSettings
-from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages import AlignTeacher
 from montessori_pl.stages.training.alignment_monitor import AlignmentMonitor
@@ -69,7 +69,7 @@ def align(backbone: str, pairs: Path) -> Align:
             key="iteration_1/aligned",
             seed=SEED,
             inputs={"pairs": pairs, "teacher": previous},
-            teacher=lambda: TeacherDPOModule(backbone, lora=LoraSettings(r=2, alpha=4, dropout=0.1), nll_weight=0.1),
+            teacher=lambda: TeacherDPOModule(backbone, lora=LoraSettings(r=2, alpha=4, dropout=0.1), sft_weight=0.1),
             trainer=trainer,
         )
         stage = AlignTeacher("pairs", training, monitor=monitor, synthesizer=Whatever(), **settings)

@@ -15,8 +15,8 @@ from montessori_pl.batches.encoding import encode_pairs
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import PreferencePair, read_lines, stable_seed
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
+from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_model, save_weights
-from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator
 from montessori_pl.synthesis.diversity import diversity
 
@@ -53,7 +53,7 @@ def evaluator(request: pytest.FixtureRequest, backbone: str, pairs: Path, tmp_pa
         return teacher
 
     lora = LoraSettings(r=2, alpha=4, dropout=0.5)
-    teacher = TeacherDPOModule(backbone, lora=lora, beta=0.3, nll_weight=0.5)
+    teacher = TeacherDPOModule(backbone, lora=lora, beta=0.3, sft_weight=0.5)
     if request.param == "second":
         save_weights(moved(TeacherDPOModule(backbone, lora=lora)).network, tmp_path / "previous")  # type: ignore[arg-type]
         teacher.source = dataclasses.replace(teacher.source, weights=tmp_path / "previous")

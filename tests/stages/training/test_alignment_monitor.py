@@ -23,8 +23,8 @@ from tiny_models import tiny_tokenizer
 from torch import Tensor
 
 from montessori_pl.data.chat_template import ChatTemplate
+from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import ModelSource, load_model
-from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.stages import AlignTeacher, Synthesize
 from montessori_pl.stages.base import CHECKPOINT
 from montessori_pl.stages.training import alignment_monitor as dose_module
