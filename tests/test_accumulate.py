@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_kill_and_resume import GENERATE, OPEN, Moment, Program, assert_same_run, half_a_line
+from killing import GENERATE, OPEN, Moment, Program, assert_same_run, half_a_line
 
 from montessori_pl import classroom
 from montessori_pl.data.records import Example, read_records

@@ -6,12 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from montessori_pl import classroom
+from montessori_pl.batches.encoding import encode_examples
+from montessori_pl.cli.fit import main
+from montessori_pl.data.records import Example, append_records, read_records
+from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.run_directory.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
@@ -127,6 +134,79 @@ def test_second_process_does_not_outlive_the_first(recipe: Path, finished: Path,
     assert process.returncode == -signal.SIGKILL
     assert not RunDirectory(run).finished("iteration_1/training_data")
     wait_for(lambda: not members(run), 30)
+
+
+def trained_on(examples: Sequence[Example], recipe: Path, directory: Path) -> Path:
+    """A recipe that trains the student on these examples, in six steps of all, and evaluates it."""
+    source = directory / "examples.jsonl"
+    append_records(source, examples)
+    config = yaml.safe_load(recipe.read_text())
+    training = {"lr": LR, "eps": EPS, "epochs": 2, "batch_size": BATCH, "schedule": "constant"}
+    evaluation = {"students": ["base", "trained"], "evaluators": [{"class_path": "ResponseLoss"}]}
+    config["recipe"] = {
+        "recorded": {"class_path": "RecordedExamples", "init_args": {"source": str(source)}},
+        "trained": {"class_path": "TrainStudent", "init_args": {"examples": "recorded", "training": training}},
+        "evaluation": {"class_path": "Evaluate", "init_args": evaluation},
+    }
+    path = directory / "training.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """What has been trained."""
+    found: dict[str, torch.Tensor] = torch.load(run / "iteration_1/trained/last.ckpt", weights_only=False)["state_dict"]
+    return found
+
+
+def largest_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    """Of any weight."""
+    assert one.keys() == two.keys()
+    return max((value - two[name]).abs().max().item() for name, value in one.items())
+
+
+LR, EPS, BATCH, STEPS = 1e-3, 1e-3, 4, 6
+
+
+def test_two_processes_train_as_one(recipe: Path, tmp_path: Path) -> None:
+    """Batches of four in one process, or of two in each of two: the same student, but for rounding.
+
+    The loss of a process is the mean over the response tokens of its own batch, and gradients are averaged over the
+    processes. This mean of means is the mean over the tokens of both, which one process takes, where both have equally
+    many; hence responses of one length. Lengths that differ would give another student, and not a wrong one.
+
+    How much rounding may matter: the gradient's norm is clipped to 1, so that its entries are at most 1, and sums of
+    some hundred terms in another order differ by about 1e-6. AdamW moves a weight by lr * m / (sqrt(v) + eps), which
+    turns an error e of the gradient into one of at most lr / eps * e = e in each step, as m and v are averages of what
+    the steps have seen. Six steps: 6e-6 at most.
+    """
+    chat_template = load_chat_template(ModelSource("classroom/student"))
+    examples = read_records(classroom.resolve("classroom/seed_tasks"), Example)
+    lengths = [sum(one.completion_mask) for one in encode_examples(examples, chat_template, 64)[0]]
+    (length, number), *_ = Counter(lengths).most_common()
+    assert number >= 12
+    chosen = [example for example, own in zip(examples, lengths, strict=True) if own == length][:12]
+    path = trained_on(chosen, recipe, tmp_path)
+
+    main(command(path, tmp_path / "one")[3:])
+    main([*command(path, tmp_path / "half")[3:], "--recipe.trained.training.batch_size", str(BATCH // 2)])
+    fit(path, tmp_path / "two", "--recipe.trained.training.batch_size", str(BATCH // 2), *TWO_PROCESSES)
+
+    one, two, half = (
+        json.loads((tmp_path / name / "iteration_1/trained/metrics.json").read_text())
+        for name in ("one", "two", "half")
+    )
+    assert (one["steps"], two["steps"], half["steps"]) == (STEPS, STEPS, 2 * STEPS)
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert largest_difference(weights(tmp_path / "two"), weights(tmp_path / "one")) < STEPS * LR / EPS * 1e-6
+    # Other batches make another student: what the two processes share matters.
+    assert largest_difference(weights(tmp_path / "half"), weights(tmp_path / "one")) > 1e-4
+    base, trained = (
+        [json.loads((tmp_path / name / "summary.json").read_text())["students"][student] for name in ("one", "two")]
+        for student in ("base", "trained")
+    )
+    assert base[0] == base[1]
+    print(trained)
 
 
 def test_whole_recipe_by_two_processes(recipe: Path, tmp_path: Path) -> None:

@@ -96,10 +96,41 @@ def test_the_whole_comparison(benchmark: Any, capsys: pytest.CaptureFixture[str]
         assert title in captured.err
 
 
-def test_the_path_of_the_gpu(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Random weights, the base in bfloat16: without a GPU it has to run too."""
+def test_random_weights_are_timed_without_a_gpu_too(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `--shape` the model is random, its base in bfloat16, and the rows say what each method has to compute.
+
+    The original's loop pads the probe, whose backward pass counts twice, and every reference to the longest; exact does
+    not pad; first order goes through the probe alone, and a correction through a part of the references besides.
+    """
     benchmark.main(["--shape", "tiny", "--json", "--rounds", "1"])
     captured = capsys.readouterr()
+    setting = benchmark.random_setting(benchmark.SHAPES["tiny"], torch.bfloat16, "cpu", 3e-4)
+    assert {p.dtype for p in setting.student.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {p.dtype for p in setting.student.trained} == {torch.float32}
+    probes, references = ([row["input_ids"].shape[1] for row in rows] for rows in (setting.probes, setting.references))
+    of_probe, of_reference = 3 * sum(probes) / len(probes), sum(references) / len(references)
+    tokens = {
+        "original": (len(references) + 3) * setting.size.longest,
+        "exact": sum(references) + 3 * probes[0],
+        "first order": of_probe,
+        "corrected on 4": round(of_probe) + round(4 * of_reference),
+        "corrected on 8": round(of_probe) + round(8 * of_reference),
+    }
+    table = [line.removeprefix("| ").split(" | ") for line in captured.err.splitlines()]
+    rows = {cells[0]: cells for cells in table if len(cells) == 8}
     result = json.loads(captured.out)
-    assert result["first order"]["ratio"] > 0
-    assert "matmul peak" in captured.err
+    assert result.keys() == tokens.keys()
+    assert rows.keys() == {"method", *tokens}
+    for name, count in tokens.items():
+        assert int(rows[name][4].replace(",", "")) == round(count)
+        assert result[name]["peak_mb"] > 0
+    # In one round, the ratio of times per probe is that of the two columns, which are rounded to 1e-4 s.
+    seconds = {name: float(rows[name][1]) for name in tokens}
+    for name in tokens:
+        assert result[name]["ratio"] == pytest.approx(seconds["original"] / seconds[name], rel=1e-4 / seconds[name])
+    scores = {
+        method: [one.centred for one in benchmark.engine(setting, setting.student, method=method)(stacked)]
+        for stacked in [benchmark.stack(setting.probes)]
+        for method in ("exact", "first_order")
+    }
+    assert agreement(scores["first_order"], scores["exact"], [0] * len(probes)).pearson > 0.99

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from test_kill_and_resume import (
+import test_accumulate
+import test_kill_and_resume
+import test_llm2llm
+import test_recorded_teachers
+import yaml
+from killing import (
     GENERATE,
     OPEN,
     REPLACE,
@@ -18,6 +23,7 @@ from test_kill_and_resume import (
     Moment,
     Program,
     assert_same_run,
+    copy_until,
     everything,
     half_a_line,
 )
@@ -51,14 +57,14 @@ class Case:
 
 
 ELSEWHERE = {
-    "iter1.yaml": "test_kill_and_resume.py",
-    "iter2.yaml": "test_kill_and_resume.py, in the stages of iter1",
-    "llm2llm.yaml": "test_kill_and_resume.py and test_llm2llm.py",
-    "real_text.yaml": "test_real_text.py",
-    "recorded_teachers.yaml": "test_recorded_teachers.py",
-    "accumulate.yaml": "test_accumulate.py",
+    "iter1.yaml": test_kill_and_resume.MOMENTS,
+    "iter2.yaml": [],  # the stages of iter1
+    "llm2llm.yaml": test_llm2llm.MOMENTS,
+    "real_text.yaml": [],  # which test_real_text.py runs: the stages of iter1, and one of llm2llm
+    "recorded_teachers.yaml": test_recorded_teachers.MOMENTS,
+    "accumulate.yaml": test_accumulate.MOMENTS,
 }
-"""Shipped recipes that other tests run."""
+"""Shipped recipes that other tests run, and where they kill them."""
 POOL = ["letters", "digits", "chatty", "peer"]
 
 
@@ -162,6 +168,10 @@ CASES = {
         ],
         check=the_endpoint_has_written_everything,
     ),
+    "paper.yaml": Case(
+        settings={"aligned_teacher": {"monitor": None}},
+        moments=[Moment("preferences", OPEN, half_a_line, file="/pairs.jsonl.draft")],
+    ),
     "random_pairs.yaml": Case(
         settings={}, moments=[Moment("preferences", OPEN, half_a_line, file="/pairs.jsonl.draft")]
     ),
@@ -257,7 +267,10 @@ def endpoint() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_killed_in_their_own_stages(name: str, tiny_recipe: Callable[..., Path], tmp_path: Path, endpoint: str) -> None:
-    """A run that was killed again and again, and one that nobody disturbed; and the report shows every student."""
+    """A run that was killed again and again, and one that nobody disturbed; and the report shows every student.
+
+    They share the stages before the first that brings a kill: these are finished, and what comes later only reads them.
+    """
     classroom.resolve("classroom/teacher")  # built once, in this process
     case = CASES[name]
     changes = dict(case.settings)
@@ -265,6 +278,7 @@ def test_killed_in_their_own_stages(name: str, tiny_recipe: Callable[..., Path],
         changes["config"] = {"teachers.strong.generation.init_args.base_url": endpoint}
     program = Program(tiny_recipe(name, **changes), tmp_path)
     program.finish(tmp_path / "whole")
+    copy_until(tmp_path / "whole", case.moments[0].stage, tmp_path / "killed")
     for moment in case.moments:
         program.kill(tmp_path / "killed", moment)
     program.finish(tmp_path / "killed")
@@ -277,3 +291,16 @@ def test_killed_in_their_own_stages(name: str, tiny_recipe: Callable[..., Path],
 
 def test_no_shipped_recipe_is_forgotten() -> None:
     assert CASES.keys() | ELSEWHERE.keys() == {path.name for path in shipped_configs().glob("*.yaml")}
+
+
+def test_every_kind_of_stage_is_killed() -> None:
+    """Each class of stage that a shipped recipe takes dies at least once, and not only in a stage of another class."""
+    recipes = {path.name: yaml.safe_load(path.read_text())["recipe"] for path in shipped_configs().glob("*.yaml")}
+    shipped = {stage["class_path"] for recipe in recipes.values() for stage in recipe.values()}
+    killed = {
+        recipes[name][moment.stage]["class_path"]
+        for name, moments in {**ELSEWHERE, **{name: case.moments for name, case in CASES.items()}}.items()
+        for moment in moments
+        if moment.stage
+    }
+    assert killed == shipped

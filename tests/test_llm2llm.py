@@ -7,12 +7,31 @@ from typing import Any
 
 import pytest
 import yaml
+from killing import GENERATE, OPEN, REPLACE, STUDENT_STEP, Moment, Program, assert_same_run, everything, half_a_line
 
 from montessori_pl.cli.fit import main
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.run_directory.run_directory import RunDirectory
 
 ROUNDS = (1, 2, 3)
+MOMENTS = [
+    Moment("mistakes", OPEN, half_a_line, file="/findings.jsonl", call=2),  # inside what was found out
+    Moment("mistakes", GENERATE, call=2),  # the answers of the last round
+    Moment("mistakes", OPEN, file="/journal.jsonl"),  # all is there, and the journal does not know it
+    Moment("mistakes", OPEN, half_a_line, file="/metrics.json.draft"),
+    Moment("augmented", GENERATE, call=3),  # instructions of the second round
+    Moment("augmented", GENERATE, everything, call=2),  # its responses
+    Moment("augmented", OPEN, half_a_line, file="/examples.jsonl"),
+    Moment("augmented", OPEN, half_a_line, file="/rejections.jsonl"),
+    Moment("augmented", OPEN, file="/journal.jsonl", call=2),
+    Moment("training_set", OPEN, half_a_line, file="/examples.jsonl.draft"),
+    Moment("training_set", REPLACE, file="/examples.jsonl.draft"),
+    Moment("training_set", "montessori_pl.run_directory.run_directory.RunDirectory.finish"),
+    Moment("trained", STUDENT_STEP, call=2),
+    Moment("mistakes", GENERATE),  # from here on in the second iteration
+    Moment("augmented", GENERATE, call=2),
+    Moment("training_set", OPEN, half_a_line, file="/examples.jsonl.draft"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +40,8 @@ def recipe(tiny_recipe: Callable[..., Path]) -> Path:
     return tiny_recipe(
         "llm2llm.yaml",
         seed_data={"source": "classroom/seed_tasks[:16]"},
-        augmented={"num_examples": 12, "prompts_per_batch": 2},
+        mistakes={"examples_per_batch": 6},
+        augmented={"num_examples": 12, "prompts_per_batch": 1},
         trained={"training.batch_size": 8},
     )
 
@@ -123,3 +143,13 @@ def test_a_student_without_a_mistake_does_not_stop_the_recipe(
         assert examples(tmp_path / "run", "training_set", iteration) == examples(tmp_path / "run", "seed_data")
     assert "(0 mistakes in 16 examples)" in printed
     assert "warning: of 16 examples none is a mistake: there is nothing to augment" in printed
+
+
+@pytest.mark.slow
+def test_killed(recipe: Path, run: Path, tmp_path: Path) -> None:
+    """Killed in the stages that no other recipe has, in the first two rounds."""
+    program = Program(recipe, tmp_path)
+    for moment in MOMENTS:
+        program.kill(tmp_path / "killed", moment)
+    program.finish(tmp_path / "killed")
+    assert_same_run(tmp_path / "killed", run)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from killing import OPEN, REPLACE, Moment, Program, assert_same_run, half_a_line
 from recorded_pools import best_teacher, known_qualities, pool, prompts
 from tiny_models import save_tiny_model
 
@@ -14,6 +15,15 @@ from montessori_pl.cli.fit import main
 from montessori_pl.data.records import Example, read_records
 
 Recipe = Callable[..., Path]
+MOMENTS = [
+    Moment("responses", OPEN, half_a_line, file="/examples.jsonl.draft"),
+    Moment("responses", OPEN, file="/rejections.jsonl.draft"),  # the examples are there
+    Moment("best_teacher", OPEN, half_a_line, file="/router.json.draft"),
+    Moment("best_teacher_data", OPEN, half_a_line, file="/examples.jsonl.draft"),
+    Moment("router", "montessori_pl.stages.train_router.fit_head"),
+    Moment("routed_data", REPLACE, file="/examples.jsonl.draft"),
+    Moment("routed_data", "montessori_pl.run_directory.run_directory.RunDirectory.finish"),
+]
 
 
 @pytest.fixture
@@ -97,3 +107,14 @@ def test_responses_of_nobody(recipe: Callable[..., Path], capsys: pytest.Capture
     said = capsys.readouterr().err
     assert "iteration_1/best_teacher: nobody says who wrote the response of example" in said
     assert "write its teacher's name into a column `teacher`, `model` or `generator` of its source" in said
+
+
+@pytest.mark.slow
+def test_killed(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Killed in the stages that no recipe of the classroom has."""
+    program = Program(recipe(), tmp_path)
+    program.finish(tmp_path / "whole")
+    for moment in MOMENTS:
+        program.kill(tmp_path / "killed", moment)
+    program.finish(tmp_path / "killed")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")

@@ -1,0 +1,304 @@
+"""Killing the program at a chosen moment, and starting it again: what the tests of `kill -9` share.
+
+Starting the program takes seconds: of imports, and of reading the recipe. The attempts are therefore forked from a
+server that has imported everything and read its command line, and has not looked at the run directory yet; only the
+kills from outside start `python -m montessori_pl`.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import pkgutil
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from montessori_pl.cli.fit import MontessoriCLI, main
+from montessori_pl.run_directory.run_directory import RunDirectory
+
+IMPORTED_ONCE = [
+    "pytest",
+    "montessori_pl.cli.fit",
+    "montessori_pl.report",
+    "peft",
+    "safetensors.torch",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation.utils",
+    "transformers.optimization",
+]
+"""What the server imports, so that its children need not."""
+
+Action = Callable[..., Any]
+"""What is still done of a call before the kill; gets the function that was called, and its arguments."""
+
+
+def nothing(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Die before the call."""
+
+
+def everything(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Die after the call."""
+    function(*args, **kwargs)
+
+
+def half_a_move(function: Callable[..., Any], source: str, destination: str) -> None:
+    """Die as a move between two file systems would: half of the file has been copied."""
+    content = Path(source).read_bytes()
+    Path(destination).write_bytes(content[: len(content) // 2])
+
+
+def half_a_tensor_file(function: Callable[..., Any], tensors: dict[str, Any], path: str, **kwargs: Any) -> None:
+    """Die when half of a safetensors file is on the disk."""
+    function(tensors, path, **kwargs)
+    os.truncate(path, Path(path).stat().st_size // 2)
+
+
+def half_a_line(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Open a file, and die when half of the first thing that is written to it is on the disk."""
+    return TornFile(function(*args, **kwargs))
+
+
+class TornFile:
+    """An open file that is killed while it is written to."""
+
+    def __init__(self, file: IO[Any]) -> None:
+        self._file = file
+
+    def __enter__(self) -> "TornFile":
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        self._file.close()
+
+    def write(self, data: Any) -> None:
+        """Write half of it, and die; nothing to write is no moment."""
+        self._file.write(data[: len(data) // 2])
+        self._file.flush()
+        die()
+
+
+def die() -> None:
+    """What `kill -9` does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A call of a function, within a stage, that is not survived."""
+
+    stage: str
+    """Name of the stage; empty for what happens outside of all stages."""
+    function: str
+    """Which function: its module and its name."""
+    action: Action = nothing
+    """What is still done of the call."""
+    call: int = 1
+    """Which call within the stage, from 1."""
+    file: str = ""
+    """Only calls count whose first argument is a file of this name, and not to read it."""
+    seconds: float = 0.0
+    """For a kill from outside: how long after the stage has begun."""
+
+    def arm(self, note: Path, end: Callable[[], None] = die) -> None:
+        """Wait for the moment; write it to `note` when it has come."""
+        here, name = self.function.rsplit(".", 1)
+        owner = pkgutil.resolve_name(here)
+        original = getattr(owner, name)
+        stage = _follow_stages()
+        calls = 0
+
+        @wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            reads = self.function == OPEN and "r" in kwargs.get("mode", args[1] if len(args) > 1 else "r")
+            if stage() != self.stage or not str(args[0]).endswith(self.file) or reads:
+                return original(*args, **kwargs)
+            calls += 1
+            if calls != self.call:
+                return original(*args, **kwargs)
+            note.write_text(self.stage, encoding="utf-8")
+            result = self.action(original, *args, **kwargs)
+            if isinstance(result, TornFile):
+                return result
+            end()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, wrapper)
+
+
+def _follow_stages() -> Callable[[], str]:
+    """A function that says which stage the program works on now."""
+    from montessori_pl.pipeline.runner import Runner
+
+    lead, now = Runner._lead, ""
+
+    @wraps(lead)
+    def follow(self: Runner, step: Any, *args: Any) -> None:
+        nonlocal now
+        now = step.name
+        lead(self, step, *args)
+        now = ""
+
+    Runner._lead = follow  # type: ignore[method-assign]
+    return lambda: now
+
+
+OPEN, REPLACE = "builtins.open", "os.replace"
+STUDENT_STEP = "montessori_pl.models.student.StudentModule.training_step"
+SAVE_WEIGHTS = "montessori_pl.stages.training.fit.save_weights"
+GENERATE = "montessori_pl.generation.TransformersBackend.generate"
+OUTSIDE = "(from outside)"
+
+
+@dataclasses.dataclass
+class Program:
+    """The program on one recipe, as it is started again and again."""
+
+    recipe: Path
+    """The recipe."""
+    directory: Path
+    """Where logs are written."""
+    _servers: dict[Path, Connection] = dataclasses.field(default_factory=dict)
+    """The connection to the server of each run."""
+
+    def arguments(self, run: Path) -> list[str]:
+        """The command line."""
+        return ["fit", "--config", str(self.recipe), "--run", str(run)]
+
+    def start(self, run: Path, moment: Moment | None = None, end: Callable[[], None] = die) -> tuple[int, str]:
+        """Run it in a process that is forked from the server of this run.
+
+        Returns:
+            the exit status, and what the program has said.
+        """
+        log = self.directory / "log.txt"
+        log.unlink(missing_ok=True)
+        if run not in self._servers:
+            self._servers[run] = self._serve(run, log)
+        self._servers[run].send((moment, end))
+        try:
+            status: int = self._servers[run].recv()
+        except EOFError:
+            raise AssertionError(f"the server has ended\n{log.read_text(encoding='utf-8')}") from None
+        return status, log.read_text(encoding="utf-8")
+
+    def _serve(self, run: Path, log: Path) -> Connection:
+        """Start a server, which ends when the connection to it does."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED_ONCE)
+        ours, theirs = context.Pipe()
+        context.Process(target=_serve, args=(self.arguments(run), log, self.note, theirs), daemon=True).start()
+        theirs.close()
+        return ours
+
+    @property
+    def note(self) -> Path:
+        """The file in which a moment says that it has come."""
+        return self.directory / "note.txt"
+
+    def kill(self, run: Path, moment: Moment) -> None:
+        """Run it until the moment comes."""
+        if moment.function == OUTSIDE:
+            self.kill_from_outside(run, moment.stage, moment.seconds)
+            return
+        self.note.unlink(missing_ok=True)
+        status, log = self.start(run, moment)
+        assert status == -signal.SIGKILL, f"{moment}: exit status {status}\n{log}"
+        assert self.note.read_text(encoding="utf-8") == moment.stage
+
+    def kill_from_outside(self, run: Path, stage: str, seconds: float) -> None:
+        """Start it as a user does, and kill it some time after it has begun a stage."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "montessori_pl", *self.arguments(run)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            while process.poll() is None and f"iteration_1/{stage}" not in RunDirectory(run).entries:
+                time.sleep(0.05)
+            time.sleep(seconds)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert not RunDirectory(run).finished(f"iteration_1/{stage}")
+
+    def finish(self, run: Path) -> None:
+        """Run it to its end."""
+        status, log = self.start(run)
+        assert status == 0, log
+
+
+def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) -> None:
+    """The program, which stops where it would look at the run directory: from there on it is forked at each request."""
+    fit = MontessoriCLI.fit
+
+    def fit_at_request(self: MontessoriCLI) -> None:
+        while True:
+            try:
+                moment, end = requests.recv()
+            except EOFError:
+                sys.exit()  # nobody will ask again
+            child = os.fork()
+            if child == 0:
+                break
+            requests.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        _write_into(log)
+        # Started in the background of a script, the tests are deaf to Ctrl-C, and so would be what they start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if moment is not None:
+            moment.arm(note, end)
+        fit(self)
+
+    _write_into(log)
+    MontessoriCLI.fit = fit_at_request  # type: ignore[method-assign]
+    main(arguments)
+
+
+def _write_into(log: Path) -> None:
+    """What this process says goes into a file."""
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def copy_until(run: Path, stage: str, copy: Path) -> None:
+    """Copy of a finished run of one iteration what it holds when a stage has not begun yet, and no engine was asked."""
+    shutil.copytree(run, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    keys = list(manifest["stages"])
+    for key in keys[keys.index(f"iteration_1/{stage}") :]:
+        shutil.rmtree(copy / key)
+        del manifest["stages"][key]
+    (copy / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    shutil.rmtree(copy / "requests", ignore_errors=True)
+    for name in ("config.yaml", "summary.json"):
+        (copy / name).unlink()
+
+
+def artifacts(run: Path, pattern: str) -> dict[str, bytes]:
+    """All files of a run's stages that fit the pattern, by path."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob(f"iteration_*/**/{pattern}"))}
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Records, metrics and weights are the same bytes, checkpoints hold the same numbers, and students do as well."""
+    for pattern in ("*.jsonl", "*.safetensors", "metrics.json"):
+        files, other_files = artifacts(run, pattern), artifacts(other, pattern)
+        assert files
+        assert list(files) == list(other_files)
+        assert [name for name, content in files.items() if content != other_files[name]] == []
+    for path in sorted(run.rglob("last.ckpt")):
+        one = torch.load(path, weights_only=False)
+        two = torch.load(other / path.relative_to(run), weights_only=False)
+        assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+    summary, other_summary = (json.loads((one / "summary.json").read_text())["students"] for one in (run, other))
+    assert summary
+    assert summary == other_summary
