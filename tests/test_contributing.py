@@ -17,7 +17,7 @@ PAGES = ("new_signal", "weak_teacher", "new_engine", "new_stage")
 BLOCKS = [
     block
     for page in PAGES
-    for block in re.findall(r"```python\n(.*?)```", (HOW_TO / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    for block in re.findall(r"```python\n(.*?)```", (HOW_TO / f"{page}.md").read_text("utf-8"), flags=re.DOTALL)
     if re.search(r"^class ", block, flags=re.MULTILINE)
 ]
 EXAMPLES = [Example(id=f"e{n}", instruction="x" * n, response="yes") for n in (3, 1, 2)]
