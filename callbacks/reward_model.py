@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from montessori_pl.batches.collate import collate
+from montessori_pl.batches.collate import pad
+from montessori_pl.batches.samplers import chunks
 from montessori_pl.classroom.names import locate
-from montessori_pl.data.chat_template import Rendered
 from montessori_pl.data.records import Example, Rejection, Score
 from montessori_pl.models.loading import BaseDtype
 from montessori_pl.models.student import StudentModule
@@ -81,8 +81,7 @@ class RewardModelSignal(ScalarSignal):
         batch_size = self.batch_size if config.pad_token_id is not None else 1
         order = sorted(range(len(rendered)), key=lambda index: len(rendered[index]))
         rewards: dict[int, float] = {}
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in chunks(order, batch_size):
             rewards |= zip(rows, self._rewards([rendered[row][:context] for row in rows]), strict=True)
         return {
             self.quantity: [rewards[row] for row in range(len(rendered))],
@@ -92,8 +91,7 @@ class RewardModelSignal(ScalarSignal):
     @torch.no_grad()
     def _rewards(self, conversations: Sequence[list[int]]) -> list[float]:
         pad_id = self._network.config.get_text_config().pad_token_id
-        tensors = collate([Rendered(ids, [False] * len(ids)) for ids in conversations], pad_id or 0)
-        inputs = {name: tensors[name].to(self._network.device) for name in ("input_ids", "attention_mask")}
+        inputs = {name: tensor.to(self._network.device) for name, tensor in pad(conversations, pad_id or 0).items()}
         logits: Tensor = self._network(**inputs).logits
         return [float(logit) for logit in logits[:, 0]]
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
 IGNORED = -100
+"""Label of a token that is not trained on; the one that `cross_entropy` leaves out unless told otherwise."""
+
 PairLoss = Literal["sigmoid", "conservative", "robust", "ipo"]
 
 

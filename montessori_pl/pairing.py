@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from montessori_pl.data.records import Example, PreferencePair, Score, stable_id, stable_seed
 
 Rule = Literal["best_worst", "signed"]
@@ -188,10 +190,10 @@ def _own_differences(example_id: str, differences: Mapping[str, Sequence[float]]
 
 def _weighted(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     """The pairs with weights in proportion to their margins, up to the largest that is weighed."""
-    sizes = sorted(abs(pair.margin) for pair in pairs)
-    if not sizes or not sizes[-1]:
+    sizes = [abs(pair.margin) for pair in pairs]
+    if not any(sizes):
         return list(pairs)
-    largest = sizes[math.ceil(LARGEST_WEIGHED * len(sizes)) - 1] or sizes[-1]
+    largest = float(np.quantile(sizes, LARGEST_WEIGHED, method="inverted_cdf")) or max(sizes)
     clipped = [min(abs(pair.margin), largest) for pair in pairs]
     mean = statistics.fmean(clipped)
     return [dataclasses.replace(pair, weight=size / mean) for pair, size in zip(pairs, clipped, strict=True)]

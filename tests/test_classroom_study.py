@@ -19,9 +19,8 @@ try:
     import classroom_study
     from study import StudyError
     from study.checks import check_cell, overlap
-    from study.comparisons import collapse_limits, collapsed, compare
+    from study.comparisons import PairedDifference, collapse_limits, collapsed, compare
     from study.figures import draw
-    from study.intervals import interval
     from study.measures import ALL_MEASURES, MEASURES, Cell, alarms, content, entropy
     from study.runs import CellRuns, Run, as_argument, copy_stages, manifest, override, shared_stages
     from study.settings import Settings, read_settings
@@ -101,7 +100,7 @@ def test_interval_by_hand() -> None:
 
     Of the 27 bootstrap samples one has the mean 1 and one the mean 3, each more than 2.5% of them.
     """
-    found = interval({0: [1.0, 2.0, 3.0]})
+    found = PairedDifference.of({0: [1.0, 2.0, 3.0]})
     assert found.mean == 2
     assert found.t == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-5)
     assert found.cells == (1, 3)
@@ -114,7 +113,7 @@ def test_the_bootstrap_over_worlds_draws_worlds() -> None:
     Drawn as worlds, both are the same one in half of the cases: the interval is [0, 1]. Drawn as cells, all six come
     from one world with probability 1/64 < 2.5%, and five of six with 6/64: the interval is [1/6, 5/6].
     """
-    found = interval({0: [0.0] * 3, 1: [1.0] * 3})
+    found = PairedDifference.of({0: [0.0] * 3, 1: [1.0] * 3})
     assert found.worlds == (0, 1)
     assert found.cells == pytest.approx((1 / 6, 5 / 6))
 
@@ -124,18 +123,18 @@ def test_the_bootstrap_over_worlds_draws_seeds_within_them() -> None:
 
     The variance of a mean of six draws from {1, 2, 3} is (2/3)/6, its standard deviation 1/3: about 2 +- 0.65.
     """
-    found = interval({0: [1.0, 2.0, 3.0], 1: [1.0, 2.0, 3.0]})
+    found = PairedDifference.of({0: [1.0, 2.0, 3.0], 1: [1.0, 2.0, 3.0]})
     assert found.worlds == found.cells == pytest.approx((2 - 2 / 3, 2 + 2 / 3))
 
 
 def test_worlds_count_by_their_cells() -> None:
-    found = interval({0: [0.0] * 3, 1: [1.0]})
+    found = PairedDifference.of({0: [0.0] * 3, 1: [1.0]})
     assert found.mean == 0.25
     assert found.worlds == (0, 1)
 
 
 def test_no_interval_from_two_cells() -> None:
-    found = interval({0: [0.1], 1: [0.3]})
+    found = PairedDifference.of({0: [0.1], 1: [0.3]})
     assert (found.mean, found.t, found.cells, found.worlds) == (pytest.approx(0.2), None, None, None)
 
 
@@ -168,10 +167,10 @@ def test_arms_are_compared_where_both_finished() -> None:
     cells = [_cell(0, seed, arm, 0.5 + 0.1 * (arm == "random")) for seed in (0, 1) for arm in ARMS]
     cells[-1] = Cell(0, 1, "random", failed="error: no")
     found = {(one.rival, one.measure): one for one in compare(cells, [("montessori", rival) for rival in ARMS])}
-    assert found["random", "accuracy"].interval.differences == {0: (pytest.approx(0.1),)}
-    assert found["random", "reference loss"].interval.mean == pytest.approx(-0.1)
+    assert found["random", "accuracy"].difference.by_world == {0: (pytest.approx(0.1),)}
+    assert found["random", "reference loss"].difference.mean == pytest.approx(-0.1)
     assert found["random", "reference loss"].wins == 1, "a lower loss is better"
-    assert found["self_instruct", "accuracy"].interval.differences == {0: (0, 0)}
+    assert found["self_instruct", "accuracy"].difference.by_world == {0: (0, 0)}
     assert found["self_instruct", "accuracy"].wins == 0
     assert ("random", "test loss") not in found, "which no cell has"
 

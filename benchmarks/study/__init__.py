@@ -4,8 +4,7 @@ settings     what is decided beforehand: worlds, seeds, arms and comparisons, fr
 runs         the run directories of a cell: which there are, what they take over from each other, how they are run
 measures     what is read from them
 checks       what makes the arms of a cell comparable
-intervals    means of paired differences and how far they can be trusted
-comparisons  one arm minus another over cells, and which students collapsed
+comparisons  one arm minus another over cells, how far that can be trusted, and which students collapsed
 tables       what is printed
 figures      what is drawn
 """

@@ -1,14 +1,69 @@
-"""One arm minus another over the cells in which both finished, and the students that collapsed."""
+"""One arm minus another over the cells in which both finished, and the students that collapsed.
+
+Cells of one world share its teacher, base student, reference and test set, so they are not independent. Of the three
+intervals two ignore that: Student's t and the bootstrap over cells speak about other seeds in these worlds. The
+bootstrap over worlds draws worlds with replacement, and then seeds within each, and speaks about other worlds; with few
+worlds it is too narrow, for it cannot draw what it has never seen.
+"""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from study.intervals import Interval, interval
+import numpy as np
+
+from montessori_pl.stats.bootstrap import bootstrap_groups, bootstrap_values, percentile_interval
+from montessori_pl.stats.means import MIN_VALUES, mean_interval
 from study.measures import ALL_MEASURES, Cell
 
 SPREADS = 2
 """So many of the baseline's standard deviations may a reference loss be worse before it counts as collapsed."""
+NUM_RESAMPLES = 10_000
+MIN_WORLDS = 2
+"""Worlds from which on there is an interval over worlds."""
+
+Ends = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The mean of the differences of cells, with the ends of its 95% intervals; none for too few cells or worlds."""
+
+    mean: float
+    """Over all cells."""
+    t: Ends | None
+    """Student's t over cells."""
+    cells: Ends | None
+    """The bootstrap over cells; too narrow for few cells."""
+    worlds: Ends | None
+    """The bootstrap over worlds, and seeds within them."""
+    by_world: dict[int, tuple[float, ...]]
+    """One difference for each cell."""
+
+    @classmethod
+    def of(cls, differences: Mapping[int, Sequence[float]], seed: int = 0) -> "PairedDifference":
+        """Average, and find the intervals.
+
+        Args:
+            differences: one for each cell, by world.
+            seed: of the bootstraps.
+        """
+        groups = {world: tuple(values) for world, values in differences.items()}
+        values = [value for group in groups.values() for value in group]
+        by_t, rng = mean_interval(values), np.random.default_rng(seed)
+        cells = worlds = None
+        if len(values) >= MIN_VALUES:
+            drawn = bootstrap_values(values, rng, NUM_RESAMPLES)
+            cells = percentile_interval(by_t.mean, drawn, interpolated=False).ends
+            if len(groups) >= MIN_WORLDS:
+                drawn = bootstrap_groups(list(groups.values()), rng, NUM_RESAMPLES)
+                worlds = percentile_interval(by_t.mean, drawn, interpolated=False).ends
+        return cls(by_t.mean, by_t.ends, cells, worlds, groups)
+
+    @property
+    def values(self) -> list[float]:
+        """The differences of all cells."""
+        return [value for values in self.by_world.values() for value in values]
 
 
 @dataclass(frozen=True)
@@ -18,14 +73,13 @@ class Comparison:
     ours: str
     rival: str
     measure: str
-    interval: Interval
-    """Of the paired differences."""
+    difference: PairedDifference
 
     @property
     def wins(self) -> int:
         """Cells in which the arm is better; for a measure without better and worse, higher."""
         sign = ALL_MEASURES[self.measure].better or 1
-        return sum(difference * sign > 0 for difference in self.interval.values)
+        return sum(value * sign > 0 for value in self.difference.values)
 
 
 def finished(cells: Iterable[Cell], arm: str) -> dict[tuple[int, int], Cell]:
@@ -46,7 +100,7 @@ def compare(cells: Sequence[Cell], pairs: Iterable[tuple[str, str]]) -> list[Com
             differences: dict[int, list[float]] = {}
             for (world, _), a, b in sides:
                 differences.setdefault(world, []).append(a[name] - b[name])
-            found.append(Comparison(ours, rival, name, interval(differences)))
+            found.append(Comparison(ours, rival, name, PairedDifference.of(differences)))
     return found
 
 

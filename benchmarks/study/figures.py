@@ -56,11 +56,11 @@ def draw_students(cells: Sequence[Cell], settings: Settings) -> Figure | None:
     arms = list(dict.fromkeys(one.ours for one in found))
     if not arms:
         return None
-    by_worlds = all(one.interval.worlds for one in found)
+    by_worlds = all(one.difference.worlds for one in found)
     figure, panels = _panels(settings, arms, len(measures))
     for axes, (measure, label) in zip(panels, measures.items(), strict=True):
         rows = [
-            _Row(one.ours, one.interval.differences, one.interval.mean, one.interval.worlds or one.interval.t)
+            _Row(one.ours, one.difference.by_world, one.difference.mean, one.difference.worlds or one.difference.t)
             for one in found
             if one.measure == measure
         ]
@@ -69,7 +69,7 @@ def draw_students(cells: Sequence[Cell], settings: Settings) -> Figure | None:
         axes.set_xlabel(label)
     baseline = settings.arms[settings.baseline].title
     kind = "bootstrap over worlds and seeds" if by_worlds else "Student's t over cells"
-    known = f", mean and 95% interval ({kind})" if found[0].interval.t else " and mean"
+    known = f", mean and 95% interval ({kind})" if found[0].difference.t else " and mean"
     figure.suptitle(f"Students of each arm minus {baseline}'s: cells{known}")
     _legend(figure, cells, settings)
     return figure

@@ -66,21 +66,21 @@ def _means(title: str, cells: Sequence[Cell], settings: Settings) -> Table:
 def _comparison(rows: Sequence[Comparison], settings: Settings) -> Table:
     """One arm against one rival."""
     ours, rival = settings.titles([rows[0].ours, rows[0].rival])
-    num_cells = len(rows[0].interval.values)
-    worlds = _count(len(rows[0].interval.differences), "world")
+    num_cells = len(rows[0].difference.values)
+    worlds = _count(len(rows[0].difference.by_world), "world")
     table = _table(f"{ours} minus {rival}, {_count(num_cells, 'cell')} in {worlds}", "measure")
     for heading in ("mean difference", "", "95% by t", "95% over cells", "95% over worlds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         one = ALL_MEASURES[row.measure]
-        if not any(row.interval.values):
+        if not any(row.difference.values):
             table.add_row(one.name, "0", "equal in all")
             continue
         word = "better" if one.better else "higher"
-        intervals = (row.interval.t, row.interval.cells, row.interval.worlds)
+        intervals = (row.difference.t, row.difference.cells, row.difference.worlds)
         table.add_row(
             one.name,
-            f"{row.interval.mean:+.{one.digits}f}",
+            f"{row.difference.mean:+.{one.digits}f}",
             f"{word} in {row.wins} of {num_cells}",
             *(
                 "-" if each is None else escape(f"[{', '.join(f'{end:+.{one.digits}f}' for end in each)}]")

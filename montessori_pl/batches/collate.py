@@ -3,33 +3,52 @@
 Legend: B batch, T tokens."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from montessori_pl.batches.encoding import EncodedPair
 from montessori_pl.data.chat_template import Rendered
+from montessori_pl.losses import IGNORED
 
-IGNORED = -100
-"""Label of a token that is not trained on."""
+Side = Literal["left", "right"]
+
+
+def pad(ids: Sequence[Sequence[int]], pad_id: int, side: Side = "right") -> dict[str, Tensor]:
+    """Pad to the longest of this batch: `input_ids` and `attention_mask`, each (B, T).
+
+    Args:
+        ids: the token ids of each example.
+        pad_id: token that pads.
+        side: where it stands; a batch that a model goes on with is padded on the left.
+    """
+    return {
+        "input_ids": _padded(ids, pad_id, side),
+        "attention_mask": _padded([[1] * len(row) for row in ids], 0, side),
+    }
 
 
 def collate(rendered: Sequence[Rendered], pad_id: int) -> dict[str, Tensor]:
     """Pad on the right to the longest of this batch: `input_ids`, `attention_mask` and `labels`, each (B, T)."""
-    length = max(len(one.input_ids) for one in rendered)
-    rows: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
-    for one in rendered:
-        padding = length - len(one.input_ids)
-        rows["input_ids"].append(one.input_ids + [pad_id] * padding)
-        rows["attention_mask"].append([1] * len(one.input_ids) + [0] * padding)
-        labels = [
-            token if trained else IGNORED for token, trained in zip(one.input_ids, one.completion_mask, strict=True)
-        ]
-        rows["labels"].append(labels + [IGNORED] * padding)
-    return {name: torch.tensor(values) for name, values in rows.items()}
+    labels = [
+        [token if trained else IGNORED for token, trained in zip(one.input_ids, one.completion_mask, strict=True)]
+        for one in rendered
+    ]
+    return {**pad([one.input_ids for one in rendered], pad_id), "labels": _padded(labels, IGNORED)}
 
 
 def collate_pairs(pairs: Sequence[EncodedPair], pad_id: int) -> dict[str, Tensor]:
     """One batch of 2B sequences, the chosen ones, then the rejected ones, and the pairs' `weights`, shape (B,)."""
     batch = collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id)
     return {**batch, "weights": torch.tensor([pair.weight for pair in pairs])}
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int, side: Side = "right") -> Tensor:
+    return pad_sequence(
+        [torch.tensor(row, dtype=torch.long) for row in rows],
+        batch_first=True,
+        padding_value=value,
+        padding_side=side,
+    )

@@ -1,11 +1,13 @@
-"""Which examples make a batch: length grouping, and loaders that go on amid an epoch."""
+"""Which examples make a batch: bounds of examples or tokens, length grouping, and loaders that go on amid an epoch."""
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Sampler
+
+T = TypeVar("T")
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -61,7 +63,7 @@ class EpochBatches(Sampler[list[int]]):
         batches = []
         for start in range(0, len(order), self.window * together):
             window = sorted(order[start : start + self.window * together], key=lambda index: self.lengths[index])
-            batches += [window[at : at + together] for at in range(0, len(window), together)]
+            batches += chunks(window, together)
         rng.shuffle(batches)
         return [batch[self.rank :: self.world_size] for batch in batches]
 
@@ -98,12 +100,34 @@ class FixedBatches(Sampler[list[int]]):
         return iter(self.batches)
 
 
+def chunks(items: Sequence[T], size: int) -> list[list[T]]:
+    """The items in their order, `size` at a time; the last chunk may have fewer."""
+    return [list(items[at : at + size]) for at in range(0, len(items), size)]
+
+
+def group_batches(groups: Iterable[Sequence[int]], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Whole groups in their order, in batches of at most `max_tokens` tokens with padding (and at least one group).
+
+    Args:
+        groups: indices of the examples that stay together.
+        lengths: tokens of each example.
+        max_tokens: most tokens of a batch; a group with more is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    width = 0
+    for group in groups:
+        longest = max(lengths[index] for index in group)
+        wider = max(width, longest)
+        if batches and (len(batches[-1]) + len(group)) * wider <= max_tokens:
+            batches[-1] += group
+            width = wider
+        else:
+            batches.append(list(group))
+            width = longest
+    return batches
+
+
 def length_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices sorted by length, in batches of at most `max_tokens` tokens with padding (and at least one example)."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
-        if batches and (len(batches[-1]) + 1) * lengths[index] <= max_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    return group_batches(([index] for index in order), lengths, max_tokens)

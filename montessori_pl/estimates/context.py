@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from montessori_pl.models.teacher import TeacherDPOModule
 
 ACCEPTED_RATE = 0.9
-"""Share of completions that become examples, where nobody knows better."""
+"""Part of the completions that become examples, where nothing was measured yet."""
 ASSUMED_RATE = f"Of the completions {ACCEPTED_RATE:.0%} are assumed to pass the filters."
 ASSUMED_LENGTHS = (
-    "Completions are assumed to be as long as the seeds' instructions, in tags, and responses: what a teacher says "
-    "before it comes to the point is not counted."
+    "Completions are assumed to be as long as the seed tasks' instructions, in tags, and responses. What a teacher "
+    "says before the instruction is not counted."
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EstimateContext:
-    """Everything that a stage may use while it plans."""
+    """Everything that a stage may use for its estimate."""
 
     key: str
     """Iteration and name, for example `iteration_1/warmup`."""
@@ -44,15 +44,15 @@ class EstimateContext:
     inputs: Mapping[str, str]
     """For each setting that names a stage, the key of the step that is read; not for what no step makes."""
     expected_output: Callable[[str], ExpectedRecords[Any] | None]
-    """What the step of a key leaves behind; none where nobody knows."""
+    """The expected output of the step of a key; none where it is not known."""
     data: DataSources
     """Seeds, reference and test set."""
     student: "Callable[[], StudentModule]"
-    """Makes a student, of which only the source is looked at."""
+    """Makes a student, of which only the source is read."""
     teacher: "Callable[[], TeacherDPOModule]"
     """Makes a teacher, in the same way."""
     backend: Callable[[], GenerationBackend]
-    """Makes an engine of the recipe's kind, of which only price and budget are looked at."""
+    """Makes an engine of the recipe's kind, of which only price and budget are read."""
     pool: Mapping[str, PoolTeacher]
     """Teachers that only write, by name."""
     requests: Path | None = None
@@ -65,10 +65,10 @@ class EstimateContext:
     """The directory in which the same stage finished in an earlier iteration."""
 
     def expected_input(self, setting: str) -> ExpectedRecords[Any]:
-        """What the stage that a setting names leaves behind.
+        """The expected output of the stage that a setting names.
 
         Raises:
-            NoEstimate: nobody knows.
+            NoEstimate: it is not known.
         """
         expected = self.expected_output(self.inputs[setting])
         if expected is None:

@@ -1,7 +1,7 @@
-"""What a run will take, foreseen without running it: requests, tokens, optimizer steps and money.
+"""What a run will take: requests, tokens, optimizer steps and US dollars.
 
-Only numbers and the records they are about. Who foresees says what he expects and, where that is not certain, what it
-may come to at most; the two are equal where nothing is left to chance.
+Only numbers and the records they are about. Each number is an expected value and, where that is not certain, an upper
+bound beside it. The two are equal where nothing is left to chance.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ MAX_SAMPLES = 256
 
 
 class NoEstimate(Exception):
-    """Why nothing can be said of a stage, in a clause for the user."""
+    """Why a stage has no estimate, in a clause for the user."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class StageEstimate:
     work: Sequence[Work] = ()
     """All its work; none for a stage that only moves records."""
     expected_output: ExpectedRecords[Example] | ExpectedRecords[PreferencePair] | None = None
-    """What it leaves behind; none for models and reports, whose sizes nobody asks for."""
+    """What it leaves behind; none for models and reports."""
     prompts: Sequence[str] = ()
     """Some prompts, as the model that is asked sees them."""
     notes: Sequence[str] = ()
@@ -104,7 +104,7 @@ class StepEstimate:
     reason: str = ""
     """Why there is no estimate, a clause, where more is known than that the stage makes none."""
     finished: bool = False
-    """Whether it has finished, so that its numbers lie behind and not ahead."""
+    """Whether it has finished, so that its numbers are counted, not estimated."""
 
 
 def real(records: Sequence[R]) -> ExpectedRecords[R]:

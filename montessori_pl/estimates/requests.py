@@ -15,7 +15,7 @@ from montessori_pl.models.loading import ModelSource, load_chat_template
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestEstimator:
-    """A model that will be asked, as far as its requests can be foreseen; no weights are loaded."""
+    """Estimates the tokens and the price of requests to one model; no weights are loaded."""
 
     chat_template: ChatTemplate | None
     """How it writes conversations; none for a model of which only the endpoint has the tokenizer, whose tokens are
@@ -29,7 +29,7 @@ class RequestEstimator:
 
     @classmethod
     def of(cls, source: ModelSource, engine: GenerationBackend, name: str = "", requests: Path | None = None) -> Self:
-        """The model of this source.
+        """The estimator for this model.
 
         Args:
             source: the model.
@@ -88,8 +88,8 @@ class RequestEstimator:
             requests: how many there will be.
             max_requests: how many there may be.
             conversations: some that they will be like.
-            answers: some that the answers will be like; none where nobody knows, and each is then taken to be as long
-                as it may be.
+            answers: some that the answers will be like; none where this is not known, and each answer is then taken
+                to be as long as it may be.
             max_tokens: longest completion.
         """
         asked = mean([self.prompt_tokens(messages) for messages in conversations])

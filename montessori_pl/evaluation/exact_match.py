@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
+from montessori_pl.batches.samplers import chunks
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Record, read_records
@@ -89,8 +90,8 @@ class ExactMatch(Evaluator):
             return answers
         engine = backend()
         engine.load(student)
-        for start in range(len(answers), len(test), self.items_per_batch):
-            some = self._ask(test[start : start + self.items_per_batch], engine)
+        for items in chunks(test[len(answers) :], self.items_per_batch):
+            some = self._ask(items, engine)
             answers += some
             if journal is not None:
                 journal.commit({ANSWERS: some})

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from montessori_pl.export.markdown import bullets, code, prose, table
-from montessori_pl.export.source import Source, Stage
+from montessori_pl.export.source import FinishedStage, Source
 
 _DIVERSITY = {
     "distinct_rate": "different instructions, as a share",
@@ -95,7 +95,7 @@ def _paired(source: Source) -> str:
     return prose("; ".join(told) + ".")
 
 
-def _rules(stage: Stage) -> Iterator[str]:
+def _rules(stage: FinishedStage) -> Iterator[str]:
     """What the stage's settings mean, as far as they are those of stages that ship with the program."""
     settings = stage.settings
     if "source" in settings:

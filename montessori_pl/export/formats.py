@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from montessori_pl.data.records import Example, Score
 from montessori_pl.export.source import EXAMPLES, PAIRS, Source
+from montessori_pl.run_directory.atomic import write_json_lines
 
 TRAIN = "train.jsonl"
 """The rows, in all formats but `hf`; the Hugging Face hub finds its split in the name."""
@@ -35,7 +36,7 @@ def write_alpaca(source: Source, directory: Path) -> None:
 def write_messages(source: Source, directory: Path) -> None:
     """`messages`, each a role and a content."""
     path = directory / TRAIN
-    _write_rows(path, ({"id": one.id, "messages": one.messages()} for one in source.examples))
+    write_json_lines(path, ({"id": one.id, "messages": one.messages()} for one in source.examples))
     roles = {f"{role}_tag": role for role in ("user", "assistant", "system")}
     tags = {"role_tag": "role", "content_tag": "content", **roles}
     _describe(source, path, formatting="sharegpt", columns={"messages": "messages"}, tags=tags)
@@ -43,7 +44,7 @@ def write_messages(source: Source, directory: Path) -> None:
 
 def write_dpo(source: Source, directory: Path) -> None:
     """`prompt`, `chosen` and `rejected`, each a list of messages; and the same as text for LLaMA-Factory."""
-    _write_rows(
+    write_json_lines(
         directory / TRAIN,
         (
             {
@@ -120,13 +121,8 @@ def _write_alpaca(
     if not has_system(source):
         del columns["system"]
     written = {"id", *columns.values()}
-    _write_rows(path, ({name: value for name, value in row.items() if name in written} for row in rows))
+    write_json_lines(path, ({name: value for name, value in row.items() if name in written} for row in rows))
     _describe(source, path, columns=columns, **description)
-
-
-def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
 
 
 def _describe(source: Source, path: Path, **description: Any) -> None:

@@ -19,7 +19,7 @@ class ExportError(ValueError):
 
 
 @dataclass(frozen=True)
-class Stage:
+class FinishedStage:
     """A finished stage, whose files are what it wrote."""
 
     key: str
@@ -46,7 +46,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Step:
+class FinishedStep:
     """A stage that was needed for another, as the manifest tells."""
 
     key: str
@@ -63,9 +63,9 @@ class Source:
 
     run: Path
     """The run directory."""
-    stage: Stage
+    stage: FinishedStage
     """What is exported."""
-    origin: Stage | None
+    origin: FinishedStage | None
     """The stage that wrote the examples: the same, or for pairs the one that they were made of, if any."""
     examples: Sequence[Example]
     """Its examples."""
@@ -73,9 +73,9 @@ class Source:
     """The pairs, where pairs are exported."""
     cut: int
     """Pairs that are left out, because a completion was cut at its token limit."""
-    judges: Sequence[Stage]
+    judges: Sequence[FinishedStage]
     """The stages that scored the examples; for pairs those whose scores they come from."""
-    steps: Sequence[Step]
+    steps: Sequence[FinishedStep]
     """What led to the stage, itself included, in the order in which it began."""
     settings_digest: str
     """Stands for the settings of all these steps, seeds included."""
@@ -187,17 +187,17 @@ def _metrics(run_directory: RunDirectory, key: str) -> dict[str, Any]:
     return metrics
 
 
-def _stage(run_directory: RunDirectory, key: str) -> Stage:
+def _stage(run_directory: RunDirectory, key: str) -> FinishedStage:
     directory = run_directory.verify(key)
     entry = run_directory.entries[key]
-    return Stage(key, directory, entry.settings, _reads(entry), _metrics(run_directory, key))
+    return FinishedStage(key, directory, entry.settings, _reads(entry), _metrics(run_directory, key))
 
 
-def _records(stage: Stage, kind: str, record: type[Any]) -> list[Any]:
+def _records(stage: FinishedStage, kind: str, record: type[Any]) -> list[Any]:
     return read_records(stage.directory / f"{kind}.jsonl", record)
 
 
-def _origin(run_directory: RunDirectory, stage: Stage) -> Stage | None:
+def _origin(run_directory: RunDirectory, stage: FinishedStage) -> FinishedStage | None:
     """The stage of whose examples the pairs were made."""
     read = run_directory.entries[stage.key].inputs.get("examples")
     if read is None:
@@ -211,7 +211,7 @@ def _origin(run_directory: RunDirectory, stage: Stage) -> Stage | None:
     return _stage(run_directory, key)
 
 
-def _judges(run_directory: RunDirectory, stage: Stage, origin: Stage | None) -> list[Stage]:
+def _judges(run_directory: RunDirectory, stage: FinishedStage, origin: FinishedStage | None) -> list[FinishedStage]:
     """The finished stages that scored these examples, as they are; for pairs those that the pairs were made by."""
     if origin is None:
         return []
@@ -231,7 +231,7 @@ def _as_input(run_directory: RunDirectory, key: str) -> str:
     return f"{key} {run_directory.digest(key)}"
 
 
-def _steps(run_directory: RunDirectory, key: str) -> list[Step]:
+def _steps(run_directory: RunDirectory, key: str) -> list[FinishedStep]:
     needed, unread = {key}, [key]
     while unread:
         read = set(_reads(run_directory.entries[unread.pop()]).values()) & run_directory.entries.keys()
@@ -240,10 +240,10 @@ def _steps(run_directory: RunDirectory, key: str) -> list[Step]:
     return [_step(run_directory, one) for one in run_directory.entries if one in needed]
 
 
-def _step(run_directory: RunDirectory, key: str) -> Step:
+def _step(run_directory: RunDirectory, key: str) -> FinishedStep:
     entry = run_directory.entries[key]
     class_path = entry.settings.get(f"recipe.{key.partition('/')[2]}", {}).get("class_path", "")
-    return Step(key, class_path.rpartition(".")[2], _reads(entry))
+    return FinishedStep(key, class_path.rpartition(".")[2], _reads(entry))
 
 
 def _reads(entry: StageEntry) -> dict[str, str]:

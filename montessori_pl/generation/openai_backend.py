@@ -5,7 +5,6 @@ whatever session of the run, is not sent again.
 """
 
 import dataclasses
-import json
 import logging
 import random
 import re
@@ -21,7 +20,7 @@ from montessori_pl.generation.endpoint import Endpoint, EndpointError, Retryable
 from montessori_pl.generation.request_journal import RequestJournal, request_id, usage_of
 from montessori_pl.generation.usage import Estimate, Usage, estimate, prompt_tokens
 from montessori_pl.models.loading import ModelSource
-from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.atomic import write_json
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +235,7 @@ class OpenAIBackend(GenerationBackend):
         if self._directory is not None and self._directory.exists():
             dollars = self.usage.dollars(self.price)
             content = {**dataclasses.asdict(self.usage), "dollars": dollars, "budget": self.budget}
-            write_atomically(self._directory / SPENDING, json.dumps(content, indent=1) + "\n")
+            write_json(self._directory / SPENDING, content)
 
 
 def _seconds_to_wait(attempt: int, retry_after: float | None) -> float:

@@ -13,6 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from montessori_pl.batches.collate import pad
 from montessori_pl.batches.samplers import length_batches
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
@@ -87,10 +88,9 @@ class TransformersBackend(GenerationBackend):
 
     def _sample(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Completion]:
         model, chat_template = self._loaded()
-        length = max(map(len, prompts))
         pad_id = chat_template.tokenizer.pad_token_id
-        ids = torch.tensor([[pad_id] * (length - len(prompt)) + prompt for prompt in prompts], device=self.device)
-        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        batch = {name: tensor.to(self.device) for name, tensor in pad(prompts, pad_id, side="left").items()}
+        length = batch["input_ids"].shape[1]
         config = GenerationConfig(
             max_new_tokens=sampling.max_tokens,
             do_sample=False,  # the processors draw: see SeededSampling
@@ -99,8 +99,7 @@ class TransformersBackend(GenerationBackend):
             use_cache=True,
         )
         output: Tensor = model.generate(  # type: ignore[operator]
-            input_ids=ids,
-            attention_mask=mask,
+            **batch,
             generation_config=config,
             logits_processor=_processors(sampling, seeds, length),
         )

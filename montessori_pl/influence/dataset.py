@@ -10,18 +10,20 @@ Rows are rendered as everything else here is: through `ChatTemplate`, with the m
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from montessori_pl.data.chat_template import ChatTemplate, Rendered
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.formats import read_row
-from montessori_pl.influence.functional import IGNORED, Batch
+from montessori_pl.influence.functional import Batch
+from montessori_pl.influence.packing import padded
 from montessori_pl.influence.results import Influence
 from montessori_pl.influence.scorer import InfluenceScorer
 from montessori_pl.influence.updates import UpdateRule
+from montessori_pl.losses import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,13 +68,11 @@ def score_dataset(
         ValueError: a row cannot be read or has no response within `max_length`; the sentence says which.
     """
     chat_template = ChatTemplate(tokenizer, layout, getattr(model.config, "max_position_embeddings", None))
-    pad_id = cast(int, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
     device = next(model.parameters()).device
 
     def batches(rows: Iterable[dict[str, Any]]) -> list[Batch]:
-        rendered = [_rendered(chat_template, row, number, max_length) for number, row in enumerate(rows)]
-        parts = [rendered[at : at + batch_size] for at in range(0, len(rendered), batch_size)]
-        return [_tensors(part, pad_id, device) for part in parts]
+        examples = [_example(chat_template, row, number, max_length, device) for number, row in enumerate(rows)]
+        return [padded(examples[at : at + batch_size]) for at in range(0, len(examples), batch_size)]
 
     groups = list(dataset[group_by]) if group_by is not None else list(range(len(dataset)))
     scorer = InfluenceScorer(model, update, batches(reference), **settings)
@@ -93,20 +93,13 @@ def score_dataset(
     return scored
 
 
-def _rendered(chat_template: ChatTemplate, row: dict[str, Any], number: int, max_length: int) -> Rendered:
+def _example(
+    chat_template: ChatTemplate, row: dict[str, Any], number: int, max_length: int, device: torch.device
+) -> Batch:
+    """One row by itself, shapes (1, T)."""
     rendered = chat_template.render(read_row(row, number).messages(), max_length)
     if not any(rendered.completion_mask):
         raise ValueError(f"row {number + 1} has no response within {max_length} tokens and the model's context")
-    return rendered
-
-
-def _tensors(rendered: Sequence[Rendered], pad_id: int, device: torch.device) -> dict[str, Tensor]:
-    width = max(len(one.input_ids) for one in rendered)
-    ids = torch.full((len(rendered), width), pad_id)
-    labels = torch.full((len(rendered), width), IGNORED)
-    mask = torch.zeros((len(rendered), width), dtype=torch.long)
-    for row, one in enumerate(rendered):
-        tokens, length = torch.tensor(one.input_ids), len(one.input_ids)
-        ids[row, :length], mask[row, :length] = tokens, 1
-        labels[row, :length] = torch.where(torch.tensor(one.completion_mask), tokens, IGNORED)
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}
+    ids = torch.tensor([rendered.input_ids], device=device)
+    labels = ids.where(torch.tensor([rendered.completion_mask], device=device), IGNORED)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from montessori_pl.influence.updates import Params
+from montessori_pl.losses import IGNORED
 
 Batch = Mapping[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, each (B, T), padded on the right; a label of -100 is not trained on."""
@@ -25,7 +26,6 @@ Batch = Mapping[str, Tensor]
 LossFn = Callable[[Params, Batch], Tensor]
 """Parameters and a batch -> the loss of each example, shape (B,)."""
 
-IGNORED = -100
 LOGITS_AT_ONCE = 2**25
 """Elements of the float32 logits that cross-entropy takes at a time (128 MiB)."""
 

@@ -5,9 +5,10 @@ Shapes: B examples, T tokens.
 
 from collections.abc import Sequence
 
-import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from montessori_pl.influence.functional import IGNORED, Batch
+from montessori_pl.influence.functional import Batch
+from montessori_pl.losses import IGNORED
 
 COST_OF_A_PASS = {"cpu": 128, "cuda": 1024}
 """Tokens that could be computed in the time that a pass takes beside its tokens (starting kernels, mostly)."""
@@ -45,12 +46,9 @@ def pack(lengths: Sequence[int], max_tokens: int, cost_of_a_pass: int) -> list[l
 
 def padded(rows: Sequence[Batch]) -> Batch:
     """Examples (1, T) as one batch, padded on the right to the longest."""
-    width = max(row["input_ids"].shape[1] for row in rows)
     fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
     return {
-        name: torch.cat(
-            [torch.nn.functional.pad(row[name], (0, width - row[name].shape[1]), value=fill[name]) for row in rows]
-        )
+        name: pad_sequence([row[name][0] for row in rows], batch_first=True, padding_value=fill[name])
         for name in rows[0]
     }
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from montessori_pl.influence.frozen import FrozenLayers
-from montessori_pl.influence.functional import IGNORED, Batch, LossFn, unpadded
+from montessori_pl.influence.functional import Batch, LossFn, unpadded
 from montessori_pl.influence.packing import packed
 from montessori_pl.influence.updates import Params
+from montessori_pl.losses import IGNORED
 
 Reduction = Literal["examples", "tokens", "batches_of_8"]
 """How the losses of the reference examples become one number: their mean; the mean over all response tokens; or, as

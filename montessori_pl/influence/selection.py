@@ -18,6 +18,7 @@ from montessori_pl.influence.exact import ExactInfluence
 from montessori_pl.influence.first_order import FirstOrderInfluence
 from montessori_pl.influence.functional import Batch
 from montessori_pl.influence.results import Influence
+from montessori_pl.stats.correlation import spearman_bound
 
 EXACT, FIRST_ORDER = "exact", "first order"
 
@@ -144,7 +145,7 @@ def _candidate(
         num_references=num_references,
         cost=cost,
         agreement=agreed,
-        spearman_bound=1.0 if method == EXACT else agreed.spearman_bound(),
+        spearman_bound=1.0 if method == EXACT else spearman_bound(agreed.spearman, agreed.count),
         bias=errors.median().item(),
         # 1.4826 makes the median absolute deviation of a normal distribution its standard deviation.
         error=1.4826 * (errors - errors.median()).abs().median().item(),

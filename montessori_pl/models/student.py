@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from montessori_pl.losses import mean_response_loss, token_log_probabilities
+from montessori_pl.losses import IGNORED, mean_response_loss, token_log_probabilities
 from montessori_pl.models.language_module import OF_PREFERENCES, OPTIMIZED_NAMES, LanguageModule
 from montessori_pl.models.loading import BaseDtype, LoraSettings
 
@@ -49,7 +49,7 @@ class StudentModule(LanguageModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over the response tokens of the batch, in nats."""
         log_probabilities = token_log_probabilities(self.logits(batch), batch["labels"])
-        num_tokens = (batch["labels"][:, 1:] != -100).sum()
+        num_tokens = (batch["labels"][:, 1:] != IGNORED).sum()
         loss = -log_probabilities.sum() / num_tokens
         self.log_metrics({"loss": loss.detach(), "lr": self._lr()}, batch_size=len(batch["input_ids"]))
         return loss

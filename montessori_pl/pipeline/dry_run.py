@@ -1,7 +1,7 @@
-"""The dry run: each step of a recipe with what it will take, in order, without taking any.
+"""The dry run: an estimate for each step of a recipe, in order.
 
-Steps that have finished are told by their own numbers, and what they left behind is read, so that a half-done run
-plans its rest. Nothing is written, and no weights are loaded.
+Steps that have finished are shown with their own numbers, and their output is read: the dry run of a half-done run
+estimates the rest. Nothing is written, and no weights are loaded.
 """
 
 import json
@@ -20,13 +20,13 @@ RECORDS: Mapping[Kind, tuple[str, type[Record]]] = {
     Kind.SCORES: (SCORES, Score),
     Kind.PAIRS: (PAIRS, PreferencePair),
 }
-"""What lies in the directory of a finished step, by what it produces."""
+"""The file in the directory of a finished step, by what the step produces."""
 
 
 def estimate_steps(
     runner: Runner, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]
 ) -> list[StepEstimate]:
-    """A plan for each step.
+    """An estimate for each step.
 
     Args:
         runner: who would run them.
@@ -37,12 +37,12 @@ def estimate_steps(
         RunDirectoryError: the run directory does not fit the settings, or is damaged.
     """
     runner.check(steps, settings)
-    planner = _Planner(runner, steps, settings)
-    return [planner.planned(step) for step in steps]
+    estimator = _Estimator(runner, steps, settings)
+    return [estimator.step_estimate(step) for step in steps]
 
 
-class _Planner:
-    """Plans one step after another; knows what those before leave behind."""
+class _Estimator:
+    """Estimates one step after another; knows the output of those before."""
 
     def __init__(self, runner: Runner, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
         self.runner, self.run_directory, self.settings = runner, runner.run_directory, settings
@@ -51,25 +51,27 @@ class _Planner:
         self.expected: dict[str, ExpectedRecords[Any] | None] = {}
         """By key; a step without an estimate is not in it."""
 
-    def planned(self, step: Step) -> StepEstimate:
-        """The step with its plan."""
+    def step_estimate(self, step: Step) -> StepEstimate:
+        """The step with its estimate."""
         if self._skipped(step):
             return StepEstimate(key=step.key, estimate=self._finished(step.key), state="finished before", finished=True)
         try:
-            plan = step.stage.estimate(self._context(step))
+            estimate = step.stage.estimate(self._context(step))
         except NoEstimate as unknown:
             return StepEstimate(key=step.key, estimate=None, state="no estimate", reason=str(unknown))
-        if plan is None:
+        if estimate is None:
             return StepEstimate(key=step.key, estimate=None, state="no estimate")
-        self.expected[step.key] = plan.expected_output
-        return StepEstimate(key=step.key, estimate=plan, state="going on" if self.run_directory.begun(step.key) else "")
+        self.expected[step.key] = estimate.expected_output
+        return StepEstimate(
+            key=step.key, estimate=estimate, state="going on" if self.run_directory.begun(step.key) else ""
+        )
 
     def _skipped(self, step: Step) -> bool:
-        """Whether the run has nothing to do there; a step that has finished may be asked for more today."""
+        """Whether the run has nothing to do there. A finished step may be asked for more today."""
         return self.run_directory.up_to_date(step.key, self.settings[step.name])
 
     def _finished(self, key: str) -> StageEstimate:
-        """What a step has taken, as far as it was counted."""
+        """What a finished step took, as far as it was counted."""
         metrics = json.loads((self.run_directory.directory(key) / METRICS).read_text(encoding="utf-8"))
         prompts, completions = metrics.get("prompt_tokens", 0), metrics.get("generated_tokens", 0)
         return StageEstimate(
@@ -87,7 +89,7 @@ class _Planner:
         )
 
     def _expected_output(self, key: str) -> ExpectedRecords[Any] | None:
-        """What the step of this key leaves behind, or has left behind."""
+        """The output of the step of this key, expected or real."""
         if key not in self.expected and self._skipped(self.steps[key]):
             kind = self.steps[key].stage.produces
             name, record = RECORDS[kind]

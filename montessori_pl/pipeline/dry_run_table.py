@@ -1,4 +1,4 @@
-"""The plan of a dry run on the console: a row for each step, what is to come in all, assumptions, and some prompts."""
+"""A dry run on the console: a row for each step, the total of what is left, assumptions, and some prompts."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice, zip_longest
@@ -12,18 +12,20 @@ NUM_PROMPTS = 3
 """So many prompts are shown."""
 
 
-def print_estimates(planned: Sequence[StepEstimate], console: Console) -> None:
-    """Print the plan of a run.
+def print_estimates(estimates: Sequence[StepEstimate], console: Console) -> None:
+    """Print the estimates of a run.
 
     Args:
-        planned: its steps.
+        estimates: its steps.
         console: where to.
     """
-    ahead = [work for step in planned if not step.finished and step.estimate is not None for work in step.estimate.work]
-    everything = [work for step in planned if step.estimate is not None for work in step.estimate.work]
+    left = [
+        work for step in estimates if not step.finished and step.estimate is not None for work in step.estimate.work
+    ]
+    everything = [work for step in estimates if step.estimate is not None for work in step.estimate.work]
     paid = any(work.cost is not None for work in everything)
     table = Table(
-        title="plan; nothing has been run",
+        title="estimate; nothing has been run",
         title_justify="left",
         caption="≤: at most, with completions of full length. Scoring and training: tokens of\n"
         "examples, each epoch and each pass counted",
@@ -32,7 +34,7 @@ def print_estimates(planned: Sequence[StepEstimate], console: Console) -> None:
     table.add_column("stage")
     for name in ("requests", "prompt\ntokens", "completion\ntokens", "training,\nscoring", *(["US dollars"] * paid)):
         table.add_column(name, justify="right")
-    for iteration, steps in groupby(planned, key=lambda step: step.key.partition("/")[0]):
+    for iteration, steps in groupby(estimates, key=lambda step: step.key.partition("/")[0]):
         table.add_section()
         table.add_row(f"{iteration}/")
         for step in steps:
@@ -40,12 +42,12 @@ def print_estimates(planned: Sequence[StepEstimate], console: Console) -> None:
             state = f"\n    {step.state}" if step.state else ""
             table.add_row(f"  {step.key.partition('/')[2]}{state}", *_cells(together(works), paid))
     table.add_section()
-    unknown = any(step.estimate is None for step in planned)
-    table.add_row("to come" + "\nas far as known" * unknown, *_cells(together(ahead), paid))
+    unknown = any(step.estimate is None for step in estimates)
+    table.add_row("left to do" + "\nas far as it is known" * unknown, *_cells(together(left), paid))
     console.print(table)
-    for sentence in _sentences(planned, ahead):
+    for sentence in _sentences(estimates, left):
         console.print(sentence, markup=False, soft_wrap=False)
-    for key, prompt in islice(_prompts(planned), NUM_PROMPTS):
+    for key, prompt in islice(_prompts(estimates), NUM_PROMPTS):
         console.print(f"\n--- a prompt of {key}", markup=False)
         console.print(prompt, markup=False)
 
@@ -83,17 +85,19 @@ def _number(number: int) -> str:
     return f"{number / size:.1f}{unit}"
 
 
-def _sentences(planned: Sequence[StepEstimate], ahead: Sequence[Work]) -> list[str]:
-    """What is beyond a budget, what nobody knows, and what was assumed, each once."""
-    budgets = [f"warning: {sentence}" for sentence in beyond_budgets(ahead)]
-    unknown = [f"{step.key}: no estimate, because {step.reason}." for step in planned if step.reason]
-    notes = [note for step in planned if step.estimate is not None for note in step.estimate.notes]
+def _sentences(estimates: Sequence[StepEstimate], left: Sequence[Work]) -> list[str]:
+    """What exceeds a budget, what is not known, and what was assumed, each once."""
+    budgets = [f"warning: {sentence}" for sentence in beyond_budgets(left)]
+    unknown = [f"{step.key}: no estimate, because {step.reason}." for step in estimates if step.reason]
+    notes = [note for step in estimates if step.estimate is not None for note in step.estimate.notes]
     return [*budgets, *unknown, *dict.fromkeys(notes)]
 
 
-def _prompts(planned: Sequence[StepEstimate]) -> Iterator[tuple[str, str]]:
+def _prompts(estimates: Sequence[StepEstimate]) -> Iterator[tuple[str, str]]:
     """Different prompts with the step that asks them: the first ones of each step, then the second ones, and so on."""
-    asking = [[(prompt, step.key) for prompt in step.estimate.prompts] for step in planned if step.estimate is not None]
+    asking = [
+        [(prompt, step.key) for prompt in step.estimate.prompts] for step in estimates if step.estimate is not None
+    ]
     seen: set[str] = set()
     for prompt, key in (one for row in zip_longest(*asking) for one in row if one is not None):
         if prompt not in seen:

@@ -1,4 +1,4 @@
-"""What is looked at before anything runs, or would be found out after days: data, models, engines, the trainer."""
+"""Checks before anything runs, for mistakes that would otherwise show after days: data, models, engines, trainer."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from montessori_pl.stages.base import Kind
 
 
 def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> None:
-    """Look at what the steps will need; nothing is loaded, sent or written.
+    """Check what the steps will need; nothing is loaded, sent or written.
 
     Args:
         runner: who will run them.
         steps: from `recipe.resolve_recipe`, those that are left.
-        dry_run: whether they are only planned, which takes no packages, keys and devices of engines.
+        dry_run: whether they are only estimated, which needs no packages, keys and devices of engines.
 
     Raises:
         ValueError: something is not there or does not fit; the sentence begins with the section or the stage.
@@ -36,13 +36,13 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> N
     asked = {name for step in steps for name in step.stage.teacher_names()}
     for name, member in runner.pool.items():
         with _named(f"teachers.{name}"):
-            _look_at((member.generation or runner.backend)(), member.source(), dry_run or name not in asked)
+            _check_engine((member.generation or runner.backend)(), member.source(), dry_run or name not in asked)
     for kind, source in models.items():
-        if writing := [step for step in steps if _writes(step, kind, runner)]:
+        if writing := [step for step in steps if _generates(step, kind, runner)]:
             engine = runner.backend()
             _refuse_what_is_trained(engine, writing)
             with _named("generation"):
-                _look_at(engine, source, dry_run)
+                _check_engine(engine, source, dry_run)
     if not dry_run:
         for stage_name, stage in {step.name: step.stage for step in steps}.items():
             with _named(f"recipe.{stage_name}"):
@@ -53,13 +53,13 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> N
         raise ValueError(f"trainer: {error}") from error
 
 
-def _look_at(engine: GenerationBackend, source: ModelSource, from_afar: bool) -> None:
-    if not from_afar:
+def _check_engine(engine: GenerationBackend, source: ModelSource, offline: bool) -> None:
+    if not offline:
         engine.check_environment(source)
     engine.check(source)
 
 
-def _writes(step: Step, kind: Kind, runner: Runner) -> bool:
+def _generates(step: Step, kind: Kind, runner: Runner) -> bool:
     """Whether the step asks models of this kind by the recipe's engine."""
     named = [one.name for one in step.stage.reads() if one.kind is kind]
     return "generation" in step.stage.uses and any(name not in runner.pool for name in named)
@@ -72,9 +72,9 @@ def _refuse_what_is_trained(engine: GenerationBackend, steps: Sequence[Step]) ->
         models = [one for one in step.stage.reads() if one.kind in (Kind.STUDENT, Kind.TEACHER)]
         if any(step.inputs[one.setting] is not None for one in models):
             raise ValueError(
-                f"recipe.{step.name} asks a model that the run trains, and {type(engine).__name__} answers with what "
-                "its endpoint has; name an engine that loads weights in the section generation, and give the endpoint "
-                "to a teacher of the section teachers"
+                f"recipe.{step.name} asks a model that the run trains, and {type(engine).__name__} cannot load "
+                "its weights; name an engine that loads weights in the section generation, and use the endpoint for "
+                "a teacher of the section teachers"
             )
 
 

@@ -1,4 +1,4 @@
-"""A recipe: the named stages of one iteration, laid out over iterations and checked before anything runs."""
+"""A recipe: the named stages of one iteration, resolved into the steps of all iterations and checked."""
 
 import dataclasses
 import re
@@ -53,7 +53,7 @@ def resolve_recipe(stages: Mapping[str, Stage], iterations: int, pool: Collectio
             )
         if name in pool:
             raise RecipeError(
-                f"{name!r} is a stage of the recipe and a teacher of the pool; call one of them otherwise"
+                f"{name!r} is a stage of the recipe and a teacher of the section teachers; rename one of them"
             )
     if iterations < 1:
         raise RecipeError(f"iterations must be at least 1, found {iterations}")

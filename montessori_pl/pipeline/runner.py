@@ -1,7 +1,6 @@
 """The outer loop: run the steps of a recipe in a workspace, skip what has finished, go on with what has not."""
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from montessori_pl.data.records import stable_seed
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.pipeline.recipe import Step
-from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.run_directory.progress import ConsoleDisplay, Progress, ProgressCallback
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.run_directory.tracking import log_distribution, log_numbers
@@ -129,7 +128,7 @@ class Runner:
             metrics = self._run(step, progress)
         directory = self.run_directory.directory(step.key)
         content = {"kind": step.stage.produces.value, **metrics}
-        write_atomically(directory / METRICS, json.dumps(content, indent=1) + "\n")
+        write_json(directory / METRICS, content)
         log_numbers(self.logger, step.key, metrics)
         patterns = (*step.stage.artifacts, METRICS)
         self.run_directory.finish(step.key, sorted(path for pattern in patterns for path in directory.glob(pattern)))

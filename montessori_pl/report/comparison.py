@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from montessori_pl.report.groups import Group
 from montessori_pl.report.runs import TOKENS, CompareError
-from montessori_pl.report.statistics import Estimate, mean_of, unpaired_difference
 from montessori_pl.run_directory.run_directory import listed
+from montessori_pl.stats.means import MeanInterval, mean_interval, welch_interval
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class Difference:
 
     pairs: int
     """Seeds that both have, over which the differences are; at 0 they are between means, unpaired."""
-    measures: dict[str, Estimate]
+    measures: dict[str, MeanInterval]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """All that is shown."""
 
     groups: tuple[Group, ...]
-    means: dict[str, dict[str, Estimate]]
+    means: dict[str, dict[str, MeanInterval]]
     """By group and measure."""
     baseline: str
     """Empty if there is none."""
@@ -63,7 +63,7 @@ class Comparison:
     """By group, without the baseline and what has not finished."""
 
 
-def compare(groups: Sequence[Group], baseline: str = "") -> Comparison:
+def compare(groups: Sequence[Group], baseline: str = "") -> RunComparison:
     """Average over seeds, and take differences.
 
     Args:
@@ -84,11 +84,11 @@ def compare(groups: Sequence[Group], baseline: str = "") -> Comparison:
         raise CompareError(f"--baseline names {baseline!r}, which is no group; there are: {listed([*by_name])}")
     if baseline and not by_name[baseline].finished:
         raise CompareError(f"the baseline {baseline!r} has not finished its evaluation; finish it, or choose another")
-    return Comparison(
+    return RunComparison(
         groups=tuple(groups),
         means={
             group.name: {
-                one.name: mean_of([*values.values()]) for one in MEASURES if (values := group.values(one.name))
+                one.name: mean_interval([*values.values()]) for one in MEASURES if (values := group.values(one.name))
             }
             for group in groups
         },
@@ -116,7 +116,7 @@ def _difference(ours: Group, baseline: Group) -> Difference:
         if not mine or not rival or (one.section == SCORE and scored_by(ours) != scored_by(baseline)):
             continue
         if common:
-            found[one.name] = mean_of([mine[seed] - rival[seed] for seed in common])
+            found[one.name] = mean_interval([mine[seed] - rival[seed] for seed in common])
         else:
-            found[one.name] = unpaired_difference([*mine.values()], [*rival.values()])
+            found[one.name] = welch_interval([*mine.values()], [*rival.values()])
     return Difference(len(common), found)

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from montessori_pl.report.comparison import COST, MEASURES, SCORE, SECTIONS, STUDENT, Comparison, scored_by
+from montessori_pl.report.comparison import COST, MEASURES, SCORE, SECTIONS, STUDENT, RunComparison, scored_by
 from montessori_pl.report.groups import Group
-from montessori_pl.report.statistics import Estimate
+from montessori_pl.stats.means import MeanInterval
 
 NOTHING = "-"
 MEANS = "Means over seeds; ± is half of the 95% interval by Student's t, which there is from 3 seeds on."
@@ -28,7 +28,7 @@ class _Column:
     """One for each group."""
 
 
-def as_text(comparison: Comparison, width: int) -> str:
+def as_text(comparison: RunComparison, width: int) -> str:
     """Tables of a few columns each, so that they fit a console, and the warnings."""
     file = io.StringIO()
     console = Console(file=file, width=width, highlight=False, soft_wrap=True)
@@ -44,7 +44,7 @@ def as_text(comparison: Comparison, width: int) -> str:
     return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
 
 
-def as_markdown(comparison: Comparison) -> str:
+def as_markdown(comparison: RunComparison) -> str:
     """One table as GitHub shows it, another for the differences, and the warnings."""
     blocks = [_markdown_table([*_leading(comparison.groups), *_values(comparison)]), MEANS]
     if comparison.differences:
@@ -58,7 +58,7 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def as_csv(comparison: Comparison) -> str:
+def as_csv(comparison: RunComparison) -> str:
     """A row for each group, numbers in full, the limits of intervals under `..._low` and `..._high`."""
     rows = []
     for group in comparison.groups:
@@ -87,7 +87,7 @@ def _leading(groups: Iterable[Group]) -> list[_Column]:
     return [_Column("", "group", [group.name for group in groups])]
 
 
-def _values(comparison: Comparison) -> list[_Column]:
+def _values(comparison: RunComparison) -> list[_Column]:
     """The groups' own numbers."""
     groups = comparison.groups
     columns = [
@@ -107,14 +107,14 @@ def _values(comparison: Comparison) -> list[_Column]:
     return _present(columns)
 
 
-def _pairs(comparison: Comparison) -> list[_Column]:
+def _pairs(comparison: RunComparison) -> list[_Column]:
     """What begins every table of differences."""
     groups = [group for group in comparison.groups if group.name in comparison.differences]
     pairs = [str(one.pairs) if one.pairs else "unpaired" for one in comparison.differences.values()]
     return [*_leading(groups), _Column("", "pairs", pairs)]
 
 
-def _differences(comparison: Comparison) -> list[_Column]:
+def _differences(comparison: RunComparison) -> list[_Column]:
     """The groups' differences to the baseline."""
     found = comparison.differences.values()
     return _present(
@@ -151,19 +151,19 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _shown(estimate: Estimate | None, digits: str, sign: str = "") -> str:
-    if estimate is None:
+def _shown(interval: MeanInterval | None, digits: str, sign: str = "") -> str:
+    if interval is None:
         return NOTHING
-    mean = format(estimate.mean, sign + digits)
-    return mean if estimate.half_width is None else f"{mean} ± {format(estimate.half_width, digits)}"
+    mean = format(interval.mean, sign + digits)
+    return mean if interval.half_width is None else f"{mean} ± {format(interval.half_width, digits)}"
 
 
-def _numbers(name: str, estimate: Estimate | None) -> dict[str, object]:
-    """The three numbers of an estimate; empty where there is none."""
-    half = estimate.half_width if estimate is not None else None
-    if estimate is None or half is None:
-        return {name: estimate.mean if estimate is not None else "", f"{name}_low": "", f"{name}_high": ""}
-    return {name: estimate.mean, f"{name}_low": estimate.mean - half, f"{name}_high": estimate.mean + half}
+def _numbers(name: str, interval: MeanInterval | None) -> dict[str, object]:
+    """A mean and the ends of its interval; empty where there is none."""
+    if interval is None:
+        return {name: "", f"{name}_low": "", f"{name}_high": ""}
+    low, high = interval.ends or ("", "")
+    return {name: interval.mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def _seeds(group: Group) -> str:
@@ -183,7 +183,7 @@ def _count_warnings(group: Group) -> int:
     return sum(len(run.warnings) for run in group.runs)
 
 
-def _warnings(comparison: Comparison) -> list[str]:
+def _warnings(comparison: RunComparison) -> list[str]:
     """Every run's, a sentence each."""
     return [
         f"{group.name}, seed {run.seed}: {warning}"

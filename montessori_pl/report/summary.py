@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.run_directory.run_directory import RunDirectory
 
 MODEL_KINDS = ("student", "teacher")
@@ -59,7 +59,7 @@ def summarize(root: Path) -> dict[str, Any]:
 def write_summary(root: Path) -> dict[str, Any]:
     """Write `summary.json` into the run directory and return it."""
     summary = summarize(root)
-    write_atomically(root / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_json(root / "summary.json", summary)
     return summary
 
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from montessori_pl.routing.resampling import interval, resampled_means
 from montessori_pl.routing.responses import Array
+from montessori_pl.stats.bootstrap import bootstrap_rows, percentile_interval
 
 HITS = (1, 3)
 """The k of Hit@k."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class RouterComparison:
     """A router beside the constant and the oracle, on prompts that it has not seen."""
 
     teachers: Sequence[str]
@@ -30,7 +30,9 @@ class Comparison:
     """By name of the router (`router`, `constant`, `oracle`), its coefficients, shape (N, K)."""
 
     @classmethod
-    def of(cls, teachers: Sequence[str], tables: Mapping[str, Array], router: Array, constant: Array) -> "Comparison":
+    def of(
+        cls, teachers: Sequence[str], tables: Mapping[str, Array], router: Array, constant: Array
+    ) -> "RouterComparison":
         """Compare a router's coefficients (N, K) with the same ones (K,) for all prompts."""
         reward = tables["reward"]
         constants = np.broadcast_to(constant, reward.shape)
@@ -53,9 +55,9 @@ class Comparison:
     def gains(self, seed: int) -> dict[str, dict[str, float]]:
         """For each table, what the router gets more than the constant, with its bootstrap interval over prompts."""
         gains = np.stack([self._taken("router", name) - self._taken("constant", name) for name in self.tables], axis=1)
-        resampled = resampled_means(gains, seed)
+        resampled = bootstrap_rows(gains, np.random.default_rng(seed))
         return {
-            name: dataclasses.asdict(interval(gains[:, column].mean(), resampled[:, column]))
+            name: dataclasses.asdict(percentile_interval(gains[:, column].mean(), resampled[:, column]))
             for column, name in enumerate(self.tables)
         }
 

@@ -1,10 +1,14 @@
 """Files and directories that are replaced as a whole or not at all."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from montessori_pl.data.records import Record
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -15,6 +19,21 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a file's content by one JSON object, indented for people."""
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a file's content by JSON lines, one for each row."""
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Replace a file's content by JSON lines, one for each record, as `append_records` writes them."""
+    write_atomically(path, "".join(record.to_json() + "\n" for record in records))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 
 import filelock
 
-from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.run_directory.fingerprint import common_file, same
 
 MAX_LISTED = 16
@@ -214,7 +214,7 @@ class RunDirectory:
 
     def _commit(self) -> None:
         stages = {key: dataclasses.asdict(entry) for key, entry in self.entries.items()}
-        write_atomically(self._manifest, json.dumps({"facts": self.facts, "stages": stages}, indent=1) + "\n")
+        write_json(self._manifest, {"facts": self.facts, "stages": stages})
 
 
 _ABSENT = object()

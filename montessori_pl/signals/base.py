@@ -1,6 +1,5 @@
 """Preference signals: Lightning callbacks that say, during `Trainer.predict`, how good an example is."""
 
-import json
 from abc import ABC
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score, append_records
 from montessori_pl.estimates.estimate import StageEstimate, mean, passes
 from montessori_pl.models.student import StudentModule
-from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.signals.scoring_data import ScoringData
 
 REPORT = "signal.json"
@@ -112,7 +111,7 @@ class SignalCallback(Callback, ABC):
         assert isinstance(pl_module, StudentModule)
         self.prepare(pl_module, _data(trainer))
         if trainer.is_global_zero and (report := self.report()):
-            write_atomically(self.output.with_name(REPORT), json.dumps(report, indent=1) + "\n")
+            write_json(self.output.with_name(REPORT), report)
 
     def on_predict_batch_end(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 from montessori_pl.data.records import Example, Rejection, Score
 from montessori_pl.models.student import StudentModule
 from montessori_pl.signals.base import SignalCallback
-from montessori_pl.stats import describe
+from montessori_pl.stats.distribution import describe
 
 Direction = Literal["low", "high"]
 """Which end of a quantity is taken to be better for the student."""

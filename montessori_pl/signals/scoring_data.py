@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from montessori_pl.batches.collate import collate
-from montessori_pl.batches.samplers import FixedBatches
+from montessori_pl.batches.samplers import FixedBatches, group_batches
 from montessori_pl.data.chat_template import Rendered
 from montessori_pl.data.records import Example
 
@@ -82,12 +82,4 @@ class ScoringData(LightningDataModule):
 
     def _batched(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         """Whole prompts in batches of bounded size."""
-        lengths = [len(rendered.input_ids) for _, rendered in self.items]
-        batches: list[list[int]] = []
-        for rows in prompts:
-            both = [*batches[-1], *rows] if batches else rows
-            if batches and len(both) * max(lengths[row] for row in both) <= self.batch_tokens:
-                batches[-1] = both
-            else:
-                batches.append(rows)
-        return batches
+        return group_batches(prompts, [len(rendered.input_ids) for _, rendered in self.items], self.batch_tokens)

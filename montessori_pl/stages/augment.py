@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from montessori_pl.batches.samplers import chunks
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -159,7 +160,7 @@ class Augment(Stage):
             lambda prompt_id, passed: passed[prompt_id] < missing[_asked_for(prompt_id)],
         )
         generator = teacher(context, "teacher", self.teacher)
-        parts = [given[at : at + self.prompts_per_batch] for at in range(0, len(given), self.prompts_per_batch)]
+        parts = chunks(given, self.prompts_per_batch)
         for number in range(len(journal.commits), self.max_attempts * len(parts)):
             attempt, part = divmod(number, len(parts))
             accepted, rejected = loop.write(number, self._batch(context, generator, parts[part], missing, attempt))

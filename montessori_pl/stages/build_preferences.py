@@ -7,7 +7,7 @@ from montessori_pl.data.records import Example, PreferencePair
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.pairing import pair_examples
-from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import PAIRS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.selection.scores import num_scored, read_scores, score_inputs, score_names
 
@@ -93,7 +93,7 @@ class BuildPreferences(Stage):
                 f"{self.rule!r} with noise_margin {self.noise_margin:g}; pairs need two scored completions of one "
                 "prompt that the rule tells apart: ask more samples of each prompt, or choose another rule"
             )
-        write_atomically(context.directory / PAIRS, "".join(pair.to_json() + "\n" for pair in pairs))
+        write_records(context.directory / PAIRS, pairs)
         return {
             "prompts": len(prompts),
             "pairs": len(pairs),

@@ -5,7 +5,7 @@ from typing import Any
 from montessori_pl.data.records import Example
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import MAX_SAMPLES, ExpectedRecords, StageEstimate, evenly
-from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import EXAMPLES, ITSELF, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.synthesis.diversity import diversity
 
@@ -73,7 +73,7 @@ class ConcatExamples(Stage):
                     )
                 found_in.setdefault(example.id, source)
             added[source] = len(combined) - number
-        write_atomically(context.directory / EXAMPLES, "".join(e.to_json() + "\n" for e in combined.values()))
+        write_records(context.directory / EXAMPLES, combined.values())
         return {
             "accepted": len(combined),
             "rejected": {},

@@ -8,7 +8,7 @@ from montessori_pl.classroom.names import locate
 from montessori_pl.data.formats import read_source
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate, real
-from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, Kind, Stage, StageContext
 from montessori_pl.synthesis.diversity import diversity
@@ -40,8 +40,8 @@ class RecordedExamples(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Read all rows; those that are no examples become rejections."""
         examples, rejections = read_source(locate(self.source))
-        write_atomically(context.directory / EXAMPLES, "".join(e.to_json() + "\n" for e in examples))
-        write_atomically(context.directory / REJECTIONS, "".join(r.to_json() + "\n" for r in rejections))
+        write_records(context.directory / EXAMPLES, examples)
+        write_records(context.directory / REJECTIONS, rejections)
         return {
             "accepted": len(examples),
             "rejected": dict(Counter(rejection.reason for rejection in rejections).most_common()),

@@ -13,7 +13,7 @@ from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.routing import Prompt, ResponsePool, RouteLimits, load_router
 from montessori_pl.routing.limits import choose
-from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import EXAMPLES, ROUTING, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.selection.responses import in_chunks, read_pool
 from montessori_pl.synthesis.diversity import diversity
@@ -76,7 +76,7 @@ class RouteResponses(Stage):
             raise StageError(f"{context.key}: {error}") from error
         names = [router.teachers[place] for place in chosen]
         picked = _in_order(pool, [pool.answers[one][0] for one in zip(prompts, names, strict=True)])
-        write_atomically(context.directory / EXAMPLES, "".join(example.to_json() + "\n" for example in picked))
+        write_records(context.directory / EXAMPLES, picked)
         shutil.rmtree(context.directory / COEFFICIENTS)
         left_out = len(pool.prompts) - len(prompts)
         return {

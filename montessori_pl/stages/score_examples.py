@@ -15,7 +15,7 @@ from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.models.loading import holds_adapter, load_chat_template
-from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.atomic import write_json, write_records
 from montessori_pl.signals.base import REPORT, SignalCallback
 from montessori_pl.signals.scoring_data import ScoringData
 from montessori_pl.stages.base import (
@@ -29,7 +29,7 @@ from montessori_pl.stages.base import (
     StageContext,
     StageError,
 )
-from montessori_pl.stats import describe
+from montessori_pl.stats.distribution import describe
 from montessori_pl.synthesis.diversity import diversity
 
 UNSCORED = "unscored.jsonl"
@@ -152,9 +152,9 @@ class ScoreExamples(Stage):
         scores = [scored[example.id] for example in examples if example.id not in unscored]
         without = [unscored[example.id] for example in examples if example.id in unscored]
         if without:
-            write_atomically(context.directory / UNSCORED, "".join(one.to_json() + "\n" for one in without))
+            write_records(context.directory / UNSCORED, without)
         # The last to be written: where it stands, the parts are not needed any more.
-        write_atomically(context.directory / SCORES, "".join(score.to_json() + "\n" for score in scores))
+        write_records(context.directory / SCORES, scores)
         for part in context.directory.glob("*.part*.jsonl"):
             part.unlink()
         values = [score.value for score in scores]
@@ -181,7 +181,7 @@ class ScoreExamples(Stage):
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if summary := self.signal.summary(scores, unscored):
             report |= summary
-            write_atomically(path, json.dumps(report, indent=1) + "\n")
+            write_json(path, report)
         return report
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
-from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import EXAMPLES, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.selection.scores import num_scored, read_scores, score_inputs, score_names
 from montessori_pl.synthesis.diversity import diversity
@@ -60,7 +60,7 @@ class SelectBest(Stage):
         best = ranked[: max(1, round(self.share * len(ranked)))]
         chosen = set(best)
         kept = [example for example in examples if example.id in chosen]
-        write_atomically(context.directory / EXAMPLES, "".join(example.to_json() + "\n" for example in kept))
+        write_records(context.directory / EXAMPLES, kept)
         return {
             "accepted": len(kept),
             "rejected": {"not among the best": len(ranked) - len(best), "unscored": len(examples) - len(ranked)},

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from montessori_pl.batches.encoding import encode_examples
+from montessori_pl.batches.samplers import chunks
 from montessori_pl.data.records import Example, Record, Score, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate, Work, mean, passes
@@ -140,8 +141,7 @@ class SelectHardExamples(Stage):
         done = min(len(journal.commits) * size, len(examples))
         context.progress.start(len(examples), done)
         with Generators(context) as generators:
-            for start in range(done, len(examples), size):
-                some = examples[start : start + size]
+            for some in chunks(examples[done:], size):
                 findings = self._look(context, generators, some)
                 wrong = {finding.id for finding in findings if finding.mistake}
                 mistakes = [example for example in some if example.id in wrong]

@@ -11,11 +11,11 @@ from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.routing import ConstantRouter, ResponsePool
-from montessori_pl.routing.resampling import interval, resampled_means
 from montessori_pl.routing.responses import Array
 from montessori_pl.routing.selection import NEEDED, Rule, merit, ranking
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.selection.responses import read_pool, read_scores, save_router
+from montessori_pl.stages.selection.responses import read_pool, read_pool_scores, save_router
+from montessori_pl.stats.bootstrap import bootstrap_rows, percentile_interval
 
 
 class SelectTeacher(Stage):
@@ -94,7 +94,8 @@ class SelectTeacher(Stage):
         order = ranking(pool.teachers, merits)
         save_router(context, ConstantRouter(pool.teachers, merits.tolist()))
 
-        resampled = _split(resampled_means(np.concatenate(list(tables.values()), axis=1), context.seed), tables)
+        columns = np.concatenate(list(tables.values()), axis=1)
+        resampled = _split(bootstrap_rows(columns, np.random.default_rng(context.seed)), tables)
         agreeing = np.mean(
             [ranking(pool.teachers, one)[0] == order[0] for one in merit(self.rule, resampled, self.beta)]
         )
@@ -115,10 +116,10 @@ class SelectTeacher(Stage):
         chat_template = load_chat_template(context.student().source)
         responses = [example for answers in pool.answers.values() for example in answers]
         columns = {
-            "quality": {score.id: score.value for score in read_scores(context, "quality")},
+            "quality": {score.id: score.value for score in read_pool_scores(context, "quality")},
             "length": {example.id: float(len(chat_template.response_ids(example.response))) for example in responses},
         }
-        scores = [] if self.loss is None else read_scores(context, "loss")
+        scores = [] if self.loss is None else read_pool_scores(context, "loss")
         columns |= {
             name: {score.id: score.details[name] for score in scores}
             for name in ("loss", "ifd")
@@ -143,7 +144,7 @@ class SelectTeacher(Stage):
             teacher: {
                 "responses": counts[teacher],
                 **{
-                    name: dataclasses.asdict(interval(mean[place], resampled[name][:, place]))
+                    name: dataclasses.asdict(percentile_interval(mean[place], resampled[name][:, place]))
                     for name, mean in means.items()
                 },
             }

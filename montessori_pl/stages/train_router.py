@@ -23,12 +23,12 @@ from montessori_pl.routing.encoder import PromptEncoder, encode_prompts
 from montessori_pl.routing.head import fit_head, penalty_losses
 from montessori_pl.routing.module import Compared, RouterModule, collate_compared
 from montessori_pl.routing.preferences import Normalization, bradley_terry_loss, combined_rewards, pair_labels
-from montessori_pl.routing.regret import Comparison
+from montessori_pl.routing.regret import RouterComparison
 from montessori_pl.routing.responses import Array
 from montessori_pl.routing.router import ENCODER
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.selection.responses import in_chunks, read_pool, read_scores, save_router
+from montessori_pl.stages.selection.responses import in_chunks, read_pool, read_pool_scores, save_router
 from montessori_pl.stages.training.fit import TrainingData, fit
 
 FEWEST = 10
@@ -155,7 +155,7 @@ class TrainRouter(Stage):
     def _calibration(self, context: StageContext) -> "tuple[ResponsePool, Calibration]":
         pool = read_pool(context)
         tables = {
-            name: pool.table({score.id: score.value for score in read_scores(context, name)})
+            name: pool.table({score.id: score.value for score in read_pool_scores(context, name)})
             for name in ("quality", "learnability")
         }
         reward = combined_rewards(tables["quality"], tables["learnability"], self.alpha, self.normalization)
@@ -228,7 +228,7 @@ class TrainRouter(Stage):
         """Compare the router with the best single teacher, and leave the one or the other."""
         coefficients = router.coefficients(judged.prompts)
         constant = ConstantRouter(router.teachers, learned.mean_rewards().tolist())
-        comparison = Comparison.of(router.teachers, judged.tables, coefficients, np.asarray(constant.values))
+        comparison = RouterComparison.of(router.teachers, judged.tables, coefficients, np.asarray(constant.values))
         gains = comparison.gains(context.seed)
         best = max(router.teachers, key=lambda name: constant.values[router.teachers.index(name)])
         useless = gains["reward"]["low"] <= 0

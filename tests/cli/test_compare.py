@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from montessori_pl.__main__ import main
-from montessori_pl.report.comparison import Comparison, compare
+from montessori_pl.report.comparison import RunComparison, compare
 from montessori_pl.report.groups import Group, form_groups
 from montessori_pl.report.runs import read_run
-from montessori_pl.report.statistics import Estimate, mean_of, t_quantile, unpaired_difference
 from montessori_pl.run_directory.run_directory import RunDirectory
+from montessori_pl.stats.means import MeanInterval
 
 BREADTH = {"token_entropy": 4.25, "first_word_entropy": 2.0, "distinct_rate": 1.0, "mean_max_rouge_l": 0.625}
 SENTENCE = "after 512 completions the writing had moved beyond the limits"
@@ -77,7 +77,7 @@ def grouped(*paths: Path | str, student: str | None = None) -> list[Group]:
     return form_groups([(name, read_run(Path(path), student)) for name, _, path in named])
 
 
-def compared(*paths: Path | str, baseline: str = "") -> Comparison:
+def compared(*paths: Path | str, baseline: str = "") -> RunComparison:
     return compare(grouped(*paths), baseline)
 
 
@@ -127,34 +127,6 @@ def runs() -> list[str]:
     write_run("self_instruct-seed_1", 1, 0.5, lr=0.2)
     write_half("random-seed_0", 0, lr=0.3)
     return sorted(path.name for path in Path.cwd().iterdir())
-
-
-class TestStatistics:
-    """By hand."""
-
-    @pytest.mark.parametrize(
-        ("degrees", "quantile"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (7, 2.36462), (10, 2.22814), (200, 1.97190)]
-    )
-    def test_t_quantiles_are_those_of_the_tables(self, degrees: int, quantile: float) -> None:
-        assert t_quantile(degrees) == pytest.approx(quantile, rel=1e-5)
-
-    def test_mean(self) -> None:
-        """Mean .6, standard deviation .1: .6 +- 4.30265 * .1 / sqrt(3)."""
-        found = mean_of([0.5, 0.6, 0.7])
-        assert found.mean == pytest.approx(0.6)
-        assert found.half_width == pytest.approx(0.248414, abs=1e-6)
-        assert mean_of([1.0, 2.0]) == Estimate(1.5), "two values have no interval"
-
-    def test_unpaired_difference(self) -> None:
-        """Variances .01 and .0175: standard error sqrt(.0275 / 3) = .0957427.
-
-        Welch's degrees are .0275**2 / ((.01**2 + .0175**2) / 2) = 3.72, that is 3: +- 3.18245 * .0957427.
-        """
-        found = unpaired_difference([0.5, 0.6, 0.7], [0.45, 0.5, 0.7])
-        assert found.mean == pytest.approx(0.05)
-        assert found.half_width == pytest.approx(0.304696, abs=1e-6)
-        assert unpaired_difference([1.0] * 3, [0.5] * 3) == Estimate(0.5, 0.0)
-        assert unpaired_difference([1.0] * 3, [0.5] * 2) == Estimate(0.5)
 
 
 class TestGroups:
@@ -230,11 +202,11 @@ class TestNumbers:
         assert found["accuracy"].mean == pytest.approx(0.6)
         assert found["accuracy"].half_width == pytest.approx(0.248414, abs=1e-6)
         assert found["reference_loss"].mean == pytest.approx(0.4)
-        assert found["data_accepted"] == Estimate(200, 0.0)
-        assert found["data_mean_max_rouge_l"] == Estimate(0.625, 0.0)
-        assert found["influence"] == Estimate(0.25, 0.0)
-        assert found["positive_rate"] == Estimate(0.75, 0.0)
-        assert found["seconds"] == Estimate(6, 0.0), "four stages of 1.5 s"
+        assert found["data_accepted"] == MeanInterval(200, 200, 200)
+        assert found["data_mean_max_rouge_l"] == MeanInterval(0.625, 0.625, 0.625)
+        assert found["influence"] == MeanInterval(0.25, 0.25, 0.25)
+        assert found["positive_rate"] == MeanInterval(0.75, 0.75, 0.75)
+        assert found["seconds"] == MeanInterval(6, 6, 6), "four stages of 1.5 s"
         assert not found.keys() & {"test_loss", "win_rate", "generated_tokens"}
         assert comparison.differences == {}
 
@@ -261,9 +233,9 @@ class TestNumbers:
         theirs = [write_run(f"base-{seed + 3}", seed + 3, one, lr=0.2) for seed, one in enumerate((0.45, 0.5, 0.7))]
         found = compared(*ours, *theirs, baseline="base").differences["ours"]
         assert found.pairs == 0
-        assert found.measures["accuracy"].half_width == pytest.approx(0.304696, abs=1e-6)
+        assert found.measures["accuracy"].half_width == pytest.approx(0.273807, abs=1e-6)
         printed = said(*map(str, (*ours, *theirs)), "--baseline", "base", "--format", "markdown")
-        assert "| ours | unpaired | +0.050 ± 0.305 |" in printed
+        assert "| ours | unpaired | +0.050 ± 0.274 |" in printed
 
     def test_influence_of_stages_of_other_names_is_not_subtracted(self) -> None:
         """One scores what the teacher wrote before it was aligned, another what it wrote after."""
@@ -289,7 +261,7 @@ class TestNumbers:
         run = HandMade("other", 7)
         run.add("iteration_1/evaluation", "report", {"students": {"trained": {"accuracy": 0.25}}})
         found = compared(f"mine={runs[0]}", "mine=other").means["mine"]
-        assert found["accuracy"] == Estimate(0.5)
+        assert found["accuracy"] == MeanInterval(0.5)
         assert found.keys() == {"accuracy", "seconds"}
 
 

@@ -178,9 +178,9 @@ class TestMistakes:
         said = mistake("--config", recipe(generation={"class_path": "OpenAIBackend"}, recipe=stages))
         if asked:
             assert said == (
-                "recipe.evaluation asks a model that the run trains, and OpenAIBackend answers with what its endpoint "
-                "has; name an engine that loads weights in the section generation, and give the endpoint to a teacher "
-                "of the section teachers"
+                "recipe.evaluation asks a model that the run trains, and OpenAIBackend cannot load its weights; name "
+                "an engine that loads weights in the section generation, and use the endpoint for a teacher of the "
+                "section teachers"
             )
         else:
             assert said.startswith("generation: the environment variable OPENAI_API_KEY is not set; put")

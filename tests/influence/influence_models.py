@@ -81,12 +81,6 @@ def on_layers(layers: str) -> dict[str, Any]:
     return {"target_modules": rf".*layers\.[{layers}]\..*(_proj|query_key_value|dense\w*|fc\d)"}
 
 
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation of values without ties."""
-    ranks = [torch.tensor(values, dtype=torch.float64).argsort().argsort().double() for values in (a, b)]
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
-
-
 def with_true_norms(model: nn.Module) -> nn.Module:
     """The same model with norms that stay in float64; Transformers' norms compute in float32 whatever they are in."""
     for name, module in list(model.named_modules()):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from influence_models import collate, make_examples, make_model, reference_set, spearman, warm_adamw
+from influence_models import collate, make_examples, make_model, reference_set, warm_adamw
 from torch import nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +22,7 @@ from montessori_pl.influence import (
     per_example_gradients,
     trainable_parameters,
 )
+from montessori_pl.stats.correlation import spearman
 
 PROBES = make_examples(5, seed=1)
 REFERENCES = make_examples(9, seed=2)

@@ -14,7 +14,6 @@ from influence_models import (
     make_examples,
     make_model,
     on_layers,
-    spearman,
     warm_adamw,
 )
 from peft import LoraConfig, get_peft_model
@@ -40,6 +39,7 @@ from montessori_pl.influence import (
     one_step,
     trainable_parameters,
 )
+from montessori_pl.stats.correlation import spearman
 
 PROBES = make_examples(4, seed=1)
 REFERENCES = make_examples(7, seed=2)

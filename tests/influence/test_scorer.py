@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from influence_models import Tokens, collate, make_model, on_layers, spearman
+from influence_models import Tokens, collate, make_model, on_layers
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -20,6 +20,7 @@ from montessori_pl.influence import (
     scorer,
     trainable_parameters,
 )
+from montessori_pl.stats.correlation import spearman
 
 USED = 1e-3
 GROUP = 4

@@ -151,7 +151,7 @@ class TestRecipes:
         assert third.plan is not None, "the evaluation does not depend on it"
         lines = " ".join(printed([first, second, third]).split())
         assert lines.count("no estimate") == 3
-        assert "as far as known" in lines
+        assert "as far as it is known" in lines
         assert "iteration_1/trained: no estimate, because it reads iteration_1/training_data, which has none." in lines
 
 

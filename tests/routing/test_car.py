@@ -8,7 +8,6 @@ import pytest
 
 from montessori_pl.data.records import Example
 from montessori_pl.routing import Prompt, ResponsePool
-from montessori_pl.routing.resampling import NUM_RESAMPLES, interval, resampled_means
 from montessori_pl.routing.selection import adjusted_reward, merit, positive, ranking
 
 TEACHERS = ["big", "middle", "small"]
@@ -65,17 +64,6 @@ def test_baselines() -> None:
         "length": ["middle", "small", "big"],
         "ifd": ["small", "big", "middle"],
     }
-
-
-def test_the_bootstrap_knows_the_standard_error_of_a_mean() -> None:
-    values = np.random.default_rng(0).normal(size=(400, 2)) * [1.0, 3.0]
-    resampled = resampled_means(values, seed=1)
-    assert resampled.shape == (NUM_RESAMPLES, 2)
-    expected = values.std(axis=0) / math.sqrt(400)
-    np.testing.assert_allclose(resampled.std(axis=0), expected, rtol=0.1)
-    found = interval(values[:, 0].mean(), resampled[:, 0])
-    assert found.high - found.low == pytest.approx(2 * 1.96 * expected[0], rel=0.12)
-    np.testing.assert_array_equal(resampled, resampled_means(values, seed=1))
 
 
 def example(number: int, teacher: str, instruction: str, system: str = "") -> Example:

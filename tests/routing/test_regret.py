@@ -6,7 +6,7 @@ import torch
 
 from montessori_pl.routing.head import fit_head
 from montessori_pl.routing.preferences import pair_labels
-from montessori_pl.routing.regret import Comparison
+from montessori_pl.routing.regret import RouterComparison
 
 NAN = np.nan
 REWARD = np.array([[1.0, 0.0, 0.5], [0.0, 2.0, 2.0], [NAN, 1.0, 3.0], [4.0, 1.0, NAN]])
@@ -16,7 +16,7 @@ ROUTER = np.array([[0.9, 0.1, 0.0], [0.0, 0.1, 0.9], [9.0, 0.5, 0.4], [0.1, 0.2,
 def test_by_hand() -> None:
     """The router takes a, c, b (a has not answered) and b (c has not); the constant a, a, c and a (then c, then b)."""
     tables = {"reward": REWARD, "quality": REWARD * 10}
-    comparison = Comparison.of(["a", "b", "c"], tables, ROUTER, np.array([3.0, 1.0, 2.0]))
+    comparison = RouterComparison.of(["a", "b", "c"], tables, ROUTER, np.array([3.0, 1.0, 2.0]))
     assert comparison.summary("router") == {
         "reward": (1 + 2 + 1 + 1) / 4,
         "quality": 12.5,
@@ -38,7 +38,7 @@ def test_by_hand() -> None:
 
 def test_a_router_that_is_the_constant_gains_nothing() -> None:
     constant = np.array([3.0, 1.0, 2.0])
-    comparison = Comparison.of(["a", "b", "c"], {"reward": REWARD}, np.tile(constant, (4, 1)) * 7, constant)
+    comparison = RouterComparison.of(["a", "b", "c"], {"reward": REWARD}, np.tile(constant, (4, 1)) * 7, constant)
     assert comparison.gains(seed=0)["reward"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert comparison.summary("router") == comparison.summary("constant")
 
@@ -54,6 +54,7 @@ def test_it_is_seen_whether_prompts_tell_whose_response_is_best(told: bool) -> N
         labels = pair_labels(rewards[:100], 0.0)
         head = fit_head(torch.from_numpy(features[:100]), labels, penalty=0.01)
         coefficients = head(torch.from_numpy(features[100:])).numpy()
-        comparison = Comparison.of(["a", "b", "c"], {"reward": rewards[100:]}, coefficients, rewards[:100].mean(axis=0))
+        constant = rewards[:100].mean(axis=0)
+        comparison = RouterComparison.of(["a", "b", "c"], {"reward": rewards[100:]}, coefficients, constant)
         wins += comparison.gains(seed)["reward"]["low"] > 0
     assert wins >= 18 if told else wins <= 2

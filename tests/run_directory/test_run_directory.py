@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from montessori_pl.data.records import Example, Rejection
-from montessori_pl.run_directory.atomic import directory_written_atomically, write_atomically
+from montessori_pl.data.records import Example, Rejection, append_records
+from montessori_pl.run_directory.atomic import (
+    directory_written_atomically,
+    write_atomically,
+    write_json,
+    write_json_lines,
+    write_records,
+)
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.run_directory.run_directory import RunDirectory, RunDirectoryError
 
@@ -98,6 +104,22 @@ class TestAtomicWrites:
         write_atomically(path, "new")
         assert path.read_text() == "new"
         assert [one.name for one in tmp_path.iterdir()] == ["manifest.json"]
+
+    def test_bytes_of_json_and_of_json_lines(self, tmp_path: Path) -> None:
+        """An object is indented, and in ASCII; lines are short, and their text stays readable."""
+        write_json(tmp_path / "a.json", {"a": "ñ", "b": [1, {}]})
+        assert (tmp_path / "a.json").read_bytes() == b'{\n "a": "\\u00f1",\n "b": [\n  1,\n  {}\n ]\n}\n'
+        write_json_lines(tmp_path / "a.jsonl", [{"a": "ñ\n"}, {"b": 0.1}])
+        assert (tmp_path / "a.jsonl").read_bytes() == '{"a": "ñ\\n"}\n{"b": 0.1}\n'.encode()
+
+    def test_records_are_written_as_they_are_appended(self, tmp_path: Path) -> None:
+        records = [example("a"), example("b")]
+        append_records(tmp_path / "appended.jsonl", records)
+        for _ in range(2):
+            write_records(tmp_path / "written.jsonl", iter(records))
+            assert (tmp_path / "written.jsonl").read_bytes() == (tmp_path / "appended.jsonl").read_bytes()
+        write_records(tmp_path / "written.jsonl", [])
+        assert (tmp_path / "written.jsonl").read_bytes() == b""
 
     def test_directory_is_the_old_one_or_the_new_one(self, tmp_path: Path) -> None:
         path = tmp_path / "weights"

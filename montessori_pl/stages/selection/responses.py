@@ -34,7 +34,7 @@ def read_pool(context: StageContext) -> ResponsePool:
     return pool
 
 
-def read_scores(context: StageContext, setting: str) -> list[Score]:
+def read_pool_scores(context: StageContext, setting: str) -> list[Score]:
     """The scores of the stage that the setting names."""
     return read_records(context.input_dir(setting) / SCORES, Score)
 

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.batches.collate import IGNORED, collate, collate_pairs
+from montessori_pl.batches.collate import collate, collate_pairs
 from montessori_pl.batches.encoding import EncodedPair
+from montessori_pl.batches.samplers import chunks
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Message, stable_seed
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.generation.transformers_backend import TransformersBackend
+from montessori_pl.losses import IGNORED
 from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected
@@ -76,7 +78,7 @@ class AlignmentEvaluator:
 
     def _preferences(self) -> Evaluation:
         losses, chosen, chosen_ratios, rejected_ratios, weights, num_tokens = [], [], [], [], [], 0
-        for pairs in _batches(self.held_out, self.batch_size):
+        for pairs in chunks(self.held_out, self.batch_size):
             batch = self._on_device(collate_pairs(pairs, self.chat_template.tokenizer.pad_token_id))
             output, log_probabilities, _ = self.teacher.dpo(batch)
             losses.append(output.loss)
@@ -138,7 +140,7 @@ class AlignmentEvaluator:
         rendered.sort(key=lambda one: len(one.input_ids))
         both = [
             self.teacher.log_probabilities(self._on_device(collate(some, self.chat_template.tokenizer.pad_token_id)))
-            for some in _batches(rendered, self.batch_size)
+            for some in chunks(rendered, self.batch_size)
         ]
         policy, reference = (torch.cat(side) for side in zip(*both, strict=True))
         return policy, reference, sum(sum(one.completion_mask) for one in rendered)
@@ -159,10 +161,6 @@ def _undisturbed(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def whole_response(completion: str) -> str:

@@ -8,7 +8,6 @@ Evaluations are rows of `alignment_evaluations.jsonl`, each with its adapter in 
 depend on the rows alone, so that a resumed training decides as one that was never interrupted.
 """
 
-import json
 import math
 import os
 import random
@@ -23,7 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from montessori_pl.data.records import read_lines
 from montessori_pl.generation.base import Sampling
 from montessori_pl.models.loading import save_weights
-from montessori_pl.run_directory.atomic import directory_written_atomically, write_atomically
+from montessori_pl.run_directory.atomic import directory_written_atomically, write_json_lines
 from montessori_pl.stages.base import WEIGHTS
 from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator, Evaluation
 from montessori_pl.synthesis.collapse import CollapseLimits
@@ -231,8 +230,7 @@ class AlignmentMonitorCallback(Callback):
             logger.log_metrics(named, step=step)
         if trainer.is_global_zero:  # the adapter first: a row says that it is there
             save_weights(teacher.network, self._adapter(step))
-            lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in self.evaluations)
-            write_atomically(self.directory / EVALUATIONS, "".join(lines))
+            write_json_lines(self.directory / EVALUATIONS, self.evaluations)
 
     def _adapter(self, step: int) -> Path:
         return self.directory / ADAPTERS / f"step_{step:06d}"

@@ -313,7 +313,7 @@ def settings_of(kind: str) -> dict[str, Any]:
 
 MOMENTS = {
     "an adapter": (dose_module, "save_weights", ""),
-    "the rows": (dose_module, "write_atomically", ""),
+    "the rows": (dose_module, "write_json_lines", ""),
     "the chosen adapter": (shutil, "copytree", ""),
     "adapters that go": (os, "replace", "adapters"),
     "adapters that have gone": (shutil, "rmtree", "looks.draft"),
