@@ -96,7 +96,7 @@ class Endpoint:
 
         problem: Exception
         try:
-            response = self._client.chat_template.completions.with_raw_response.create(
+            response = self._client.chat.completions.with_raw_response.create(
                 model=body["model"], messages=body["messages"], extra_body=dict(body)
             )
             content = response.http_response.json()
