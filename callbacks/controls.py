@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from montessori_pl.data.records import Example, stable_seed
-from montessori_pl.losses import IGNORED
+from montessori_pl.models.loading import load_chat_template
 from montessori_pl.models.student import StudentModule
 from montessori_pl.signals.scalar import Columns, Direction, ScalarSignal
+from montessori_pl.signals.scoring_data import ScoringData
 
 
 class RandomSignal(ScalarSignal):
@@ -23,6 +24,7 @@ class RandomSignal(ScalarSignal):
 
     quantity = "draw"
     unit = "uniform in [0, 1)"
+    needs_student = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -40,9 +42,10 @@ class RandomSignal(ScalarSignal):
 
 
 class ResponseLengthSignal(ScalarSignal):
-    """The number of response tokens that the student is trained on, end token included.
+    """The number of tokens of the whole response in the student's tokenizer, end token included.
 
-    A baseline of CAR (arXiv 2411.07133), and the bias that many other signals share.
+    A baseline of CAR (arXiv 2411.07133), and the bias that many other signals share. A response that is cut for the
+    student counts as long as it is.
 
     Args:
         direction: whether short (`low`) or long responses (`high`) are preferred.
@@ -50,12 +53,17 @@ class ResponseLengthSignal(ScalarSignal):
 
     quantity = "response_tokens"
     unit = "tokens"
+    needs_student = False
 
     def __init__(self, direction: Direction) -> None:
         self.direction = direction
 
+    def prepare(self, student: StudentModule, data: ScoringData) -> None:
+        """Find the student's tokenizer."""
+        self._chat = load_chat_template(student.source)
+
     def measure(
         self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
     ) -> Columns:
-        """Labelled tokens of each example."""
-        return {self.quantity: (batch["labels"] != IGNORED).sum(dim=1).tolist()}
+        """The tokens of each response."""
+        return {self.quantity: [len(self._chat.response_ids(example.response)) for example in examples]}

@@ -48,7 +48,8 @@ class JudgeSignal(SignalCallback):
             holds `{instruction}` and `{response}`, and asks for a last line `Score: n`.
         judgements: how often each example is judged.
         sampling: how judgements are drawn; the score comes last, so leave room for the reasons before it.
-        judge: the model that judges; null: the student judges itself, as it is when it is scored.
+        judge: the model that judges; null: the student judges itself, as it is when it is scored. Only then is the
+            student loaded.
         engine: the engine that runs the judge; null takes Transformers.
         max_same_rate: largest share of judgements with one and the same score; 1 never stops the run.
         max_failed_rate: largest share of judgements without a score; 1 never stops the run.
@@ -70,6 +71,7 @@ class JudgeSignal(SignalCallback):
         min_examples: int = 64,
     ) -> None:
         self.prompt, self.judgements, self.sampling, self.judge = prompt, judgements, sampling, judge
+        self.needs_student = judge is None
         self.max_same_rate, self.max_failed_rate, self.min_examples = max_same_rate, max_failed_rate, min_examples
         self._template = load_prompt(prompt)
         self.engine = engine

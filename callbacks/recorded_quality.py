@@ -18,6 +18,7 @@ class RecordedQualitySignal(ScalarSignal):
 
     quantity = "quality"
     unit = "as recorded"
+    needs_student = False
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Look at all examples first, so that a run does not end amid them.

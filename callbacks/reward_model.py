@@ -10,9 +10,12 @@ from torch import Tensor
 from montessori_pl.batches.collate import pad
 from montessori_pl.batches.samplers import chunks
 from montessori_pl.classroom.names import locate
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score
+from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.models.loading import BaseDtype
 from montessori_pl.models.student import StudentModule
+from montessori_pl.signals.base import one_pass
 from montessori_pl.signals.scalar import Columns, ScalarSignal
 from montessori_pl.signals.scoring_data import ScoringData
 
@@ -21,22 +24,23 @@ if TYPE_CHECKING:
 
 
 class RewardModelSignal(ScalarSignal):
-    """The one logit of a sequence-classification checkpoint, higher is better; the student has no say in it.
+    """The one logit of a sequence-classification checkpoint, higher is better; the student is not loaded.
 
     The whole conversation is rendered by the reward model's own chat template, as its authors call it: text that looks
-    like a special token is one there. It is the example as a record, also where the student sees a cut response. The
+    like a special token is one there. It is the example as a record, also where it is too long for the student. The
     model is frozen, and leaves memory when all is scored.
 
     Args:
         model: hub id or local directory of a checkpoint with one label and a chat template.
         batch_size: conversations that it reads at a time; one by one if it has no padding token.
         precision: of its weights.
-        device: where it runs, for example `cuda:1`; null runs it where the student is.
+        device: where it runs, for example `cuda:1`; null runs it where the trainer puts the student.
     """
 
     quantity = "reward"
     unit = "logit"
     fingerprint_excludes = ("batch_size", "device")
+    needs_student = False
 
     def __init__(
         self, model: str, batch_size: int = 8, precision: BaseDtype = "float32", device: str | None = None
@@ -44,6 +48,10 @@ class RewardModelSignal(ScalarSignal):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}")
         self.model, self.batch_size, self.precision, self.device = model, batch_size, precision, device
+
+    def estimate(self, count: int, most: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
+        """A pass of the reward model over each example; its tokens are counted as the student's."""
+        return StageEstimate(work=[one_pass("rewards", count, most, data)])
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Load the reward model.

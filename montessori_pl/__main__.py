@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from montessori_pl.cli.common import DEBUG
+
 BESIDE = {"compare": "montessori_pl.cli.compare", "export": "montessori_pl.cli.export"}
 """Commands without what `fit` needs, and without the seconds that importing it takes; each module has a `main`."""
 
@@ -14,8 +16,9 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the command line without the program's name; none takes the process's own.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] in BESIDE:
-        import_module(BESIDE[given[0]]).main(given[1:])
+    command = next((place for place, argument in enumerate(given) if argument != DEBUG), 0)
+    if given and given[command] in BESIDE:
+        import_module(BESIDE[given[command]]).main([*given[:command], *given[command + 1 :]])
     else:
         from montessori_pl.cli.fit import main as fit
 

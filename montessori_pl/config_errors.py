@@ -195,7 +195,7 @@ def _not_importable(match: re.Match[str], place: str, owner: type | None, names:
 
 
 def _no_attribute(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
-    known = sorted(name for name, value in vars(import_module(match["module"])).items() if inspect.isclass(value))
+    known = [name for name, _ in inspect.getmembers(import_module(match["module"]), inspect.isclass)]
     return f"module {match['module']} has no class {match['name']!r}{_what_exists(match['name'], known)}"
 
 

@@ -185,7 +185,8 @@ MOMENTS = [
     Moment("influence", OPEN, half_a_line, file="/scores.part0.jsonl", call=3),
     Moment("influence", OPEN, half_a_line, file="/scores.part0.jsonl"),  # the torn line gives way to the next one
     Moment("influence", "callbacks.InfluenceProbeCallback.score_batch", call=2),
-    Moment("influence", "montessori_pl.stages.score_examples.write_records", everything),  # the parts are still there
+    # The parts are still there.
+    Moment("influence", "montessori_pl.stages.scoring.score_files.write_records", everything),
     Moment("influence_2", "callbacks.InfluenceProbeCallback.score_batch"),
     Moment("influence_3", OPEN, half_a_line, file="/scores.part0.jsonl"),
     Moment("preferences", OPEN, half_a_line, file="/pairs.jsonl.draft"),

@@ -26,7 +26,7 @@ LAYERS = [
     {"cli"},
 ]
 """From the ground up. `callbacks`, the plugins that ship with us, stand on `signals` as a stranger's would."""
-INSIDE_STAGES = [{"base"}, {"generating", "selection", "training"}]
+INSIDE_STAGES = [{"base"}, {"generating", "scoring", "selection", "training"}]
 """The layers within `stages`; above them stand the stages, which do not know each other."""
 MAX_MODULES_AT_THE_ROOT = 8
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -146,3 +146,17 @@ def test_last_line_of_a_stage_that_scored() -> None:
     assert _headline({**SCORED, "diversity": BREADTH, "reference_loss": 1.0049}) == (
         " (mean 0.0002, positive 54% of 2613; entropy of words 4.32, of first words 2.10; reference loss 1.005)"
     )
+    # A signal that needs no student has no loss to tell.
+    assert _headline({**SCORED, "diversity": BREADTH}) == (
+        " (mean 0.0002, positive 54% of 2613; entropy of words 4.32, of first words 2.10)"
+    )
+
+
+def test_scores_without_a_student(tmp_path: Path) -> None:
+    """No reference was looked at, and no loss is shown."""
+    run_directory = RunDirectory(tmp_path / "run")
+    numbers = {name: number for name, number in SCORED.items() if name != "references"}
+    add(run_directory, "iteration_1/quality", "scores", {**numbers, "diversity": {**BREADTH, "distinct_2": 0.4}})
+    said = printed(summarize(run_directory.root))
+    assert "2613 examples scored" in said
+    assert "references" not in said

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from montessori_pl.models.loading import LoraSettings, ModelSource, attach_lora, load_model, save_weights
 
@@ -57,6 +57,28 @@ def save_tiny_model(directory: Path, seed: int = 0, **changes: Any) -> str:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**{**sizes, **changes}))
     model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return str(directory)
+
+
+def save_tiny_reward_model(directory: Path, num_labels: int = 1, pad_token_id: int | None = 0) -> str:
+    """Save a fresh reward model of one layer and 40 positions, which reads what the tiny model reads."""
+    config = LlamaConfig(
+        vocab_size=len(SPECIAL) + len(CHARACTERS),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=pad_token_id,
+        num_labels=num_labels,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        LlamaForSequenceClassification(config).save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return str(directory)
 

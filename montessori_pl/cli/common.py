@@ -1,13 +1,17 @@
-"""What the commands beside `fit` share: a parser, and mistakes in one sentence.
+"""What the commands share: a parser, mistakes in one sentence, and `--debug`, which shows their traceback.
 
 Knows nothing of models or of Lightning, which take seconds to import.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
+
+DEBUG = "--debug"
+"""The option that shows tracebacks. It may stand anywhere, also in front of the command."""
 
 
 class CommandError(ValueError):
@@ -22,11 +26,43 @@ class CommandParser(argparse.ArgumentParser):
         raise CommandError(f"{message}; `{self.prog} --help` lists what exists")
 
 
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """List `--debug` in the help of a command; who parses is not told of it, because it is no setting."""
+    parser.add_argument(DEBUG, action=_Listed, help="Show the Python traceback of an error above its message.")
+
+
+class _Listed(argparse.Action):
+    """An option without a value that leaves no trace in what is parsed."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        """Do nothing."""
+
+
 @contextmanager
-def errors_end_in_a_sentence() -> Iterator[None]:
-    """Mistakes of the user within the block end the program with one sentence and exit status 2."""
+def errors_end_in_a_sentence(debug: bool) -> Iterator[None]:
+    """Mistakes of the user within the block end the program with one sentence and exit status 2.
+
+    Notes of the error, such as where its traceback is kept, stand below the sentence.
+
+    Args:
+        debug: whether the traceback stands above it.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if debug:
+            print(_whole_traceback(error), file=sys.stderr)
+        print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         sys.exit(2)
+
+
+def _whole_traceback(error: BaseException) -> str:
+    """With the errors in place of which it was raised, also where `from None` hides them."""
+    one: BaseException | None = error
+    while one is not None:
+        one.__suppress_context__ = False
+        one = one.__cause__ or one.__context__
+    return "".join(traceback.format_exception(error))

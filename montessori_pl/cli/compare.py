@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from montessori_pl.cli.common import CommandParser, errors_end_in_a_sentence
+from montessori_pl.cli.common import DEBUG, CommandParser, add_debug, errors_end_in_a_sentence
 from montessori_pl.report.comparison import compare
 from montessori_pl.report.formats import as_csv, as_markdown, as_text
 from montessori_pl.report.groups import form_groups
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: what stands behind `compare`.
     """
-    with errors_end_in_a_sentence():
+    with errors_end_in_a_sentence(DEBUG in arguments):
         _compare(_parser().parse_args(arguments))
 
 
@@ -35,22 +35,29 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog=PROGRAM,
         allow_abbrev=False,
-        description="One table over runs. Runs of the same settings but for the seed are a group, and a row.",
+        description="Compare runs in one table. Runs that differ only in their seed form a group. A group is a row.",
     )
     parser.add_argument(
         "runs",
         nargs="+",
         metavar="RUN",
-        help="a run directory; NAME=DIR puts it into the group NAME, whatever its settings are",
+        help="A run directory. NAME=DIR puts the run into the group NAME, whatever its settings are.",
     )
-    parser.add_argument("--baseline", default="", metavar="NAME", help="the group from which differences are taken")
+    parser.add_argument(
+        "--baseline", default="", metavar="NAME", help="Show how far the other groups are from the group NAME."
+    )
     parser.add_argument(
         "--student",
         metavar="NAME",
-        help="the student whose numbers are shown; default: the evaluation's last",
+        help="The student whose numbers are shown (default: the last one that was evaluated).",
     )
-    parser.add_argument("--format", choices=("text", "csv", "markdown"), default="text", help="default: text")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there, in one piece, instead of printing")
+    parser.add_argument(
+        "--format", choices=("text", "csv", "markdown"), default="text", help="The format of the table (default: text)."
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="Write the table to this file instead of printing it."
+    )
+    add_debug(parser)
     return parser
 
 

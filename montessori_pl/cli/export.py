@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from montessori_pl.cli.common import CommandParser, errors_end_in_a_sentence
+from montessori_pl.cli.common import DEBUG, CommandParser, add_debug, errors_end_in_a_sentence
 from montessori_pl.export.card import write_card
 from montessori_pl.export.formats import WRITERS
 from montessori_pl.export.source import ExportError, Source, choose_stage, read_source
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: what stands behind `export`.
     """
-    with errors_end_in_a_sentence():
+    with errors_end_in_a_sentence(DEBUG in arguments):
         _export(_parser().parse_args(arguments))
 
 
@@ -32,27 +32,35 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog=PROGRAM,
         allow_abbrev=False,
-        description="What a finished stage has written, for TRL, LLaMA-Factory, axolotl or `datasets`, with a card.",
+        description="Export the data of a finished stage for TRL, LLaMA-Factory, axolotl or `datasets`, with a data "
+        "card.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, also of a run that is still going on")
+    parser.add_argument("run", type=Path, metavar="RUN", help="A run directory. The run may still be going on.")
     parser.add_argument(
-        "--stage", metavar="NAME", help="the stage; default: the last finished one that holds what the format takes"
+        "--stage",
+        metavar="NAME",
+        help="The stage (default: the last finished stage whose data fits the format).",
     )
-    parser.add_argument("--iteration", type=int, metavar="N", help="the stage's iteration; default: the last")
+    parser.add_argument(
+        "--iteration", type=int, metavar="N", help="The iteration of the stage (default: the last one)."
+    )
     parser.add_argument(
         "--format",
         choices=tuple(WRITERS),
         default="messages",
-        help="alpaca and messages: examples, for training; dpo: preference pairs; hf: examples as whole records, with "
-        "where they came from and their scores, as a saved DatasetDict; default: messages",
+        help="alpaca and messages: examples for training. dpo: preference pairs. hf: examples with their origin and "
+        "their scores, as a saved DatasetDict (default: messages).",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
-        help="a new directory; default: a place in RUN/export",
+        help="A new directory to write to (default: RUN/export/iteration_N/STAGE-FORMAT).",
     )
-    parser.add_argument("--license", metavar="TEXT", help="for the card: the licence as the hub spells it (apache-2.0)")
+    parser.add_argument(
+        "--license", metavar="TEXT", help="The license for the card, as the hub spells it, for example apache-2.0."
+    )
+    add_debug(parser)
     return parser
 
 

@@ -22,9 +22,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-import callbacks as shipped_plugins  # noqa: F401  # so that they are found by their class names
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.classroom.names import with_versions
+from montessori_pl.cli.common import DEBUG, add_debug, errors_end_in_a_sentence
+from montessori_pl.cli.plugins import load_shipped_plugins
 from montessori_pl.config_errors import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
 from montessori_pl.data.records import stable_id
 from montessori_pl.generation import GenerationBackend
@@ -43,9 +44,15 @@ from montessori_pl.run_directory.progress import ConsoleDisplay
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.stages import Stage
 
-BESIDE = (
-    "Beside fit there are compare, one table over runs, and export, what a run has written for other trainers: "
-    "python -m montessori_pl compare --help"
+PROGRAM = "python -m montessori_pl"
+ABOUT = "Teachers learn to write the training data from which a student model learns most."
+ABOUT_FIT = (
+    "Run a recipe, or continue a run. --config NAME looks for a recipe file in the working directory, then among the "
+    f"recipes that ship with the program. Example: {PROGRAM} fit --config iter1.yaml"
+)
+OTHER_COMMANDS = (
+    "Two more commands read what runs have written: compare puts runs into one table, and export writes the data of a "
+    f"run for other trainers. For their options, see {PROGRAM} compare --help and {PROGRAM} export --help."
 )
 """What `--help` says of the commands that are not Lightning's."""
 TAKES = {"data": DataSources}
@@ -64,39 +71,67 @@ class MontessoriCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"},
         }
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser of the program, or of its command."""
+        parser = super().init_parser(**kwargs)
+        add_debug(parser)
+        return parser
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """The parsers; Lightning's list of commands would quote its trainer's docstring."""
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        for listed in self.parser._subcommands_action._choices_actions:
+            listed.help = "Run a recipe, or continue a run."
+
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The sections of a recipe file."""
         parser.add_argument(
-            "--run", type=str, required=True, help="Directory of the run; starting it again continues it."
+            "--run", type=str, required=True, help="Directory of the run. A run that is started again continues there."
         )
-        parser.add_argument("--iterations", type=int, default=1, help="How often the recipe is gone through.")
+        parser.add_argument(
+            "--iterations",
+            type=int,
+            default=1,
+            help="How many times the stages of the recipe are run, one after another.",
+        )
         parser.add_argument(
             "--dry_run",
             action="store_true",
-            help="Say what the run, or what is left of it, will take, with some prompts; nothing is run or written.",
+            help="Estimate what the run, or what is left of it, will take, and show some prompts. "
+            "Nothing is run or written.",
         )
         parser.add_argument(
             "--num_threads",
             type=int | None,
             default=None,
-            help="CPU threads of PyTorch; null leaves the choice to it. Very small models are fastest with 1.",
+            help="CPU threads of PyTorch. With null, PyTorch chooses. Very small models are fastest with 1.",
         )
-        parser.add_argument("--student", type=Callable[[], StudentModule], required=True, help="The model that learns.")
+        parser.add_argument(
+            "--student", type=Callable[[], StudentModule], required=True, help="The model that the data is made for."
+        )
         parser.add_argument(
             "--teacher",
             type=Callable[[], TeacherDPOModule] | None,
             default=None,
-            help="The model that writes what is learned; null where only teachers of the pool are asked.",
+            help="The model that writes the data and learns to write better. With null, only the teachers of the pool "
+            "write.",
         )
         parser.add_argument(
-            "--teachers", type=dict[str, PoolTeacher], default={}, help="The pool: teachers that only write, by name."
+            "--teachers",
+            type=dict[str, PoolTeacher],
+            default={},
+            help="The pool: teachers by name that write and are not trained.",
         )
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.add_argument(
-            "--generation", type=Callable[[], GenerationBackend], required=True, help="The engine that samples text."
+            "--generation", type=Callable[[], GenerationBackend], required=True, help="The engine that generates text."
         )
         parser.add_class_arguments(DataSources, "data")
-        parser.add_argument("--recipe", type=dict[str, Stage], required=True, help="The stages by name, in order.")
+        parser.add_argument(
+            "--recipe", type=dict[str, Stage], required=True, help="The stages by name, in the order in which they run."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Find the recipe files that ship with the program."""
@@ -273,11 +308,13 @@ def _no_teacher() -> TeacherDPOModule:
 
 @contextmanager
 def _error_kept(root: Path) -> Iterator[None]:
-    """Keep the traceback of what ends a run; the user sees one sentence."""
+    """Keep the traceback of what ends a run; the user sees one sentence, and where the traceback is."""
+    path = root / "error.log"
     try:
         yield
-    except Exception:
-        (root / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+    except Exception as error:
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        error.add_note(f"the traceback is in {path}")
         raise
 
 
@@ -312,19 +349,24 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # plugins beside the recipe are found by the console command too
+    load_shipped_plugins()
     try:
-        MontessoriCLI(
-            args=arguments,
-            parser_class=SentenceParser,
-            parser_kwargs={"allow_abbrev": False, "epilog": BESIDE},
-            seed_everything_default=42,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        with errors_end_in_a_sentence(DEBUG in (sys.argv if arguments is None else arguments)):
+            MontessoriCLI(
+                args=arguments,
+                parser_class=SentenceParser,
+                parser_kwargs={
+                    "prog": PROGRAM,
+                    "description": ABOUT,
+                    "epilog": OTHER_COMMANDS,
+                    "allow_abbrev": False,
+                    "fit": {"description": ABOUT_FIT},
+                },
+                seed_everything_default=42,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except SystemExit as end:

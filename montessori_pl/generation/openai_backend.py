@@ -18,7 +18,7 @@ from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.endpoint import Endpoint, EndpointError, RetryableError, find_key
 from montessori_pl.generation.request_journal import RequestJournal, request_id, usage_of
-from montessori_pl.generation.usage import Estimate, Usage, estimate, prompt_tokens
+from montessori_pl.generation.usage import Usage, prompt_tokens
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.atomic import write_json
 
@@ -146,12 +146,6 @@ class OpenAIBackend(GenerationBackend):
             finally:
                 self._report()
         return [self._journal.answers[name].completion() for name in names]
-
-    def estimate(self, requests: Sequence[Request], sampling: Sampling) -> Estimate:
-        """What `generate` would use for these requests, without sending any."""
-        missing = {request_id(body): body for body in (self._body(request, sampling) for request in requests)}
-        conversations = [body["messages"] for name, body in missing.items() if name not in self._journal.answers]
-        return estimate(conversations, sampling.max_tokens, self._journal.usage, self.price)
 
     @property
     def usage(self) -> Usage:

@@ -223,8 +223,9 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         parts += [
             f"mean {metrics['mean']:.3g}, positive {metrics['positive_rate']:.0%} of {metrics['count']}",
             f"entropy of words {breadth['token_entropy']:.2f}, of first words {breadth['first_word_entropy']:.2f}",
-            f"reference loss {metrics['reference_loss']:.3f}",
         ]
+        if "reference_loss" in metrics:
+            parts.append(f"reference loss {metrics['reference_loss']:.3f}")
     if "mean_margin" in metrics:
         parts.append(f"{metrics['pairs']} pairs from {metrics['prompts']} prompts")
     if "steps" in metrics:

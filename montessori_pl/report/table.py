@@ -123,8 +123,9 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
     if "generated_tokens" in metrics:
         paid = f" for {metrics['cost']:.4f} US dollars" if "cost" in metrics else ""
         lines.append(f"{metrics['generated_tokens']} tokens written, {metrics['prompt_tokens']} read{paid}")
-    if "references" in metrics:
-        lines.append(f"{metrics['count']} examples scored on {metrics['references']} references")
+    if "count" in metrics:
+        references = f" on {metrics['references']} references" if "references" in metrics else ""
+        lines.append(f"{metrics['count']} examples scored{references}")
     if "chosen" in metrics.get("signal", {}):
         chosen = metrics["signal"]["chosen"]
         lines.append(f"by {chosen['method']}, rank correlation with exact {chosen['agreement']['spearman']:.3f}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score, append_records
-from montessori_pl.estimates.estimate import StageEstimate, mean, passes
+from montessori_pl.estimates.estimate import StageEstimate, Work, mean, passes
 from montessori_pl.models.student import StudentModule
 from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.signals.scoring_data import ScoringData
@@ -30,6 +30,9 @@ class SignalCallback(Callback, ABC):
 
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ()
     """Settings that change the speed and not the scores; they may be changed in the middle of a run."""
+    needs_student: bool = True
+    """Whether scores depend on the student. A signal that looks at the examples alone sets it to False: then no student
+    is loaded for it, the losses are NaN, and no example is left out because it is too long for the student."""
     output: Path
     """Where the scores go; the stage sets it, one file for each process."""
     unscored: Path
@@ -46,7 +49,7 @@ class SignalCallback(Callback, ABC):
         return
 
     def estimate(self, count: int, upper_bound: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
-        """What scoring will take, for a dry run; by default a pass over each example.
+        """What scoring will take, for a dry run; by default a pass over each example, if the student is needed.
 
         Args:
             count: examples that are scored.
@@ -54,11 +57,10 @@ class SignalCallback(Callback, ABC):
             data: examples that they will be like, and the reference set.
             chat_template: how the student writes conversations.
         """
-        length = mean([len(rendered.input_ids) for _, rendered in data.items])
-        return StageEstimate(work=[passes("scoring", round(count * length), round(upper_bound * length))])
+        return StageEstimate(work=[one_pass("scoring", count, upper_bound, data)] if self.needs_student else [])
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
-        """Compute what all examples share; called once, with the student loaded and on its device."""
+        """Compute what all examples share; called once, with the student on its device, and loaded if it is needed."""
         return
 
     def report(self) -> dict[str, Any]:
@@ -85,8 +87,8 @@ class SignalCallback(Callback, ABC):
         Args:
             student: the student on which the signal is measured.
             example: the example as a record.
-            batch: the example as tensors, each (1, T): `input_ids`, `attention_mask`, `labels`.
-            loss: its mean loss over response tokens under the student, shape (1,), in nats.
+            batch: the example as the student sees it, as tensors, each (1, T): `input_ids`, `attention_mask`, `labels`.
+            loss: its mean loss over response tokens under the student, shape (1,), in nats; NaN if none is needed.
         """
         raise NotImplementedError(f"{type(self).__name__} scores whole batches")
 
@@ -98,8 +100,9 @@ class SignalCallback(Callback, ABC):
         Args:
             student: the student on which the signal is measured.
             examples: the examples as records.
-            batch: the examples as tensors, each (B, T), padded on the right.
-            losses: the mean loss of each over response tokens under the student, shape (B,), in nats.
+            batch: the examples as the student sees them, as tensors, each (B, T), padded on the right.
+            losses: the mean loss of each over response tokens under the student, shape (B,), in nats; NaN if none is
+                needed.
         """
         return [
             self.score(student, example, {name: rows[i : i + 1] for name, rows in batch.items()}, losses[i : i + 1])
@@ -130,6 +133,12 @@ class SignalCallback(Callback, ABC):
         append_records(self.output, [record for record in records if isinstance(record, Score)])
         if unscored := [record for record in records if isinstance(record, Rejection)]:
             append_records(self.unscored, unscored)
+
+
+def one_pass(what: str, count: int, upper_bound: int, data: ScoringData) -> Work:
+    """A pass over each of so many examples like those of the data, in the student's tokens."""
+    length = mean([len(rendered.input_ids) for _, rendered in data.items])
+    return passes(what, round(count * length), round(upper_bound * length))
 
 
 def _data(trainer: Trainer) -> ScoringData:

@@ -20,8 +20,9 @@ class ScoringData(LightningDataModule):
 
     Args:
         examples: what is scored.
-        rendered: the same examples, rendered.
-        reference: the reference set, rendered, in its own order.
+        rendered: the same examples as the student sees them: cut on the right to its context. Of one that is cut before
+            its response begins, no signal that needs the student can be asked.
+        reference: the reference set, rendered, in its own order; empty for a signal that needs no student.
         pad_id: token that pads.
         batch_tokens: tokens of one batch of examples, padding included; a prompt with more is a batch of its own.
         scored: ids of examples that have been scored already, or were found to have no score.
@@ -51,12 +52,18 @@ class ScoringData(LightningDataModule):
         return DataLoader(range(len(self.items)), batch_sampler=share, collate_fn=self.collate)  # type: ignore[arg-type]
 
     def batches(self) -> list[list[int]]:
-        """All batches, whoever scores them and whatever has been scored: so that a batch is always the same."""
-        return self._batched(self._prompts())
+        """All batches, whoever scores them and whatever has been scored: so that a batch is always the same.
+
+        Examples of whose response the student sees nothing come last and apart. So the batches before them are the same
+        for signals that score them and for those that do not.
+        """
+        seen = [any(rendered.completion_mask) for _, rendered in self.items]
+        fitting, too_long = ([row for row, one in enumerate(seen) if one is fits] for fits in (True, False))
+        return self._batched(self._prompts(fitting)) + self._batched(self._prompts(too_long))
 
     def sample(self, num_examples: int, seed: int) -> list[list[int]]:
         """Batches of prompts drawn at random, of at least so many examples together (or all there are)."""
-        prompts = self._prompts()
+        prompts = self._prompts(range(len(self.items)))
         random.Random(seed).shuffle(prompts)
         sizes = itertools.accumulate(map(len, prompts))
         return self._batched(prompts[: sum(size < num_examples for size in sizes) + 1])
@@ -73,12 +80,12 @@ class ScoringData(LightningDataModule):
         """The batch of these rows."""
         return {"rows": list(rows), **collate([self.items[row][1] for row in rows], self.pad_id)}
 
-    def _prompts(self) -> list[list[int]]:
-        """The rows of each prompt."""
-        rows: dict[str, list[int]] = {}
-        for row, group in enumerate(self.groups(range(len(self.items)))):
-            rows.setdefault(group, []).append(row)
-        return list(rows.values())
+    def _prompts(self, rows: Sequence[int]) -> list[list[int]]:
+        """These rows, those of each prompt together."""
+        prompts: dict[str, list[int]] = {}
+        for row, group in zip(rows, self.groups(rows), strict=True):
+            prompts.setdefault(group, []).append(row)
+        return list(prompts.values())
 
     def _batched(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         """Whole prompts in batches of bounded size."""

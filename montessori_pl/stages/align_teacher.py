@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from montessori_pl.batches.encoding import EncodedPair
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.data.records import Message
+from montessori_pl.data.records import Message, PreferencePair
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.requests import RequestEstimator
@@ -101,21 +101,22 @@ class AlignTeacher(Stage):
         teacher = context.teacher()
         teacher.source = context.source(teacher, "teacher")
         chat_template = load_chat_template(teacher.source)
-        fitting, too_long = read_pairs(context, chat_template, self.training.max_length)
-        asked = {(pair.system, pair.prompt): pair.messages() for pair, _ in fitting}
-        order = prompts_in_order(list(asked), context.seed)
-        monitored = (
-            set(order[: num_held_out(len(order), self.monitor.held_out)]) if self.monitor else set[tuple[str, str]]()
-        )
-        learned = [encoded for pair, encoded in fitting if (pair.system, pair.prompt) not in monitored]
-        held_out = [encoded for pair, encoded in fitting if (pair.system, pair.prompt) in monitored]
-        dose = self._dose_control(context, teacher, chat_template, held_out, [asked[prompt] for prompt in order])
+        pairs, too_long = read_pairs(context, chat_template, self.training.max_length)
+        prompts = _prompts(pairs, context.seed)
+        monitored = self._watched(list(prompts))
+        learned = [encoded for pair, encoded in pairs if _prompt(pair) not in monitored]
+        held_out = [encoded for pair, encoded in pairs if _prompt(pair) in monitored]
+        dose = self._dose_control(context, teacher, chat_template, held_out, list(prompts.values()))
         data = pair_data(learned, chat_template, self.training, context)
         counts = {"pairs": len(learned), "left_out_as_too_long": too_long}
         if dose is None:
             return {**counts, **fit(context, teacher, data, self.training)}
         metrics = fit(context, teacher, data, self.training, [dose], dose.leave_weights)
         return {**counts, "held_out_pairs": len(held_out), **metrics, **dose.metrics()}
+
+    def _watched(self, prompts: Sequence["_Prompt"]) -> set["_Prompt"]:
+        """The prompts whose pairs are not learned but looked at; none where nothing is watched."""
+        return set(prompts[: num_held_out(len(prompts), self.monitor.held_out)]) if self.monitor is not None else set()
 
     def _dose_control(
         self,
@@ -139,3 +140,17 @@ class AlignTeacher(Stage):
             batch_size=self.training.batch_size,
         )
         return AlignmentMonitorCallback(self.monitor, evaluator, context.directory, self.save_all_checkpoints)
+
+
+_Prompt = tuple[str, str]
+"""A system message, or an empty text, and a prompt."""
+
+
+def _prompt(pair: PreferencePair) -> _Prompt:
+    return pair.system, pair.prompt
+
+
+def _prompts(pairs: Sequence[tuple[PreferencePair, EncodedPair]], seed: int) -> dict[_Prompt, list[Message]]:
+    """All prompts as conversations, in an order that depends on the seed."""
+    asked = {_prompt(pair): pair.messages() for pair, _ in pairs}
+    return {prompt: asked[prompt] for prompt in prompts_in_order(list(asked), seed)}

@@ -122,31 +122,25 @@ class Augment(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Make the attempts that have not been made."""
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
-        written = read_records(context.directory / EXAMPLES, Example)
         given = context.examples("examples")
         wanted = self._wanted(context, given)
+        written = read_records(context.directory / EXAMPLES, Example)
         context.progress.start(sum(wanted.values()), len(written))
         if any(_missing(wanted, written).values()):
             with Generators(context) as generators:
-                self._write_batches(context, journal, generators, given, written)
-        rejections = read_records(context.directory / REJECTIONS, Rejection)
-        return {
-            "accepted": len(written),
-            "rejected": _reasons(rejections),
-            **self._shortfall(_missing(wanted, written), rejections),
-            **usage_metrics(journal.commits),
-            "diversity": diversity([example.instruction for example in written]),
-        }
+                self._make_rest(context, journal, generators, given, wanted)
+        return self._metrics(context, journal, wanted)
 
-    def _write_batches(
+    def _make_rest(
         self,
         context: StageContext,
         journal: Journal,
         generators: Generators,
-        given: list[Example],
-        written: list[Example],
+        given: Sequence[Example],
+        wanted: Mapping[str, int],
     ) -> None:
-        wanted = self._wanted(context, given)
+        """Commit attempt after attempt, each in parts, until nothing is missing or all have been made."""
+        written = read_records(context.directory / EXAMPLES, Example)
         missing = _missing(wanted, written)
         known = [
             example for name in self.deduplicate_against for example in context.examples(f"deduplicate_against.{name}")
@@ -170,6 +164,18 @@ class Augment(Stage):
             missing = _missing(wanted, written)
             if not any(missing.values()):
                 break
+
+    def _metrics(self, context: StageContext, journal: Journal, wanted: Mapping[str, int]) -> dict[str, Any]:
+        """What was accepted and rejected, what is missing, what it took, and how varied it is."""
+        written = read_records(context.directory / EXAMPLES, Example)
+        rejections = read_records(context.directory / REJECTIONS, Rejection)
+        return {
+            "accepted": len(written),
+            "rejected": _reasons(rejections),
+            **self._shortfall(_missing(wanted, written), rejections),
+            **usage_metrics(journal.commits),
+            "diversity": diversity([example.instruction for example in written]),
+        }
 
     def _batch(
         self,

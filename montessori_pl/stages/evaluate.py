@@ -1,7 +1,7 @@
 """Evaluate: what the students are worth, by one evaluator after another."""
 
 import dataclasses
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from montessori_pl.evaluation.base import ANSWERS, Evaluator
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext
+
+EVALUATIONS = "evaluations.jsonl"
+"""File of what each evaluator says about each student, in the order in which they were asked."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class Evaluate(Stage):
     """
 
     produces = Kind.REPORT
-    artifacts = ("evaluations.jsonl", f"*/*/{ANSWERS}")
+    artifacts = (EVALUATIONS, f"*/*/{ANSWERS}")
 
     def __init__(self, students: list[str], evaluators: list[Evaluator], first_iteration_only: bool = False) -> None:
         super().__init__(first_iteration_only)
@@ -63,22 +66,27 @@ class Evaluate(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Evaluate what has not been evaluated."""
-        journal = Journal(context.directory, ["evaluations.jsonl"])
-        path = context.directory / "evaluations.jsonl"
+        journal, work = Journal(context.directory, [EVALUATIONS]), self._work()
         done = len(journal.commits)
-        work = self._work()
         context.progress.start(len(work), done)
         for name, evaluator, place in work[done:]:
-            source = context.source(context.student(), f"students.{name}")
-            evaluator.requests, evaluator.directory = context.requests, context.directory / place
-            metrics = evaluator.evaluate(source, context.data, context.backend)
-            evaluation = Evaluation(id=name, evaluator=type(evaluator).__name__, metrics=metrics)
-            journal.commit({"evaluations.jsonl": [evaluation]})
+            journal.commit({EVALUATIONS: [self._evaluation(context, name, evaluator, place)]})
             context.progress.advance()
+        return {"students": self._by_student(read_records(context.directory / EVALUATIONS, Evaluation))}
+
+    def _evaluation(self, context: StageContext, name: str, evaluator: Evaluator, place: Path) -> Evaluation:
+        """What this evaluator says about the student of this name."""
+        source = context.source(context.student(), f"students.{name}")
+        evaluator.requests, evaluator.directory = context.requests, context.directory / place
+        metrics = evaluator.evaluate(source, context.data, context.backend)
+        return Evaluation(id=name, evaluator=type(evaluator).__name__, metrics=metrics)
+
+    def _by_student(self, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
+        """The numbers of all evaluators, for each student in the order of the setting."""
         students: dict[str, dict[str, float]] = {name: {} for name in self.students}
-        for evaluation in read_records(path, Evaluation):
+        for evaluation in evaluations:
             students[evaluation.id] |= evaluation.metrics
-        return {"students": json.loads(json.dumps(students))}
+        return students
 
     def _work(self) -> list[tuple[str, Evaluator, Path]]:
         """Each student with each evaluator, and where in the stage's directory the latter keeps what it has done."""

@@ -8,7 +8,7 @@ from typing import Any
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
-from montessori_pl.generation.base import Request, Sampling
+from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.routing import RouteLimits, load_router
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, ROUTING, Input, Kind, Stage, StageContext, StageError
@@ -123,11 +123,29 @@ class GenerateResponses(Stage):
         """Answer batch by batch what has not been answered."""
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
         asked = _asked(context.examples("instructions"))
-        done = len(journal.commits) * self.instructions_per_batch
-        context.progress.start(len(asked), min(done, len(asked)))
+        done = min(len(journal.commits) * self.instructions_per_batch, len(asked))
+        context.progress.start(len(asked), done)
         if done < len(asked):
             with Generators(context) as generators:
-                self._answer(context, journal, generators, asked)
+                self._answer_rest(context, journal, generators, asked, done)
+        return self._metrics(context, journal)
+
+    def _answer_rest(
+        self, context: StageContext, journal: Journal, generators: Generators, asked: Sequence[Example], done: int
+    ) -> None:
+        """Commit the answers to the instructions from this one on, batch by batch."""
+        writers = self._authors(context)
+        routes = self._routes(context, writers, asked)
+        for start in range(done, len(asked), self.instructions_per_batch):
+            round_ = slice(start, start + self.instructions_per_batch)
+            questions = self._questions(asked[round_], routes[round_], writers)
+            answers = self._answers(context, generators, questions)
+            accepted, rejected = self._checked(questions, answers, len(journal.commits))
+            journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **generators.take_usage())
+            context.progress.advance(len(asked[round_]))
+
+    def _metrics(self, context: StageContext, journal: Journal) -> dict[str, Any]:
+        """Whose answers were accepted and why others were not, what they took, and how varied the instructions are."""
         examples = read_records(context.directory / EXAMPLES, Example)
         rejections = read_records(context.directory / REJECTIONS, Rejection)
         return {
@@ -137,23 +155,6 @@ class GenerateResponses(Stage):
             **usage_metrics(journal.commits),
             "diversity": diversity(list(dict.fromkeys(example.instruction for example in examples))),
         }
-
-    def _answer(
-        self, context: StageContext, journal: Journal, generators: Generators, asked: Sequence[Example]
-    ) -> None:
-        writers = self._authors(context)
-        routes = self._routes(context, writers, asked)
-        for start in range(len(journal.commits) * self.instructions_per_batch, len(asked), self.instructions_per_batch):
-            round_ = slice(start, start + self.instructions_per_batch)
-            questions = [
-                _Question(f"{one.id}-{name}-{sample}", one, writers[name])
-                for one, names in zip(asked[round_], routes[round_], strict=True)
-                for name in names
-                for sample in range(self.samples)
-            ]
-            accepted, rejected = self._batch(context, generators, questions, len(journal.commits))
-            journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **generators.take_usage())
-            context.progress.advance(len(asked[round_]))
 
     def _authors(self, context: StageContext) -> dict[str, Generator]:
         """Who answers, by the name that stands in the ids of the answers."""
@@ -180,9 +181,21 @@ class GenerateResponses(Stage):
             raise StageError(f"{context.key}: {error}") from error
         return [[names[name]] for name in chosen]
 
-    def _batch(
-        self, context: StageContext, generators: Generators, questions: Sequence["_Question"], number: int
-    ) -> tuple[list[Example], list[Rejection]]:
+    def _questions(
+        self, asked: Sequence[Example], routes: Sequence[Sequence[str]], writers: Mapping[str, Generator]
+    ) -> list["_Question"]:
+        """Each instruction for each of those who answer it, as often as it is answered."""
+        return [
+            _Question(f"{one.id}-{name}-{sample}", one, writers[name])
+            for one, names in zip(asked, routes, strict=True)
+            for name in names
+            for sample in range(self.samples)
+        ]
+
+    def _answers(
+        self, context: StageContext, generators: Generators, questions: Sequence["_Question"]
+    ) -> dict[str, Completion]:
+        """The answers by the question's id; there is none to a question that leaves no room for one."""
         fitting = {
             q.id
             for generator in dict.fromkeys(q.generator for q in questions)  # one after another: each has to be loaded
@@ -195,10 +208,15 @@ class GenerateResponses(Stage):
             for q in requested
         ]
         answers = generators.generate([question.generator for question in requested], requests, self.sampling)
-        by_id = {question.id: answer for question, answer in zip(requested, answers, strict=True)}
+        return {question.id: answer for question, answer in zip(requested, answers, strict=True)}
+
+    def _checked(
+        self, questions: Sequence["_Question"], answers: Mapping[str, Completion], number: int
+    ) -> tuple[list[Example], list[Rejection]]:
+        """The answers that the filter keeps, and the others with the reason, both in the order of the questions."""
         accepted, rejected = [], []
         for question in questions:
-            answer = by_id.get(question.id)
+            answer = answers.get(question.id)
             try:
                 if answer is None:
                     raise Rejected("too long for the context", "no room for a response")

@@ -4,20 +4,22 @@ import dataclasses
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from montessori_pl.batches.encoding import encode_examples
-from montessori_pl.data.records import Example, Rejection, drop_torn_line, read_records
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
+from montessori_pl.data.records import Example, Rejection, drop_torn_line
 from montessori_pl.data.records import Score as ScoreRecord
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.models.loading import holds_adapter, load_chat_template
-from montessori_pl.run_directory.atomic import write_json, write_records
+from montessori_pl.models.student import StudentModule
+from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.signals.base import REPORT, SignalCallback
 from montessori_pl.signals.scoring_data import ScoringData
+from montessori_pl.signals.unloaded_student import UnloadedStudent
 from montessori_pl.stages.base import (
     CHECKPOINT,
     LATEST,
@@ -29,30 +31,33 @@ from montessori_pl.stages.base import (
     StageContext,
     StageError,
 )
+from montessori_pl.stages.scoring.score_files import UNSCORED, ScoreFiles
 from montessori_pl.stats.distribution import describe
 from montessori_pl.synthesis.diversity import diversity
 
-UNSCORED = "unscored.jsonl"
-"""The examples that the signal could not score, with the reason; there is no such file where it scored all."""
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 class ScoreExamples(Stage):
     """Score examples with a signal, inside `Trainer.predict`, each process its share.
 
+    A signal that needs no student scores every example, however long. Then no student is loaded, and no loss on the
+    reference set is reported.
+
     Args:
         examples: the stage whose examples are scored.
         signal: the signal.
-        student: the stage whose student the signal looks at; `latest`, or `base`.
+        student: the stage whose student the signal looks at; `latest`, or `base`. Not read where the signal needs none.
         max_examples: score a random sample of so many; null scores all.
-        max_length: longest conversation in tokens; longer ones are cut on the right, and left out if no response is
-            left, also in the reference set.
+        max_length: longest conversation in tokens that the student sees; longer ones are cut on the right, and left out
+            if no response is left, also in the reference set.
         batch_tokens: tokens of one batch of examples, padding included; the examples of a prompt stay together.
         first_iteration_only: whether later iterations go without this stage.
     """
 
     produces = Kind.SCORES
     artifacts = (SCORES, UNSCORED, REPORT)
-    uses = ("student", "data")
     distributed = True
 
     def __init__(
@@ -68,10 +73,13 @@ class ScoreExamples(Stage):
         super().__init__(first_iteration_only)
         self.examples, self.signal, self.student = examples, signal, student
         self.max_examples, self.max_length, self.batch_tokens = max_examples, max_length, batch_tokens
+        # The student's tokenizer makes the batches of every signal.
+        self.uses = ("student", "data") if signal.needs_student else ("student",)
 
     def reads(self) -> list[Input]:
-        """The examples and the student."""
-        return [Input("examples", self.examples, Kind.EXAMPLES), Input("student", self.student, Kind.STUDENT)]
+        """The examples, and the student where the signal needs one."""
+        student = [Input("student", self.student, Kind.STUDENT)] if self.signal.needs_student else []
+        return [Input("examples", self.examples, Kind.EXAMPLES), *student]
 
     def check_environment(self) -> None:
         """What the signal needs."""
@@ -81,11 +89,9 @@ class ScoreExamples(Stage):
         """What the signal says that it will take."""
         given, chat_template = context.expected_input("examples"), load_chat_template(context.student().source)
         count, upper_bound = (min(number, self.max_examples or number) for number in (given.count, given.upper_bound))
-        rendered, too_long = encode_examples(given.some(), chat_template, self.max_length)
-        left_out = {example.id for example in too_long}
-        examples = [example for example in given.some() if example.id not in left_out]
-        reference, _ = encode_examples(context.data.read("reference"), chat_template, self.max_length)
-        data = ScoringData(examples, rendered, reference, chat_template.tokenizer.pad_token_id, self.batch_tokens)
+        data = self._scoring_data(
+            self._encode(given.some(), chat_template), self._references(context, chat_template), chat_template
+        )
         expected_output = ExpectedRecords(
             count=count,
             upper_bound=upper_bound,
@@ -100,83 +106,137 @@ class ScoreExamples(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Score what has not been scored, then put all scores in the order of the examples."""
-        student = context.student()
-        checkpoint = context.inputs["student"]
-        if checkpoint is not None and not holds_adapter(checkpoint / WEIGHTS):
-            student.train_all_weights()  # what the probe moves is what that stage has trained
+        student, files = self._student(context), ScoreFiles(context.directory)
         chat_template = load_chat_template(student.source)
-        examples = context.examples("examples")
-        if self.max_examples is not None and self.max_examples < len(examples):
-            chosen = random.Random(context.seed).sample(range(len(examples)), self.max_examples)
-            examples = [examples[index] for index in sorted(chosen)]
-        _, too_long = encode_examples(examples, chat_template, self.max_length)
-        left_out = {example.id for example in too_long}
-        examples = [example for example in examples if example.id not in left_out]
-        scored, unscored = _done(context.directory)
-        context.progress.start(len(examples), len(scored) + len(unscored))
-
-        reference = context.data.read("reference")
-        references, too_long_references = encode_examples(reference, chat_template, self.max_length)
-        if not references:
-            raise StageError(
-                f"{context.key}: none of the {len(too_long_references)} examples of the reference set has a response "
-                f"within max_length {self.max_length} tokens and the model's context ({chat_template.context} tokens)"
-            )
+        examples = self._encode(self._chosen(context), chat_template)
+        references = self._references(context, chat_template)
+        self._refuse_no_reference(context, references, chat_template)
         trainer = context.trainer(callbacks=[self.signal], inference_mode=False)
-        if len(scored) + len(unscored) < len(examples):
-            rendered, _ = encode_examples(examples, chat_template, self.max_length)
-            self.signal.output = context.directory / f"scores.part{trainer.global_rank}.jsonl"
-            self.signal.unscored = context.directory / f"unscored.part{trainer.global_rank}.jsonl"
-            self.signal.requests = context.requests
-            for part in (self.signal.output, self.signal.unscored):
-                drop_torn_line(part)
-            trainer.predict(
-                student,
-                datamodule=ScoringData(
-                    examples,
-                    rendered,
-                    references,
-                    chat_template.tokenizer.pad_token_id,
-                    self.batch_tokens,
-                    scored.keys() | unscored.keys(),
-                ),
-                return_predictions=False,
-                ckpt_path=str(checkpoint / CHECKPOINT) if checkpoint is not None else None,
-            )
-            if trainer.interrupted:
-                raise KeyboardInterrupt
-            trainer.strategy.barrier()
+        data = self._scoring_data(examples, references, chat_template, files.done())
+        self._score_rest(context, trainer, student, data)
         if not trainer.is_global_zero:
             return {}
-        scored, unscored = _done(context.directory)
-        scores = [scored[example.id] for example in examples if example.id not in unscored]
-        without = [unscored[example.id] for example in examples if example.id in unscored]
-        if without:
-            write_records(context.directory / UNSCORED, without)
-        # The last to be written: where it stands, the parts are not needed any more.
-        write_records(context.directory / SCORES, scores)
-        for part in context.directory.glob("*.part*.jsonl"):
-            part.unlink()
+        scores, unscored = files.finish(examples.examples)
+        return self._metrics(context, student, examples, references, scores, unscored)
+
+    def _student(self, context: StageContext) -> StudentModule:
+        """The student with which the trainer predicts; without weights where the signal needs none."""
+        student = context.student()
+        if not self.signal.needs_student:
+            return UnloadedStudent(student)
+        trained = context.inputs["student"]
+        if trained is not None and not holds_adapter(trained / WEIGHTS):
+            student.train_all_weights()  # what the probe moves is what that stage has trained
+        return student
+
+    def _chosen(self, context: StageContext) -> list[Example]:
+        """The examples that are to be scored: all, or a random sample in their order."""
+        examples = context.examples("examples")
+        if self.max_examples is None or self.max_examples >= len(examples):
+            return examples
+        chosen = random.Random(context.seed).sample(range(len(examples)), self.max_examples)
+        return [examples[index] for index in sorted(chosen)]
+
+    def _references(self, context: StageContext | EstimateContext, chat_template: ChatTemplate) -> "_Encoded":
+        """The reference set as the student sees it; empty where the signal needs no student."""
+        return self._encode(context.data.read("reference") if self.signal.needs_student else [], chat_template)
+
+    def _encode(self, examples: Sequence[Example], chat_template: ChatTemplate) -> "_Encoded":
+        """Examples as the student sees them; it is not asked about those of whose response it sees nothing."""
+        rendered = [chat_template.render(example.messages(), self.max_length) for example in examples]
+        kept = [
+            place for place, one in enumerate(rendered) if any(one.completion_mask) or not self.signal.needs_student
+        ]
+        return _Encoded(
+            examples=[examples[place] for place in kept],
+            rendered=[rendered[place] for place in kept],
+            too_long=len(examples) - len(kept),
+        )
+
+    def _refuse_no_reference(self, context: StageContext, references: "_Encoded", chat_template: ChatTemplate) -> None:
+        if self.signal.needs_student and not references.examples:
+            raise StageError(
+                f"{context.key}: none of the {references.too_long} examples of the reference set has a response "
+                f"within max_length {self.max_length} tokens and the model's context ({chat_template.context} tokens)"
+            )
+
+    def _scoring_data(
+        self, examples: "_Encoded", references: "_Encoded", chat_template: ChatTemplate, done: Collection[str] = ()
+    ) -> ScoringData:
+        """What the trainer predicts on, in batches, without those that are done."""
+        pad_id = chat_template.tokenizer.pad_token_id
+        return ScoringData(
+            examples.examples, examples.rendered, references.rendered, pad_id, self.batch_tokens, scored=done
+        )
+
+    def _score_rest(self, context: StageContext, trainer: "Trainer", student: StudentModule, data: ScoringData) -> None:
+        """Let this process score its share of what has not been scored, and wait for the others."""
+        context.progress.start(len(data.items), len(data.scored))
+        if len(data.scored) >= len(data.items):
+            return
+        files, rank = ScoreFiles(context.directory), trainer.global_rank
+        self.signal.output, self.signal.unscored = files.part(SCORES, rank), files.part(UNSCORED, rank)
+        self.signal.requests = context.requests
+        for part in (self.signal.output, self.signal.unscored):
+            drop_torn_line(part)
+        trained = context.inputs["student"] if self.signal.needs_student else None
+        trainer.predict(
+            student,
+            datamodule=data,
+            return_predictions=False,
+            ckpt_path=str(trained / CHECKPOINT) if trained is not None else None,
+        )
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        trainer.strategy.barrier()
+
+    def _metrics(
+        self,
+        context: StageContext,
+        student: StudentModule,
+        examples: "_Encoded",
+        references: "_Encoded",
+        scores: Sequence[ScoreRecord],
+        unscored: Sequence[Rejection],
+    ) -> dict[str, Any]:
+        """What the signal says of all scores, how they are distributed, and on what they were measured."""
         values = [score.value for score in scores]
-        # Influence is measured on a student that has seen none of the examples: it can rise while they narrow, and
-        # says nothing without how varied they are and how well the student does. Loaded anew, because a resumed run
-        # that has all scores does not hold the student, and because the number is the evaluation's then.
-        losses = ResponseLoss(max_length=self.max_length).losses(context.source(student, "student"), reference)
+        reference_loss = self._reference_loss(context, student, references)
         context.log_distribution(f"{context.key}/score", values)
-        report = self._report(context.directory / REPORT, scores, without)
+        report = self._report(context.directory / REPORT, scores, unscored)
         return {
             **({"signal": report} if report else {}),
-            "left_out_as_too_long": len(too_long),
-            "unscored": dict(Counter(one.reason for one in without).most_common()),
-            "references": len(references),
-            "references_left_out_as_too_long": len(too_long_references),
+            "left_out_as_too_long": examples.too_long,
+            "unscored": dict(Counter(one.reason for one in unscored).most_common()),
+            **self._counted(references),
             **describe(values),
-            **_ties(examples, scored),
-            "diversity": diversity([example.instruction for example in examples]),
-            "reference_loss": losses.mean().item(),
+            **_ties(examples.examples, scores),
+            "diversity": diversity([example.instruction for example in examples.examples]),
+            **reference_loss,
         }
 
-    def _report(self, path: Path, scores: list[ScoreRecord], unscored: list[Rejection]) -> dict[str, Any]:
+    def _counted(self, references: "_Encoded") -> dict[str, int]:
+        """How many references there were, where the signal needs any."""
+        if not self.signal.needs_student:
+            return {}
+        return {"references": len(references.examples), "references_left_out_as_too_long": references.too_long}
+
+    def _reference_loss(
+        self, context: StageContext, student: StudentModule, references: "_Encoded"
+    ) -> dict[str, float]:
+        """The student's loss on the reference set, where the signal needs a student.
+
+        Influence is measured on a student that has seen none of the examples: it can rise while they narrow, and says
+        nothing without how varied they are and how well the student does. Loaded anew, because a resumed run that has
+        all scores does not hold the student, and because the number is the evaluation's then.
+        """
+        if not self.signal.needs_student:
+            return {}
+        evaluator = ResponseLoss(max_length=self.max_length)
+        losses = evaluator.losses(context.source(student, "student"), references.examples)
+        return {"reference_loss": losses.mean().item()}
+
+    def _report(self, path: Path, scores: Sequence[ScoreRecord], unscored: Sequence[Rejection]) -> dict[str, Any]:
         """What the signal said before it began, with what it says about all scores, which is added to the file."""
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if summary := self.signal.summary(scores, unscored):
@@ -185,24 +245,24 @@ class ScoreExamples(Stage):
         return report
 
 
-def _done(directory: Path) -> tuple[dict[str, ScoreRecord], dict[str, Rejection]]:
-    """All scores so far by example, and all examples without one, from the finished files or from the processes'."""
-    finished = (directory / SCORES).exists()
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+    """Examples with their tokens."""
 
-    def paths(name: str) -> list[Path]:
-        return sorted(directory.glob(name if finished else f"{Path(name).stem}.part*.jsonl"))
+    examples: Sequence[Example]
+    """In their order."""
+    rendered: Sequence[Rendered]
+    """The same as the student sees them."""
+    too_long: int
+    """How many more there were, which are left out."""
 
-    scored = {score.id: score for path in paths(SCORES) for score in read_records(path, ScoreRecord)}
-    unscored = {one.id: one for path in paths(UNSCORED) for one in read_records(path, Rejection)}
-    # A batch that was cut short by a kill is scored again, and an engine that calls others may say something else then.
-    return scored, {id_: one for id_, one in unscored.items() if id_ not in scored}
 
-
-def _ties(examples: Sequence[Example], scored: Mapping[str, ScoreRecord]) -> dict[str, int]:
+def _ties(examples: Sequence[Example], scores: Sequence[ScoreRecord]) -> dict[str, int]:
     """How many prompts have several scored samples, and for how many no pair can be made: their samples score alike."""
+    value = {score.id: score.value for score in scores}
     values: dict[str, list[float]] = {}
     for example in examples:
-        if example.prompt_id and example.id in scored:
-            values.setdefault(example.prompt_id, []).append(scored[example.id].value)
+        if example.prompt_id and example.id in value:
+            values.setdefault(example.prompt_id, []).append(value[example.id])
     several = [samples for samples in values.values() if len(samples) > 1]
     return {"prompts_with_several": len(several), "tied_prompts": sum(len(set(samples)) == 1 for samples in several)}

@@ -136,19 +136,25 @@ class SelectHardExamples(Stage):
         """Look at what has not been looked at."""
         journal = Journal(context.directory, [EXAMPLES, FINDINGS])
         examples = context.examples("examples")
+        with Generators(context) as generators:
+            self._look_at_rest(context, journal, generators, examples)
+        findings = read_records(context.directory / FINDINGS, Finding)
+        return {**self._metrics(examples, findings), **usage_metrics(journal.commits)}
+
+    def _look_at_rest(
+        self, context: StageContext, journal: Journal, generators: Generators, examples: Sequence[Example]
+    ) -> None:
+        """Commit what is found out, batch by batch, and the examples that are mistakes."""
         # Only answers come one by one; which losses are high shows among all of them.
         size = self.examples_per_batch if self.by == "exact_match" else max(1, len(examples))
         done = min(len(journal.commits) * size, len(examples))
         context.progress.start(len(examples), done)
-        with Generators(context) as generators:
-            for some in chunks(examples[done:], size):
-                findings = self._look(context, generators, some)
-                wrong = {finding.id for finding in findings if finding.mistake}
-                mistakes = [example for example in some if example.id in wrong]
-                journal.commit({EXAMPLES: mistakes, FINDINGS: findings}, **generators.take_usage())
-                context.progress.advance(len(some))
-        findings = read_records(context.directory / FINDINGS, Finding)
-        return {**self._metrics(examples, findings), **usage_metrics(journal.commits)}
+        for some in chunks(examples[done:], size):
+            findings = self._look(context, generators, some)
+            wrong = {finding.id for finding in findings if finding.mistake}
+            mistakes = [example for example in some if example.id in wrong]
+            journal.commit({EXAMPLES: mistakes, FINDINGS: findings}, **generators.take_usage())
+            context.progress.advance(len(some))
 
     def _look(self, context: StageContext, generators: Generators, examples: Sequence[Example]) -> list[Finding]:
         """A finding for each example that can be looked at."""

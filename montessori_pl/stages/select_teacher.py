@@ -78,38 +78,11 @@ class SelectTeacher(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Rank, and leave the ranking as a router that sends everything to the best."""
         pool = read_pool(context)
-        tables = self._tables(context, pool)
-        complete = ~np.isnan(np.stack(list(tables.values()))).any(axis=(0, 2))
-        if not complete.any():
-            known = {
-                teacher: int((~np.isnan(tables["quality"][:, k])).sum()) for k, teacher in enumerate(pool.teachers)
-            }
-            raise StageError(
-                f"{context.key} finds no prompt to which all {len(pool.teachers)} teachers have a scored response; of "
-                f"{len(pool.prompts)} prompts, {', '.join(f'{name} has {count}' for name, count in known.items())}"
-            )
-        tables = {name: table[complete] for name, table in tables.items()}
+        tables = self._complete(context, pool, self._tables(context, pool))
         means = {name: table.mean(axis=0) for name, table in tables.items()}
         merits = merit(self.rule, means, self.beta)
-        order = ranking(pool.teachers, merits)
         save_router(context, ConstantRouter(pool.teachers, merits.tolist()))
-
-        columns = np.concatenate(list(tables.values()), axis=1)
-        resampled = _split(bootstrap_rows(columns, np.random.default_rng(context.seed)), tables)
-        agreeing = np.mean(
-            [ranking(pool.teachers, one)[0] == order[0] for one in merit(self.rule, resampled, self.beta)]
-        )
-        counted = f"{complete.sum()} prompts that all teachers have answered"
-        return {
-            "teacher": order[0],
-            "chosen_in_resamples": float(agreeing),
-            "prompts": int(complete.sum()),
-            "prompts_left_out": int((~complete).sum()),
-            "teachers": self._report(pool, means, resampled),
-            "rankings": self._rankings(pool, means),
-            "warnings": self._warnings(means),
-            "finding": f"{order[0]} is the best by {self.rule} on {counted}, and in {agreeing:.0%} of their resamples",
-        }
+        return self._metrics(pool, tables, means, ranking(pool.teachers, merits)[0], context.seed)
 
     def _tables(self, context: StageContext, pool: ResponsePool) -> dict[str, Array]:
         """Quality and length, and what the signal of `loss` knows; each of shape (N, K)."""
@@ -131,6 +104,43 @@ class SelectTeacher(Stage):
                 f"{self.loss!r} does not tell; score with TrainingLossSignal there, or with IFDSignal"
             )
         return {name: pool.table(numbers) for name, numbers in columns.items()}
+
+    def _complete(self, context: StageContext, pool: ResponsePool, tables: Mapping[str, Array]) -> dict[str, Array]:
+        """The rows of the prompts to which all teachers have a scored response.
+
+        Raises:
+            StageError: there is none.
+        """
+        complete = ~np.isnan(np.stack(list(tables.values()))).any(axis=(0, 2))
+        if not complete.any():
+            known = {
+                teacher: int((~np.isnan(tables["quality"][:, k])).sum()) for k, teacher in enumerate(pool.teachers)
+            }
+            raise StageError(
+                f"{context.key} finds no prompt to which all {len(pool.teachers)} teachers have a scored response; of "
+                f"{len(pool.prompts)} prompts, {', '.join(f'{name} has {count}' for name, count in known.items())}"
+            )
+        return {name: table[complete] for name, table in tables.items()}
+
+    def _metrics(
+        self, pool: ResponsePool, tables: Mapping[str, Array], means: Mapping[str, Array], best: str, seed: int
+    ) -> dict[str, Any]:
+        """The best teacher, how often it is the best of resampled prompts, and all numbers and rankings."""
+        columns = np.concatenate(list(tables.values()), axis=1)
+        resampled = _split(bootstrap_rows(columns, np.random.default_rng(seed)), tables)
+        agreeing = np.mean([ranking(pool.teachers, one)[0] == best for one in merit(self.rule, resampled, self.beta)])
+        num_prompts = len(tables["quality"])
+        counted = f"{num_prompts} prompts that all teachers have answered"
+        return {
+            "teacher": best,
+            "chosen_in_resamples": float(agreeing),
+            "prompts": num_prompts,
+            "prompts_left_out": len(pool.prompts) - num_prompts,
+            "teachers": self._report(pool, means, resampled),
+            "rankings": self._rankings(pool, means),
+            "warnings": self._warnings(means),
+            "finding": f"{best} is the best by {self.rule} on {counted}, and in {agreeing:.0%} of their resamples",
+        }
 
     def _report(
         self, pool: ResponsePool, means: Mapping[str, Array], resampled: Mapping[str, Array]

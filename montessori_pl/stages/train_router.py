@@ -141,15 +141,11 @@ class TrainRouter(Stage):
         """Fit the router, judge it, and leave it or the best single teacher behind."""
         pool, calibration = self._calibration(context)
         learned, judged = calibration.split(self.held_out, context.seed)
-        source = self._source(context)
-        if self.training is None:
-            if getattr(rank_zero_only, "rank", 0) != 0:
-                return {}
-            router, metrics = self._fit_head(context, pool.teachers, source, learned)
-        else:
-            router, metrics = self._train(context, self.training, pool.teachers, source, learned)
-            if getattr(rank_zero_only, "rank", 0) != 0:
-                return {}
+        if self.training is None and not _leads():
+            return {}  # only training takes all processes
+        router, metrics = self._fit(context, pool.teachers, learned)
+        if not _leads():
+            return {}
         return {**metrics, **self._judge(context, router, learned, judged, len(pool.prompts))}
 
     def _calibration(self, context: StageContext) -> "tuple[ResponsePool, Calibration]":
@@ -174,6 +170,15 @@ class TrainRouter(Stage):
         if self.encoder is not None:
             return ModelSource(self.encoder, chat_template=self.encoder_chat)
         return dataclasses.replace(context.student().source, weights=None)
+
+    def _fit(
+        self, context: StageContext, teachers: Sequence[str], learned: "Calibration"
+    ) -> tuple[LearnedRouter, dict[str, Any]]:
+        """The router, and how it was fitted."""
+        source = self._source(context)
+        if self.training is None:
+            return self._fit_head(context, teachers, source, learned)
+        return self._train(context, self.training, teachers, source, learned)
 
     def _fit_head(
         self, context: StageContext, teachers: Sequence[str], source: ModelSource, learned: "Calibration"
@@ -230,13 +235,10 @@ class TrainRouter(Stage):
         constant = ConstantRouter(router.teachers, learned.mean_rewards().tolist())
         comparison = RouterComparison.of(router.teachers, judged.tables, coefficients, np.asarray(constant.values))
         gains = comparison.gains(context.seed)
-        best = max(router.teachers, key=lambda name: constant.values[router.teachers.index(name)])
         useless = gains["reward"]["low"] <= 0
         fallback = useless and self.fallback_to_constant
-        save_router(context, constant if fallback else router)
-        if fallback:
-            shutil.rmtree(context.directory / ROUTING / ENCODER, ignore_errors=True)
-        shutil.rmtree(context.directory / FEATURES, ignore_errors=True)
+        _leave(context, constant if fallback else router)
+        best = max(router.teachers, key=lambda name: constant.values[router.teachers.index(name)])
         gain = "{mean:+.3g} (95% interval {low:+.3g} to {high:+.3g})".format(**gains["reward"])
         labels = pair_labels(judged.tables["reward"], self.tie_margin)
         return {
@@ -256,6 +258,19 @@ class TrainRouter(Stage):
                 f"{f', so that {best} gets all prompts' if fallback else ''}"
             ),
         }
+
+
+def _leads() -> bool:
+    """Whether this is the first process."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _leave(context: StageContext, router: LearnedRouter | ConstantRouter) -> None:
+    """Save the router that others will read, and drop what only another one needs."""
+    save_router(context, router)
+    if isinstance(router, ConstantRouter):
+        shutil.rmtree(context.directory / ROUTING / ENCODER, ignore_errors=True)
+    shutil.rmtree(context.directory / FEATURES, ignore_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from stage_runs import quiet_trainer, stage_context, write
-from tiny_models import CHARACTERS, SPECIAL, save_tiny_model, tiny_tokenizer
+from tiny_models import save_tiny_model, save_tiny_reward_model, tiny_tokenizer
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification
 
 from callbacks import (
     GradientCosineSignal,
@@ -101,30 +101,9 @@ def network(backbone: str, checkpoint: str) -> nn.Module:
     return student.network.eval()
 
 
-def save_reward_model(directory: Path, num_labels: int = 1, pad_token_id: int | None = 0) -> str:
-    config = LlamaConfig(
-        vocab_size=len(SPECIAL) + len(CHARACTERS),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=40,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=pad_token_id,
-        num_labels=num_labels,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        LlamaForSequenceClassification(config).save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
-    return str(directory)
-
-
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_reward_model(tmp_path_factory.mktemp("reward"))
+    return save_tiny_reward_model(tmp_path_factory.mktemp("reward"))
 
 
 @dataclasses.dataclass
@@ -263,7 +242,7 @@ def test_ifd_is_the_ratio_of_two_passes(score: Scoring, network: nn.Module, of: 
 def test_ifd_of_a_cut_response_compares_the_same_tokens(score: Scoring, network: nn.Module) -> None:
     """The response `it is a.` is cut behind `it i`; alone it is cut there too."""
     whole = render(SCORED)[0]
-    cut = CHAT.cut(whole, whole.trained.index(True) + 4)
+    cut = CHAT.cut(whole, whole.completion_mask.index(True) + 4)
     signal = IFDSignal("low")
     score(signal)
     batch = collate([cut], pad_id=0)
@@ -286,7 +265,7 @@ def test_rank_surprisal_ratio_token_by_token(score: Scoring, network: nn.Module,
 
 @pytest.mark.parametrize("pad_token_id", [0, None], ids=["padded", "without padding token"])
 def test_rewards_are_those_of_a_direct_call(score: Scoring, tmp_path: Path, pad_token_id: int | None) -> None:
-    path = save_reward_model(tmp_path / "reward", pad_token_id=pad_token_id)
+    path = save_tiny_reward_model(tmp_path / "reward", pad_token_id=pad_token_id)
     reward_model = LlamaForSequenceClassification.from_pretrained(path).eval()
     expected = []
     for example in examples(SCORED):
@@ -302,7 +281,7 @@ def test_rewards_are_those_of_a_direct_call(score: Scoring, tmp_path: Path, pad_
 
 
 def test_conversations_are_cut_to_the_reward_models_context(score: Scoring, tmp_path: Path) -> None:
-    path = save_reward_model(tmp_path / "reward")
+    path = save_tiny_reward_model(tmp_path / "reward")
     config = json.loads((tmp_path / "reward" / "config.json").read_text())
     (tmp_path / "reward" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 30}))
     signal = RewardModelSignal(path)
@@ -319,14 +298,14 @@ def test_reward_models_that_are_none_are_refused(score: Scoring, backbone: str, 
     with pytest.raises(ValueError, match=r"no reward model '.*nowhere': give a hub id or a local directory"):
         score(RewardModelSignal(str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match="has 3 labels, so that it gives no single reward"):
-        score(RewardModelSignal(save_reward_model(tmp_path / "three", num_labels=3)))
+        score(RewardModelSignal(save_tiny_reward_model(tmp_path / "three", num_labels=3)))
     headless = tmp_path / "headless"
     save_tiny_model(headless)
     config = json.loads((headless / "config.json").read_text())
     (headless / "config.json").write_text(json.dumps({**config, "id2label": {"0": "reward"}}))
     with pytest.raises(ValueError, match=r"lacks weights of a reward model \(score\.weight\)"):
         score(RewardModelSignal(str(headless)))
-    silent = save_reward_model(tmp_path / "silent")
+    silent = save_tiny_reward_model(tmp_path / "silent")
     (tmp_path / "silent" / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match=r"reward model '.*silent' brings no chat template"):
         score(RewardModelSignal(silent))

@@ -214,7 +214,7 @@ def test_truncation_keeps_the_left(kind: str, layout: str) -> None:
     """At every length, whether asked for or set by the model's context, what is left is the left part."""
     whole = make_chat(kind, layout).render(conversation("a b", "c"))
     for length in range(len(whole.input_ids) + 2):
-        cut = Rendered(whole.input_ids[:length], whole.trained[:length])
+        cut = Rendered(whole.input_ids[:length], whole.completion_mask[:length])
         assert make_chat(kind, layout).render(conversation("a b", "c"), max_length=length) == cut
         short = ChatTemplate(make_tokenizer(kind, layout), layout, context=length)
         assert short.render(conversation("a b", "c")) == cut
@@ -261,6 +261,6 @@ def test_mistakes(tmp_path: Path) -> None:
         "{% endif %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
     chat_template = ChatTemplate(tokenizer, str(forgetful))
-    assert any(chat_template.render(conversation("a")).trained), "one turn is no problem"
+    assert any(chat_template.render(conversation("a")).completion_mask), "one turn is no problem"
     with pytest.raises(ValueError, match=r"rewrites earlier turns .* use conversations with one assistant turn, or"):
         chat_template.render(conversation("a", "b"))

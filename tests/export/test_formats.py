@@ -200,5 +200,5 @@ class TestTrainers:
         for row, one in zip(trainer.train_dataset, ours, strict=True):
             assert row["prompt_ids"] + row["chosen_ids"] == one.chosen.input_ids
             assert row["prompt_ids"] + row["rejected_ids"] == one.rejected.input_ids
-            assert len(row["chosen_ids"]) == sum(one.chosen.trained)
+            assert len(row["chosen_ids"]) == sum(one.chosen.completion_mask)
         assert trainer.train().training_loss > 0

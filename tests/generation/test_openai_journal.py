@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, expected, kept, teacher_names
-from endpoint import TOKENS, FaultyEndpoint, answer_to, completion, content
+from endpoint import FaultyEndpoint, answer_to, completion, content
 
-from montessori_pl.generation import EndpointError, OpenAIBackend, Price, Sampling, request_journal
+from montessori_pl.generation import EndpointError, OpenAIBackend, Price, request_journal
 from montessori_pl.generation.request_journal import ANSWERS, Answer, RequestJournal
 from montessori_pl.models.loading import ModelSource
 
@@ -209,25 +209,6 @@ class TestMoney:
         with pytest.raises(EndpointError, match=r"have cost \$0\.0090"):
             engine(tmp_path, price=PRICE, budget=0.009, max_retries=9).generate([ask("a")], SAMPLING)
         assert endpoint.asked["a"] == 3
-
-    def test_estimate(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
-        """`question 1` has 10 letters, 3 tokens, and the turn 4; completions are of full length until one is known."""
-        backend = engine(tmp_path, price=PRICE)
-        before = backend.estimate([*teacher_names(10), *teacher_names(2)], SAMPLING)
-        assert (before.num_requests, before.num_prompt_tokens) == (10, 70)
-        assert (before.num_tokens, before.max_tokens) == (200, 200)
-        assert before.dollars == before.max_dollars == pytest.approx((70 * 100 + 200 * 400) / 1e6)
-        assert not endpoint.bodies
-
-        backend.generate(teacher_names(4), SAMPLING)
-        after = engine(tmp_path, price=PRICE).estimate(teacher_names(10), SAMPLING)
-        assert (after.num_requests, after.num_prompt_tokens) == (6, 42)
-        assert (after.num_tokens, after.max_tokens) == (6 * TOKENS, 120)
-        assert after.dollars == pytest.approx((42 * 100 + 30 * 400) / 1e6)
-        assert engine(tmp_path).estimate(teacher_names(10), Sampling(max_tokens=2)).num_tokens == 20, (
-            "never beyond the limit"
-        )
-        assert engine(tmp_path).estimate(teacher_names(10), SAMPLING).dollars is None
 
     def test_cost(self) -> None:
         """Two million prompt tokens at $3 and half a million sampled ones at $8."""

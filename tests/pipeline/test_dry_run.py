@@ -146,9 +146,9 @@ class TestRecipes:
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         Path("elsewhere.py").write_text(PLUGIN)
         first, second, third = plan(path)
-        assert (first.plan, first.state, first.reason) == (None, "no estimate", "")
-        assert (second.plan, second.state) == (None, "no estimate")
-        assert third.plan is not None, "the evaluation does not depend on it"
+        assert (first.estimate, first.state, first.reason) == (None, "no estimate", "")
+        assert (second.estimate, second.state) == (None, "no estimate")
+        assert third.estimate is not None, "the evaluation does not depend on it"
         lines = " ".join(printed([first, second, third]).split())
         assert lines.count("no estimate") == 3
         assert "as far as it is known" in lines
@@ -178,7 +178,7 @@ class TestClassroom:
         counted = metrics(run, "training_data")
         journal = list(read_lines(run / "iteration_1/training_data/journal.jsonl"))
         done = {name: sum(commit[name] for commit in journal[:2]) for name in ("prompt_tokens", "generated_tokens")}
-        whole, half = together(step.estimate.work), together(rest.plan.work if rest.plan else [])
+        whole, half = together(step.estimate.work), together(rest.estimate.work if rest.estimate else [])
         assert whole.prompt_tokens == pytest.approx(counted["prompt_tokens"], rel=0.2)
         assert whole.completion_tokens == pytest.approx(counted["generated_tokens"], rel=0.2)
         assert done["prompt_tokens"] + half.prompt_tokens == pytest.approx(counted["prompt_tokens"], rel=0.2)
@@ -194,10 +194,10 @@ class TestClassroom:
 
         # What has finished is told by its own numbers.
         (finished,) = plan(writing)
-        assert finished.plan is not None
+        assert finished.estimate is not None
         assert (finished.state, finished.finished) == ("finished before", True)
-        assert finished.plan.work[0].prompt_tokens == counted["prompt_tokens"]
-        assert finished.plan.work[0].completion_tokens == counted["generated_tokens"]
+        assert finished.estimate.work[0].prompt_tokens == counted["prompt_tokens"]
+        assert finished.estimate.work[0].completion_tokens == counted["generated_tokens"]
 
     def test_finished_stage_of_which_more_is_asked(
         self, plan: Planner, writing: Path, capsys: pytest.CaptureFixture[str]
@@ -207,21 +207,21 @@ class TestClassroom:
         cli.main(["fit", "--config", str(writing), count, "250"])
         first, before = metrics(run, "training_data"), files(run)
         (rest,) = plan(writing)
-        assert rest.plan is not None
+        assert rest.estimate is not None
         assert (rest.state, rest.finished) == ("going on", False)
-        assert rest.plan.expected_output is not None
-        assert rest.plan.expected_output.count == 400
+        assert rest.estimate.expected_output is not None
+        assert rest.estimate.expected_output.count == 400
         (less,) = plan(writing, count, "100")
-        assert less.plan is not None
+        assert less.estimate is not None
         assert (less.state, less.finished) == ("going on", False)
-        assert less.plan.expected_output is not None
-        assert less.plan.expected_output.count == 250, "what was written stays"
-        nothing = together(less.plan.work)
+        assert less.estimate.expected_output is not None
+        assert less.estimate.expected_output.count == 250, "what was written stays"
+        nothing = together(less.estimate.work)
         assert (nothing.max_requests, nothing.prompt_tokens, nothing.max_completion_tokens) == (0, 0, 0)
         assert files(run) == before
 
         cli.main(["fit", "--config", str(writing)])
-        second, foreseen = metrics(run, "training_data"), together(rest.plan.work)
+        second, foreseen = metrics(run, "training_data"), together(rest.estimate.work)
         assert second["accepted"] == 400
         expected = {"prompt_tokens": foreseen.prompt_tokens, "generated_tokens": foreseen.completion_tokens}
         for name, tokens in expected.items():
@@ -254,9 +254,9 @@ class TestClassroom:
         for number in ("20", "90"):
             written, read = plan(writing, count, number)
             assert written.finished == (number == "20")
-            assert read.plan is not None
-            assert read.plan.expected_output is not None
-            assert read.plan.expected_output.count == int(number)
+            assert read.estimate is not None
+            assert read.estimate.expected_output is not None
+            assert read.estimate.expected_output.count == int(number)
 
     def test_mistakes_augmented_and_answered(self, plan: Planner, tiny_recipe: Callable[..., Path]) -> None:
         """A round of LLM2LLM, whose seeds two authors answer besides; nobody knows how many mistakes there will be."""
@@ -409,7 +409,7 @@ class TestArithmetic:
             Example(id="3", instruction="say two", response="2"),
         ]
         found: ExpectedRecords[Example] = real(examples)
-        assert (found.count, found.most, found.prompts, found.instructions) == (3, 3, 1, 2)
+        assert (found.count, found.upper_bound, found.prompts, found.instructions) == (3, 3, 1, 2)
         assert found.at_most(10) == 10
 
 

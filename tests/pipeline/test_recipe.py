@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from callbacks import InfluenceProbeCallback
+from callbacks import InfluenceProbeCallback, RandomSignal, TrainingLossSignal
 from montessori_pl.evaluation import ResponseLoss
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.pipeline.recipe import RecipeError, Step, resolve_recipe
@@ -136,8 +136,8 @@ def test_what_need_not_be_there_must_fit_all_the_same(name: str, why: str) -> No
     with pytest.raises(RecipeError) as error:
         resolve_recipe(stages, 1)
     assert str(error.value) == (
-        f"recipe.augmented: unlike names {name!r}, but {why}; what can be read there, examples of stages before it: "
-        "seed_data, mistakes"
+        f"recipe.augmented: deduplicate_against names {name!r}, but {why}; what can be read there, "
+        "examples of stages before it: seed_data, mistakes"
     )
 
 
@@ -242,3 +242,12 @@ def test_names_of_every_script_and_with_marks() -> None:
     assert [step.key for step in resolve_recipe({"données-1.2": Synthesize(num_examples=4)}, 1)] == [
         "iteration_1/données-1.2"
     ]
+
+
+def test_a_signal_that_needs_no_student_reads_none() -> None:
+    """Its recipe runs without a student that was trained, and whatever stands in the setting is not looked for."""
+    data = {"data": RecordedExamples("rows.jsonl")}
+    steps = resolve_recipe({**data, "scores": ScoreExamples("data", RandomSignal(), student="nobody")}, 1)
+    assert reads(steps)["iteration_1/scores"] == {"examples": "iteration_1/data"}
+    with pytest.raises(RecipeError, match=r"recipe\.scores: student names 'nobody', but there is no such stage"):
+        resolve_recipe({**data, "scores": ScoreExamples("data", TrainingLossSignal("low"), student="nobody")}, 1)

@@ -107,7 +107,7 @@ KINDS: list[tuple[str, str, Settings, Settings]] = [
         {},
     ),
     (
-        "recipe.one.init_args.signal.init_args.judge.chat",
+        "recipe.one.init_args.signal.init_args.judge.chat_template",
         "mine.jinja",
         of("ScoreExamples", examples="recorded", signal=of("callbacks.JudgeSignal", judge=JUDGE)),
         {},
@@ -123,7 +123,7 @@ KINDS: list[tuple[str, str, Settings, Settings]] = [
         {},
     ),
     (
-        "recipe.one.init_args.evaluators[0].init_args.judge.chat",
+        "recipe.one.init_args.evaluators[0].init_args.judge.chat_template",
         "mine.jinja",
         of("Evaluate", students=["base"], evaluators=[of("WinRate", judge=JUDGE)]),
         {},
@@ -197,7 +197,8 @@ def test_run_from_before_contents_were_pinned(capsys: pytest.CaptureFixture[str]
         run_directory.begin("iteration_1/one", json.loads(text.replace(content[0], "")), {})
     assert said(arguments, capsys).startswith(
         "error: stage iteration_1/one of run has begun under other settings "
-        f"(student.init_args.chat: 'mine.jinja' then, 'mine.jinja{content[0]}' now); restore them, start another run"
+        f"(student.init_args.chat_template: 'mine.jinja' then, 'mine.jinja{content[0]}' now); restore them, "
+        "start another run"
     )
 
 

@@ -69,6 +69,19 @@ def test_sample_holds_whole_prompts() -> None:
     assert data.sample(9, seed=0) == data.sample(9, seed=0) != data.sample(9, seed=1)
 
 
+def test_what_the_student_does_not_see_stands_last_and_apart() -> None:
+    """Rows 1 and 4 end before their responses, and row 4 is of the prompt of row 3: the others' batches stay."""
+    lengths, prompts = [5, 9, 5, 4, 4, 3], ["p", "q", "p", "r", "r", "s"]
+    fitting = [0, 2, 3, 5]
+    without = scoring([lengths[n] for n in fitting], [prompts[n] for n in fitting], batch_tokens=10)
+    data = scoring(lengths, prompts, batch_tokens=10)
+    for row in (1, 4):
+        example, rendered = data.items[row]
+        data.items[row] = (example, Rendered(rendered.input_ids, [False] * len(rendered.completion_mask)))
+    assert [[fitting[row] for row in batch] for batch in without.estimate()] == [[0, 2], [3, 5]]
+    assert data.estimate() == [[0, 2], [3, 5], [1], [4]]
+
+
 def test_batches_are_padded_tensors_with_their_rows() -> None:
     batch = scoring(*MIXED).collate([3, 5])
     assert batch["rows"] == [3, 5]

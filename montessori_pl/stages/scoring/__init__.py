@@ -1,0 +1,1 @@
+"""What the stage that scores consists of, besides the signal."""
