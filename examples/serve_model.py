@@ -48,7 +48,7 @@ def make_server(backend: GenerationBackend, port: int) -> ThreadingHTTPServer:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="hub id, local directory, classroom/teacher or classroom/student")
-    parser.add_argument("--chat", default="auto", help="chat layout: auto, a shipped one, or a Jinja file")
+    parser.add_argument("--chat_template", default="auto", help="chat template: auto, a shipped one, or a Jinja file")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
     engine = TransformersBackend()

@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md are code that runs."""
+"""The plug-ins that the documentation shows are code that runs."""
 
 import random
 import re
@@ -12,18 +12,23 @@ from montessori_pl.data.records import Example, append_records, read_records
 from montessori_pl.generation import Request, Sampling
 from montessori_pl.synthesis.filters import Rejected
 
-BLOCKS = re.findall(
-    r"```python\n(.*?)```", (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(), flags=re.DOTALL
-)
+HOW_TO = Path(__file__).parents[1] / "docs" / "how_to"
+PAGES = ("new_signal", "weak_teacher", "new_engine", "new_stage")
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(r"```python\n(.*?)```", (HOW_TO / f"{page}.md").read_text("utf-8"), flags=re.DOTALL)
+    if re.search(r"^class ", block, flags=re.MULTILINE)
+]
 EXAMPLES = [Example(id=f"e{n}", instruction="x" * n, response="yes") for n in (3, 1, 2)]
 
 
 @pytest.fixture
 def shown() -> dict[str, Any]:
-    """All classes that CONTRIBUTING.md shows."""
-    namespace: dict[str, Any] = {"__name__": "contributing"}
+    """All classes that the pages show."""
+    namespace: dict[str, Any] = {"__name__": "documentation"}
     for block in BLOCKS:
-        exec(compile(block, "CONTRIBUTING.md", "exec"), namespace)
+        exec(compile(block, "documentation", "exec"), namespace)
     return namespace
 
 

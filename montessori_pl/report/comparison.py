@@ -31,7 +31,7 @@ MEASURES = (
     Measure("win_rate", "win rate", STUDENT, ".3f"),
     Measure("data_accepted", "examples", DATA, ".0f"),
     Measure("data_token_entropy", "entropy of words", DATA, ".2f"),
-    Measure("data_opening_entropy", "of first words", DATA, ".2f"),
+    Measure("data_first_word_entropy", "of first words", DATA, ".2f"),
     Measure("data_distinct_rate", "distinct share", DATA, ".2f"),
     Measure("data_mean_max_rouge_l", "mean max ROUGE-L", DATA, ".2f"),
     Measure("influence", "mean score", SCORE, ".3g"),

@@ -307,7 +307,7 @@ class TestFormats:
         finished = [name for name in runs if "random" not in name]
         header = (
             "group,seeds,student,influence_stage,accuracy,reference_loss,data_accepted,data_token_entropy,"
-            "data_opening_entropy,data_distinct_rate,data_mean_max_rouge_l,influence,positive_rate,seconds,warnings"
+            "data_first_word_entropy,data_distinct_rate,data_mean_max_rouge_l,influence,positive_rate,seconds,warnings"
         )
         assert said(*finished, "--format", "csv") == (
             f"{header}\n"
