@@ -1,7 +1,7 @@
 """The code blocks and commands of a Markdown page, and which of them are not to be run.
 
 A block is fenced and names its language. `<!-- not run: REASON -->` on the line above leaves it out of the tests, with
-that reason. A block with a title, `title="my_plugins.py"`, is a file that stands beside the page's commands.
+that reason.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[\w+-]*)(?P<attributes>.*)")
+_FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[\w+-]*).*")
 _NOT_RUN = re.compile(r"\s*<!-- not run:(?P<reason>.*)-->\s*")
 _CONTAINER = re.compile(r" *([-*+] |\d+[.)] |!!! |\?\?\?\+? |=== |\[\^|: )")
 """What begins a list item, an admonition, a tab, a footnote or a definition: what is indented below belongs to it."""
@@ -30,8 +30,6 @@ class Block:
     """Line of the opening fence, from 1."""
     language: str
     """The word behind the fence."""
-    title: str
-    """The name of the file that it shows; empty for none."""
     code: str
     """What stands between the fences, without the indentation that they have in common."""
     not_run: str | None = None
@@ -55,9 +53,8 @@ def read_blocks(page: Path) -> list[Block]:
         elif opening := _FENCE.fullmatch(line):
             if not opening["language"]:
                 raise PageError(f"{where}: the block names no language: yaml, python, console, text, ...")
-            title = re.search(r'title="([^"]+)"', opening["attributes"])
             code = "".join(_until(opening, lines, where))
-            blocks.append(Block(number, opening["language"], title[1] if title else "", code, not_run))
+            blocks.append(Block(number, opening["language"], code, not_run))
             not_run = None
         elif line.strip() and not_run is not None:
             raise PageError(f"{where}: <!-- not run: ... --> stands above something that is no block")

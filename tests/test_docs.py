@@ -7,6 +7,9 @@ What is run, and how:
 * `python` is executed in a namespace of its own.
 * `console` and `sh`: the quick commands are run; a `fit` that would train is parsed, and its recipe resolved.
 * `text`, `json`, `jsonl` and `markdown` are shown and not run.
+
+Beside the commands of a page lie its whole recipes, under the name in their first lines (`# python ... --config NAME`),
+and its Python as `my_plugins.py`, which is how pages call a reader's plugins.
 """
 
 import inspect
@@ -39,6 +42,7 @@ import plugin_settings  # noqa: E402
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHOWN = ("text", "json", "jsonl", "markdown")
 """Languages that nobody runs."""
+COMPLETE = "# recipe: complete"
 SHELLS = ("sh", "bash")
 
 
@@ -59,6 +63,16 @@ def every_block() -> Iterator[Any]:
                 continue
             marks = [pytest.mark.skip(reason=block.not_run)] if block.not_run is not None else []
             yield pytest.param(page, block, id=f"{name_of(page)}:{block.line}", marks=marks)
+
+
+def every_command_not_run() -> Iterator[Any]:
+    """The `fit` commands of blocks that are not run; whether their options exist is known all the same."""
+    for page in PAGES:
+        for block in blocks_of(page):
+            if block.language == "console" and block.not_run is not None:
+                for command in commands(block.code):
+                    if "montessori_pl fit" in command and "$" not in command:
+                        yield pytest.param(page, command, id=f"{name_of(page)}:{block.line}:{command}")
 
 
 def every_inline_command() -> Iterator[Any]:
@@ -103,23 +117,22 @@ def finished_run(tiny_recipe: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
     """Go to an empty directory and write the files that a page shows, as its reader would."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setenv("COLUMNS", "120")
 
     def write(page: Path) -> None:
-        for block in blocks_of(page):
-            if not block.title:
-                continue
-            path = tmp_path / block.title
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.code)
-            if path.suffix == ".py":
-                monkeypatch.delitem(sys.modules, path.stem, raising=False)
+        blocks = [block for block in blocks_of(page) if block.not_run is None]
+        Path("my_plugins.py").write_text("".join(block.code for block in blocks if block.language == "python"))
+        for block in blocks:
+            named = re.match(COMPLETE + r"\n# python .*--config (\S+)\n", block.code)
+            if block.language == "yaml" and named:
+                Path(named[1]).write_text(block.code)
 
-    return write
+    yield write
+    sys.modules.pop("my_plugins", None)  # the next page has others
 
 
 @pytest.fixture
@@ -213,7 +226,7 @@ def check_script(script: str, options: list[str]) -> None:
 def check_yaml(block: Block) -> None:
     """A whole recipe is parsed and resolved; a part of one is parsed above `iter1.yaml`."""
     Path("block.yaml").write_text(block.code)
-    if block.code.startswith("# recipe: complete"):
+    if block.code.startswith(COMPLETE):
         parse("--config", "block.yaml").steps()
         return
     known = {setting.name for setting in plugin_settings.top_level()}
@@ -258,6 +271,17 @@ class TestPages:
             joined = re.sub(r"\\\n\s*", "", block.code)
             for command in (line for line in joined.splitlines() if "montessori_pl" in line and line[:1] != "#"):
                 run_command(command)
+
+    @pytest.mark.parametrize(("page", "command"), every_command_not_run())
+    def test_options_of_what_is_not_run(self, page: Path, command: str, beside: Callable[[Path], None]) -> None:
+        beside(page)
+        words = shlex.split(command, comments=True)
+        arguments = words[words.index("fit") + 1 :]
+        try:
+            found = find_configs(arguments)
+        except ValueError as error:
+            pytest.skip(f"the recipe is the reader's own: {error}")
+        parse(*found)
 
     @pytest.mark.parametrize("command", every_inline_command())
     def test_inline_command(self, command: str, run_command: Callable[[str], None]) -> None:
@@ -343,10 +367,10 @@ class TestReading:
         return write
 
     def test_blocks(self, page: Callable[[str], Path]) -> None:
-        code = '- item\n\n    ```python title="a.py"\n    if x:\n        y\n    ```\n'
+        code = "- item\n\n    ```python\n    if x:\n        y\n    ```\n"
         first, second = read_blocks(page(f"# A\n\n{code}\n<!-- not run: slow -->\n```console\n$ b\n```\n"))
-        assert first == Block(5, "python", "a.py", "if x:\n    y\n")
-        assert second == Block(11, "console", "", "$ b\n", not_run="slow")
+        assert first == Block(5, "python", "if x:\n    y\n")
+        assert second == Block(11, "console", "$ b\n", not_run="slow")
 
     @pytest.mark.parametrize(
         ("text", "sentence"),
