@@ -340,7 +340,7 @@ class TestSettings:
         assert set(changes(OpenAIBackend)) == set(OpenAIBackend.fingerprint_excludes)
         assert set(changes(TeacherDPOModule)) == set(TeacherDPOModule.for_training)
 
-    def test_setting_without_a_sentence_is_noticed(self) -> None:
+    def test_setting_without_a_sentence_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Undescribed:
             """Something.
 
@@ -350,7 +350,7 @@ class TestSettings:
 
             def __init__(self, known: int, forgotten: int = 1) -> None: ...
 
-        Undescribed.__module__ = "callbacks.undescribed"
+        monkeypatch.setattr(plugin_settings, "SHIPPED", (__name__,))
         settings = plugin_settings.settings(Undescribed)
         assert {setting.name: setting.sentence for setting in settings} == {"known": "what it is.", "forgotten": ""}
 
