@@ -1,11 +1,12 @@
 # Two commands on a fresh machine: `make demo` runs the main job on the embedded classroom, `make test` runs the tests.
 # Each makes its environment in .venv, with the versions of constraints.txt, by pip alone.
-# `make test-vllm` runs the tests that need vLLM, in an environment of their own.
+# `make docs` builds the documentation into site/. `make test-vllm` runs the tests that need vLLM, in an environment of
+# their own.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-vllm clean
+.PHONY: demo test docs test-vllm clean
 
 demo: .venv/core
 	$(BIN)/python -m montessori_pl fit --config iter1.yaml
@@ -15,6 +16,10 @@ test: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# MkDocs prints who will maintain its theme some day; a page that it finds wrong stops the build.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 JSONARGPARSE_DEPRECATION_WARNINGS=off $(BIN)/mkdocs build --strict --clean
 
 test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/python -m pytest -m vllm tests/generation
@@ -27,6 +32,11 @@ test-vllm: .venv-vllm/ready
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing into .venv: about two minutes, once."
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ .venv/core
+
+.venv/docs: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing into .venv: about two minutes, once."
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@ .venv/core
 
 # What vLLM brings for images and sound is made for a GPU, and Transformers cannot be imported beside it on a CPU.

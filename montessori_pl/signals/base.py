@@ -53,7 +53,7 @@ class SignalCallback(Callback, ABC):
 
         Args:
             count: examples that are scored.
-            most: examples at most.
+            upper_bound: examples at most.
             data: examples that they will be like, and the reference set.
             chat_template: how the student writes conversations.
         """

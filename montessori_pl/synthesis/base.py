@@ -27,7 +27,7 @@ class Synthesizer(ABC):
 
         Args:
             rng: the prompt's own source of randomness; the same state gives the same prompt.
-            seeds: the seed examples.
+            seed_tasks: the seed examples.
             written: what this stage has accepted so far.
             num_shots: at most so many shots, when the full prompt does not fit the teacher's context.
         """
