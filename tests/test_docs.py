@@ -324,7 +324,7 @@ class TestSettings:
 
     def test_when_a_setting_may_change(self) -> None:
         from montessori_pl.generation import OpenAIBackend
-        from montessori_pl.models.teacher import TeacherDPOModule
+        from montessori_pl.models.dpo import TeacherDPOModule
         from montessori_pl.stages import Synthesize, TrainStudent
 
         def changes(kind: type) -> dict[str, str]:

@@ -23,8 +23,8 @@ from montessori_pl.config_errors import SentenceParser
 from montessori_pl.evaluation import Evaluator
 from montessori_pl.generation import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
+from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.student import StudentModule
-from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.signals import SignalCallback
 from montessori_pl.stages import Stage
 from montessori_pl.synthesis import Synthesizer

@@ -8,9 +8,9 @@ import pytest
 from stage_runs import stage_context
 from tiny_models import save_tiny_model
 
+from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import LoraSettings
 from montessori_pl.models.student import StudentModule
-from montessori_pl.models.teacher import TeacherDPOModule
 from montessori_pl.stages import StageContext
 
 
