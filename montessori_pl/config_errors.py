@@ -25,17 +25,10 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
+from montessori_pl.renames import CLASSES, NOTES, SETTINGS
+
 MAX_LISTED = 24
 """So many names are listed; of more, only those that resemble the misspelt one."""
-_LOSS_TYPE = "write 'loss_type', whose values are TRL's: what was conservative is sigmoid with a label_smoothing"
-_SFT_WEIGHT = "write 'sft_weight'"
-RENAMED_SETTINGS: dict[tuple[str, str], str] = {
-    ("TeacherDPOModule", "loss"): _LOSS_TYPE,
-    ("TeacherDPOModule", "nll_weight"): _SFT_WEIGHT,
-    ("AlignStudent", "loss"): _LOSS_TYPE,
-    ("AlignStudent", "nll_weight"): _SFT_WEIGHT,
-}
-"""What to write instead of a setting that had another name, by class and old name."""
 
 
 class ConfigError(ValueError):
@@ -159,13 +152,15 @@ def _no_setting(match: re.Match[str], place: str, owner: type | None, names: Seq
     key, group = match["key"], match.groupdict().get("group") or ""
     if owner is None:
         section, last, known = _in_section(key, names)
+        if renamed := _renamed(last, known):
+            return f"{section or 'the recipe file'} has no key {last!r} any more; {renamed}"
         return f"{section or 'the recipe file'} has no key {last!r}{_what_exists(last, known)}"
     kind = owner
     for part in group.split(".") if group else []:
         kind = next(_classes(_parameters(kind).get(part)), kind)
     where = f"{owner.__name__}.{group}" if group else owner.__name__
-    if (kind.__name__, key) in RENAMED_SETTINGS:
-        return f"{where} has no setting {key!r} any more; {RENAMED_SETTINGS[kind.__name__, key]}"
+    if renamed := _renamed(key, _parameters(kind)):
+        return f"{where} has no setting {key!r} any more; {renamed}"
     return f"{where} has no setting {key!r}{_what_exists(key, _parameters(kind))}"
 
 
@@ -192,6 +187,8 @@ def _no_class(match: re.Match[str], place: str, owner: type | None, names: Seque
     key = place.rpartition(".")[2]
     family = next(_classes(_parameters(owner).get(key)), None) if owner is not None else None
     known = [kind.__name__ for kind in _subclasses(family)] if family is not None else names
+    if (new := CLASSES.get(match["name"].rpartition(".")[2])) is not None:
+        return f"there is no class {match['name']!r} any more; it is called {new!r}"
     return (
         f"there is no class {match['name']!r}{_what_exists(match['name'], known)}; a class of your own is given by its "
         "import path, MODULE.CLASS"
@@ -207,6 +204,8 @@ def _not_importable(match: re.Match[str], place: str, owner: type | None, names:
 
 def _no_attribute(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     known = [name for name, _ in inspect.getmembers(import_module(match["module"]), inspect.isclass)]
+    if (new := CLASSES.get(match["name"])) in known:
+        return f"module {match['module']} has no class {match['name']!r} any more; it is called {new!r}"
     return f"module {match['module']} has no class {match['name']!r}{_what_exists(match['name'], known)}"
 
 
@@ -216,6 +215,8 @@ def _unrecognised(match: re.Match[str], place: str, owner: type | None, names: S
     if not option.startswith("-"):
         return f"unexpected argument {option!r}; options are written --key VALUE"
     section, last, known = _in_section(key, names)
+    if renamed := _renamed(last, known):
+        return f"unknown option --{key}; {renamed}"
     return f"unknown option --{key}{_what_exists(last, known, lead=f'--{section}.' if section else '--')}"
 
 
@@ -238,6 +239,15 @@ _FORMS: tuple[tuple[str, _Form], ...] = (
     (r"argument subcommand: invalid choice: '(?P<found>.*)' \(.*", _no_command),
     (r"unrecognized arguments: (?P<option>\S+).*", _unrecognised),
 )
+
+
+def _renamed(name: str, known: Iterable[str]) -> str:
+    """What a setting is called now, a clause; empty where it had no other name, or the new one is not known here."""
+    new = SETTINGS.get(name)
+    if new is None or new not in known:
+        return ""
+    note = f"; {NOTES[name]}" if name in NOTES else ""
+    return f"it is called {new!r}{note}"
 
 
 def _in_section(key: str, names: Sequence[str]) -> tuple[str, str, list[str]]:

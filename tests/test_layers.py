@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "montessori_pl"
 LAYERS = [
-    {"config_errors", "data", "losses", "optim", "stats"},
-    {"influence", "pairing", "run_directory"},
+    {"data", "losses", "optim", "renames", "stats"},
+    {"config_errors", "influence", "pairing", "run_directory"},
     {"export", "report", "synthesis"},
     {"classroom"},
     {"batches", "models"},

@@ -185,7 +185,7 @@ class Scoring:
         return stage_context(
             self.root / name,
             inputs=inputs,
-            data=DataSources(seeds="", reference=str(reference)),
+            data=DataSources(seed_tasks="", reference=str(reference)),
             student=lambda: StudentModule(self.backbone, lora=LoraSettings(r=2, alpha=4)),
             trainer=quiet_trainer,
         )
@@ -521,7 +521,7 @@ def test_the_command_line_says_it_in_one_sentence_and_goes_on_under_another_limi
         "student": {"class_path": "StudentModule", "init_args": {"backbone": "classroom/student"}},
         "teacher": {"class_path": "TeacherDPOModule", "init_args": {"backbone": "classroom/teacher"}},
         "generation": {"class_path": "TransformersBackend"},
-        "data": {role: f"classroom/{role}[:8]" for role in ("seeds", "reference", "test")},
+        "data": {role: f"classroom/{role}[:8]" for role in ("seed_tasks", "reference", "test")},
         "trainer": {"logger": False, "accelerator": "cpu"},
         "recipe": {
             "recorded": {"class_path": "RecordedExamples", "init_args": {"source": "rows.jsonl"}},

@@ -363,7 +363,7 @@ def test_the_stage_reports_direction_quantiles_and_ties(backbone: str, tmp_path:
     context = stage_context(
         tmp_path / "scores",
         inputs={"examples": tmp_path / "data", "student": None},
-        data=DataSources(seeds="", reference=str(reference)),
+        data=DataSources(seed_tasks="", reference=str(reference)),
         student=lambda: make_student(backbone),
         trainer=quiet_trainer,
     )

@@ -47,7 +47,7 @@ def recipe(tmp_path: Path) -> Recipe:
             "student": {"class_path": "StudentModule", "init_args": {"backbone": "classroom/student"}},
             "teacher": {"class_path": "TeacherDPOModule", "init_args": {"backbone": "classroom/teacher"}},
             "generation": {"class_path": "TransformersBackend"},
-            "data": {role: f"classroom/{role}[:8]" for role in ("seeds", "reference", "test")},
+            "data": {role: f"classroom/{role}[:8]" for role in ("seed_tasks", "reference", "test")},
             "trainer": {"logger": False},
             "recipe": {
                 "recorded": {"class_path": "RecordedExamples", "init_args": {"source": "classroom/seed_tasks[:8]"}}

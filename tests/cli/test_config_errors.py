@@ -10,12 +10,18 @@ from typing import Any
 import pytest
 from recipe_files import SHIPPED, Mistake, Recipe, contents
 
+import callbacks
+from montessori_pl import renames, stages
 from montessori_pl.__main__ import main as door
+from montessori_pl.batches.sources import DataSources
 from montessori_pl.classroom import version
 from montessori_pl.cli.fit import main
-from montessori_pl.config_errors import RENAMED_SETTINGS, sentence
+from montessori_pl.config_errors import sentence
+from montessori_pl.evaluation import ExactMatch
 from montessori_pl.models.dpo import TeacherDPOModule
-from montessori_pl.stages.align_student import AlignStudent
+from montessori_pl.models.loading import ModelSource
+from montessori_pl.signals import ScalarSignal
+from montessori_pl.synthesis.collapse import CollapseLimits
 
 
 class TestMistakes:
@@ -32,8 +38,8 @@ class TestMistakes:
         assert (
             mistake("--config", recipe(trainer__devises=1)) == "trainer has no key 'devises'; did you mean 'devices'?"
         )
-        said = mistake("--config", recipe(data__sedes="x"))
-        assert said == "data has no key 'sedes'; did you mean 'seeds'? there are: seeds, reference, test"
+        said = mistake("--config", recipe(data__sed_tasks="x"))
+        assert said == "data has no key 'sed_tasks'; did you mean 'seed_tasks'? there are: seed_tasks, reference, test"
 
     def test_misspelt_setting_of_a_stage_names_the_stage(self, mistake: Mistake, recipe: Recipe) -> None:
         stage = {"class_path": "TrainStudent", "init_args": {"exmples": "recorded", "training": {"lr": 1e-3}}}
@@ -60,26 +66,46 @@ class TestMistakes:
 
     def test_setting_that_had_another_name(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(teacher__init_args__nll_weight=1.0)) == (
-            "teacher: TeacherDPOModule has no setting 'nll_weight' any more; write 'sft_weight'"
+            "teacher: TeacherDPOModule has no setting 'nll_weight' any more; it is called 'sft_weight'"
+        )
+        assert mistake("--config", recipe(), "--teacher.nll_weight", "1") == (
+            "teacher: TeacherDPOModule has no setting 'nll_weight' any more; it is called 'sft_weight'"
         )
         settings = {"pairs": "recorded", "training": {"lr": 1e-3}, "loss": "conservative"}
         assert mistake("--config", recipe(recipe__mine={"class_path": "AlignStudent", "init_args": settings})) == (
-            "recipe.mine: AlignStudent has no setting 'loss' any more; write 'loss_type', whose values are TRL's: "
-            "what was conservative is sigmoid with a label_smoothing"
+            "recipe.mine: AlignStudent has no setting 'loss' any more; it is called 'loss_type'; "
+            "what was conservative is now sigmoid with a label_smoothing"
         )
-        assert mistake("--config", recipe(), "--teacher.nll_weight", "1") == (
-            "teacher: TeacherDPOModule has no setting 'nll_weight' any more; write 'sft_weight'"
+        assert mistake("--config", recipe(data__seeds="classroom/seed_tasks")) == (
+            "data has no key 'seeds' any more; it is called 'seed_tasks'"
+        )
+        settings = {"num_examples": 4, "unlike": ["recorded"]}
+        assert mistake("--config", recipe(recipe__mine={"class_path": "Synthesize", "init_args": settings})) == (
+            "recipe.mine: Synthesize has no setting 'unlike' any more; it is called 'deduplicate_against'"
         )
 
-    @pytest.mark.parametrize("kind", [TeacherDPOModule, AlignStudent])
-    def test_new_name_of_a_setting_exists(self, kind: type) -> None:
-        renamed = {old: said for (owner, old), said in RENAMED_SETTINGS.items() if owner == kind.__name__}
-        new = {name for said in renamed.values() for name in re.findall(r"write '(\w+)'", said)}
-        settings = inspect.signature(kind).parameters.keys()
+    def test_class_that_had_another_name(self, mistake: Mistake, recipe: Recipe) -> None:
+        settings = {"examples": "recorded", "scores": "scores"}
+        assert mistake("--config", recipe(recipe__mine={"class_path": "Pair", "init_args": settings})) == (
+            "recipe.mine: there is no class 'Pair' any more; it is called 'BuildPreferences'"
+        )
+        path = "montessori_pl.stages.Pair"
+        assert mistake("--config", recipe(recipe__mine={"class_path": path, "init_args": settings})) == (
+            "recipe.mine: module montessori_pl.stages has no class 'Pair' any more; it is called 'BuildPreferences'"
+        )
 
-        assert renamed.keys().isdisjoint(settings)
-        assert len(new) == len(renamed)
-        assert new <= settings
+    def test_new_names_exist_and_old_ones_do_not(self) -> None:
+        """A name in the table that no class has, or that one has still, would mislead."""
+        kinds = [
+            *(getattr(stages, name) for name in stages.__all__ if not name.endswith("Error")),
+            *(getattr(callbacks, name) for name in callbacks.__all__),
+            *(DataSources, TeacherDPOModule, ModelSource, CollapseLimits, ExactMatch, ScalarSignal),
+        ]
+        known = {name for kind in kinds for name in inspect.signature(kind).parameters}
+        assert set(renames.SETTINGS.values()) <= known
+        assert set(renames.CLASSES.values()) <= {kind.__name__ for kind in kinds}
+        assert not set(renames.CLASSES) & {kind.__name__ for kind in kinds}
+        assert known & set(renames.SETTINGS) == {"loss"}, "which SelectTeacher has, and means a stage by it"
 
     def test_misspelt_class(self, mistake: Mistake, recipe: Recipe) -> None:
         said = mistake("--config", recipe(recipe__warmup={"class_path": "TrainStudnet"}))
@@ -261,7 +287,7 @@ class TestMistakes:
         assert not Path("run").exists()
 
     def test_unknown_name_of_the_classroom(self, mistake: Mistake, recipe: Recipe) -> None:
-        said = mistake("--config", recipe(data__seeds="classroom/sedes"))
+        said = mistake("--config", recipe(data__seed_tasks="classroom/sedes"))
         assert said.startswith("data.seed_tasks: unknown name 'classroom/sedes': the classroom has classroom/teacher, ")
 
     def test_missing_model_is_found_before_anything_runs(self, mistake: Mistake, recipe: Recipe) -> None:
@@ -283,7 +309,7 @@ class TestMistakes:
 
     def test_teacher_of_the_pool_with_the_name_of_a_stage(self, mistake: Mistake, recipe: Recipe) -> None:
         said = mistake("--config", recipe(teachers={"recorded": {"backbone": "classroom/teacher"}}))
-        assert said == "'recorded' is a stage of the recipe and a teacher of the pool; call one of them otherwise"
+        assert said == "'recorded' is a stage of the recipe and a teacher of the section teachers; rename one of them"
 
     def test_the_teacher_is_needed_only_where_it_is_asked(self, mistake: Mistake, recipe: Recipe) -> None:
         pool = {"anna": {"backbone": "classroom/teacher"}}
@@ -310,7 +336,7 @@ class TestMistakes:
 
     def test_empty_seed_set(self, mistake: Mistake, recipe: Recipe) -> None:
         Path("seeds.jsonl").write_text("")
-        assert mistake("--config", recipe(data__seeds="seeds.jsonl")) == (
+        assert mistake("--config", recipe(data__seed_tasks="seeds.jsonl")) == (
             "data.seed_tasks: no row to read in seeds.jsonl: it has 0 rows; correct the file or the slice"
         )
         assert not Path("run").exists()

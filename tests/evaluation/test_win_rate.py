@@ -74,7 +74,7 @@ def data(tmp_path: Path) -> DataSources:
     rows = [{"instruction": text, "response": f"theirs {text}"} for text in ("a", "b", "c", "d", "far too long")]
     path = tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return DataSources(seeds=str(path), reference=str(path), test=str(path))
+    return DataSources(seed_tasks=str(path), reference=str(path), test=str(path))
 
 
 def test_wins_ties_and_losses_by_hand(data: DataSources, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class HandMade:
             "seed_everything": 42,
             f"recipe.{key.split('/')[1]}": {"class_path": f"montessori_pl.stages.{what}", "init_args": settings},
             "generation": {"class_path": "engines.Remote", "init_args": {"address": ADDRESS}},
-            "data": {"seeds": "seeds.jsonl"},
+            "data": {"seed_tasks": "seeds.jsonl"},
         }
         self.run_directory.begin(key, pinned, {**read, **named})
 

@@ -67,7 +67,7 @@ def test_growing(tmp_path: Path, put: Put) -> None:
     grown = []
     for number, texts in enumerate([("n0", "n1"), (), ("n2",)]):
         here = tmp_path / f"iteration_{number + 1}" / "set"
-        inputs = {"growing": before, "examples.seeds": seed_tasks, "examples.new": put(f"new{number}", *texts)}
+        inputs = {"growing": before, "examples.seed_tasks": seed_tasks, "examples.new": put(f"new{number}", *texts)}
         metrics = run(stage, here, inputs)
         grown.append((ids(here), metrics["added"]))
         before = here
