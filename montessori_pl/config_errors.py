@@ -16,6 +16,7 @@ import inspect
 import re
 import types
 import typing
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -48,7 +49,8 @@ class SentenceParser(LightningArgumentParser):
             super().error(message, ex)
         inner = getattr(ex, "subcommand_parser", None)
         commands = self._subcommands_action.choices.values() if self._subcommands_action is not None else [self]
-        names = [action.dest for parser in ([inner] if inner else commands) for action in parser._actions]
+        actions = [action for parser in ([inner] if inner else commands) for action in parser._actions]
+        names = [action.dest for action in actions if action.dest != SUPPRESS]  # it stands for what is no setting
         raise ConfigError(sentence(message, names)) from ex
 
 

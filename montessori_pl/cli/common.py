@@ -54,7 +54,7 @@ def errors_end_in_a_sentence(debug: bool) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         if debug:
-            print(_whole_traceback(error), file=sys.stderr)
+            print(_whole_traceback(error), end="", file=sys.stderr)
         print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         sys.exit(2)
 

@@ -67,7 +67,10 @@ def picky(recipe: Recipe) -> Recipe:
     ("command", "sentence"),
     [
         (["fit", "--config", "nowhere.yaml"], "no recipe file 'nowhere.yaml' in the working directory; those that "),
-        (["fit", "--run", "x", "--iterationss", "2"], "unknown option --iterationss; did you mean '--iterations'? "),
+        (
+            ["fit", "--run", "x", "--iterationss", "2"],
+            "unknown option --iterationss; did you mean '--iterations'? there are: --seed",
+        ),
         (["compare", "nowhere"], "there is no directory nowhere; "),
         (["compare"], "the following arguments are required: RUN; "),
         (["export", "nowhere"], "there is no directory nowhere; "),
