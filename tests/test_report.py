@@ -72,7 +72,7 @@ def printed(summary: dict[str, Any], width: int = 80) -> str:
     return file.getvalue()
 
 
-def test_influence_stands_beside_breadth_and_reference_loss(run_directory: RunDirectory) -> None:
+def test_influence_stands_beside_diversity_and_reference_loss(run_directory: RunDirectory) -> None:
     summary = write_summary(run_directory.root)
     expected = {name: SCORED[name] for name in ("mean", "standard_error", "positive_rate", "count")}
     assert summary["influence"] == {"iteration_1/influence": {**expected, **BREADTH, "reference_loss": 1.0049}}
@@ -80,12 +80,12 @@ def test_influence_stands_beside_breadth_and_reference_loss(run_directory: RunDi
     assert json.loads((run_directory.root / "summary.json").read_text()) == summary
 
 
-def test_students_stand_beside_the_breadth_of_what_they_learned(run_directory: RunDirectory) -> None:
+def test_students_stand_beside_the_diversity_of_what_they_learned(run_directory: RunDirectory) -> None:
     """Read through the manifest: the evaluation's student, that student's examples, their metrics."""
     students = summarize(run_directory.root)["students"]
     assert students["base"] == {"reference_loss": 1.5}
-    for name, loss, breadth in (("warmup", 1.25, BREADTH), ("trained", 1.125, NARROW)):
-        data = {f"data_{measure}": value for measure, value in {"accepted": 200, **breadth}.items()}
+    for name, loss, diversity in (("warmup", 1.25, BREADTH), ("trained", 1.125, NARROW)):
+        data = {f"data_{measure}": value for measure, value in {"accepted": 200, **diversity}.items()}
         assert students[name] == {"reference_loss": loss, **data}
 
 

@@ -76,10 +76,10 @@ def draw_students(cells: Sequence[Cell], settings: Settings) -> Figure | None:
 
 
 def draw_trade_off(cells: Sequence[Cell], settings: Settings) -> Figure | None:
-    """Influence, breadth and held-out loss side by side."""
+    """Influence, diversity and held-out loss side by side."""
     measures = {
         "influence after": "influence of the training data,\n1e-3 nats per token (right is better)",
-        "family entropy": "breadth: entropy over task\nfamilies, nats (right is broader)",
+        "family entropy": "diversity: entropy over task\nfamilies, nats (right is more diverse)",
         "test loss": "the student's test loss,\nnats per token (left is better)",
     }
     arms = [name for name in settings.chosen if finished(cells, name)]

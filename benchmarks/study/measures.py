@@ -51,7 +51,7 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
         Measure("positive share before", compared=False),
         Measure("positive share after", 1),
     ),
-    "breadth and quality of the training data (entropies in nats)": (
+    "diversity and quality of the training data (entropies in nats)": (
         Measure("family entropy", 1),
         Measure("target entropy", 1),
         Measure("families", 1, 1),
@@ -110,7 +110,7 @@ def entropy(counts: Mapping[str, int]) -> float:
 
 
 def content(examples: Sequence[Example]) -> tuple[dict[str, int], dict[str, float]]:
-    """The families of the examples, largest first, and what they say about breadth and right answers."""
+    """The families of the examples, largest first, and what they say about diversity and right answers."""
     names = [family(example.instruction) or MALFORMED for example in examples]
     counts = dict(Counter(names).most_common())
     targets = [example for example, name in zip(examples, names, strict=True) if name in SKILLS]

@@ -56,8 +56,8 @@ def what_came_out(source: Source) -> str:
         parts.append(prose(f"`{origin.key}` accepted {counts}."))
         if rejected:
             parts.append(table(("rejected because", "candidates"), rejected.items()))
-        if breadth := origin.metrics.get("diversity"):
-            named = ((_DIVERSITY.get(name, name), _number(value)) for name, value in breadth.items())
+        if diversity := origin.metrics.get("diversity"):
+            named = ((_DIVERSITY.get(name, name), _number(value)) for name, value in diversity.items())
             parts.append(table(("the accepted instructions", "how varied"), named))
         parts += [prose(f"**The run warns:** {sentence}.") for sentence in origin.metrics.get("warnings", [])]
     return "\n\n".join(parts)

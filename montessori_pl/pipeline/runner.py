@@ -219,10 +219,10 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     if "mistakes" in metrics:
         parts.append(f"{metrics['mistakes']} mistakes in {metrics['looked_at']} examples")
     if "positive_rate" in metrics:
-        breadth = metrics["diversity"]
+        diversity = metrics["diversity"]
         parts += [
             f"mean {metrics['mean']:.3g}, positive {metrics['positive_rate']:.0%} of {metrics['count']}",
-            f"entropy of words {breadth['token_entropy']:.2f}, of first words {breadth['first_word_entropy']:.2f}",
+            f"entropy of words {diversity['token_entropy']:.2f}, of first words {diversity['first_word_entropy']:.2f}",
         ]
         if "reference_loss" in metrics:
             parts.append(f"reference loss {metrics['reference_loss']:.3f}")

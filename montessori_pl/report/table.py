@@ -46,41 +46,41 @@ def _students(evaluations: Mapping[str, Mapping[str, Mapping[str, float]]]) -> T
     table.add_column("student")
     for name in shown:
         table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("breadth of its data")
+    table.add_column("diversity of data")
     for student, metrics in students.items():
         data = {name.removeprefix(DATA): value for name, value in metrics.items() if name.startswith(DATA)}
         cells = {name: _with_error(metrics, name) for name in shown}
         if metrics.get(CUT) and "accuracy" in cells:
             cells["accuracy"] += f"\n{metrics[CUT]:.1%} cut"
-        table.add_row(student, *cells.values(), _breadth(data, separator="\n"))
+        table.add_row(student, *cells.values(), _diversity(data, separator="\n"))
     return table
 
 
 def _influence(influence: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each stage that scored."""
     table = Table(
-        title="scores, breadth and held-out loss",
+        title="scores, diversity and held-out loss",
         title_justify="left",
-        caption="breadth: entropy of the words and of the first words, in nats; share of\n"
-        "different instructions; mean ROUGE-L of an instruction and the one most like it",
+        caption="diversity: entropy of the words and of the first words, in nats; distinct\n"
+        "instructions; mean ROUGE-L of an instruction and the one most like it",
         caption_justify="left",
     )
     table.add_column("stage")
     table.add_column("score")
-    table.add_column("breadth")
+    table.add_column("diversity")
     table.add_column("reference\nloss", justify="right")
     for key, numbers in influence.items():
         table.add_row(
             key.replace("/", "/\n"),  # or a console of 80 columns would break names in their middle
             f"{numbers['mean']:.3g} ± {numbers['standard_error']:.2g}\npositive {numbers['positive_rate']:.0%}",
-            _breadth(numbers, separator=", "),
+            _diversity(numbers, separator=", "),
             f"{numbers['reference_loss']:.3f}" if "reference_loss" in numbers else "-",
         )
     return table
 
 
-def _breadth(numbers: Mapping[str, float], separator: str) -> str:
-    """How varied examples are, on several lines; a dash where nobody has measured it."""
+def _diversity(numbers: Mapping[str, float], separator: str) -> str:
+    """How varied examples are, on several lines; a dash where it was not measured."""
     if not numbers.keys() >= {"token_entropy", "first_word_entropy", "distinct_rate", "mean_max_rouge_l"}:
         return "-"
     return (

@@ -165,8 +165,8 @@ class TestRuns:
                 printed,
             )
         for student, data in (("warmup", "warmup_data"), ("trained", "training_data")):
-            breadth = summary["data"][f"iteration_1/{data}"]["diversity"]
-            assert summary["students"][student]["data_token_entropy"] == breadth["token_entropy"]
+            diversity = summary["data"][f"iteration_1/{data}"]["diversity"]
+            assert summary["students"][student]["data_token_entropy"] == diversity["token_entropy"]
         assert not [name for name in summary["students"]["base"] if name.startswith("data_")]
         assert summary["training"]["iteration_1/warmup"]["steps"] == 6, "24 examples by 8, twice"
         assert len(summary["stages"]) == 14
