@@ -31,6 +31,7 @@ class ByDefinition:
         self.model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")).eval()
         self.before = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.reference = read_lines(resolve("classroom/reference"))
+        self.reference_loss_before = self.reference_loss()
 
     def loss(self, row: dict[str, str]) -> torch.Tensor:
         """Mean over the tokens of the response and of its end."""
@@ -49,17 +50,16 @@ class ByDefinition:
         """A fresh AdamW makes no step of a zero gradient, so that the loss before any step is where it is centred."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
-        before = self.reference_loss()
         self.loss(row).backward()
         optimizer.step()
         optimizer.zero_grad()
         after = self.reference_loss()
         self.model.load_state_dict(self.before)
-        return before - after
+        return self.reference_loss_before - after
 
 
 def test_score_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The rows that it shows, and every tenth one, have the influence that the definition gives them."""
+    """The rows that it shows, and some others, have the influence that the definition gives them."""
     monkeypatch.setattr(sys, "argv", ["score_dataset.py", "--out", str(tmp_path / "scores.jsonl")])
     runpy.run_path(str(EXAMPLES / "score_dataset.py"), run_name="__main__")
 
@@ -72,8 +72,8 @@ def test_score_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         f"{row['influence']:+.2e}  {row['instruction']!r} -> {row['response']!r}" for row in ranked[:3] + ranked[-3:]
     ]
     truth = ByDefinition()
-    for row in [*ranked[:3], *ranked[-3:], *rows[::10]]:
-        assert row["influence"] == pytest.approx(truth.influence(row), abs=2e-6)
+    for row in [*ranked[:3], *ranked[-3:], *rows[::40]]:
+        assert row["influence"] == pytest.approx(truth.influence(row), abs=5e-7)
     assert ranked[0]["influence"] - ranked[-1]["influence"] > 1e-3
 
 

@@ -5,7 +5,6 @@ file and its journal, inside a checkpoint, between two files of a stage, between
 nobody disturbed must hold the same bytes.
 """
 
-import dataclasses
 import os
 import shutil
 import signal
@@ -122,9 +121,12 @@ def undisturbed(program: Program, tmp_path_factory: pytest.TempPathFactory) -> P
     return run
 
 
-def left_behind(run: Path) -> tuple[dict[str, dict[str, Any]], set[Path]]:
-    """What the manifest says, but for the time that was spent, and which files there are for others to read."""
-    entries = {key: dataclasses.asdict(entry) | {"seconds": 0} for key, entry in RunDirectory(run).entries.items()}
+def left_behind(run: Path) -> tuple[list[tuple[Any, ...]], set[Path]]:
+    """What the manifest says, but for seconds and the bytes of checkpoints, and which files there are."""
+    entries = [
+        (key, one.settings, {name: source.split()[0] for name, source in one.inputs.items()}, one.finished, *one.files)
+        for key, one in RunDirectory(run).entries.items()
+    ]
     return entries, {path.relative_to(run) for path in run.rglob("*") if not path.name.startswith(".")}
 
 
