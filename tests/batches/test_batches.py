@@ -90,8 +90,8 @@ class TestEpochBatches:
     def test_order_depends_on_seed_and_epoch_alone(self) -> None:
         one, same, other = (EpochBatches(LENGTHS, 8, seed=seed) for seed in (3, 3, 4))
         assert [list(one), list(one)] == [list(same), list(same)]
-        assert EpochBatches(LENGTHS, 8, seed=3).estimate(1) == one.estimate(1)
-        assert other.estimate(0) != one.estimate(0)
+        assert EpochBatches(LENGTHS, 8, seed=3).batches_of(1) == one.estimate(1)
+        assert other.batches_of(0) != one.estimate(0)
 
     def test_grouping_lowers_padding(self) -> None:
         """Padding as a share of all tokens, batches of 8, uniform lengths: near half without, below a tenth with."""
@@ -102,11 +102,14 @@ class TestEpochBatches:
 
         order = random.Random(0).sample(range(1003), 1003)
         assert padding([order[at : at + 8] for at in range(0, 1003, 8)]) > 0.35
-        assert padding(EpochBatches(LENGTHS, 8, seed=3).estimate(0)) < 0.1
+        assert padding(EpochBatches(LENGTHS, 8, seed=3).batches_of(0)) < 0.1
 
     def test_lengths_of_following_batches_are_unrelated(self) -> None:
         """Batches are shuffled after grouping: long ones are spread over the epoch."""
-        means = [sum(LENGTHS[i] for i in batch) / len(batch) for batch in EpochBatches(LENGTHS, 8, seed=3).estimate(0)]
+            sum(LENGTHS[i] for i in batch) / len(batch)
+            for batch in EpochBatches(LENGTHS, 8, seed=3).batches_of(0)
+            sum(LENGTHS[i] for i in batch) / len(batch) for batch in EpochBatches(LENGTHS, 8, seed=3).batches_of(0)
+        ]
         half = len(means) // 2
         assert abs(sum(means[:half]) / half - sum(means[half:]) / (len(means) - half)) < 10
 
@@ -136,7 +139,7 @@ class TestEpochBatches:
         """Both get as many batches; all examples are seen, and only what fills the last batch is seen twice."""
         ranks = [EpochBatches(LENGTHS[:num_examples], 8, seed=3, rank=rank, world_size=2) for rank in (0, 1)]
         for epoch in (0, 1):
-            parts = [batches.estimate(epoch) for batches in ranks]
+            parts = [batches.batches_of(epoch) for batches in ranks]
             assert [len(part) for part in parts] == [len(ranks[0])] * 2
             assert all(len(batch) == 8 for part in parts for batch in part)
             seen = [index for part in parts for batch in part for index in batch]
@@ -145,7 +148,7 @@ class TestEpochBatches:
 
     def test_fewer_examples_than_processes_need(self) -> None:
         """Three examples in batches of 4 on two processes: one batch each, filled up by going round."""
-        parts = [EpochBatches([5, 6, 7], 4, seed=0, rank=rank, world_size=2).estimate(0) for rank in (0, 1)]
+        parts = [EpochBatches([5, 6, 7], 4, seed=0, rank=rank, world_size=2).batches_of(0) for rank in (0, 1)]
         assert [[len(batch) for batch in part] for part in parts] == [[4], [4]]
         assert {index for part in parts for batch in part for index in batch} == {0, 1, 2}
 

@@ -375,7 +375,7 @@ def test_scoring_that_goes_on_writes_the_same_bytes(
     whole, report = probe_many(backbone, checkpoint, tmp_path / "whole", **settings)
     lines = whole.splitlines(keepends=True)
     assert len(lines) == len(MANY)
-    plan = ScoringData(MANY, [ChatTemplate(tiny_tokenizer()).render(e.messages()) for e in MANY], [], 0, 300).estimate()
+    plan = ScoringData(MANY, [ChatTemplate(tiny_tokenizer()).render(e.messages()) for e in MANY], [], 0, 300).batches()
     assert len(plan) > 3
     done = sum(len(batch) for batch in plan[:2])
     before = [score.id for score in parse(b"".join(lines[: done + 1]))]

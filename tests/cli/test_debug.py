@@ -29,7 +29,7 @@ class Picky(Stage):
         if what == "settings":
             raise ValueError("settings are refused")
 
-    def ready(self) -> None:
+    def check_environment(self) -> None:
         if self.what == "environment":
             raise ValueError("environment is refused")
 

@@ -56,7 +56,7 @@ class TestRuns:
             "from pathlib import Path\n"
             "from montessori_pl.generation import TransformersBackend\n"
             "class Keyed(TransformersBackend):\n"
-            "    def ready(self, source):\n"
+            "    def check_environment(self, source):\n"
             "        if not Path('key').exists():\n"
             "            raise ValueError(f'no key for {source.backbone}')\n"
         )

@@ -48,7 +48,7 @@ class Judge(GenerationBackend):
         self.events: list[str] = []
         self.seeds: list[int] = []
 
-    def keep(self, directory: Path) -> None:
+    def set_cache_dir(self, directory: Path) -> None:
         self.events.append(f"keep {directory.name}")
 
     def load(self, source: ModelSource) -> None:

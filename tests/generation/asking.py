@@ -23,7 +23,7 @@ def ask(question: str, seed: int = 0) -> Request:
     return Request(messages=[{"role": "user", "content": question}], seed=seed)
 
 
-def teacher_names(number: int) -> list[Request]:
+def make_requests(number: int) -> list[Request]:
     return [ask(f"question {index}", seed=index) for index in range(number)]
 
 

@@ -33,7 +33,7 @@ def engine(endpoint: FaultyEndpoint) -> Iterator[Engine]:
     def make(directory: Path | None = None, backbone: str = "a-model", **settings: Any) -> OpenAIBackend:
         made.append(OpenAIBackend(**{"base_url": endpoint.base_url, "timeout": 30, "max_retries": 3, **settings}))
         if directory is not None:
-            made[-1].keep(directory)
+            made[-1].set_cache_dir(directory)
         made[-1].load(ModelSource(backbone))
         return made[-1]
 

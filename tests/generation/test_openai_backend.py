@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from asking import KEY, PRICE, SAMPLING, Engine, ask, expected, kept, teacher_names
+from asking import KEY, PRICE, SAMPLING, Engine, ask, expected, kept, make_requests
 from endpoint import TOKENS, FaultyEndpoint, answer_to, completion, send
 from tiny_models import save_tiny_model
 
@@ -34,7 +34,7 @@ class TestAnswers:
 
     def test_order_is_that_of_the_requests(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
         """Of eight at a time, which must all be there before one is answered, the later ones are answered earlier."""
-        requests = teacher_names(40)
+        requests = make_requests(40)
         together = threading.Barrier(8, timeout=20)
 
         def answer(question: str, seed: int) -> dict[str, Any]:
@@ -245,7 +245,7 @@ class TestSecret:
         endpoint.faults["question 3"] = [functools.partial(send, body=echo, code=code)] * 2
         backend = engine(tmp_path, max_retries=1)
         with pytest.raises(EndpointError) as error:
-            backend.generate(teacher_names(4), SAMPLING)
+            backend.generate(make_requests(4), SAMPLING)
         assert endpoint.keys == {KEY}
         printed = capfd.readouterr()
         seen = [

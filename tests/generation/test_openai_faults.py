@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, expected, kept, teacher_names
+from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, expected, kept, make_requests
 from endpoint import FaultyEndpoint, Misbehaviour, completion, content, dropped, hang, status, torn, torn_at_the_end
 
 from montessori_pl.generation import EndpointError, openai_backend
@@ -45,12 +45,12 @@ PASSING: dict[str, Misbehaviour] = {
 class TestFaults:
     """Everything that can go wrong on the way."""
 
-    @pytest.mark.parametrize("fault", PASSING)
+    @pytest.mark.parametrize("error", PASSING)
     def test_what_passes_is_repeated(
         self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, error: str
     ) -> None:
         """Two requests of eight fail once and twice: all are answered, in order, and nobody else is asked again."""
-        requests = teacher_names(8)
+        requests = make_requests(8)
         endpoint.faults["question 2"] = [PASSING[error]]
         endpoint.faults["question 5"] = [PASSING[error]] * 2
         timeout = 1 if error == "hang" else 30
@@ -60,17 +60,17 @@ class TestFaults:
         assert set(endpoint.answered.values()) == {1}
         assert len([answer for answer in kept(tmp_path) if answer.usable]) == 8
 
-    @pytest.mark.parametrize("fault", PASSING)
+    @pytest.mark.parametrize("error", PASSING)
     def test_what_does_not_pass_ends_in_a_sentence(
         self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, error: str
     ) -> None:
         """After two repetitions; the same command goes on and asks for nothing that is there."""
-        requests = teacher_names(5)
+        requests = make_requests(5)
         endpoint.faults["question 3"] = [PASSING[error]] * 3
         timeout = 1 if error == "hang" else 30
-        with pytest.raises(EndpointError, match="3 times in a row") as error:
+        with pytest.raises(EndpointError, match="3 times in a row") as raised:
             engine(tmp_path, max_retries=2, max_concurrency=1, timeout=timeout).generate(requests, SAMPLING)
-        assert f"3 answers are kept in {tmp_path / ANSWERS}, and the same command goes on" in str(error.value)
+        assert f"3 answers are kept in {tmp_path / ANSWERS}, and the same command goes on" in str(raised.value)
         assert endpoint.asked["question 3"] == 3
         assert engine(tmp_path).generate(requests, SAMPLING) == expected(requests)
         assert set(endpoint.answered.values()) == {1}
@@ -92,7 +92,7 @@ class TestFaults:
         endpoint.seconds = 0.2
         endpoint.faults["question 1"] = [status(code, said)]
         with pytest.raises(EndpointError, match=sentence) as error:
-            engine(tmp_path, max_concurrency=4).generate(teacher_names(40), SAMPLING)
+            engine(tmp_path, max_concurrency=4).generate(make_requests(40), SAMPLING)
         assert "\n" not in str(error.value)
         assert endpoint.asked["question 1"] == 1
         assert 1 < len(endpoint.bodies) <= 5
@@ -175,7 +175,7 @@ class TestFaults:
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with pytest.raises(KeyboardInterrupt):
-                engine(tmp_path, max_concurrency=4).generate(teacher_names(40), SAMPLING)
+                engine(tmp_path, max_concurrency=4).generate(make_requests(40), SAMPLING)
         finally:
             signal.signal(signal.SIGINT, before)
         assert "waiting for the requests in flight" in caplog.text

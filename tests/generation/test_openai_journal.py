@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, expected, kept, teacher_names
+from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, expected, kept, make_requests
 from endpoint import FaultyEndpoint, answer_to, completion, content
 
 from montessori_pl.generation import EndpointError, OpenAIBackend, Price, request_journal
@@ -25,7 +25,7 @@ class TestJournal:
     def test_later_sessions_ask_only_for_what_is_missing(
         self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path
     ) -> None:
-        requests = teacher_names(20)
+        requests = make_requests(20)
         engine(tmp_path).generate(requests[5:15], SAMPLING)
         assert engine(tmp_path).generate(requests, SAMPLING) == expected(requests)
         assert engine(tmp_path).generate(requests[::-1], SAMPLING) == expected(requests)[::-1]
@@ -58,7 +58,7 @@ class TestJournal:
         self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, changed: dict[str, Any]
     ) -> None:
         """Also another address: the same server on another port, or another provider of the same model."""
-        requests = teacher_names(3)
+        requests = make_requests(3)
         engine(tmp_path).generate(requests, SAMPLING)
         assert engine(tmp_path, **changed).generate(requests, SAMPLING) == expected(requests)
         assert set(endpoint.asked.values()) == {1}
@@ -93,7 +93,7 @@ class TestJournal:
 
     def test_journal_may_end_anywhere(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
         """Cut here and there, as a kill may leave it: whole lines are served, the rest is asked for again."""
-        requests = teacher_names(4)
+        requests = make_requests(4)
         endpoint.answer = lambda question, seed: completion(f"naïve {question} with {seed}")
         answers = engine(tmp_path / "whole").generate(requests, SAMPLING)
         data = (tmp_path / "whole" / ANSWERS).read_bytes()
@@ -134,14 +134,14 @@ class TestJournal:
 
 def _generate_in_a_process(base_url: str, directory: Path, number: int) -> None:
     backend = OpenAIBackend(base_url=base_url, max_concurrency=8)
-    backend.keep(directory)
+    backend.set_cache_dir(directory)
     backend.load(ModelSource("a-model"))
-    backend.generate(teacher_names(number), SAMPLING)
+    backend.generate(make_requests(number), SAMPLING)
 
 
 def test_kill_in_the_middle(endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
     """`kill -9` at the 200th of 500 answers: what had arrived is not asked for again, and 8 at most are asked twice."""
-    requests = teacher_names(500)
+    requests = make_requests(500)
     # Forked from a process without threads; this one has the endpoint's.
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=_generate_in_a_process, args=(endpoint.base_url, tmp_path, 500))
@@ -176,7 +176,7 @@ class TestMoney:
         self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, max_concurrency: int
     ) -> None:
         """$0.02 buy six answers at $0.003, and the seventh; everything is kept, and more money goes on from there."""
-        requests = teacher_names(30)
+        requests = make_requests(30)
         endpoint.seconds = 0.02
         with pytest.raises(
             EndpointError, match=r"and the budget is \$0\.0200; raise the setting budget to go on"

@@ -34,9 +34,9 @@ def test_prompts_stay_together_within_the_bound() -> None:
     """p (0, 2) of width 5 and q (1, 3) of width 6: together 4 * 6 = 24 tokens; r (4, 5) is 18 wide alone and more than
     20 with others; examples without a prompt stand for themselves: 2 and 8 tokens, 16 together."""
     data = scoring(*MIXED, batch_tokens=24)
-    assert data.estimate() == [[0, 2, 1, 3], [4, 5], [6, 7]]
-    assert scoring(*MIXED, batch_tokens=20).estimate() == [[0, 2], [1, 3], [4, 5], [6, 7]]
-    assert scoring(*MIXED, batch_tokens=1).estimate() == [[0, 2], [1, 3], [4, 5], [6], [7]], "a prompt is never divided"
+    assert data.batches() == [[0, 2, 1, 3], [4, 5], [6, 7]]
+    assert scoring(*MIXED, batch_tokens=20).batches() == [[0, 2], [1, 3], [4, 5], [6, 7]]
+    assert scoring(*MIXED, batch_tokens=1).batches() == [[0, 2], [1, 3], [4, 5], [6], [7]], "a prompt is never divided"
     assert data.groups(range(8)) == ["p", "q", "p", "q", "r", "r", "e6", "e7"]
 
 
@@ -53,8 +53,8 @@ def test_what_was_scored_is_left_out_and_changes_no_batch(world_size: int) -> No
         scored = [f"e{number}" for number in range(done)]
         data = scoring(*MIXED, batch_tokens=24, scored=scored)
         found = [batch for rank in range(world_size) for batch in dealt(data, rank, world_size)]
-        assert data.estimate() == scoring(*MIXED, batch_tokens=24).estimate()
-        left = [batch for batch in data.estimate() if not {f"e{row}" for row in batch} <= set(scored)]
+        assert data.batches() == scoring(*MIXED, batch_tokens=24).estimate()
+        left = [batch for batch in data.batches() if not {f"e{row}" for row in batch} <= set(scored)]
         # A process for which there is none scores the last one too.
         assert sorted(found) == sorted(left + left[-1:] * (world_size - len(left)))
 
@@ -78,8 +78,8 @@ def test_what_the_student_does_not_see_stands_last_and_apart() -> None:
     for row in (1, 4):
         example, rendered = data.items[row]
         data.items[row] = (example, Rendered(rendered.input_ids, [False] * len(rendered.completion_mask)))
-    assert [[fitting[row] for row in batch] for batch in without.estimate()] == [[0, 2], [3, 5]]
-    assert data.estimate() == [[0, 2], [3, 5], [1], [4]]
+    assert [[fitting[row] for row in batch] for batch in without.batches()] == [[0, 2], [3, 5]]
+    assert data.batches() == [[0, 2], [3, 5], [1], [4]]
 
 
 def test_batches_are_padded_tensors_with_their_rows() -> None:

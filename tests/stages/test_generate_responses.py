@@ -30,7 +30,7 @@ class Scribe(GenerationBackend):
     loaded: str = ""
     asked: int = 0
 
-    def keep(self, directory: Path) -> None:
+    def set_cache_dir(self, directory: Path) -> None:
         self.events.append(f"keep {directory.name}")
 
     def load(self, source: ModelSource) -> None:
