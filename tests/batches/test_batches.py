@@ -106,10 +106,8 @@ class TestEpochBatches:
 
     def test_lengths_of_following_batches_are_unrelated(self) -> None:
         """Batches are shuffled after grouping: long ones are spread over the epoch."""
-            sum(LENGTHS[i] for i in batch) / len(batch)
-            for batch in EpochBatches(LENGTHS, 8, seed=3).batches_of(0)
-            sum(LENGTHS[i] for i in batch) / len(batch) for batch in EpochBatches(LENGTHS, 8, seed=3).batches_of(0)
-        ]
+        batches = EpochBatches(LENGTHS, 8, seed=3).batches_of(0)
+        means = [sum(LENGTHS[i] for i in batch) / len(batch) for batch in batches]
         half = len(means) // 2
         assert abs(sum(means[:half]) / half - sum(means[half:]) / (len(means) - half)) < 10
 
