@@ -48,8 +48,8 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
     "influence on the warm student (1e-3 nats per token)": (
         Measure("influence before", compared=False),
         Measure("influence after", 1),
-        Measure("positive share before", compared=False),
-        Measure("positive share after", 1),
+        Measure("positive rate before", compared=False),
+        Measure("positive rate after", 1),
     ),
     "diversity and quality of the training data (entropies in nats)": (
         Measure("family entropy", 1),
@@ -59,7 +59,7 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
         Measure("hard share"),
         Measure("malformed share", -1),
         Measure("right answers", 1),
-        Measure("distinct share", 1, compared=False),
+        Measure("distinct rate", 1, compared=False),
         Measure("distinct bigrams", 1),
         Measure("mean maximal ROUGE-L", -1),
     ),
@@ -67,7 +67,7 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
         Measure("preference pairs", digits=0),
         Measure("reward margin"),
         Measure("reward accuracy"),
-        Measure("chosen step", digits=1),
+        Measure("selected step", digits=1),
         Measure("evaluations", digits=1),
     ),
     "what was dropped from the training data (counts), and time": (
@@ -158,13 +158,13 @@ def measure(runs: CellRuns, arm: Arm) -> Cell:
     ):
         if scores:
             found[f"influence {when}"] = 1000 * scores["mean"]
-            found[f"positive share {when}"] = scores["positive_rate"]
+            found[f"positive rate {when}"] = scores["positive_rate"]
     if alignment:
         found |= _alignment(alignment)
     rejections: dict[str, int] = data["rejected"]
     reasons = {reason: rejections.get(reason, 0) for reason in ("held out", "near duplicate")}
     found |= reasons | {
-        "distinct share": data["diversity"]["distinct_rate"],
+        "distinct rate": data["diversity"]["distinct_rate"],
         "distinct bigrams": data["diversity"]["distinct_2"],
         "mean maximal ROUGE-L": data["diversity"]["mean_max_rouge_l"],
         "completions": data["accepted"] + sum(rejections.values()),
@@ -201,7 +201,7 @@ def _named(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def _alignment(numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Without dose control the last step is the chosen one, and nobody looks."""
+    """Without a monitor the last step is the selected one, and there is no evaluation."""
     found = {
         "preference pairs": numbers["pairs"],
         "reward margin": numbers["reward_margin"],
@@ -209,7 +209,7 @@ def _alignment(numbers: Mapping[str, Any]) -> dict[str, float]:
     }
     monitor = numbers.get("monitor") or {}
     chosen = monitor.get("selected_step")
-    found["chosen step"] = numbers["steps"] if chosen is None else chosen
-    looks = monitor.get("evaluations", 0)
-    found["evaluations"] = len(looks) if isinstance(looks, list) else looks
+    found["selected step"] = numbers["steps"] if chosen is None else chosen
+    evaluations = monitor.get("evaluations", 0)
+    found["evaluations"] = len(evaluations) if isinstance(evaluations, list) else evaluations
     return found

@@ -14,7 +14,7 @@ from study.settings import Settings
 
 IN_EACH_CELL = (
     *("accuracy", "reference loss", "test loss", "influence after"),
-    *("family entropy", "target share", "hard share", "right answers", "chosen step"),
+    *("family entropy", "target share", "hard share", "right answers", "selected step"),
 )
 """The measures that are shown of each cell."""
 READING = f"""
@@ -27,8 +27,8 @@ Influence before: the unaligned teacher's probing data. Influence after: a sampl
 Self-Instruct therefore the unaligned teacher's. All on the same warm student, which Self-Instruct itself lacks.
 Hard share: of the target skills that the base student does not know in chat form. Malformed: of no family of tasks.
 Held out: instructions that equal a reference or test item, and were dropped. Duplicates are dropped as well, so that
-the distinct share is 1 unless something is wrong. Right answers: among the target skills. Chosen step: of the
-alignment, after which the teacher is taken; looks: how often its writing was looked at on the way.
+the distinct rate is 1 unless something is wrong. Right answers: among the target skills. Selected step: of the
+alignment, after which the teacher is taken; evaluations: how often it was evaluated on the way.
 Collapsed: the reference loss is worse than the baseline's in the same cell by more than {SPREADS} standard deviations
 of the baseline's single students in that world. Seconds: of the arm's own run, copied stages included.
 """.strip()
@@ -114,7 +114,7 @@ def _overdosed(cells: Sequence[Cell], settings: Settings, names: Sequence[str]) 
     """For each cell of an overdosed arm: was it noticed, and what became of the student?"""
     baseline = settings.arms[settings.baseline].title
     table = _table(f"overdosed alignment: was it noticed? The student minus {baseline}'s", "world", "seed", "arm")
-    for heading in ("chosen step", "accuracy", "reference loss", "test loss"):
+    for heading in ("selected step", "accuracy", "reference loss", "test loss"):
         table.add_column(heading, justify="right")
     table.add_column("collapsed")
     table.add_column("what was said", ratio=1)
@@ -125,7 +125,7 @@ def _overdosed(cells: Sequence[Cell], settings: Settings, names: Sequence[str]) 
             continue
         said = [f"{who}: {'; '.join(cell.alarms.get(who, [])) or 'silent'}" for who in ("dose control", "guard")]
         reference = references.get((cell.world, cell.seed))
-        numbers = [_mean([cell.measures.get("chosen step")], 0)]
+        numbers = [_mean([cell.measures.get("selected step")], 0)]
         for name in ("accuracy", "reference loss", "test loss"):
             known = reference is not None and name in cell.measures
             numbers.append(f"{cell.measures[name] - reference.measures[name]:+.3f}" if known and reference else "-")

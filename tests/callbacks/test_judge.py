@@ -544,7 +544,7 @@ def test_the_command_line_says_it_in_one_sentence_and_goes_on_under_another_limi
     sentence = (
         "error: the judge does not tell the examples apart: 8 of 8 judgements (100%) say 5, more than max_same_rate "
         "0.95 allows, for example 'Fine.\\nScore: 5'; take another judge or another prompt, or raise max_same_rate, "
-        "and what was judged is kept\n"
+        "and what was judged is kept\nthe traceback is in run/error.log\n"
     )
     status, error, asked = fit()
     assert (status, error, len(asked)) == (2, sentence, 8)

@@ -248,7 +248,7 @@ def test_template_without_a_turn_end_gets_the_end_of_the_sequence(tmp_path: Path
 def test_mistakes(tmp_path: Path) -> None:
     tokenizer = make_tokenizer("byte-level", "plain")
     with pytest.raises(
-        ValueError, match=r"brings no chat template; set `chat` to one of chatml, llama3, plain, zephyr or"
+        ValueError, match=r"brings no chat template; set `chat_template` to one of chatml, llama3, plain, zephyr or"
     ):
         ChatTemplate(tokenizer, "auto")
     with pytest.raises(
