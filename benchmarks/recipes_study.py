@@ -32,6 +32,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from study.measures import content
+from study.runs import last_words
 
 from montessori_pl.data.records import Example, read_records
 
@@ -81,8 +82,7 @@ class Run:
             command = [sys.executable, "-m", "montessori_pl", "fit", "--config", str(file), *settings, *address]
             with open(self.path.with_suffix(".log"), "a", encoding="utf-8") as log:
                 status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-        lines = self.path.with_suffix(".log").read_text(encoding="utf-8").strip().splitlines()
-        return (lines or ["no output"])[-1] if status else ""
+        return last_words(self.path.with_suffix(".log")) if status else ""
 
 
 @contextmanager

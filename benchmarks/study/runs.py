@@ -74,13 +74,20 @@ class Run:
         with open(log, "a", encoding="utf-8") as file:
             status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
         if status:
-            lines = log.read_text(encoding="utf-8").strip().splitlines()
-            return lines[-1] if lines else "no output"
+            return last_words(log)
         self._beside(".finished").write_text(json.dumps(self.config, indent=1) + "\n", encoding="utf-8")
         return ""
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
+
+
+def last_words(log: Path) -> str:
+    """The last line of what a run has printed, without the note on where its traceback is kept."""
+    lines = log.read_text(encoding="utf-8").strip().splitlines()
+    if len(lines) > 1 and lines[-1].startswith("the traceback is in "):
+        del lines[-1]
+    return lines[-1] if lines else "no output"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -241,7 +241,8 @@ class TestClassroom:
             with pytest.raises(SystemExit):
                 cli.main(["fit", "--config", str(writing), *arguments])
             said.append(capsys.readouterr().err)
-        assert said[0] == said[1]
+        log = writing.parent / "run" / "error.log"
+        assert said[0] == f"{said[1]}the traceback is in {log}\n", "only a run keeps it"
         assert "(recipe.training_data.init_args.num_examples: 100 then, 400 now)" in said[0]
 
     def test_what_reads_a_stage_of_which_more_is_asked(self, plan: Planner, writing: Path) -> None:
@@ -347,7 +348,8 @@ class TestMistakes:
             with pytest.raises(SystemExit):
                 cli.main(["fit", "--config", str(path), "--recipe.seed_data.source", "classroom/test", *arguments])
             said.append(capsys.readouterr().err)
-        assert said[0] == said[1]
+        log = path.parent / "run" / "error.log"
+        assert said[0] == f"{said[1]}the traceback is in {log}\n", "only a run keeps it"
         assert "under other settings" in said[0]
 
 

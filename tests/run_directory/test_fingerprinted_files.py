@@ -177,7 +177,7 @@ def test_edited_in_the_middle_of_a_run(
     assert said(arguments, capsys) == (
         f"error: stage iteration_1/one of run has begun under other settings ({setting}: the content of "
         f"{name!r} has changed); restore them, start another run with --run DIR, or delete run/iteration_1/one to do "
-        "the stage again\n"
+        "the stage again\nthe traceback is in run/error.log\n"
     )
     with pytest.raises(RunDirectoryError, match="has changed"):
         run_directory.check("iteration_1/one", settings_of(arguments)["one"])
