@@ -316,7 +316,7 @@ MOMENTS = {
     "the rows": (dose_module, "write_json_lines", ""),
     "the chosen adapter": (shutil, "copytree", ""),
     "adapters that go": (os, "replace", "adapters"),
-    "adapters that have gone": (shutil, "rmtree", "looks.draft"),
+    "adapters that have gone": (shutil, "rmtree", "adapters.draft"),
 }
 """What is written or deleted: module, function, and the name of its first argument where it is not the only caller."""
 
