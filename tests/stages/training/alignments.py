@@ -1,4 +1,4 @@
-"""A watched alignment that takes seconds, for tests of looks and of the dose."""
+"""A monitored alignment that takes seconds, for tests of the monitor and of its evaluations."""
 
 import dataclasses
 import random

@@ -97,7 +97,7 @@ class TestSettings:
         with pytest.raises(ValueError, match=sentence):
             AlignmentMonitor(**settings)
 
-    def test_keep_teachers_needs_looks(self) -> None:
+    def test_keep_teachers_needs_evaluations(self) -> None:
         with pytest.raises(ValueError, match="without `watch` there is no look"):
             AlignTeacher("pairs", GENTLE, monitor=None, save_all_checkpoints=True)
 
@@ -189,7 +189,7 @@ class TestHeldOut:
 
 
 class TestTraining:
-    def test_is_the_same_without_looks(self, align: Align, tmp_path: Path) -> None:
+    def test_is_the_same_without_evaluations(self, align: Align, tmp_path: Path) -> None:
         """On the same pairs, with dropout: weights, both moments and metrics are equal, bit for bit."""
         training = dataclasses.replace(GENTLE, accumulate_grad_batches=2)
         without = align(tmp_path / "without", None, training)
@@ -204,7 +204,7 @@ class TestTraining:
         assert not (tmp_path / "without" / "alignment_evaluations.jsonl").exists()
         assert [evaluation["step"] for evaluation in evaluations_of(tmp_path / "watched")] == list(range(7))
 
-    def test_looks_are_taken_at_their_steps(self, align: Align, tmp_path: Path) -> None:
+    def test_evaluations_are_taken_at_their_steps(self, align: Align, tmp_path: Path) -> None:
         metrics = align(tmp_path, dataclasses.replace(WATCH, every_n_steps=4))
         assert [evaluation["step"] for evaluation in evaluations_of(tmp_path)] == [0, 4, 8, 10]
         assert metrics["monitor"]["evaluations"] == 4
@@ -212,7 +212,7 @@ class TestTraining:
         assert metrics["monitor"]["first"].keys() == metrics["monitor"]["chosen"].keys()
         assert not (tmp_path / "adapters").exists()
 
-    def test_looks_are_logged(self, align: Align, tmp_path: Path) -> None:
+    def test_evaluations_are_logged(self, align: Align, tmp_path: Path) -> None:
         logger = CSVLogger(tmp_path, name="log", version="")
         align(tmp_path, logger=logger)
         logger.save()
@@ -323,7 +323,7 @@ MOMENTS = {
 
 @pytest.mark.slow
 class TestKilled:
-    """A training that was killed and started again leaves the same looks, weights and metrics."""
+    """A training that was killed and started again leaves the same evaluations, weights and metrics."""
 
     @pytest.mark.parametrize("kind", ["to the end", "stopped"])
     def test_before_any_batch(self, align: Align, tmp_path: Path, kind: str) -> None:
@@ -343,7 +343,7 @@ class TestKilled:
     def test_within_a_look_and_at_the_end(
         self, align: Align, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, moment: str, survives: bool
     ) -> None:
-        """Before a call or after it, at some looks; and once more when all is done, but nobody has noted it."""
+        """Before a call or after it, at some evaluations; and once more when all is done, but it is not noted."""
         settings = settings_of(kind)
         whole = outcome(tmp_path / "whole", align(tmp_path / "whole", **settings))
         num_evaluations = len(evaluations_of(tmp_path / "whole"))
