@@ -90,7 +90,7 @@ class TestEpochBatches:
     def test_order_depends_on_seed_and_epoch_alone(self) -> None:
         one, same, other = (EpochBatches(LENGTHS, 8, seed=seed) for seed in (3, 3, 4))
         assert [list(one), list(one)] == [list(same), list(same)]
-        assert EpochBatches(LENGTHS, 8, seed=3).batches_of(1) == one.estimate(1)
+        assert EpochBatches(LENGTHS, 8, seed=3).batches_of(1) == one.batches_of(1)
         assert other.batches_of(0) != one.estimate(0)
 
     def test_grouping_lowers_padding(self) -> None:
@@ -214,4 +214,4 @@ class TestDataSources:
         with pytest.raises(ValueError, match=r"data\.test is not set, and a stage of the recipe needs it"):
             sources.read("test")
         with pytest.raises(ValueError, match=r"data\.seeds: no file .*seeds\.jsonl"):
-            sources.read("seeds")
+            sources.read("seed_tasks")
