@@ -8,8 +8,8 @@ What is run, and how:
 * `console` and `sh`: the quick commands are run; a `fit` that would train is parsed, and its recipe resolved.
 * `text`, `json`, `jsonl` and `markdown` are shown and not run.
 
-Beside the commands of a page lie its whole recipes, under the name in their first lines (`# python ... --config NAME`),
-and its Python as `my_plugins.py`, which is how pages call a reader's plugins.
+Beside the commands of a page lie the whole recipes of all pages, under the name in their first lines
+(`# python ... --config NAME`), and the page's Python as `my_plugins.py`, which is how pages call a reader's plugins.
 """
 
 import inspect
@@ -124,11 +124,10 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     monkeypatch.setenv("COLUMNS", "120")
 
     def write(page: Path) -> None:
-        blocks = [block for block in blocks_of(page) if block.not_run is None]
-        Path("my_plugins.py").write_text("".join(block.code for block in blocks if block.language == "python"))
-        for block in blocks:
-            named = re.match(COMPLETE + r"\n# python .*--config (\S+)\n", block.code)
-            if block.language == "yaml" and named:
+        shown = [block.code for block in blocks_of(page) if block.language == "python" and block.not_run is None]
+        Path("my_plugins.py").write_text("".join(shown))
+        for block in (block for one in PAGES for block in blocks_of(one)):
+            if named := re.match(COMPLETE + r"\n# python .*--config (\S+)\n", block.code):
                 Path(named[1]).write_text(block.code)
 
     yield write
