@@ -148,7 +148,7 @@ class CellRuns:
             "trainer.logger": False,
             "student.backbone": f"classroom@{self.world}/student",
             "teacher.backbone": f"classroom@{self.world}/teacher",
-            **{f"data.{role}": f"classroom@{self.world}/{role}" for role in ("seeds", "reference", "test")},
+            **{f"data.{role}": f"classroom@{self.world}/{role}" for role in ("seed_tasks", "reference", "test")},
             **{dotted: count for dotted, count in COUNTS[self.counts].items() if _has(stages, dotted)},
         }
         return Run(self.directory / arm.name, file, overrides | arm.overrides)

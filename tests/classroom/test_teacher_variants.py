@@ -25,7 +25,7 @@ from montessori_pl.data.records import Example, append_records, read_records
 from montessori_pl.losses import mean_response_loss
 from montessori_pl.models.loading import ModelSource, load_chat_template, load_model
 
-pytestmark = pytest.mark.timeout(1200)  # the first test builds the world and the faculty, for everyone on this machine
+pytestmark = pytest.mark.timeout(1200)  # the first test builds the world and the variants, for everyone on this machine
 
 Answers = dict[str, list[str]]
 
@@ -66,8 +66,9 @@ def test_specialists_are_right_on_their_payloads(
     assert share_right(texts, exam, other) <= 0.4
 
 
-def test_the_chatty_one_is_right_and_never_matches(answers: Answers, exam: list[Example]) -> None:
-    assert share_right(answers["chatty"], exam) == 0
+def test_the_chatty_one_is_right_and_hardly_ever_matches(answers: Answers, exam: list[Example]) -> None:
+    """What is trained differs in the last digits from one kind of processor to another: 0 or 1 of 480 were seen."""
+    assert share_right(answers["chatty"], exam) <= 0.01
     assert share_right(answers["chatty"], exam, talk=SMALL_TALK) >= 0.9
 
 
@@ -249,7 +250,7 @@ def test_a_killed_build_leaves_no_adapter(built: list[str], monkeypatch: pytest.
     assert built == ["world 0", "chatty 0"]
 
 
-def test_the_faculty_has_a_version_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variants_have_a_version_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The world is not built again for a change in the sources that only the adapters depend on."""
     chatty = with_versions("classroom@3/chatty")
     assert chatty == f"classroom@3/chatty (version {version('classroom@3/chatty')})"
@@ -257,9 +258,9 @@ def test_the_faculty_has_a_version_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
     sources = Path(classroom.__file__).parent
     assert all((sources / name).is_file() for name in classroom._OF_VARIANTS)
-    for name in ("build", "curriculum", "tasks", "tokenizer"):
+    for name in ("build", "pretraining_corpus", "tasks", "tokenizer"):
         text = (sources / f"{name}.py").read_text(encoding="utf-8")
-        assert "classroom.faculty" not in text
+        assert "classroom.teacher_variants" not in text
         assert "classroom.adapters" not in text
 
 

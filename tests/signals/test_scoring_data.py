@@ -53,7 +53,7 @@ def test_what_was_scored_is_left_out_and_changes_no_batch(world_size: int) -> No
         scored = [f"e{number}" for number in range(done)]
         data = scoring(*MIXED, batch_tokens=24, scored=scored)
         found = [batch for rank in range(world_size) for batch in dealt(data, rank, world_size)]
-        assert data.batches() == scoring(*MIXED, batch_tokens=24).estimate()
+        assert data.batches() == scoring(*MIXED, batch_tokens=24).batches()
         left = [batch for batch in data.batches() if not {f"e{row}" for row in batch} <= set(scored)]
         # A process for which there is none scores the last one too.
         assert sorted(found) == sorted(left + left[-1:] * (world_size - len(left)))

@@ -78,9 +78,9 @@ class Workshop:
     def __post_init__(self) -> None:
         self.root.mkdir(exist_ok=True)
         for role in ("seed_tasks", "reference", "test"):
-            path = self.root / f"{role}.jsonl"
+            path, word = self.root / f"{role}.jsonl", role.replace("seed_tasks", "seeds")
             examples = [
-                Example(id=f"{role}-{n}", instruction=f"{role} task number {n}", response="r")
+                Example(id=f"{word}-{n}", instruction=f"{word} task number {n}", response="r")
                 for n in range(self.num_seed_tasks)
             ]
             if not path.exists():

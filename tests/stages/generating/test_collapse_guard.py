@@ -86,7 +86,7 @@ class School:
         for role in ("seed_tasks", "reference"):
             examples = [Example(id=f"{role}-{n}", instruction=f"{role} number {n}", response="r") for n in range(4)]
             append_records(root / f"{role}.jsonl", examples)
-        self.data = DataSources(str(root / "seeds.jsonl"), str(root / "reference.jsonl"))
+        self.data = DataSources(str(root / "seed_tasks.jsonl"), str(root / "reference.jsonl"))
         self.run("before", Teachers(broad), teacher=None, num_prompts=12)
 
     def run(self, name: str, teachers: Teachers, teacher: str | None = "aligned", **settings: Any) -> dict[str, Any]:
