@@ -9,12 +9,13 @@
 first use and kept in `$MONTESSORI_PL_CACHE` (default `~/.cache/montessori-pl`), and so is each of the adapters.
 """
 
-import ast
 import hashlib
+import io
 import logging
 import os
 import re
 import shutil
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,16 +70,16 @@ def version(name: str = "classroom/teacher") -> str:
 
 
 def _code(source: str) -> str:
-    """The code of a module without comments and documentation, which change no world."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            node.body = [one for one in node.body if not _is_documentation(one)] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-def _is_documentation(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    """The tokens of a module without comments and documentation, which change no world."""
+    kept: list[str] = []
+    begins = True  # a statement
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.COMMENT, tokenize.NL):
+            continue
+        if not (begins and token.type == tokenize.STRING):
+            kept.append(token.string)
+        begins = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    return "".join(kept)
 
 
 def _world(seed: int) -> Path:

@@ -269,3 +269,14 @@ def test_unknown_members_are_told_who_there_is() -> None:
     known = ", ".join(f"classroom/{name}" for name in TEACHER_VARIANTS)
     with pytest.raises(ValueError, match=f"unknown name 'classroom/careless': .*{known}; "):
         resolve("classroom/careless")
+
+
+def test_comments_and_documentation_change_no_version() -> None:
+    """Words about the code, in the code's own modules; a changed number is another world."""
+    plain = 'import os\n\n\ndef f(x):\n    return f"{x} {2}"\n'
+    documented = (
+        '"""A module."""\n\nimport os  # why\n\n\ndef f(x):\n    """A function.\n\n    Long.\n    """\n'
+        '    # a comment\n    return f"{x} {2}"\n'
+    )
+    assert classroom._code(documented) == classroom._code(plain)
+    assert classroom._code(plain.replace("2", "3")) != classroom._code(plain)

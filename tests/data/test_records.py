@@ -55,7 +55,8 @@ def test_unknown_and_missing_fields_are_named() -> None:
     row = {"id": "e", "instruction": "a", "respnse": "b"}
     with pytest.raises(
         ValueError,
-        match=r"not a Example record: unknown fields \['respnse'\], missing fields \['response'\]; the fields are \['batch', 'c",
+        match=r"not a Example record: unknown fields \['respnse'\], missing fields \['response'\]; "
+        r"the fields are \['batch', 'c",
     ):
         Example.from_dict(row)
 

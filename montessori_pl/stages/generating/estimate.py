@@ -44,6 +44,9 @@ def estimate_synthesis(
         shots: for each of the next prompts its seed, and the examples from which its shots are drawn.
         amount: how much is left to be written.
         prompts: prompts of the whole stage.
+
+    Raises:
+        ValueError: no prompt fits the teacher's context.
     """
     generator, limit = context.asked(teacher), rules.instruction_sampling.max_tokens
 
@@ -54,6 +57,11 @@ def estimate_synthesis(
         fitting_prompt(rules.synthesizer, seed, seed_tasks, context.written, fits)[0] for seed, seed_tasks in shots
     ]
     asked = [prompt for prompt in drawn if prompt]
+    if drawn and not asked:
+        raise ValueError(
+            f"recipe.{context.name}: no prompt fits the context of the teacher {teacher!r}: a prompt with one shot and "
+            f"instruction_sampling.max_tokens {limit} are too long together; lower max_tokens, or choose a shorter request"
+        )
     samples = evenly(context.known, min(MAX_SAMPLES, len(context.known))) or _stand_ins(shots, asked)
     instructions = generator.work(
         "instructions",
