@@ -72,11 +72,12 @@ def version(name: str = "classroom/teacher") -> str:
 def _code(source: str) -> str:
     """The tokens of a module without comments and documentation, which change no world."""
     kept: list[str] = []
-    begins = True  # a statement
+    begins, documents = True, False  # a statement; a statement that is only a text
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.COMMENT, tokenize.NL):
             continue
-        if not (begins and token.type == tokenize.STRING):
+        documents = (begins and token.type == tokenize.STRING) or (documents and token.type == tokenize.NEWLINE)
+        if not documents:
             kept.append(token.string)
         begins = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
     return "".join(kept)

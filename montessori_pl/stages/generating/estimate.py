@@ -60,7 +60,7 @@ def estimate_synthesis(
     if drawn and not asked:
         raise ValueError(
             f"recipe.{context.name}: no prompt fits the context of the teacher {teacher!r}: a prompt with one shot and "
-            f"instruction_sampling.max_tokens {limit} are too long together; lower max_tokens, or choose a shorter request"
+            f"instruction_sampling.max_tokens {limit} are too long together; lower max_tokens, or shorten the request"
         )
     samples = evenly(context.known, min(MAX_SAMPLES, len(context.known))) or _stand_ins(shots, asked)
     instructions = generator.work(
