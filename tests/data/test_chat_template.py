@@ -252,7 +252,7 @@ def test_mistakes(tmp_path: Path) -> None:
     ):
         ChatTemplate(tokenizer, "auto")
     with pytest.raises(
-        ValueError, match=r"unknown chat layout 'chatlm': expected auto, one of chatml, .* of a Jinja file"
+        ValueError, match=r"unknown chat template 'chatlm': expected auto, one of chatml, .* of a Jinja file"
     ):
         ChatTemplate(tokenizer, "chatlm")
     forgetful = tmp_path / "forgetful.jinja"
