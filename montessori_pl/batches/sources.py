@@ -35,7 +35,7 @@ class DataSources:
     """Held-out examples for evaluation; must not share an instruction with the reference set."""
 
     def read(self, role: str) -> list[Example]:
-        """The examples of one role: `seeds`, `reference` or `test`.
+        """The examples of one role: `seed_tasks`, `reference` or `test`.
 
         Raises:
             ValueError: there is none; the sentence names the setting.

@@ -106,7 +106,7 @@ def choose_stage(run_directory: RunDirectory, kind: str, name: str | None, itera
     """The key of the last finished stage that holds what is wanted.
 
     Args:
-        workspace: the run.
+        run_directory: the run.
         kind: what it must hold.
         name: its name in the recipe; none takes any.
         iteration: its iteration; none takes any.
@@ -138,7 +138,7 @@ def read_source(run_directory: RunDirectory, key: str, kind: str) -> Source:
     """Read what a stage wrote, and what the card says about it.
 
     Args:
-        workspace: the run.
+        run_directory: the run.
         key: a finished stage.
         kind: what it holds.
 

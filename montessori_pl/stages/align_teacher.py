@@ -64,9 +64,7 @@ class AlignTeacher(Stage):
     ) -> None:
         super().__init__(first_iteration_only)
         if save_all_checkpoints and monitor is None:
-            raise ValueError(
-                "save_all_checkpoints keeps the teachers of the looks, and without `watch` there is no look"
-            )
+            raise ValueError("save_all_checkpoints keeps the adapter of each evaluation, and monitor: null makes none")
         if over == "response" and synthesizer is not None:
             raise ValueError("synthesizer finds instructions, and the pairs are over responses: leave it out")
         self.pairs, self.training, self.teacher, self.over = pairs, training, teacher, over
@@ -78,7 +76,7 @@ class AlignTeacher(Stage):
         return [Input("pairs", self.pairs, Kind.PAIRS), Input("teacher", self.teacher, Kind.TEACHER)]
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
-        """The training, and the looks that it takes if it goes to its end."""
+        """The training, and the evaluations of the monitor if it goes to its end."""
         given, chat_template = context.expected_input("pairs"), load_chat_template(context.teacher().source)
         held_out = num_held_out(given.count, self.monitor.held_out) if self.monitor is not None else 0
         work = estimate_alignment(context, chat_template, self.training, given.count - held_out)
@@ -103,22 +101,22 @@ class AlignTeacher(Stage):
         chat_template = load_chat_template(teacher.source)
         pairs, too_long = read_pairs(context, chat_template, self.training.max_length)
         prompts = _prompts(pairs, context.seed)
-        monitored = self._watched(list(prompts))
+        monitored = self._held_out(list(prompts))
         learned = [encoded for pair, encoded in pairs if _prompt(pair) not in monitored]
         held_out = [encoded for pair, encoded in pairs if _prompt(pair) in monitored]
-        dose = self._dose_control(context, teacher, chat_template, held_out, list(prompts.values()))
+        callback = self._monitor_callback(context, teacher, chat_template, held_out, list(prompts.values()))
         data = pair_data(learned, chat_template, self.training, context)
         counts = {"pairs": len(learned), "left_out_as_too_long": too_long}
-        if dose is None:
+        if callback is None:
             return {**counts, **fit(context, teacher, data, self.training)}
-        metrics = fit(context, teacher, data, self.training, [dose], dose.leave_weights)
-        return {**counts, "held_out_pairs": len(held_out), **metrics, **dose.metrics()}
+        metrics = fit(context, teacher, data, self.training, [callback], callback.leave_weights)
+        return {**counts, "held_out_pairs": len(held_out), **metrics, **callback.metrics()}
 
-    def _watched(self, prompts: Sequence["_Prompt"]) -> set["_Prompt"]:
-        """The prompts whose pairs are not learned but looked at; none where nothing is watched."""
+    def _held_out(self, prompts: Sequence["_Prompt"]) -> set["_Prompt"]:
+        """The prompts whose pairs are held out from training for the monitor; none without one."""
         return set(prompts[: num_held_out(len(prompts), self.monitor.held_out)]) if self.monitor is not None else set()
 
-    def _dose_control(
+    def _monitor_callback(
         self,
         context: StageContext,
         teacher: TeacherDPOModule,

@@ -134,7 +134,7 @@ class GenerateResponses(Stage):
         self, context: StageContext, journal: Journal, generators: Generators, asked: Sequence[Example], done: int
     ) -> None:
         """Commit the answers to the instructions from this one on, batch by batch."""
-        writers = self._authors(context)
+        writers = self._generators(context)
         routes = self._routes(context, writers, asked)
         for start in range(done, len(asked), self.instructions_per_batch):
             round_ = slice(start, start + self.instructions_per_batch)
@@ -156,7 +156,7 @@ class GenerateResponses(Stage):
             "diversity": diversity(list(dict.fromkeys(example.instruction for example in examples))),
         }
 
-    def _authors(self, context: StageContext) -> dict[str, Generator]:
+    def _generators(self, context: StageContext) -> dict[str, Generator]:
         """Who answers, by the name that stands in the ids of the answers."""
         if self.student is not None:
             return {"student": student(context, "student")}
@@ -165,7 +165,7 @@ class GenerateResponses(Stage):
     def _routes(
         self, context: StageContext, writers: Mapping[str, Generator], asked: Sequence[Example]
     ) -> list[list[str]]:
-        """Who answers each instruction, by the names of `_authors`."""
+        """Who answers each instruction, by the names of `_generators`."""
         if self.routing is None:
             return [list(writers)] * len(asked)
         router = load_router(context.input_dir("routing") / ROUTING)

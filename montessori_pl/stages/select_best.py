@@ -15,7 +15,7 @@ from montessori_pl.synthesis.diversity import diversity
 class SelectBest(Stage):
     """Choose the best share of the scored examples.
 
-    Shown as shots (`Synthesize` with `seeds`), they let a teacher write more like them without being trained.
+    Shown as shots (`Synthesize` with `seed_tasks`), they let a teacher write more like them without being trained.
 
     Args:
         examples: the stage whose examples were scored.

@@ -11,7 +11,7 @@ from montessori_pl.models.loading import ModelSource
 from montessori_pl.stages.base import StageContext
 
 USAGE = ("prompt_tokens", "generated_tokens", "cost")
-"""What is counted while authors write; the cost is in US dollars."""
+"""What is counted while generators write; the cost is in US dollars."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _unpooled(source: ModelSource) -> Generator:
 
 
 class Generators:
-    """The authors of one stage, and the engines that run them; a context manager that closes what it has opened.
+    """The generators of one stage, and the engines that run them; a context manager that closes what it has opened.
 
     Args:
         context: the stage's.
@@ -71,7 +71,7 @@ class Generators:
             self._engine(self._loaded).close()
 
     def fits(self, generator: Generator, messages: Sequence[Message], sampling: Sampling) -> bool:
-        """Whether the conversation and a completion of full length fit the author's context."""
+        """Whether the conversation and a completion of full length fit the generator's context."""
         loaded = self._loaded
         # Two adapters of a backbone share its context: asking one for the other spares loading.
         if loaded is None or (loaded.member, loaded.source.backbone) != (generator.member, generator.source.backbone):
@@ -81,7 +81,7 @@ class Generators:
     def generate(
         self, generators: Sequence[Generator], requests: Sequence[Request], sampling: Sampling
     ) -> list[Completion]:
-        """One completion of each request by its author, in order."""
+        """One completion of each request by its generator, in order."""
         completions: dict[int, Completion] = {}
         # Who is loaded goes first: two teachers that write and answer change places twice and not four times.
         for generator in sorted(dict.fromkeys(generators), key=lambda generator: generator != self._loaded):

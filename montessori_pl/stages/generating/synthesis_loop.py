@@ -1,4 +1,4 @@
-"""Writing in batches: prompts go to their authors, what they write is looked at, and what passes is answered.
+"""Writing in batches: prompts go to their generators, what they write is looked at, and what passes is answered.
 
 A batch depends on the stage's seed and on what was accepted before it, so that it can be written again after a kill.
 """
@@ -72,8 +72,8 @@ class SynthesisLoop:
     Args:
         context: the stage's.
         rules: what is kept.
-        authors: who writes.
-        seeds: examples that nothing may repeat.
+        generators: who writes.
+        seed_tasks: examples that nothing may repeat.
         examples: what was accepted before; the caller adds what a batch brings.
         has_room: whether one more example of this prompt is wanted, given how many of each prompt the batch has.
     """
@@ -173,7 +173,7 @@ class SynthesisLoop:
         return fitting_prompt(self.rules.synthesizer, task.seed, task.seed_tasks, self.examples, fits)
 
     def _responses(self, candidates: Sequence[_Candidate]) -> list[Completion | None]:
-        """The author's answer to each instruction; none where there is no room for it."""
+        """The generator's answer to each instruction; none where there is no room for it."""
         fitting = [
             candidate
             for candidate in candidates

@@ -97,8 +97,8 @@ class TestSettings:
         with pytest.raises(ValueError, match=sentence):
             AlignmentMonitor(**settings)
 
-    def test_keep_teachers_needs_evaluations(self) -> None:
-        with pytest.raises(ValueError, match="without `watch` there is no look"):
+    def test_saving_all_checkpoints_needs_evaluations(self) -> None:
+        with pytest.raises(ValueError, match="keeps the adapter of each evaluation, and monitor: null makes none"):
             AlignTeacher("pairs", GENTLE, monitor=None, save_all_checkpoints=True)
 
     def test_samples_are_drawn_as_synthesize_draws(self) -> None:
