@@ -1,9 +1,12 @@
 """A user's `callbacks` in the working directory, beside ours: both in one recipe."""
 
+import functools
+import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +49,32 @@ class MySignal(ResponseLengthSignal):
 """Uses ours by the names that they have in a recipe, and hints that are looked up in the module."""
 
 
-@pytest.fixture
-def no_plugins() -> Iterator[None]:
-    """As if only our plugins had been loaded, with which no other of this session is then mixed up."""
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "callbacks"}
-    if isinstance(shared := sys.modules.get("callbacks"), SharedPackage):
-        sys.modules["callbacks"] = shared._ours
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "callbacks"]:
-        del sys.modules[name]
-    sys.modules.update(before)
+def in_a_child(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a forked process: a class that was once imported stays a subclass for the rest of a session."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        fork = multiprocessing.get_context("fork")
+        here, there = fork.Pipe(duplex=False)
+
+        def report() -> None:
+            if isinstance(shared := sys.modules.get("callbacks"), SharedPackage):
+                sys.modules["callbacks"] = shared._ours
+            try:
+                test(**fixtures)
+            except BaseException:
+                there.send(traceback.format_exc())
+            else:
+                there.send(None)
+
+        child = fork.Process(target=report)
+        child.start()
+        there.close()
+        failure = here.recv()
+        child.join()
+        assert failure is None, failure
+
+    return run
 
 
 def score(signal: str, **settings: Any) -> dict[str, Any]:
@@ -120,7 +139,7 @@ def test_module(recipe: Recipe) -> None:
     check_started_dry_run(recipe(**signals), "ours", "theirs")
 
 
-@pytest.mark.usefixtures("no_plugins")
+@in_a_child
 def test_mistakes_in_the_settings_of_a_module(recipe: Recipe, mistake: Mistake) -> None:
     Path("callbacks.py").write_text(MINE)
     wrong = {"recipe__score_theirs": score("callbacks.MySignal", how="other")}
@@ -133,7 +152,7 @@ def test_mistakes_in_the_settings_of_a_module(recipe: Recipe, mistake: Mistake) 
     )
 
 
-@pytest.mark.usefixtures("no_plugins")
+@in_a_child
 def test_folder_without_init(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     Path("callbacks").mkdir()
     Path("callbacks/mine.py").write_text(MINE)
@@ -141,7 +160,7 @@ def test_folder_without_init(recipe: Recipe, capsys: pytest.CaptureFixture[str])
     check_dry_run(capsys, recipe(**signals), "ours", "theirs")
 
 
-@pytest.mark.usefixtures("no_plugins")
+@in_a_child
 def test_two_classes_of_one_name(recipe: Recipe, mistake: Mistake, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither is taken silently; the place where each is defined says which one is meant, and the others still work."""
     Path("callbacks.py").write_text(f"{MINE}\nclass JudgeSignal(MySignal): ...\n")
@@ -154,7 +173,7 @@ def test_two_classes_of_one_name(recipe: Recipe, mistake: Mistake, capsys: pytes
     check_dry_run(capsys, recipe(**signals), "ours", "theirs", "judged")
 
 
-@pytest.mark.usefixtures("no_plugins")
+@in_a_child
 def test_two_modules_of_one_name(recipe: Recipe, mistake: Mistake) -> None:
     Path("callbacks").mkdir()
     Path("callbacks/__init__.py").write_text("from callbacks.judge import MySignal")
@@ -165,7 +184,7 @@ def test_two_modules_of_one_name(recipe: Recipe, mistake: Mistake) -> None:
     )
 
 
-@pytest.mark.usefixtures("no_plugins")
+@in_a_child
 def test_module_of_another_program_is_not_run(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     Path("callbacks.py").write_text("raise SystemExit('this is run')")
     check_dry_run(capsys, recipe(**stages(ours="callbacks.InfluenceProbeCallback")), "ours")
