@@ -144,7 +144,8 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         directory = tmp_path_factory.mktemp("recipe")
         config["run"] = str(directory / "run")
         config["trainer"]["logger"] = False
-        config["data"] = {role: f"{source}[:64]" for role, source in config["data"].items()}
+        sizes = {"seed_tasks": 64, "reference": 16, "test": 32}
+        config["data"] = {role: f"{source}[:{sizes[role]}]" for role, source in config["data"].items()}
         path = directory / name
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         return path

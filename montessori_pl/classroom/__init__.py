@@ -9,6 +9,7 @@
 first use and kept in `$MONTESSORI_PL_CACHE` (default `~/.cache/montessori-pl`), and so is each of the adapters.
 """
 
+import functools
 import hashlib
 import io
 import logging
@@ -69,6 +70,7 @@ def version(name: str = "classroom/teacher") -> str:
     return hashlib.sha256("\0".join([*sources, TEMPLATES["classroom"]]).encode()).hexdigest()[:12]
 
 
+@functools.cache
 def _code(source: str) -> str:
     """The tokens of a module without comments and documentation, which change no world."""
     kept: list[str] = []
