@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-GRACE = 5.0
-"""Seconds that a process has, at the end of its input, to hand memory back in order."""
+from montessori_pl.generation import vllm_worker
+from montessori_pl.generation.vllm_worker import GRACE
+
 LONGEST_WORDS = 500
 """Characters of a failed engine's last line that are repeated."""
 DEFAULTS = {
@@ -49,7 +50,8 @@ class EngineProcess:
         """What vLLM has said; deleted when the engine is closed, kept when it fails."""
         with open(descriptor, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "montessori_pl.generation.vllm_worker"],
+                # -P: what the worker imports is not looked for among its neighbours.
+                [sys.executable, "-P", vllm_worker.__file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

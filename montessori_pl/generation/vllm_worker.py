@@ -6,6 +6,8 @@ by an empty object. Each of the others has `prompts` (token ids), `seeds` (one f
 
 The process ends when its input does, be it that the parent closes it or that the parent is killed. What vLLM says goes
 to standard error, and so does, as the last line, why the engine has failed.
+
+It is started as a file and imports nothing of ours: vLLM is the first to import torch, and an engine starts sooner.
 """
 
 import json
@@ -19,10 +21,11 @@ from collections.abc import Mapping
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
-from montessori_pl.generation.vllm_process import GRACE
-
 if TYPE_CHECKING:
     from vllm import LLM
+
+GRACE = 5.0
+"""Seconds that the process has, at the end of its input, to hand memory back in order."""
 
 
 def main() -> None:
@@ -92,7 +95,7 @@ def _listen(lines: SimpleQueue[str | None]) -> None:
         lines.put(line)
     lines.put(None)
     time.sleep(GRACE)
-    # We are in the middle of a request whose answer nobody will read: end the engine's own processes, too.
+    # We are in the middle of a request whose answer will not be read: end the engine's own processes, too.
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

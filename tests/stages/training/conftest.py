@@ -46,7 +46,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def align(backbone: str, pairs: Path) -> Align:
     """One session of the stage, as the runner begins it; returns its metrics."""
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +311,20 @@ def settings_of(kind: str) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(align: Align, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """The outcome of a training that nothing disturbs, made once for all tests that ask for the same one."""
+    found: dict[str, Any] = {}
+
+    def make(name: str, **settings: Any) -> Any:
+        if name not in found:
+            directory = tmp_path_factory.mktemp("whole")
+            found[name] = outcome(directory, align(directory, **settings))
+        return found[name]
+
+    return make
+
+
 MOMENTS = {
     "an adapter": (dose_module, "save_weights", ""),
     "the rows": (dose_module, "write_json_lines", ""),
@@ -326,10 +340,10 @@ class TestKilled:
     """A training that was killed and started again leaves the same evaluations, weights and metrics."""
 
     @pytest.mark.parametrize("kind", ["to the end", "stopped"])
-    def test_before_any_batch(self, align: Align, tmp_path: Path, kind: str) -> None:
-        notes, settings = Notes(), settings_of(kind)
-        whole = outcome(tmp_path / "whole", align(tmp_path / "whole", notes=notes, **settings))
-        for kill_at in [*range(1, len(notes.adapters) + 1), AT_THE_END]:
+    def test_before_any_batch(self, align: Align, undisturbed: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+        settings = settings_of(kind)
+        whole = undisturbed(kind, **settings)
+        for kill_at in [*range(1, json.loads(whole[2])["steps"] + 1), AT_THE_END]:
             directory = tmp_path / str(kill_at)
             with pytest.raises(Killed):
                 align(directory, notes=Notes(kill_at), **settings)
@@ -341,12 +355,19 @@ class TestKilled:
         [*((kind, moment) for kind in ("to the end", "stopped") for moment in MOMENTS), ("kept", "the chosen adapter")],
     )
     def test_within_a_look_and_at_the_end(
-        self, align: Align, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, moment: str, survives: bool
+        self,
+        align: Align,
+        undisturbed: Callable[..., Any],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        kind: str,
+        moment: str,
+        survives: bool,
     ) -> None:
         """Before a call or after it, at some evaluations; and once more when all is done, but it is not noted."""
         settings = settings_of(kind)
-        whole = outcome(tmp_path / "whole", align(tmp_path / "whole", **settings))
-        num_evaluations = len(evaluations_of(tmp_path / "whole"))
+        whole = undisturbed(kind, **settings)
+        num_evaluations = len(whole[0].splitlines())
         owner, function, name = MOMENTS[moment]
         original = getattr(owner, function)
         for call in sorted({1, num_evaluations // 2, num_evaluations}) if owner is dose_module else [1]:
