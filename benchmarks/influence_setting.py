@@ -62,7 +62,7 @@ class Size:
 
 
 DEFAULT = Size("default")
-TINY = Size("tiny", 32, 64, 4, 2, 2, 512, 128, 12, 8, 8, 30, 6)
+TINY = Size("tiny", 32, 64, 2, 2, 2, 512, 128, 8, 8, 4, 30, 6)
 SHAPES = {
     "tinyllama-1.1b": Size("tinyllama-1.1b", 2048, 5632, 22, 32, 4, 32000, 1024, 256, 16, 0, 0, 2),
     "llama-3-8b": Size("llama-3-8b", 4096, 14336, 32, 32, 8, 128256, 1024, 256, 8, 0, 0, 2),

@@ -340,14 +340,14 @@ class TestKilled:
     """A training that was killed and started again leaves the same evaluations, weights and metrics."""
 
     @pytest.mark.parametrize("kind", ["to the end", "stopped"])
-    def test_before_any_batch(self, align: Align, undisturbed: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+    def test_before_every_batch(self, align: Align, undisturbed: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+        """One training that is killed before each batch, and at its end."""
         settings = settings_of(kind)
         whole = undisturbed(kind, **settings)
         for kill_at in [*range(1, json.loads(whole[2])["steps"] + 1), AT_THE_END]:
-            directory = tmp_path / str(kill_at)
             with pytest.raises(Killed):
-                align(directory, notes=Notes(kill_at), **settings)
-            assert outcome(directory, align(directory, **settings)) == whole
+                align(tmp_path, notes=Notes(kill_at), **settings)
+        assert outcome(tmp_path, align(tmp_path, **settings)) == whole
 
     @pytest.mark.parametrize("survives", [False, True], ids=["before", "after"])
     @pytest.mark.parametrize(
