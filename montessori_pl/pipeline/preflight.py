@@ -23,9 +23,10 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> N
     Raises:
         ValueError: something is not there or does not fit; the sentence begins with the section or the stage.
     """
-    for role in ("seed_tasks", "reference", "test"):
-        if getattr(runner.data, role) is not None:
-            runner.data.read(role)
+    for one in runner.data.account().values():
+        for note in one["notes"]:
+            if runner.leads:
+                runner.display.say(note)
     runner.data.check_disjoint()
     models = {Kind.STUDENT: runner.student().source}
     if any(needs_teacher(step.stage, runner.pool) for step in steps):
