@@ -100,7 +100,7 @@ def read_messages(row: Row, messages: Iterable[Row], answer: Iterable[Row] = (),
     unread: set[str] = set()
     for of_prompt, message in [*((True, one) for one in messages), *((False, one) for one in answer)]:
         role, text, weight = _read_message(message, len(turns) + 1)
-        turns.append((role, text, weight if prompt_learned or not of_prompt else 0))
+        turns.append((role, text, 0 if role == "assistant" and of_prompt and not prompt_learned else weight))
         unread |= {f"messages[].{key}" for key in _unread_keys(message)}
     said = ""
     if turns and turns[0][0] == "system":
@@ -157,7 +157,8 @@ def _read_message(message: Row, number: int) -> tuple[str, str, int]:
         raise Unusable("more than text", f"turn {number} is a tool's ({name})")
     if spelled not in ROLES:
         raise Unusable("unknown role", f"turn {number} is by {name!r}; known are {', '.join(ROLES)}")
-    return ROLES[spelled], as_text(_first(message, _TEXT_KEYS), f"turn {number}"), _weight(message, number)
+    role, text = ROLES[spelled], as_text(_first(message, _TEXT_KEYS), f"turn {number}")
+    return role, text, _weight(message, number) if role == "assistant" else 1
 
 
 def _weight(message: Row, number: int) -> int:

@@ -68,8 +68,8 @@ def _read_file(path: Path) -> Sequence[Any]:
             f"{GZIP} behind it), or a directory of a saved dataset"
         )
     if kind == ".parquet":
-        return _read_table(path, "parquet")
-    # Not through `datasets`: its columns have one type each, and rows of several layouts in one file are no table.
+        return _read_parquet(path)
+    # These not through `datasets`: there a column has one type, and text that looks like a number becomes one.
     return _read_csv(path, kind) if kind in SEPARATORS else _read_json(path)
 
 
@@ -84,20 +84,30 @@ def _read_json(path: Path) -> Sequence[Any]:
 
 
 def _read_csv(path: Path, kind: str) -> Sequence[Any]:
-    names = next(csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=SEPARATORS[kind]), [])
-    if len(set(names)) < len(names) or not all(names):
-        raise ValueError(f"cannot read {path}: its first line must name each column, found {', '.join(names)}")
-    from datasets import Features, Value
+    text = _read_text(path)
+    limit = csv.field_size_limit(len(text) + 1)  # of a cell, for the whole process
+    try:
+        # Every cell is text, whatever it looks like: 007 and 1.50 are answers, and so are NA and None.
+        names, *lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=SEPARATORS[kind], strict=True)) or [[]]
+    except csv.Error as error:
+        raise ValueError(f"cannot read {path}: {error}; put quotation marks around cells that hold some") from error
+    finally:
+        csv.field_size_limit(limit)
+    if not names or len(set(names)) < len(names) or not all(names):
+        raise ValueError(
+            f"cannot read {path}: its first line must name each column, found {', '.join(names) or 'none'}"
+        )
+    for number, cells in enumerate(lines, start=1):
+        if len(cells) > len(names):
+            raise ValueError(
+                f"row {number} of {path} has {len(cells)} cells and the first line names {len(names)} columns; put "
+                "quotation marks around cells that hold separators"
+            )
+    return [dict(zip(names, cells, strict=False)) for cells in lines if cells]
 
-    # As text, whatever it looks like: 007 and 1.50 are answers, and so are NA and None, which pandas takes for nothing.
-    features = Features({name: Value("string") for name in names})
-    return _read_table(
-        path, "csv", features=features, sep=SEPARATORS[kind], keep_default_na=False, encoding="utf-8-sig"
-    )
 
-
-def _read_table(path: Path, kind: str, **settings: Any) -> Sequence[Any]:
-    from datasets import load_dataset
+def _read_parquet(path: Path) -> Sequence[Any]:
+    from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
@@ -106,13 +116,10 @@ def _read_table(path: Path, kind: str, **settings: Any) -> Sequence[Any]:
     try:
         # Nothing is left in the user's cache, where an edited file could be mixed up with what it was before.
         with TemporaryDirectory() as cache:
-            table = load_dataset(
-                kind, data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True, **settings
-            )
-            rows: list[Any] = table.to_list()
+            rows: list[Any] = Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True).to_list()
     except (DatasetGenerationError, ValueError, OSError) as error:
         why = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise ValueError(f"cannot read {path} as {kind}: {why}; write the file again") from error
+        raise ValueError(f"cannot read {path}: no Parquet file ({why}); write it again") from error
     finally:
         if shown:
             enable_progress_bar()

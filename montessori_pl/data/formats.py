@@ -174,7 +174,7 @@ def _own_id(row: Any) -> str:
 
 def _example(row: Row, layout: Layout, turns: Turns, id: str) -> Example:
     # An example that we wrote ourselves keeps where it came from; columns of a dataset may be empty.
-    origin = {key: value for key, value in row.items() if value is not None} if layout is LAYOUTS[0] else {}
+    origin = {key: row[key] for key in _EXAMPLE_KEYS if row.get(key) is not None} if layout is LAYOUTS[0] else {}
     recorded = {field: columns.find(row) for field, columns in RECORDED.items()}
     said = {"instruction": turns.instruction, "response": turns.response, "system": turns.system}
     example = Example.from_dict({**origin, **recorded, **said, "history": turns.history, "id": id})

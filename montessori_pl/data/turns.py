@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +107,7 @@ def checked_history(turns: list[Turn]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def place_of(roles: list[str]) -> str:
+def place_of(roles: Sequence[str]) -> str:
     """Where roles stop taking turns, user first and assistant last."""
     if not roles or roles[0] != "user":
         return f"the first turn is the {roles[0]}'s" if roles else "there is no turn"

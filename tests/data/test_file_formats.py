@@ -149,7 +149,7 @@ def test_rows_without_an_example_are_rejected_with_their_number(tmp_path: Path) 
         ("no assistant turn", "9"),
         ("malformed row", "10"),
     ]
-    assert rejections[-1].detail == f"row 10 of {source}: response is int, not text"
+    assert rejections[-1].detail == f"row 10 of {source}: response is bool, not text"
     assert [json.loads(rejection.text) for rejection in rejections] == rows[1:]
     assert rejections[2].id == "own"
     assert len({rejection.id for rejection in rejections}) == len(rejections)
@@ -284,7 +284,9 @@ def test_other_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no row to read in .*\[1:\]: it has 1 rows; correct the file or the slice"):
         read_source(source + "[1:]")
     (tmp_path / "data.xlsx").write_text("instruction,output\n")
-    with pytest.raises(ValueError, match=r"cannot read .*data\.xlsx: give a file of one of the kinds \.jsonl, \.json, \.c"):
+    with pytest.raises(
+        ValueError, match=r"cannot read .*data\.xlsx: give a file of one of the kinds \.jsonl, \.json, \.c"
+    ):
         read_source(str(tmp_path / "data.xlsx"))
 
 
