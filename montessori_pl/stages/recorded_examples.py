@@ -35,7 +35,10 @@ class RecordedExamples(Stage):
 
     def check_environment(self) -> None:
         """Read the source, so that a file that cannot be read shows before anything has run."""
-        load_source(locate(self.source))
+        try:
+            load_source(locate(self.source))
+        except OSError as error:
+            raise ValueError(str(error)) from error
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work, but the examples."""
