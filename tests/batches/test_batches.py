@@ -214,14 +214,14 @@ class TestDataSources:
         """Two may end, or begin, in the same words; one that stands in both sets is found."""
         asks = [("what is a cat?", "shorter, please"), ("what is a dog?", "shorter, please")]
         one, other = (
-            Example(id=last, instruction=last, response="r", history=(Turn("user", first), Turn("assistant", "x")))
+            Example(id=first, instruction=last, response="r", history=(Turn("user", first), Turn("assistant", "x")))
             for first, last in asks
         )
         for name, examples in {"ref": [one], "test": [other], "both": [other, one]}.items():
             append_records(tmp_path / f"{name}.jsonl", examples)
         ref, test, both = (str(tmp_path / f"{name}.jsonl") for name in ("ref", "test", "both"))
         DataSources("none", ref, test).check_disjoint()
-        with pytest.raises(ValueError, match="share 1 instruction, for example shorter, please = shorter, please"):
+        with pytest.raises(ValueError, match="share 1 instruction, for example what is a cat\\? = what is a cat\\?"):
             DataSources("none", ref, both).check_disjoint()
 
     def test_the_account_says_what_was_left_out_and_why(self, tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ class TestRuns:
         Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = recipe(data__reference="rows.jsonl", recipe__recorded__init_args__source="rows.jsonl")
         notes = (
-            "data.reference: 1 of 2 rows are left out: 1 empty response; the first is row 2 of rows.jsonl: the response "
-            "is blank",
+            "data.reference: 1 of 2 rows are left out: 1 empty response; the first is row 2 of rows.jsonl: the "
+            "response is blank",
             "data.reference: columns that are not read: topic (1 row)",
         )
         main(["fit", "--config", config, "--dry_run"])
