@@ -235,8 +235,9 @@ def _record(pair: Pair) -> PreferencePair:
         rejected=rejected.completion,
         chosen_id=chosen.id,
         rejected_id=rejected.id,
-        # It belongs to the conversation with the student; a prompt that asks for an instruction has none.
+        # They belong to the conversation with the student; a prompt that asks for an instruction has none.
         system=chosen.system if chosen.prompt == chosen.instruction else "",
+        history=chosen.history if chosen.prompt == chosen.instruction else (),
         margin=_margin(pair),
         chosen_finished=chosen.completion_finished,
         rejected_finished=rejected.completion_finished,

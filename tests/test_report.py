@@ -18,6 +18,21 @@ SCORED = {"count": 2613, "mean": 0.0002, "standard_error": 0.00003, "positive_ra
 SENTENCE = "after 512 completions the writing had moved beyond the limits (entropy of the words 2.10, before 4.32)"
 
 
+def test_what_was_not_read_of_the_data_is_in_the_summary(run_directory: RunDirectory) -> None:
+    """First among the warnings, which the console and `compare` show."""
+    before = summarize(run_directory.root)
+    assert before["sources"] == {}
+    note = "data.reference: 1 of 2 rows are left out: 1 empty response"
+    sources = {"reference": {"source": "x", "examples": 1, "left_out": {"empty response": 1}, "notes": [note]}}
+    run_directory.remember(data=sources)
+    summary = summarize(run_directory.root)
+    assert summary["sources"] == sources
+    assert summary["warnings"] == [note, *before["warnings"]]
+    file = io.StringIO()
+    print_summary(summary, Console(file=file, width=200))
+    assert f"warning: {note}" in file.getvalue()
+
+
 def add(run_directory: RunDirectory, key: str, kind: str, metrics: dict[str, Any], **inputs: str) -> None:
     """A finished stage."""
     run_directory.begin(key, {}, inputs)

@@ -17,7 +17,7 @@ def encode_examples(
     """
     rendered, too_long = [], []
     for example in examples:
-        conversation = chat_template.render(example.messages(), max_length)
+        conversation = chat_template.render_example(example, max_length)
         if any(conversation.completion_mask):
             rendered.append(conversation)
         else:

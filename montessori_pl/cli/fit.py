@@ -191,6 +191,8 @@ class MontessoriCLI(LightningCLI):
             return
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
+                if left:
+                    run_directory.remember(data=data.account())
                 runner.logger = self._logger = self._make_logger(run_directory)
             worked = runner.run(steps, settings)
             if runner.leads:

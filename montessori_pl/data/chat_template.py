@@ -11,15 +11,18 @@ by itself, between the template's text before it and the end token after it.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-from montessori_pl.data.records import Message
+from montessori_pl.data.records import Example, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHAT_TEMPLATES = {path.stem: path for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
 """The shipped layouts by name; each ends a turn with the tokenizer's own end-of-sequence token."""
+
+LossOn = Literal["all", "last"]
+"""Of which answers of a conversation the loss is taken: of all, or of the last one alone."""
 
 _PROBE = "montessori-probe"
 """A response that no template changes; what a template puts behind it is the end of a turn."""
@@ -42,13 +45,20 @@ class ChatTemplate:
         tokenizer: a fast tokenizer with an end-of-sequence token.
         layout: `auto` (the tokenizer's own chat template), the name of a shipped layout, or a path to a Jinja file.
         context: how many positions the model has; conversations for training are cut there. None: any number.
+        loss_on: of which answers of an example the loss is taken.
 
     Raises:
         ValueError: the layout is unknown, or `auto` and the tokenizer brings no chat template.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", layout: str = "auto", context: int | None = None) -> None:
-        self.tokenizer, self.context = tokenizer, context
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        layout: str = "auto",
+        context: int | None = None,
+        loss_on: LossOn = "all",
+    ) -> None:
+        self.tokenizer, self.context, self.loss_on = tokenizer, context, loss_on
         self._template = _find_template(tokenizer, layout)
         self._turn_end = self._find_turn_end()
         ids = self._ids(self._turn_end)
@@ -67,13 +77,30 @@ class ChatTemplate:
         ids = self._ids(text, split_special_tokens=True) if text else []
         return [*ids, self.end_id] if finished else ids
 
-    def render(self, messages: Sequence[Message], max_length: int | None = None) -> Rendered:
-        """Token ids and mask of a whole conversation, cut on the right to `max_length` tokens and to the context."""
+    def render_example(self, example: Example, max_length: int | None = None) -> Rendered:
+        """Token ids of an example, with the mask on the answers of which the loss is taken: see `loss_on`.
+
+        Earlier answers of weight 0 are never among them.
+        """
+        earlier = [turn.weight > 0 and self.loss_on == "all" for turn in example.history if turn.role == "assistant"]
+        return self.render(example.messages(), max_length, [*earlier, True])
+
+    def render(
+        self, messages: Sequence[Message], max_length: int | None = None, learned: Sequence[bool] | None = None
+    ) -> Rendered:
+        """Token ids and mask of a whole conversation, cut on the right to `max_length` tokens and to the context.
+
+        Args:
+            messages: the conversation.
+            max_length: the longest that it may be.
+            learned: for each assistant turn, whether the mask is on it; none puts it on all of them.
+        """
         input_ids: list[int] = []
         trained: list[bool] = []
-        for ids, mask in self._segments(messages, continued=False):
+        answers = iter(learned if learned is not None else [True] * len(messages))
+        for ids, is_answer in self._segments(messages, continued=False):
             input_ids += ids
-            trained += [mask] * len(ids)
+            trained += [is_answer and next(answers)] * len(ids)
         return self.cut(Rendered(input_ids, trained), max_length)
 
     def cut(self, rendered: Rendered, max_length: int | None = None) -> Rendered:

@@ -1,23 +1,32 @@
-"""Examples that somebody else wrote: JSON files in the usual layouts and saved Hugging Face datasets.
+"""Examples that somebody else wrote: rows of files and data sets in the usual layouts.
 
-A source is a path, optionally with a slice over its rows: `seeds.jsonl`, `seeds.jsonl[:64]`, `dataset_directory[64:]`.
 Each row's layout is recognised by its keys (`LAYOUTS`, in this order). Text is never altered. Whatever the layout, a
-row may also say who wrote the response and how good it is (`RECORDED`). Knows only records.
+row may also say who wrote the response and how good it is (`RECORDED`). What has no place in an example is said: a row
+that holds more becomes a rejection, and a column that is not read is counted. Knows only records.
 """
 
-import difflib
 import json
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
+from montessori_pl.data.columns import CHOICES, MATERIAL, asked, chosen
+from montessori_pl.data.conversations import (
+    CONVERSATION_COLUMNS,
+    MORE_THAN_TEXT,
+    from_conversation,
+    from_texts,
+    history_of,
+    refuse_more_than_text,
+)
+from montessori_pl.data.files import read_rows, source_path
 from montessori_pl.data.records import Example, Rejection, stable_id
+from montessori_pl.data.text import is_blank, is_number, is_writable, says_something, without_nan
 from montessori_pl.data.trl_formats import from_completion, from_preference
-from montessori_pl.data.turns import Row, Turns, Unusable, objects
+from montessori_pl.data.turns import HISTORY, SYSTEM_COLUMNS, Row, Turns, Unusable, as_text, objects, system_of
+
+__all__ = ["LoadedSource", "load_source", "read_examples", "read_row", "read_source", "source_path"]
 
 _EXAMPLE_KEYS = {field.name for field in fields(Example)}
 
@@ -32,6 +41,41 @@ class Layout:
     """Whether a row has this layout."""
     read: Callable[[Row], Turns]
     """Takes the turns out of a row."""
+    columns: tuple[str, ...]
+    """The columns that it reads, beside those that every layout does."""
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """A source: what of it became examples, and what did not."""
+
+    examples: list[Example]
+    """The usable rows."""
+    rejections: list[Rejection]
+    """The rows that were left out."""
+    unread: Mapping[str, int]
+    """In how many rows a column says something that is not read, by its name."""
+
+    def left_out(self) -> dict[str, int]:
+        """How many rows were left out, by reason, the most frequent first."""
+        return dict(Counter(rejection.reason for rejection in self.rejections).most_common())
+
+    def notes(self) -> list[str]:
+        """What a user must know of it, a sentence each: rows that were left out, columns that are not read."""
+        notes = []
+        if self.rejections:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out().items())
+            rows = len(self.examples) + len(self.rejections)
+            notes.append(
+                f"{len(self.rejections)} of {rows} rows are left out: {reasons}; the first is "
+                f"{self.rejections[0].detail}"
+            )
+        if self.unread:
+            columns = ", ".join(
+                f"{name} ({count} row{'s' if count > 1 else ''})" for name, count in self.unread.items()
+            )
+            notes.append(f"columns that are not read: {columns}")
+        return notes
 
 
 def read_examples(source: str) -> list[Example]:
@@ -45,57 +89,63 @@ def read_examples(source: str) -> list[Example]:
 
 
 def read_source(source: str) -> tuple[list[Example], list[Rejection]]:
-    """The examples of a source, and the rows that were left out.
+    """The examples of a source, and the rows that were left out; `load_source` counts the unread columns as well."""
+    loaded = load_source(source)
+    return loaded.examples, loaded.rejections
+
+
+def load_source(source: str) -> LoadedSource:
+    """The examples of a source, the rows that were left out, and the columns that were not read.
 
     An example keeps the row's own `id` where it has one that is unique in the file; otherwise the id depends on the
-    text alone. A row with the system message, instruction, response and teacher of an earlier one is left out as a
-    duplicate, as are rows without an instruction or a response. Of a conversation the first system message, the first
-    user turn and the first assistant turn after it are read; later turns are left out. Of a conversation tree the
-    best-ranked reply is read. Of TRL's formats see `trl_formats`.
+    text alone. A row with the conversation and teacher of an earlier one is left out as a duplicate, as are rows
+    without an instruction or a response. Of a conversation the last exchange is the instruction and its response, and
+    what stands before it the history (see `conversations`). Of a conversation tree the best-ranked reply is read. Of
+    TRL's formats see `trl_formats`; of columns beside an instruction see `columns`.
 
     The teacher stands in a column `teacher`, or else in `model` or `generator`, as text; the quality of the response in
     `quality`, or else in `reward` or `score`, as a finite number. Of a row with both other names neither is read,
     because nothing says which is meant.
 
     Args:
-        source: path of a `.jsonl` or `.json` file (one object per line, or one list) or of a directory written by
-            `Dataset.save_to_disk`, with an optional slice over its rows at the end. Of several splits `train` is read.
+        source: path of a `.jsonl` or `.json` file (one object per line, or one list), of a `.csv`, `.tsv` or `.parquet`
+            file, or of a directory written by `Dataset.save_to_disk`, with an optional slice over its rows at the end.
+            All but Parquet may be compressed (`.gz`). Of several splits `train` is read.
 
     Raises:
         FileNotFoundError: there is no such file or directory.
         ValueError: the slice, the file or the layout cannot be read, or no row is usable.
     """
-    path, part = _split_source(source)
-    rows = _read_directory(path) if path.is_dir() else _read_file(path)
-    numbers = range(len(rows))[part]
-    if not numbers:
-        raise ValueError(f"no row to read in {source}: it has {len(rows)} rows; correct the file or the slice")
+    path, rows, numbers = read_rows(source)
     own_ids = Counter(_own_id(row) for row in rows)
     examples: list[Example] = []
     rejections: list[Rejection] = []
+    unread: Counter[str] = Counter()
     seen: set[tuple[Turns, str]] = set()
     # Two examples may differ in their system message alone; this count keeps their ids apart.
-    copies: Counter[tuple[str, str]] = Counter()
+    copies: Counter[tuple[str, ...]] = Counter()
     for number in numbers:
-        row, place = rows[number], f"row {number + 1} of {path}"
+        row, place = without_nan(rows[number]), f"row {number + 1} of {path}"
         layout = _layout(row, place)
         own_id = _own_id(row) if own_ids[_own_id(row)] == 1 else ""
         try:
-            turns = _checked(layout.read(row))
-            words = turns.instruction, turns.response
+            turns = _turns(layout, row)
+            words = (*(turn.content for turn in turns.history), turns.instruction, turns.response)
             example = _example(row, layout, turns, own_id or stable_id(*words, copies[words]))
             if (turns, example.teacher) in seen:
-                raise Unusable("duplicate", "an earlier row has the same instruction and response")
+                raise Unusable("duplicate", "an earlier row has the same conversation")
         except Unusable as problem:
             rejections.append(_rejection(row, own_id, number, place, problem))
             continue
         seen.add((turns, example.teacher))
         examples.append(example)
         copies[words] += 1
+        unread.update(_unread(row, layout, turns))
+    loaded = LoadedSource(examples, rejections, dict(unread.most_common()))
     if not examples:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in rejections).items())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in loaded.left_out().items())
         raise ValueError(f"no usable row in {source}: {reasons}; the first is {rejections[0].detail}")
-    return examples, rejections
+    return loaded
 
 
 def read_row(row: Row, number: int) -> Example:
@@ -108,10 +158,10 @@ def read_row(row: Row, number: int) -> Example:
     Raises:
         ValueError: the row is in no layout, or has no instruction or no response.
     """
-    place = f"row {number + 1}"
+    row, place = without_nan(row), f"row {number + 1}"
     layout = _layout(row, place)
     try:
-        return _example(row, layout, _checked(layout.read(row)), _own_id(row) or str(number))
+        return _example(row, layout, _turns(layout, row), _own_id(row) or str(number))
     except Unusable as problem:
         reason, detail = problem.args
         raise ValueError(f"{place} cannot be scored: {reason} ({detail})") from problem
@@ -119,24 +169,16 @@ def read_row(row: Row, number: int) -> Example:
 
 def _own_id(row: Any) -> str:
     id = row.get("id") if isinstance(row, dict) else None
-    return "" if id is None or not _writable(str(id)) else str(id)
-
-
-def _writable(text: str) -> bool:
-    r"""Whether UTF-8 can write it; JSON may hold half of a pair ("\ud83d"), as of texts that were cut in an emoji."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return "" if id is None or id != id or not is_writable(str(id)) else str(id)
 
 
 def _example(row: Row, layout: Layout, turns: Turns, id: str) -> Example:
     # An example that we wrote ourselves keeps where it came from; columns of a dataset may be empty.
-    origin = {key: value for key, value in row.items() if value is not None} if layout is LAYOUTS[0] else {}
+    origin = {key: row[key] for key in _EXAMPLE_KEYS if row.get(key) is not None} if layout is LAYOUTS[0] else {}
     recorded = {field: columns.find(row) for field, columns in RECORDED.items()}
-    example = Example.from_dict({**origin, **recorded, **turns._asdict(), "id": id})
-    if (origin or example.teacher) and not _writable(example.to_json()):
+    said = {"instruction": turns.instruction, "response": turns.response, "system": turns.system}
+    example = Example.from_dict({**origin, **recorded, **said, "history": turns.history, "id": id})
+    if (origin or example.teacher) and not is_writable(example.to_json()):
         raise Unusable("malformed row", "a field holds half of a surrogate pair, which is no character")
     return example
 
@@ -144,101 +186,68 @@ def _example(row: Row, layout: Layout, turns: Turns, id: str) -> Example:
 def _rejection(row: Row, own_id: str, number: int, place: str, problem: Unusable) -> Rejection:
     reason, detail = problem.args
     text = json.dumps(row, ensure_ascii=False, default=str)
-    if not _writable(text):
+    if not is_writable(text):
         text = json.dumps(row, default=str)
     return Rejection(id=own_id or stable_id(text, number), reason=reason, detail=f"{place}: {detail}", text=text)
-
-
-def source_path(source: str) -> Path:
-    """The file or directory that a source names, without the slice over its rows."""
-    return Path(_parts(source)[0])
-
-
-def _parts(source: str) -> tuple[str, str | None]:
-    """A source's path and what stands in its brackets, if any do."""
-    match = re.fullmatch(r"(?s)(.+?)\[([^\[\]]*)\]", source)
-    return (source, None) if match is None or Path(source).exists() else (match[1], match[2])
-
-
-def _split_source(source: str) -> tuple[Path, slice]:
-    path, part = _parts(source)
-    if part is None:
-        return Path(path), slice(None)
-    bounds = re.fullmatch(r"(-?\d+)?:(-?\d+)?", part)
-    if bounds is None:
-        raise ValueError(f"bad slice [{part}] in {source}; write [:64], [64:] or [10:20]")
-    return Path(path), slice(*(int(bound) if bound else None for bound in bounds.groups()))
-
-
-def _read_file(path: Path) -> Sequence[Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"no file {path}; {_what_exists(path)}")
-    if path.suffix not in (".json", ".jsonl"):
-        raise ValueError(f"cannot read {path}: give a .jsonl file, a .json file or a directory of a saved dataset")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read {path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    if text.lstrip().startswith("["):
-        return _parse(text, path, 1)
-    # Not splitlines(), which also breaks at line separators inside a text.
-    lines = enumerate(text.split("\n"), start=1)
-    return [_parse(line, path, number) for number, line in lines if line.strip()]
-
-
-def _parse(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {line + error.lineno - 1}: not JSON ({error.msg}); write one object per line, or one list"
-        ) from error
-
-
-def _read_directory(path: Path) -> Sequence[Any]:
-    if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        if "train" not in splits:
-            raise ValueError(f"{path} has no split train but {', '.join(splits)}; name one, as in {path / splits[0]}")
-        path = path / "train"
-    if not (path / "state.json").exists():
-        raise ValueError(f"{path} is a directory but no saved dataset; {_what_exists(path / 'state.json')}")
-    # Importing datasets takes longer than reading most files.
-    from datasets import load_from_disk
-
-    return load_from_disk(str(path)).to_list()
-
-
-def _what_exists(missing: Path) -> str:
-    if not missing.parent.is_dir():
-        return f"its directory {missing.parent} does not exist either; correct the path"
-    names = sorted(entry.name for entry in missing.parent.iterdir())
-    similar = difflib.get_close_matches(missing.name, names, n=5, cutoff=0.5)
-    readable = similar or [name for name in names if name.endswith((".json", ".jsonl"))][:5]
-    if not readable:
-        return f"{missing.parent} holds no .json or .jsonl file; correct the path"
-    return f"{missing.parent} holds {', '.join(readable)}; correct the path"
 
 
 def _layout(row: Any, place: str) -> Layout:
     if not isinstance(row, dict):
         raise ValueError(f"{place}: expected a JSON object, found {type(row).__name__}")
-    for layout in LAYOUTS:
-        if layout.matches(row):
-            return layout
+    # First by what says something: a table that was put together from several has all columns in every row.
+    filled = {key: value for key, value in row.items() if says_something(value)}
+    for keys in (filled, row):
+        for layout in LAYOUTS:
+            if layout.matches(keys):
+                return layout
     raise ValueError(
         f"{place}: unknown layout with the keys {', '.join(row) or '(none)'}; "
         f"known are {'; '.join(layout.name for layout in LAYOUTS)}"
     )
 
 
-def _checked(turns: Turns) -> Turns:
-    turns = Turns(*(_text(value, name) for name, value in turns._asdict().items()))
-    if not turns.instruction.strip():
+def _turns(layout: Layout, row: Row) -> Turns:
+    """What the layout finds in a row that is to be learned and holds no more than text.
+
+    Raises:
+        Unusable: it is none.
+    """
+    for name, values in LEARNED.items():
+        if _means(row, name, values) and not row[name]:
+            raise Unusable("undesirable completion", f"its {name} is {json.dumps(row[name])}: it is not to be learned")
+    refuse_more_than_text(row, "the row")
+    found = layout.read(row)
+    turns = Turns(
+        as_text(found.instruction, "instruction"),
+        as_text(found.response, "response"),
+        as_text(found.system, "system"),
+        found.history,
+        found.unread,
+    )
+    if is_blank(turns.instruction):
         raise Unusable("empty instruction", "the instruction is blank")
-    if not turns.response.strip():
+    if is_blank(turns.response):
         raise Unusable("empty response", "the response is blank")
     return turns
+
+
+def _means(row: Row, name: str, values: tuple[Any, ...]) -> bool:
+    """Whether a column holds one of these values; 1 is not true here, as it may be the number of a class."""
+    return any(type(row.get(name)) is type(value) and row[name] == value for value in values)
+
+
+def _unread(row: Row, layout: Layout, turns: Turns) -> list[str]:
+    """The columns that say something which the example does not."""
+    known = {*layout.columns, *EVERYWHERE, *(name for one in RECORDED.values() for name in one.names(row))}
+    known |= {name for name, values in LEARNED.items() if _means(row, name, values)}
+    texts = {turns.instruction, turns.response, turns.system, *(turn.content for turn in turns.history)}
+    columns = (
+        name
+        for name, value in row.items()
+        # Many data sets repeat the first question beside the conversation.
+        if name not in known and says_something(value) and not (isinstance(value, str) and value in texts)
+    )
+    return [*columns, *sorted(turns.unread)]
 
 
 @dataclass(frozen=True)
@@ -256,61 +265,44 @@ class Columns:
 
     def find(self, row: Row) -> Any:
         """The value under our own name, or else under the only other name that has one."""
+        return next((row[name] for name in self.names(row)), self.absent)
+
+    def names(self, row: Row) -> list[str]:
+        """The column that is read; none where no column, or no single one, has a value that can be meant."""
         if self.fits(row.get(self.name)):
-            return row[self.name]
-        found = [row[name] for name in self.others if self.fits(row.get(name))]
-        return found[0] if len(found) == 1 else self.absent
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            return [self.name]
+        found = [name for name in self.others if self.fits(row.get(name))]
+        return found if len(found) == 1 else []
 
 
 RECORDED = {
     "teacher": Columns("teacher", ("model", "generator"), lambda value: isinstance(value, str) and value != "", ""),
-    "quality": Columns("quality", ("reward", "score"), _is_number, None),
+    "quality": Columns("quality", ("reward", "score"), is_number, None),
 }
 """What a row may say of its response, by field of `Example`."""
 
 
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str | None):
-        raise Unusable("malformed row", f"{name} is {type(value).__name__}, not text")
-    if value and not _writable(value):
-        raise Unusable("malformed row", f"{name} holds half of a surrogate pair, which is no character")
-    return value or ""
+EVERYWHERE = ("id", *SYSTEM_COLUMNS, *MORE_THAN_TEXT)
+"""Columns that are read in every layout; a row that has one of the last ones is left out."""
+LEARNED = {"label": (True, False), "kto_tag": (True, False), "weight": (0, 1)}
+"""Columns that say whether the response is to be learned, and the values of which they then are."""
 
 
-def _columns(instruction: str, response: str) -> tuple[Callable[[Row], bool], Callable[[Row], Turns]]:
+def _columns(instruction: str, response: str) -> Callable[[Row], Turns]:
     # Most layouts are two columns under some name.
-    return (
-        lambda row: instruction in row and response in row,
-        lambda row: Turns(row[instruction], row[response], row.get("system")),
-    )
+    return lambda row: Turns(asked(row, row[instruction]), chosen(row, row[response]), system_of(row), history_of(row))
 
 
-def _with_input(row: Row, input: Any, output: Any) -> Turns:
-    instruction, input = _text(row["instruction"], "instruction"), _text(input, "input")
-    joined = f"{instruction}\n{input}" if instruction.strip() and input.strip() else instruction
-    return Turns(joined, output, row.get("system"))
+def _has(*names: str) -> Callable[[Row], bool]:
+    return lambda row: all(name in row for name in names)
 
 
 def _from_instances(row: Row) -> Turns:
-    first = objects(row["instances"], "instances")[:1] or [{}]
-    return _with_input(row, first[0].get("input"), first[0].get("output"))
-
-
-def _from_conversation(row: Row) -> Turns:
-    turns = [
-        (turn.get("role", turn.get("from")), turn.get("content", turn.get("value")))
-        for turn in objects(row.get("messages", row.get("conversations")), "the conversation")
-    ]
-    system = next((text for who, text in turns if who == "system"), row.get("system"))
-    asked = next((place for place, (who, _) in enumerate(turns) if who in ("user", "human")), None)
-    if asked is None:
-        raise Unusable("no user turn", f"the roles are {', '.join(str(who) for who, _ in turns) or '(none)'}")
-    answers = (text for who, text in turns[asked + 1 :] if who in ("assistant", "gpt"))
-    return Turns(turns[asked][1], _first_answer(answers), system)
+    instances = objects(row["instances"], "instances")
+    first = instances[0] if instances else {}
+    instruction = asked({"input": first.get("input")}, row["instruction"])
+    others = frozenset(["instances after the first"] if len(instances) > 1 else [])
+    return Turns(instruction, first.get("output"), system_of(row), unread=others)
 
 
 def _from_tree(row: Row) -> Turns:
@@ -319,38 +311,76 @@ def _from_tree(row: Row) -> Turns:
         for reply in objects(row["prompt"].get("replies"), "replies")
         if reply.get("role", "assistant") == "assistant" and not reply.get("deleted")
     ]
-    replies.sort(key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
-    return Turns(row["prompt"].get("text"), _first_answer(reply.get("text") for reply in replies))
+    if not replies:
+        raise Unusable("no assistant turn", "nobody answers the first user turn")
+    best = min(replies, key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
+    others = len(replies) > 1 or says_something(best.get("replies"))
+    return Turns(
+        row["prompt"].get("text"),
+        best.get("text"),
+        system_of(row),
+        unread=frozenset(["replies of the tree but the best"] if others else []),
+    )
 
 
-def _first_answer(answers: Iterable[Any]) -> Any:
-    for answer in answers:
-        return answer
-    raise Unusable("no assistant turn", "nobody answers the first user turn")
-
-
+_BESIDE = (*MATERIAL, *CHOICES, HISTORY)
+_CONVERSATION = (*CONVERSATION_COLUMNS, HISTORY, "chosen", "rejected")
 LAYOUTS = (
     Layout(
         "our own (instruction, response and other fields of Example)",
         lambda row: {"instruction", "response"} <= row.keys() <= _EXAMPLE_KEYS,
-        lambda row: Turns(row["instruction"], row["response"], row.get("system")),
+        _columns("instruction", "response"),
+        tuple(_EXAMPLE_KEYS),
     ),
-    Layout("messages (role, content)", lambda row: "messages" in row, _from_conversation),
-    Layout("conversations (from, value)", lambda row: "conversations" in row, _from_conversation),
+    Layout("messages (role, content)", _has("messages"), from_conversation, _CONVERSATION),
+    Layout(
+        "conversations (from, value)",
+        lambda row: not {"conversations", "conversation"}.isdisjoint(row),
+        from_conversation,
+        _CONVERSATION,
+    ),
     Layout(
         "instruction, instances (input, output)",
-        lambda row: {"instruction", "instances"} <= row.keys(),
+        _has("instruction", "instances"),
         _from_instances,
+        ("instruction", "instances"),
     ),
     Layout(
         "instruction, input, output",
-        lambda row: {"instruction", "output"} <= row.keys(),
-        lambda row: _with_input(row, row.get("input"), row["output"]),
+        _has("instruction", "output"),
+        _columns("instruction", "output"),
+        ("instruction", "output", *_BESIDE),
     ),
-    Layout("instruction, response", *_columns("instruction", "response")),
-    Layout("prompt (text, replies)", lambda row: isinstance(row.get("prompt"), dict), _from_tree),
-    Layout("prompt, completion", lambda row: {"prompt", "completion"} <= row.keys(), from_completion),
-    Layout("question, answer", *_columns("question", "answer")),
-    Layout("chosen, rejected", lambda row: {"chosen", "rejected"} <= row.keys(), from_preference),
+    Layout(
+        "instruction, response",
+        _has("instruction", "response"),
+        _columns("instruction", "response"),
+        ("instruction", "response", *_BESIDE),
+    ),
+    Layout("prompt (text, replies)", lambda row: isinstance(row.get("prompt"), dict), _from_tree, ("prompt",)),
+    Layout(
+        "prompt, completion",
+        _has("prompt", "completion"),
+        from_completion,
+        ("prompt", "completion", *_BESIDE),
+    ),
+    Layout(
+        "question, answer",
+        _has("question", "answer"),
+        _columns("question", "answer"),
+        ("question", "answer", *_BESIDE),
+    ),
+    Layout(
+        "chosen, rejected",
+        _has("chosen", "rejected"),
+        from_preference,
+        ("prompt", "instruction", "chosen", "rejected", *_BESIDE),
+    ),
+    Layout(
+        "data (texts of user and assistant in turn)",
+        lambda row: isinstance(row.get("data"), list) and all(isinstance(text, str) for text in row["data"]),
+        from_texts,
+        ("data",),
+    ),
 )
 """The layouts that are read, in the order in which they are tried."""

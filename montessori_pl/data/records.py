@@ -22,6 +22,29 @@ class Message(TypedDict):
     content: str
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class Turn:
+    """A turn of a conversation before the one that is answered."""
+
+    role: Literal["user", "assistant"]
+    """Who speaks."""
+    content: str
+    """What is said."""
+    weight: int = 1
+    """0 for an answer that is only read and never learned, as in OpenAI's format."""
+
+
+def conversation(system: str, history: Iterable[Turn], instruction: str) -> list[Message]:
+    """The messages up to where the assistant answers."""
+    said: list[Message] = [{"role": "system", "content": system}] if system else []
+    said += [{"role": turn.role, "content": turn.content} for turn in history]
+    return [*said, {"role": "user", "content": instruction}]
+
+
+def _as_turns(turns: "Iterable[Turn | Mapping[str, Any]]") -> tuple[Turn, ...]:
+    return tuple(turn if isinstance(turn, Turn) else Turn(**turn) for turn in turns)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
     """A frozen dataclass that is one line of JSON."""
@@ -56,11 +79,13 @@ class Example(Record):
     """An instruction with its response, and where both came from."""
 
     instruction: str
-    """What the student is asked."""
+    """What the student is asked: the last user turn."""
     response: str
     """What the student shall answer."""
     system: str = ""
     """System message of the conversation; empty when there is none."""
+    history: tuple[Turn, ...] = ()
+    """The turns between the system message and the instruction, user and assistant in turn; often none."""
     prompt_id: str = ""
     """Groups the samples that answer one and the same teacher prompt; empty for examples that nobody prompted for."""
     prompt: str = ""
@@ -80,15 +105,18 @@ class Example(Record):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed_task_ids", tuple(self.seed_task_ids))
+        object.__setattr__(self, "history", _as_turns(self.history))
 
     def messages(self) -> list[Message]:
         """The conversation that the student is trained on."""
-        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         return [
-            *system,
-            {"role": "user", "content": self.instruction},
+            *conversation(self.system, self.history, self.instruction),
             {"role": "assistant", "content": self.response},
         ]
+
+    def user_turns(self) -> list[str]:
+        """All that the user says, the instruction last."""
+        return [*(turn.content for turn in self.history if turn.role == "user"), self.instruction]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +173,8 @@ class PreferencePair(Record):
     """Id of the example that `rejected` became."""
     system: str = ""
     """System message of the conversation; empty when there is none."""
+    history: tuple[Turn, ...] = ()
+    """The turns between the system message and the prompt; often none."""
     margin: float
     """Score of the chosen example minus score of the rejected one."""
     weight: float = 1.0
@@ -154,10 +184,12 @@ class PreferencePair(Record):
     rejected_finished: bool = True
     """Whether the rejected completion ended itself, so that its end token is part of it."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "history", _as_turns(self.history))
+
     def messages(self) -> list[Message]:
         """The conversation that both completions answer."""
-        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.prompt}]
+        return conversation(self.system, self.history, self.prompt)
 
 
 def stable_id(*parts: object) -> str:

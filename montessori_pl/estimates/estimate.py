@@ -114,7 +114,7 @@ def real(records: Sequence[R]) -> ExpectedRecords[R]:
         count=len(records),
         upper_bound=len(records),
         prompts=len({example.prompt_id for example in examples if example.prompt_id}),
-        instructions=len({(example.system, example.instruction) for example in examples}),
+        instructions=len({(example.system, example.history, example.instruction) for example in examples}),
         samples=records,
     )
 

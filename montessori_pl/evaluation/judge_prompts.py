@@ -67,13 +67,23 @@ def load_prompt(name: str) -> str:
 
 
 def render_prompt(template: str, example: Example) -> str:
-    """The prompt about this example; a system message stands before the instruction, and no text is altered."""
+    """The prompt about this example; no text is altered.
+
+    A system message stands before the instruction, and so do earlier turns, each behind who speaks.
+    """
     texts = {
-        "instruction": "\n\n".join(filter(None, (example.system, example.instruction))),
+        "instruction": "\n\n".join(filter(None, (example.system, *_turns(example)))),
         "response": example.response,
     }
     # In one pass, and not with `format`: the texts may hold braces, and even the names of the places.
     return re.sub(r"\{(instruction|response)\}", lambda place: texts[place[1]], template)
+
+
+def _turns(example: Example) -> list[str]:
+    if not example.history:
+        return [example.instruction]
+    said = [(turn.role.capitalize(), turn.content) for turn in example.history]
+    return [f"{who}: {text}" for who, text in (*said, ("User", example.instruction))]
 
 
 def parse_score(text: str, finished: bool = True) -> int | None:

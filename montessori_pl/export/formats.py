@@ -7,12 +7,12 @@ to know of a data set.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from montessori_pl.data.records import Example, Score
+from montessori_pl.data.records import Example, Score, Turn
 from montessori_pl.export.source import EXAMPLES, PAIRS, Source
 from montessori_pl.run_directory.atomic import write_json_lines
 
@@ -25,18 +25,25 @@ DATASET_INFO = "dataset_info.json"
 
 
 def write_alpaca(source: Source, directory: Path) -> None:
-    """`instruction`, `input` (always empty), `output`, and `system` where some example has a system message."""
+    """`instruction`, `input` (always empty), `output`, and `system` and `history` where some example has them."""
     rows = (
-        {"id": one.id, "instruction": one.instruction, "input": "", "output": one.response, "system": one.system}
+        {
+            "id": one.id,
+            "instruction": one.instruction,
+            "input": "",
+            "output": one.response,
+            "system": one.system,
+            "history": _exchanges(one.history),
+        }
         for one in source.examples
     )
     _write_alpaca(source, directory / TRAIN, rows, {"response": "output"})
 
 
 def write_messages(source: Source, directory: Path) -> None:
-    """`messages`, each a role and a content."""
+    """`messages`, each a role and a content; an earlier answer that is not to be learned has `weight` 0."""
     path = directory / TRAIN
-    write_json_lines(path, ({"id": one.id, "messages": one.messages()} for one in source.examples))
+    write_json_lines(path, ({"id": one.id, "messages": _weighted(one)} for one in source.examples))
     roles = {f"{role}_tag": role for role in ("user", "assistant", "system")}
     tags = {"role_tag": "role", "content_tag": "content", **roles}
     _describe(source, path, formatting="sharegpt", columns={"messages": "messages"}, tags=tags)
@@ -67,6 +74,7 @@ def write_dpo(source: Source, directory: Path) -> None:
             "chosen": pair.chosen,
             "rejected": pair.rejected,
             "system": pair.system,
+            "history": _exchanges(pair.history),
         }
         for pair in source.pairs
     )
@@ -103,6 +111,11 @@ def has_system(source: Source) -> bool:
     return any(row.system for row in source.pairs or source.examples)
 
 
+def has_history(source: Source) -> bool:
+    """Whether some row has turns before its instruction."""
+    return any(row.history for row in source.pairs or source.examples)
+
+
 def dataset_name(source: Source) -> str:
     """How the data set is called where a name is asked for: without commas, at which LLaMA-Factory parts names."""
     return re.sub(r"[^\w.-]+", "_", f"{source.run.resolve().name}_{source.stage.name}")
@@ -116,13 +129,27 @@ def score_columns(key: str) -> dict[str, str]:
 def _write_alpaca(
     source: Source, path: Path, rows: Iterable[Mapping[str, Any]], answers: Mapping[str, str], **description: Any
 ) -> None:
-    """Write rows in the columns of Alpaca, without `system` where none has a system message, and describe them."""
-    columns = {"prompt": "instruction", "query": "input", **answers, "system": "system"}
-    if not has_system(source):
-        del columns["system"]
+    """Write rows in the columns of Alpaca, without `system` and `history` where no row has any, and describe them."""
+    columns = {"prompt": "instruction", "query": "input", **answers}
+    columns |= {name: name for name, has in (("system", has_system), ("history", has_history)) if has(source)}
     written = {"id", *columns.values()}
     write_json_lines(path, ({name: value for name, value in row.items() if name in written} for row in rows))
     _describe(source, path, columns=columns, **description)
+
+
+def _exchanges(history: Sequence[Turn]) -> list[list[str]]:
+    """Pairs of a user turn and its answer."""
+    texts = [turn.content for turn in history]
+    return [texts[at : at + 2] for at in range(0, len(texts), 2)]
+
+
+def _weighted(example: Example) -> list[dict[str, Any]]:
+    """The messages, with OpenAI's `weight` on earlier answers that are not to be learned."""
+    messages = [dict(message) for message in example.messages()]
+    for message, turn in zip(messages[-2 - len(example.history) :], example.history, strict=False):
+        if turn.weight == 0 and turn.role == "assistant":
+            message["weight"] = 0
+    return messages
 
 
 def _describe(source: Source, path: Path, **description: Any) -> None:
@@ -137,4 +164,8 @@ def _feature(hint: Any) -> Any:
 
     if get_origin(hint) is tuple:
         return List(_feature(get_args(hint)[0]))
+    if is_dataclass(hint):
+        return {name: _feature(inner) for name, inner in get_type_hints(hint).items()}
+    if get_origin(hint) is Literal:
+        hint = type(get_args(hint)[0])
     return Value({str: "string", bool: "bool", int: "int64", float: "float64", float | None: "float64"}[hint])

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from montessori_pl.export.formats import DATASET_INFO, TRAIN, dataset_name, has_system, score_columns
+from montessori_pl.export.formats import DATASET_INFO, TRAIN, dataset_name, has_history, has_system, score_columns
 from montessori_pl.export.markdown import bullets, code, prose
 from montessori_pl.export.source import Source
 
@@ -49,10 +49,16 @@ def usage(source: Source, format: str) -> str:
 
 def _alpaca(source: Source) -> list[str]:
     system = has_system(source)
+    more = [f"`{name}`" for name, has in (("system", has_system), ("history", has_history)) if has(source)]
+    turns = (
+        " `history` holds the turns before the instruction, as pairs of a user turn and its answer; LLaMA-Factory "
+        "reads it, and axolotl does not."
+    )
     return [
         prose(
             "A row holds its `id`, `instruction`, `input` (always empty), `output`"
-            + (", and `system`, which may be empty." if system else ".")
+            + (f", and {' and '.join(more)}, which may be empty." if more else ".")
+            + (turns if has_history(source) else "")
         ),
         _LOAD,
         *_llama_factory(source, "sft"),
@@ -103,10 +109,10 @@ def _dpo(source: Source) -> list[str]:
 
 def _hf(source: Source) -> list[str]:
     fields = [
-        "`id`, `instruction`, `response` and `system`: the example.",
+        "`id`, `instruction`, `response` and `system`: the example; `history`: the turns before the instruction.",
         "`prompt_id`, `prompt` and `completion`: what the teacher was asked, and all that it wrote to give the "
         "instruction; `completion_finished`: whether it ended that itself.",
-        "`teacher`, `seed_task_ids` and `round`: who wrote it, which examples it was shown, and in which batch.",
+        "`teacher`, `seed_task_ids` and `batch`: who wrote it, which examples it was shown, and in which batch.",
     ]
     for judge in source.judges:
         value, error = score_columns(judge.key)

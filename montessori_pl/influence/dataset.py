@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from montessori_pl.data.chat_template import ChatTemplate
+from montessori_pl.data.chat_template import ChatTemplate, LossOn
 from montessori_pl.data.formats import read_row
 from montessori_pl.influence.functional import Batch
 from montessori_pl.influence.packing import padded
@@ -38,6 +38,7 @@ def score_dataset(
     update: UpdateRule,
     *,
     layout: str = "auto",
+    loss_on: LossOn = "all",
     group_by: str | None = None,
     max_length: int = 1024,
     batch_size: int = 16,
@@ -54,6 +55,7 @@ def score_dataset(
         reference: rows of the reference set, likewise.
         update: the optimizer's rule, for example `AdamW(lr=1e-4)`.
         layout: chat layout: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        loss_on: of which answers of a conversation the loss is taken: `all`, or the `last` one.
         group_by: column that says which rows answer the same prompt; such rows must follow each other.
         max_length: longest conversation in tokens; longer ones are cut on the right.
         batch_size: rows in one backward pass.
@@ -67,7 +69,7 @@ def score_dataset(
     Raises:
         ValueError: a row cannot be read or has no response within `max_length`; the sentence says which.
     """
-    chat_template = ChatTemplate(tokenizer, layout, getattr(model.config, "max_position_embeddings", None))
+    chat_template = ChatTemplate(tokenizer, layout, getattr(model.config, "max_position_embeddings", None), loss_on)
     device = next(model.parameters()).device
 
     def batches(rows: Iterable[dict[str, Any]]) -> list[Batch]:
@@ -97,7 +99,7 @@ def _example(
     chat_template: ChatTemplate, row: dict[str, Any], number: int, max_length: int, device: torch.device
 ) -> Batch:
     """One row by itself, shapes (1, T)."""
-    rendered = chat_template.render(read_row(row, number).messages(), max_length)
+    rendered = chat_template.render_example(read_row(row, number), max_length)
     if not any(rendered.completion_mask):
         raise ValueError(f"row {number + 1} has no response within {max_length} tokens and the model's context")
     ids = torch.tensor([rendered.input_ids], device=device)

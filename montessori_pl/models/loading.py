@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from montessori_pl.classroom.names import locate
-from montessori_pl.data.chat_template import ChatTemplate
+from montessori_pl.data.chat_template import ChatTemplate, LossOn
 from montessori_pl.run_directory.atomic import directory_written_atomically
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class ModelSource:
     """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file."""
     base_dtype: BaseDtype = "float32"
     """BaseDtype of the frozen weights; adapters are in float32 whatever it is."""
+    loss_on: LossOn = "all"
+    """Of which answers of a conversation the loss is taken: of all, or of the last one alone."""
 
 
 def load_tokenizer(backbone: str) -> "PreTrainedTokenizerBase":
@@ -93,7 +95,8 @@ def load_chat_template(source: ModelSource) -> ChatTemplate:
         config = AutoConfig.from_pretrained(locate(source.backbone)).get_text_config()
     except OSError as error:
         raise ValueError(_not_found(source.backbone, "model", error)) from error
-    return ChatTemplate(tokenizer, source.chat_template, getattr(config, "max_position_embeddings", None))
+    context = getattr(config, "max_position_embeddings", None)
+    return ChatTemplate(tokenizer, source.chat_template, context, source.loss_on)
 
 
 def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrainedModel | PeftModel":

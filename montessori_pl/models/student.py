@@ -1,10 +1,12 @@
 """The student: supervised fine-tuning on responses, and the losses that signals and evaluators ask for."""
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from montessori_pl.data.chat_template import LossOn
 from montessori_pl.losses import IGNORED, mean_response_loss, token_log_probabilities
 from montessori_pl.models.language_module import OF_PREFERENCES, OPTIMIZED_NAMES, LanguageModule
 from montessori_pl.models.loading import BaseDtype, LoraSettings
@@ -12,7 +14,7 @@ from montessori_pl.models.ranks import mean_over_ranks
 
 
 class StudentModule(LanguageModule):
-    """Learns to answer instructions; the loss is taken on response tokens and their end token only.
+    """Learns to answer instructions; the loss is taken on response tokens and their end tokens only.
 
     Args:
         backbone: the student's base model: hub id, local directory, or a name of the embedded classroom.
@@ -20,6 +22,9 @@ class StudentModule(LanguageModule):
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
         base_dtype: precision of the frozen base; `bfloat16` halves its memory, while the adapter, its moments and
             the arithmetic of influence stay in float32.
+        loss_on: where examples have several turns, of which answers the loss is taken, in training, influence and
+            evaluation alike: of `all` (TRL's `assistant_only_loss`), or of the `last` one alone (LLaMA-Factory's
+            `mask_history`). Answers of weight 0 are never learned.
     """
 
     def __init__(
@@ -28,8 +33,10 @@ class StudentModule(LanguageModule):
         lora: LoraSettings | None = LoraSettings(),
         chat_template: str = "auto",
         base_dtype: BaseDtype = "float32",
+        loss_on: LossOn = "all",
     ) -> None:
         super().__init__(backbone, lora, chat_template, base_dtype)
+        self.source = dataclasses.replace(self.source, loss_on=loss_on)
         self.optimizer_state: dict[str, Any] | None = None
         """State of AdamW in the checkpoint that was loaded last, with the moments of the warm-up; none if that is of a
         training on preferences."""

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from montessori_pl.batches.sources import ROLES, DataSources
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.pipeline.recipe import Step, needs_teacher
@@ -23,16 +25,19 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> N
     Raises:
         ValueError: something is not there or does not fit; the sentence begins with the section or the stage.
     """
-    for role in ("seed_tasks", "reference", "test"):
-        if getattr(runner.data, role) is not None:
-            runner.data.read(role)
+    for one in runner.data.account().values():
+        for note in one["notes"]:
+            if runner.leads:
+                runner.display.say(note)
     runner.data.check_disjoint()
     models = {Kind.STUDENT: runner.student().source}
     if any(needs_teacher(step.stage, runner.pool) for step in steps):
         models[Kind.TEACHER] = runner.teacher().source
     for kind, source in models.items():
         with _named(kind.value):
-            load_chat_template(source)
+            chat_template = load_chat_template(source)
+        if kind is Kind.STUDENT:
+            _check_several_turns(runner.data, chat_template)
     asked = {name for step in steps for name in step.stage.teacher_names()}
     for name, member in runner.pool.items():
         with _named(f"teachers.{name}"):
@@ -51,6 +56,15 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> N
         runner.trainer(callbacks=[])
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ValueError(f"trainer: {error}") from error
+
+
+def _check_several_turns(data: DataSources, chat_template: ChatTemplate) -> None:
+    """Render a conversation of each set that has one: some templates write earlier turns otherwise than last ones."""
+    for role in ROLES:
+        if getattr(data, role) is not None:
+            with _named(f"data.{role}"):
+                for example in [one for one in data.read(role) if one.history][:1]:
+                    chat_template.render_example(example)
 
 
 def _check_engine(engine: GenerationBackend, source: ModelSource, offline: bool) -> None:

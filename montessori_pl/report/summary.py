@@ -21,7 +21,9 @@ def summarize(root: Path) -> dict[str, Any]:
     """Collect the numbers of a run.
 
     Returns:
-        `warnings`: what the stages warn of, a sentence each; `students`: for each student of the last evaluation its
+        `warnings`: what the stages warn of, and what was not read of the data, a sentence each; `sources`: for each
+        setting of `data`, its source, its examples, the rows that were left out by reason, and the columns that are not
+        read; `students`: for each student of the last evaluation its
         losses and accuracy, and under `data_...` how many and how varied its training examples are; `evaluations`: the
         students of every evaluation, by the evaluation's key; `influence`: for each stage that scored, by key, the
         influence, how varied the scored examples are, and the reference loss of the student; `data`: for each stage
@@ -30,7 +32,13 @@ def summarize(root: Path) -> dict[str, Any]:
     """
     run_directory = RunDirectory(root)
     sections = ("students", "evaluations", "influence", "data", "training", "stages")
-    summary: dict[str, Any] = {"run": str(root), "warnings": [], **{section: {} for section in sections}}
+    sources = run_directory.facts.get("data", {})
+    summary: dict[str, Any] = {
+        "run": str(root),
+        "warnings": [note for one in sources.values() for note in one["notes"]],
+        "sources": sources,
+        **{section: {} for section in sections},
+    }
     for key, entry in run_directory.entries.items():
         if not run_directory.begun(key):
             continue

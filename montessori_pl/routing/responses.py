@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from montessori_pl.data.records import Example, Message
+from montessori_pl.data.records import Example, Message, Turn, conversation
 
 Array = NDArray[np.float64]
 
@@ -21,14 +21,20 @@ class Prompt(NamedTuple):
     """What all teachers are asked: the same texts, whoever recorded them."""
 
     instruction: str
-    """The user turn."""
+    """The last user turn."""
     system: str = ""
     """The system message; empty when there is none."""
+    history: tuple[Turn, ...] = ()
+    """The turns before the user turn; often none."""
+
+    @classmethod
+    def of(cls, example: Example) -> "Prompt":
+        """What this example answers."""
+        return cls(example.instruction, example.system, example.history)
 
     def messages(self) -> list[Message]:
         """The conversation up to where the assistant answers."""
-        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.instruction}]
+        return conversation(self.system, self.history, self.instruction)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class ResponsePool:
                     f"nobody says who wrote the response of example {example.id} ({example.instruction[:40]!r}); write "
                     "its teacher's name into a column `teacher`, `model` or `generator` of its source"
                 )
-            answers.setdefault((Prompt(example.instruction, example.system), example.teacher), []).append(example)
+            answers.setdefault((Prompt.of(example), example.teacher), []).append(example)
         return cls(sorted({prompt for prompt, _ in answers}), sorted({teacher for _, teacher in answers}), answers)
 
     def table(self, numbers: Mapping[str, float]) -> Array:

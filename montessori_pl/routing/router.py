@@ -57,7 +57,10 @@ class Router(ABC):
             ValueError: the limits cannot be kept.
         """
         systems = [""] * len(instructions) if systems is None else systems
-        prompts = [Prompt(*texts) for texts in zip(instructions, systems, strict=True)]
+        return self.route_prompts([Prompt(*texts) for texts in zip(instructions, systems, strict=True)], limits)
+
+    def route_prompts(self, prompts: Sequence[Prompt], limits: RouteLimits | None = None) -> list[str]:
+        """The teacher's name for each prompt, which may have several turns; see `route`."""
         chosen = choose(self.coefficients(prompts), self.teachers, limits)
         return [self.teachers[place] for place in chosen]
 

@@ -17,6 +17,7 @@ class UnloadedStudent(StudentModule):
 
     def __init__(self, student: StudentModule) -> None:
         super().__init__(student.backbone, chat_template=student.chat_template)
+        self.source = student.source
 
     def configure_model(self) -> None:
         """Load nothing."""

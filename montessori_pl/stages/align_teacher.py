@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from montessori_pl.batches.encoding import EncodedPair
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.data.records import Message, PreferencePair
+from montessori_pl.data.records import Message, PreferencePair, Turn
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.requests import RequestEstimator
@@ -140,12 +140,12 @@ class AlignTeacher(Stage):
         return AlignmentMonitorCallback(self.monitor, evaluator, context.directory, self.save_all_checkpoints)
 
 
-_Prompt = tuple[str, str]
-"""A system message, or an empty text, and a prompt."""
+_Prompt = tuple[str, str, tuple[Turn, ...]]
+"""A system message, or an empty text, a prompt, and the turns before it."""
 
 
 def _prompt(pair: PreferencePair) -> _Prompt:
-    return pair.system, pair.prompt
+    return pair.system, pair.prompt, pair.history
 
 
 def _prompts(pairs: Sequence[tuple[PreferencePair, EncodedPair]], seed: int) -> dict[_Prompt, list[Message]]:

@@ -14,7 +14,7 @@ from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind,
 from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
 from montessori_pl.stages.generating.generators import Generator, Generators, teacher, usage_metrics
 from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
-from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
+from montessori_pl.synthesis.base import SelfInstruct, Synthesizer, single_turn
 from montessori_pl.synthesis.contamination import Decontamination
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
@@ -25,7 +25,8 @@ class Augment(Stage):
 
     Each attempt shows the teacher, one at a time, the examples that still lack some, and asks for as many completions
     as are missing, times the number of the attempt. What is written is never shown to it. After the last attempt the
-    stage ends with what there is, and says what is missing and why.
+    stage ends with what there is, and says what is missing and why. Conversations of several turns are not shown and
+    counted.
 
     Args:
         examples: the stage whose examples are augmented; there may be none.
@@ -116,13 +117,15 @@ class Augment(Stage):
             accepted=missing,
             max_accepted=upper_bound,
         )
-        shots = [(stable_seed(context.seed, "prompt", one.id, 0), [one]) for one in given.some()[:NUM_PROMPTS]]
+        shots = [
+            (stable_seed(context.seed, "prompt", one.id, 0), [one]) for one in single_turn(given.some())[:NUM_PROMPTS]
+        ]
         return estimate_synthesis(context, self.rules, self.teacher, shots, amount, prompts=given.count)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Make the attempts that have not been made."""
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
-        given = context.examples("examples")
+        given = single_turn(context.examples("examples"))
         wanted = self._wanted(context, given)
         written = read_records(context.directory / EXAMPLES, Example)
         context.progress.start(sum(wanted.values()), len(written))
@@ -172,6 +175,7 @@ class Augment(Stage):
         return {
             "accepted": len(written),
             "rejected": _reasons(rejections),
+            "left_out_with_several_turns": len(context.examples("examples")) - len(wanted),
             **self._shortfall(_missing(wanted, written), rejections),
             **usage_metrics(journal.commits),
             "diversity": diversity([example.instruction for example in written]),

@@ -97,7 +97,7 @@ class BuildPreferences(Stage):
         return {
             "prompts": len(prompts),
             "pairs": len(pairs),
-            "prompts_with_pairs": len({pair.prompt for pair in pairs}),
+            "prompts_with_pairs": len({(pair.history, pair.prompt) for pair in pairs}),
             "mean_margin": sum(pair.margin for pair in pairs) / len(pairs),
         }
 

@@ -9,7 +9,7 @@ from montessori_pl.data.records import Example, Rejection, read_records, stable_
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.generation.base import Completion, Request, Sampling
-from montessori_pl.routing import RouteLimits, load_router
+from montessori_pl.routing import Prompt, RouteLimits, load_router
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, ROUTING, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.generating.generators import Generator, Generators, student, teacher, usage_metrics
@@ -176,7 +176,7 @@ class GenerateResponses(Stage):
                 f"lacks {', '.join(strangers)}; name all of them"
             )
         try:
-            chosen = router.route([one.instruction for one in asked], [one.system for one in asked], self.limits)
+            chosen = router.route_prompts([Prompt.of(one) for one in asked], self.limits)
         except ValueError as error:
             raise StageError(f"{context.key}: {error}") from error
         return [[names[name]] for name in chosen]
@@ -235,9 +235,9 @@ def _answered(example: Example) -> Example:
 
 def _asked(examples: Sequence[Example]) -> list[Example]:
     """Each instruction once: a pool of responses holds it as often as it has been answered."""
-    first: dict[tuple[str, str], Example] = {}
+    first: dict[Prompt, Example] = {}
     for example in examples:
-        first.setdefault((example.system, example.instruction), example)
+        first.setdefault(Prompt.of(example), example)
     return list(first.values())
 
 
@@ -255,6 +255,7 @@ class _Question:
             instruction=self.asked.instruction,
             response=text,
             system=self.asked.system,
+            history=self.asked.history,
             prompt_id=self.asked.id,
             prompt=self.asked.instruction,
             completion=text,

@@ -1,11 +1,10 @@
 """RecordedExamples: examples that somebody else wrote, to be scored and trained on like our own."""
 
-from collections import Counter
 from typing import Any, ClassVar
 
 from montessori_pl.batches.sources import source_file
 from montessori_pl.classroom.names import locate
-from montessori_pl.data.formats import read_source
+from montessori_pl.data.formats import load_source
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate, real
 from montessori_pl.run_directory.atomic import write_records
@@ -15,13 +14,14 @@ from montessori_pl.synthesis.diversity import diversity
 
 
 class RecordedExamples(Stage):
-    """Read examples from JSON lines (alpaca, messages, instruction and response, ...) or a Hugging Face dataset.
+    """Read examples from a file (alpaca, messages, instruction and response, ...) or a Hugging Face dataset.
 
     A row may name the teacher who wrote the response (`teacher`, or else `model` or `generator`) and say how good it is
     (`quality`, or else `reward` or `score`): what `SelectTeacher` and `TrainRouter` choose among teachers by.
 
     Args:
-        source: a file of JSON lines, or a directory that `datasets` has saved; `[a:b]` behind it takes rows a to b.
+        source: a file (JSON lines, JSON, CSV, Parquet), or a directory that `datasets` has saved; `[a:b]` behind it
+            takes rows a to b.
         first_iteration_only: whether later iterations go without this stage.
     """
 
@@ -33,17 +33,26 @@ class RecordedExamples(Stage):
         super().__init__(first_iteration_only)
         self.source = source
 
+    def check_environment(self) -> None:
+        """Read the source, so that a file that cannot be read shows before anything has run."""
+        try:
+            load_source(locate(self.source))
+        except OSError as error:
+            raise ValueError(str(error)) from error
+
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work, but the examples."""
-        return StageEstimate(expected_output=real(read_source(locate(self.source))[0]))
+        return StageEstimate(expected_output=real(load_source(locate(self.source)).examples))
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Read all rows; those that are no examples become rejections."""
-        examples, rejections = read_source(locate(self.source))
-        write_records(context.directory / EXAMPLES, examples)
-        write_records(context.directory / REJECTIONS, rejections)
+        loaded = load_source(locate(self.source))
+        write_records(context.directory / EXAMPLES, loaded.examples)
+        write_records(context.directory / REJECTIONS, loaded.rejections)
         return {
-            "accepted": len(examples),
-            "rejected": dict(Counter(rejection.reason for rejection in rejections).most_common()),
-            "diversity": diversity([example.instruction for example in examples]),
+            "accepted": len(loaded.examples),
+            "rejected": loaded.left_out(),
+            "unread_columns": dict(loaded.unread),
+            "diversity": diversity([example.instruction for example in loaded.examples]),
+            **({"warnings": notes} if (notes := loaded.notes()) else {}),
         }

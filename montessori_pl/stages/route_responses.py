@@ -91,4 +91,4 @@ class RouteResponses(Stage):
 def _in_order(pool: ResponsePool, picked: list[Example]) -> list[Example]:
     """The examples in the order in which their prompts were recorded first."""
     places = {prompt: place for place, (prompt, _) in reversed([*enumerate(pool.answers)])}
-    return sorted(picked, key=lambda one: places[Prompt(one.instruction, one.system)])
+    return sorted(picked, key=lambda one: places[Prompt.of(one)])

@@ -15,7 +15,7 @@ from montessori_pl.stages.generating.collapse_guard import FALLBACK_TEACHER, Col
 from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
 from montessori_pl.stages.generating.generators import Generator, Generators, teacher, usage_metrics
 from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
-from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
+from montessori_pl.synthesis.base import SelfInstruct, Synthesizer, single_turn
 from montessori_pl.synthesis.contamination import Decontamination
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
@@ -121,7 +121,7 @@ class Synthesize(Stage):
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The batches that are left; the next prompts are rendered as the run will, with seeds for shots to come."""
-        seed_tasks = (
+        seed_tasks = single_turn(
             context.expected_input("seed_tasks").samples
             if self.seed_tasks is not None
             else context.data.read("seed_tasks")
@@ -182,6 +182,12 @@ class Synthesize(Stage):
         monitor: CollapseMonitor | None,
     ) -> None:
         seed_tasks = context.examples("seed_tasks") if self.seed_tasks is not None else context.data.read("seed_tasks")
+        shots = single_turn(seed_tasks)
+        if seed_tasks and not shots:
+            raise StageError(
+                f"{context.key} has no shots: all {len(seed_tasks)} seed tasks are conversations of several turns; "
+                "give some of a single turn"
+            )
         known = [
             example for name in self.deduplicate_against for example in context.examples(f"deduplicate_against.{name}")
         ]
@@ -190,7 +196,7 @@ class Synthesize(Stage):
         while self._missing(journal.commits):
             self._check_limits(context, journal)
             collapsed = monitor is not None and monitor.alarmed
-            tasks = self._batch(_asked(journal.commits), context, generator, seed_tasks, collapsed)
+            tasks = self._batch(_asked(journal.commits), context, generator, shots, collapsed)
             accepted, rejected = loop.write(len(journal.commits), tasks)
             examples += accepted
             counts = {

@@ -129,7 +129,7 @@ class TrainRouter(Stage):
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The encoder's pass over all prompts, and its training where it is trained."""
         given, chat_template = context.expected_input("examples"), load_chat_template(self._source(context))
-        prompts = [Prompt(example.instruction, example.system) for example in given.some()]
+        prompts = [Prompt.of(example) for example in given.some()]
         lengths = [len(one.input_ids) for one in encode_prompts(prompts, chat_template, self.max_length)]
         work = [passes("routing", round(given.instructions * mean(lengths)))]
         if self.training is not None:

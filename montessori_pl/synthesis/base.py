@@ -41,6 +41,11 @@ class Synthesizer(ABC):
         """
 
 
+def single_turn(examples: Sequence[Example]) -> list[Example]:
+    """Those that can be shown as shots: of several turns the last one says little without the others."""
+    return [example for example in examples if not example.history]
+
+
 def template_file(name: str) -> Path | None:
     """The file that the name of a request means; none for a shipped one."""
     return None if name in TEMPLATES else Path(name)

@@ -108,12 +108,9 @@ class HeldOut:
     def __init__(self, sets: Mapping[str, Sequence[Example]], settings: Decontamination) -> None:
         self.settings = settings
         named = [(f"{name} example {example.id}", example) for name, examples in sets.items() for example in examples]
-        self._instructions = {normalized(example.instruction): name for name, example in reversed(named)}
-        parts = (
-            (f"the {part} of {name}", getattr(example, part))
-            for name, example in named
-            for part in ("instruction", "response")
-        )
+        # Of several turns the first is a request by itself; the later ones ("shorter, please") are nobody's own.
+        self._instructions = {normalized(example.user_turns()[0]): name for name, example in reversed(named)}
+        parts = ((f"the {part} of {name}", text) for name, example in named for part, text in _texts(example))
         self._index = ContaminationIndex(parts, settings.ngram)
 
     def check_instruction(self, instruction: str) -> None:
@@ -144,6 +141,12 @@ class HeldOut:
                 "held out",
                 f"{found.share:.0%} of the {self.settings.ngram}-grams in common with {found.name}: {found.passage}",
             )
+
+
+def _texts(example: Example) -> list[tuple[str, str]]:
+    """All that is said in an example, with what it is."""
+    history = [(f"turn {number}", turn.content) for number, turn in enumerate(example.history, start=1)]
+    return [*history, ("instruction", example.instruction), ("response", example.response)]
 
 
 def normalized(text: str) -> str:

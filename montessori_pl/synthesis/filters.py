@@ -5,6 +5,8 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 
+from montessori_pl.data.text import is_blank
+
 SELF_INSTRUCT_KEYWORDS = (
     *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files"),
     *("map", "maps", "draw", "plot", "go to"),
@@ -54,8 +56,9 @@ class InstructionFilter:
             Rejected: `too short`, `too long`, `keyword` or `starts with punctuation`.
         """
         text = instruction.strip()
-        if len(text) < self.min_characters:
-            raise Rejected("too short", f"{len(text)} characters, at least {self.min_characters} are asked for")
+        length = 0 if is_blank(text) else len(text)
+        if length < self.min_characters:
+            raise Rejected("too short", f"{length} characters, at least {self.min_characters} are asked for")
         if len(text) > self.max_characters:
             raise Rejected("too long", f"{len(text)} characters, at most {self.max_characters} are allowed")
         if self._keyword and (found := self._keyword.search(text)):
@@ -89,7 +92,7 @@ class ResponseFilter:
         Raises:
             Rejected: `empty response`, `too short` or `unfinished response`.
         """
-        length = len(response.strip())
+        length = 0 if is_blank(response) else len(response.strip())
         if length < self.min_characters:
             reason = "too short" if length else "empty response"
             raise Rejected(reason, f"{length} characters, at least {self.min_characters} are asked for")

@@ -1,5 +1,6 @@
 """Encoding, padding, and loaders that give every example once an epoch and go on from the middle of one."""
 
+import json
 import random
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from montessori_pl.batches.encoding import encode_examples, encode_pairs
 from montessori_pl.batches.samplers import EpochBatches, FixedBatches, ResumableLoader, length_batches
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
-from montessori_pl.data.records import Example, PreferencePair, append_records
+from montessori_pl.data.records import Example, PreferencePair, Turn, append_records
 
 LENGTHS = [random.Random(index).randint(1, 100) for index in range(1003)]
 
@@ -208,6 +209,45 @@ class TestDataSources:
         reference = self.write(tmp_path / "ref.jsonl", f"{template} {ends[0]}")
         test = self.write(tmp_path / "test.jsonl", f"{template} {ends[1]}")
         DataSources("none", reference, test).check_disjoint()
+
+    def test_conversations_are_compared_by_all_that_the_user_says(self, tmp_path: Path) -> None:
+        """Two may end, or begin, in the same words; one that stands in both sets is found."""
+        asks = [("what is a cat?", "shorter, please"), ("what is a dog?", "shorter, please")]
+        one, other = (
+            Example(id=first, instruction=last, response="r", history=(Turn("user", first), Turn("assistant", "x")))
+            for first, last in asks
+        )
+        for name, examples in {"ref": [one], "test": [other], "both": [other, one]}.items():
+            append_records(tmp_path / f"{name}.jsonl", examples)
+        ref, test, both = (str(tmp_path / f"{name}.jsonl") for name in ("ref", "test", "both"))
+        DataSources("none", ref, test).check_disjoint()
+        with pytest.raises(ValueError, match="share 1 instruction, for example what is a cat\\? = what is a cat\\?"):
+            DataSources("none", ref, both).check_disjoint()
+
+    def test_the_account_says_what_was_left_out_and_why(self, tmp_path: Path) -> None:
+        path = tmp_path / "ref.jsonl"
+        rows = [{"question": "Q", "answer": "A", "topic": "t"}, {"question": "R", "answer": ""}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert DataSources(f"{path}[:1]", str(path)).account() == {
+            "seed_tasks": {
+                "source": f"{path}[:1]",
+                "examples": 1,
+                "left_out": {},
+                "unread_columns": {"topic": 1},
+                "notes": ["data.seed_tasks: columns that are not read: topic (1 row)"],
+            },
+            "reference": {
+                "source": str(path),
+                "examples": 1,
+                "left_out": {"empty response": 1},
+                "unread_columns": {"topic": 1},
+                "notes": [
+                    f"data.reference: 1 of 2 rows are left out: 1 empty response; the first is row 2 of {path}: the "
+                    "response is blank",
+                    "data.reference: columns that are not read: topic (1 row)",
+                ],
+            },
+        }
 
     def test_missing_set_is_named(self, tmp_path: Path) -> None:
         sources = DataSources(str(tmp_path / "seeds.jsonl"), "none")

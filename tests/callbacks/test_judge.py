@@ -22,6 +22,7 @@ from montessori_pl.data.records import (
     PreferencePair,
     Rejection,
     Score,
+    Turn,
     append_records,
     read_records,
     stable_seed,
@@ -107,6 +108,11 @@ def test_prompts_hold_the_texts_as_they_are(tmp_path: Path) -> None:
     plain = render_prompt(load_prompt("additive"), dataclasses.replace(example, system=""))
     assert "<instruction>\n{response} {x\n</instruction>\n\n<response>\n\\1 {instruction}\n</response>" in plain
     assert parse_score(plain) is None, "a judge that repeats the question gives no score"
+    path.write_text("{instruction}|{response}")
+    turns = dataclasses.replace(example, history=(Turn("user", "one"), Turn("assistant", "two")))
+    assert render_prompt(load_prompt(str(path)), turns) == (
+        "be {brief}\n\nUser: one\n\nAssistant: two\n\nUser: {response} {x|\\1 {instruction}"
+    )
     path.write_text("{instruction}")
     with pytest.raises(ValueError, match=r"lacks \{response\}: write it where that text belongs"):
         load_prompt(str(path))

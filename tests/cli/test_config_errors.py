@@ -1,6 +1,7 @@
 """Every mistake is one clear sentence on the standard error, exit status 2, and nothing written over."""
 
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -348,6 +349,27 @@ class TestMistakes:
             r"for example \S+ = \S+; take disjoint rows, for example FILE\[:64\] and FILE\[64:\]",
             said,
         )
+        assert not Path("run").exists()
+
+    def test_several_turns_that_the_template_rewrites(self, mistake: Mistake, recipe: Recipe) -> None:
+        """This one forgets earlier answers, as templates do with what a model has thought."""
+        Path("forgets.jinja").write_text(
+            "{% for m in messages %}{% if m.role == 'user' or loop.last %}{{ m.content }}{{ eos_token }}{% endif %}"
+            "{% endfor %}"
+        )
+        Path("turns.jsonl").write_text(json.dumps({"data": ["say a", "a", "say b", "b"]}) + "\n")
+        said = mistake(
+            *("--config", recipe(data__reference="turns.jsonl", student__init_args__chat_template="forgets.jinja"))
+        )
+        assert said.startswith(
+            "data.reference: this chat template rewrites earlier turns when the conversation goes on"
+        )
+        assert not Path("run").exists()
+
+    def test_recorded_examples_that_are_not_there(self, mistake: Mistake, recipe: Recipe) -> None:
+        stage = {"class_path": "RecordedExamples", "init_args": {"source": "nowhere.csv"}}
+        said = mistake("--config", recipe(recipe__recorded=stage))
+        assert said.startswith("recipe.recorded: no file nowhere.csv; ")
         assert not Path("run").exists()
 
     def test_recipe_file_that_is_not_yaml(self, mistake: Mistake) -> None:

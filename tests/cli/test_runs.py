@@ -50,6 +50,29 @@ class TestRuns:
         assert re.search(r"recorded: done in .*\n\[2/2\]", said), "who warns of nothing says nothing"
         assert re.search(r"warns: done in .*\n  warning: less and less\n", said)
 
+    def test_rows_that_are_left_out_are_said_first_and_in_the_end(
+        self, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Before the first stage, in the summary, and in `summary.json`; also by a dry run, which writes nothing."""
+        rows = [{"question": "say a", "answer": "a", "topic": "t"}, {"question": "say b", "answer": ""}]
+        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = recipe(data__reference="rows.jsonl", recipe__recorded__init_args__source="rows.jsonl")
+        notes = (
+            "data.reference: 1 of 2 rows are left out: 1 empty response; the first is row 2 of rows.jsonl: the "
+            "response is blank",
+            "data.reference: columns that are not read: topic (1 row)",
+        )
+        main(["fit", "--config", config, "--dry_run"])
+        assert all(note in " ".join(capsys.readouterr().out.split()) for note in notes[:1])
+        assert not Path("run").exists()
+        for _ in range(2):  # a run that has finished still knows it
+            main(["fit", "--config", config])
+            summary = json.loads(Path("run/summary.json").read_text())
+            assert summary["sources"]["reference"]["left_out"] == {"empty response": 1}
+            assert summary["warnings"][:2] == list(notes)
+            assert summary["data"]["iteration_1/recorded"]["unread_columns"] == {"topic": 1}
+        assert summary["sources"]["test"]["notes"] == []
+
     def test_engine_is_needed_only_for_what_is_left(self, mistake: Mistake, recipe: Recipe) -> None:
         """An engine whose key is gone stops a run that has something to write, and no other."""
         Path("keyed.py").write_text(

@@ -14,8 +14,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from montessori_pl.data.chat_template import CHAT_TEMPLATES, ChatTemplate, Rendered
-from montessori_pl.data.records import Message
+from montessori_pl.data.chat_template import CHAT_TEMPLATES, ChatTemplate, LossOn, Rendered
+from montessori_pl.data.records import Example, Message, Turn
 
 TEXTS = [
     "What is one and one? It is two, is it not?",
@@ -264,3 +264,23 @@ def test_mistakes(tmp_path: Path) -> None:
     assert any(chat_template.render(conversation("a")).completion_mask), "one turn is no problem"
     with pytest.raises(ValueError, match=r"rewrites earlier turns .* use conversations with one assistant turn, or"):
         chat_template.render(conversation("a", "b"))
+
+
+HISTORY = (Turn("user", "one"), Turn("assistant", "A"), Turn("user", "two"), Turn("assistant", "B", 0))
+
+
+@pytest.mark.parametrize("loss_on", ["all", "last"])
+@pytest.mark.parametrize("layout", [*CHAT_TEMPLATES, "auto"])
+def test_the_loss_is_on_all_answers_or_on_the_last(layout: str, loss_on: LossOn) -> None:
+    """Never on an answer of weight 0; the tokens are the same, and the last mask begins where generation would."""
+    template = ChatTemplate(make_tokenizer("byte-level", layout), layout, loss_on=loss_on)
+    example = Example(id="x", instruction="three", response="C", history=HISTORY)
+    whole, rendered = template.render(example.messages()), template.render_example(example)
+    assert rendered.input_ids == whole.input_ids
+    answers = {text: template.response_ids(text) for text in "ABC"}
+    pairs = zip(rendered.input_ids, rendered.completion_mask, strict=True)
+    learned = [token for token, is_learned in pairs if is_learned]
+    assert learned == (answers["A"] if loss_on == "all" else []) + answers["C"]
+    begins = len(template.prompt_ids(example.messages()[:-1]))
+    assert rendered.completion_mask[begins:][: len(answers["C"])] == [True] * len(answers["C"])
+    assert whole.completion_mask.count(True) == sum(map(len, answers.values()))

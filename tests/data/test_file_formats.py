@@ -31,9 +31,9 @@ LAYOUTS = {
     "messages_many_turns": (
         {
             "prompt": "Q",
-            "messages": [turn("assistant", "Hi"), *(turn(r, t) for t in "QR" for r in ("user", "assistant"))],
+            "messages": [turn(r, t) for t in "QR" for r in ("user", "assistant")],
         },
-        ("", "Q", "Q"),
+        ("", "R", "R"),
     ),
     "conversations": (
         {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}], "system": "S"},
@@ -133,7 +133,7 @@ def test_rows_without_an_example_are_rejected_with_their_number(tmp_path: Path) 
         {"messages": ["Q", "A"]},
         {"instruction": "Q", "instances": []},
         {"prompt": {"text": "Q", "replies": []}},
-        {"question": "Q", "answer": 42},
+        {"question": "Q", "answer": True},
     ]
     source = write(tmp_path / "data.jsonl", *rows)
     examples, rejections = read_source(source)
@@ -149,7 +149,7 @@ def test_rows_without_an_example_are_rejected_with_their_number(tmp_path: Path) 
         ("no assistant turn", "9"),
         ("malformed row", "10"),
     ]
-    assert rejections[-1].detail == f"row 10 of {source}: response is int, not text"
+    assert rejections[-1].detail == f"row 10 of {source}: response is bool, not text"
     assert [json.loads(rejection.text) for rejection in rejections] == rows[1:]
     assert rejections[2].id == "own"
     assert len({rejection.id for rejection in rejections}) == len(rejections)
@@ -243,7 +243,7 @@ def test_missing_files_name_what_exists(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is a directory but no saved dataset; .* holds seed_tasks\.jsonl"):
         read_source(str(tmp_path))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty holds no \.json or \.jsonl file"):
+    with pytest.raises(FileNotFoundError, match=r"empty holds no \.jsonl, \.json, \.csv, \.tsv, \.parquet file"):
         read_source(str(tmp_path / "empty" / "data.jsonl"))
 
 
@@ -283,9 +283,11 @@ def test_other_mistakes(tmp_path: Path) -> None:
     source = write(tmp_path / "data.jsonl", {"question": "Q", "answer": "A"})
     with pytest.raises(ValueError, match=r"no row to read in .*\[1:\]: it has 1 rows; correct the file or the slice"):
         read_source(source + "[1:]")
-    (tmp_path / "data.csv").write_text("instruction,output\n")
-    with pytest.raises(ValueError, match=r"cannot read .*data\.csv: give a \.jsonl file, a \.json file or a directory"):
-        read_source(str(tmp_path / "data.csv"))
+    (tmp_path / "data.xlsx").write_text("instruction,output\n")
+    with pytest.raises(
+        ValueError, match=r"cannot read .*data\.xlsx: give a file of one of the kinds \.jsonl, \.json, \.c"
+    ):
+        read_source(str(tmp_path / "data.xlsx"))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data sets are not in {SHARED}")

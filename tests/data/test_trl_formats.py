@@ -63,21 +63,21 @@ def test_each_format_is_read_as_trl_takes_it_apart(name: str, saved: bool, tmp_p
     ("row", "reason", "detail"),
     [
         ({"prompt": [ASKED], "completion": [BAD], "label": False}, "undesirable completion", "its label is false"),
-        ({"prompt": [ASKED, GOOD, ASKED], "completion": [GOOD]}, "other turns", "found user, assistant, user in the"),
+        ({"prompt": [ASKED], "completion": [GOOD, ASKED]}, "other turns", "the last turn is the user's"),
+        ({"prompt": [ASKED, GOOD], "completion": [GOOD]}, "other turns", "turns 2 and 3 are both the assistant's"),
+        ({"prompt": [], "completion": [GOOD]}, "no user turn", "the roles are assistant"),
         (
-            {"prompt": [ASKED], "completion": [GOOD, ASKED]},
-            "other turns",
-            "user in the prompt and assistant, user after",
+            {"prompt": [say("judge", "S"), ASKED], "completion": [GOOD]},
+            "unknown role",
+            "turn 1 is by 'judge'; known are",
         ),
-        ({"prompt": [], "completion": [GOOD]}, "other turns", "found nobody in the prompt and assistant after it"),
-        ({"prompt": [say("developer", "S"), ASKED], "completion": [GOOD]}, "other turns", "found developer, user in"),
         ({"prompt": "Q", "completion": [GOOD]}, "malformed row", "the prompt is no list of objects"),
         ({"prompt": [ASKED], "chosen": "A", "rejected": "B"}, "malformed row", "the completion is no list of objects"),
         ({"prompt": [ASKED], "completion": [say("assistant", None)]}, "empty response", "the response is blank"),
         (
-            {"prompt": [ASKED], "completion": [say("assistant", [{"type": "text", "text": "A"}])]},
-            "malformed row",
-            "response is list, not text",
+            {"prompt": [ASKED], "completion": [say("assistant", [{"type": "image", "image": "A"}])]},
+            "more than text",
+            "turn 2 has parts that are no text: image",
         ),
         (
             {"prompt": [ASKED], "completion": [say("assistant", "A", thinking="T", tool_calls=None)]},
@@ -85,15 +85,14 @@ def test_each_format_is_read_as_trl_takes_it_apart(name: str, saved: bool, tmp_p
             "the assistant turn has thinking",
         ),
         ({"prompt": "Q", "completion": "A", "tools": [{"name": "f"}]}, "more than text", "the row has tools"),
-        ({"prompt": [SYSTEM, ASKED], "completion": [GOOD], "system": "T"}, "two system messages", "the column system"),
+        (
+            {"prompt": [SYSTEM, ASKED], "completion": [GOOD], "system": "T"},
+            "two system messages",
+            "system and the conversation say",
+        ),
         ({"chosen": "QA", "rejected": "QB"}, "no prompt", "no column prompt says where it ends"),
         ({"chosen": [ASKED, GOOD], "rejected": [say("user", "R"), BAD]}, "two prompts", "do not begin with the same"),
         ({"prompt": "R", "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}, "two prompts", "is not the user turn"),
-        (
-            {"chosen": [ASKED, GOOD, ASKED, GOOD], "rejected": [ASKED, GOOD, ASKED, BAD]},
-            "other turns",
-            "found user, assistant, user in the prompt and assistant after it",
-        ),
     ],
 )
 def test_what_an_example_cannot_hold_is_rejected_with_a_reason(

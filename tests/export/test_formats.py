@@ -16,7 +16,7 @@ from montessori_pl.__main__ import main
 from montessori_pl.batches.encoding import encode_pairs
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.formats import read_examples
-from montessori_pl.data.records import Example
+from montessori_pl.data.records import Example, Turn
 
 
 @pytest.mark.usefixtures("run")
@@ -79,6 +79,22 @@ class TestFormats:
         assert [row["prompt"] for row in rows(directory / "train.jsonl")] == [pair.messages() for pair in pairs]
         description, found = described(directory)
         assert [row[description["columns"]["system"]] for row in found] == ["be kind", ""]
+
+    @pytest.mark.parametrize("format", ["alpaca", "messages", "hf"])
+    def test_earlier_turns(self, run: HandMade, format: str) -> None:
+        """Our own reader reads the same conversations; only Alpaca's columns cannot say what is not learned."""
+        history = (Turn("user", "one"), Turn("assistant", "two", 0), Turn("user", "three"), Turn("assistant", "four"))
+        examples = [replace(RECORDED[0], history=history), RECORDED[1]]
+        run.add("iteration_2/outside", "RecordedExamples", {"examples": examples}, {"accepted": 2})
+        directory = exported(format, "--stage", "outside")
+        found = read_examples(str(directory if format == "hf" else directory / "train.jsonl"))
+        assert [one.messages() for one in found] == [one.messages() for one in examples]
+        weights = [turn.weight for turn in found[0].history]
+        assert weights == ([1, 1, 1, 1] if format == "alpaca" else [1, 0, 1, 1])
+        if format == "alpaca":
+            description, table = described(directory)
+            assert table[0][description["columns"]["history"]] == [["one", "two"], ["three", "four"]]
+            assert "`system` and `history`, which may be empty" in (directory / "README.md").read_text()
 
     def test_hf(self, tmp_path: Path) -> None:
         """Whole records, and the scores of the stage that scored some of them."""

@@ -1,12 +1,13 @@
 """Rankings of teachers, against numbers that were worked out by hand."""
 
+import dataclasses
 import itertools
 import math
 
 import numpy as np
 import pytest
 
-from montessori_pl.data.records import Example
+from montessori_pl.data.records import Example, Turn
 from montessori_pl.routing import Prompt, ResponsePool
 from montessori_pl.routing.selection import adjusted_reward, merit, positive, ranking
 
@@ -88,6 +89,14 @@ def test_a_pool_groups_by_text_and_not_by_prompt_id() -> None:
     np.testing.assert_array_equal(tables[0], [[np.nan, np.nan], [2.5, 0.0], [2.0, np.nan]])
     for table in tables:
         np.testing.assert_array_equal(table, tables[0])
+
+
+def test_a_pool_groups_by_the_whole_conversation() -> None:
+    turns = [(Turn("user", text), Turn("assistant", "yes")) for text in ("dogs?", "cats?")]
+    examples = [dataclasses.replace(example(n, "ab"[n], "why?"), history=turns[n]) for n in range(2)]
+    pool = ResponsePool.of([*examples, example(2, "a", "why?")])
+    assert pool.prompts == [Prompt("why?"), Prompt("why?", "", turns[1]), Prompt("why?", "", turns[0])]
+    assert [message["content"] for message in pool.prompts[1].messages()] == ["cats?", "yes", "why?"]
 
 
 def test_a_pool_wants_to_know_who_wrote() -> None:

@@ -1,6 +1,7 @@
 """Answer with scripted authors: who answers what, what is counted and paid, what is kept, and going on after a kill."""
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,16 @@ from typing import Any, ClassVar
 import pytest
 from stage_runs import Killed, StandIn, stage_context
 
-from montessori_pl.data.records import Example, Message, Rejection, Score, append_records, read_records
+from montessori_pl.data.records import (
+    Example,
+    Message,
+    PreferencePair,
+    Rejection,
+    Score,
+    Turn,
+    append_records,
+    read_records,
+)
 from montessori_pl.generation import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.models.loading import ModelSource
@@ -65,13 +75,14 @@ class Room:
     pool: dict[str, PoolTeacher] = dataclasses.field(default_factory=dict)
     engine: dict[str, Any] = dataclasses.field(default_factory=dict)
     system: str = ""
+    history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
         self.events: list[str] = []
         asked = self.root / "asked"
         asked.mkdir(parents=True, exist_ok=True)
         examples = [
-            Example(id=f"i{n}", instruction=text, response="unused", system=self.system)
+            Example(id=f"i{n}", instruction=text, response="unused", system=self.system, history=self.history)
             for n, text in enumerate(self.instructions)
         ]
         if not (asked / "examples.jsonl").exists():
@@ -116,6 +127,28 @@ def test_each_teacher_answers_each_instruction(tmp_path: Path) -> None:
     assert metrics["teachers"] == {"anna": 6, "ben": 6}
     # Once each for what fits, and once more for the batch, whoever is loaded first, all in the run's one engine.
     assert room.events == ["load a", "load b", "load a", "close a"]
+
+
+def test_conversations_that_end_alike_are_answered_and_paired_apart(tmp_path: Path) -> None:
+    """Each is asked as a whole, and a pair is between answers to one of them."""
+    turns = [(Turn("user", text), Turn("assistant", "yes")) for text in ("cats?", "dogs?")]
+    room = Room(tmp_path, instructions=["and why?"], history=turns[0])
+    other = Example(id="other", instruction="and why?", response="unused", history=turns[1])
+    append_records(tmp_path / "asked" / "examples.jsonl", [other])
+    room.run({"teachers.base": None}, teachers="base", samples=2)
+    assert Counter(e.history for e in room.examples) == {turns[0]: 2, turns[1]: 2}
+    pairs = pair_examples(
+        room.examples,
+        {e.id: Score(id=e.id, value=float(n % 2)) for n, e in enumerate(room.examples)},
+        rule="best_worst",
+    )
+    assert [pair.history for pair in pairs] == turns
+    assert [message["content"] for message in pairs[0].messages()] == ["cats?", "yes", "and why?"]
+    assert PreferencePair.from_dict(json.loads(pairs[0].to_json())) == pairs[0]
+    asked_for = [dataclasses.replace(e, prompt="write a task") for e in room.examples]
+    scores = {e.id: Score(id=e.id, value=float(n % 2)) for n, e in enumerate(asked_for)}
+    written = pair_examples(asked_for, scores, rule="best_worst")
+    assert [pair.history for pair in written] == [(), ()], "a request for a task is no turn of the conversation"
 
 
 def test_answers_to_one_instruction_are_paired_with_each_other(tmp_path: Path) -> None:

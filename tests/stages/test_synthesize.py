@@ -14,7 +14,7 @@ import pytest
 from stage_runs import StandIn, stage_context
 
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.records import Example, Message, Rejection, append_records, read_records
+from montessori_pl.data.records import Example, Message, Rejection, Turn, append_records, read_records
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.progress import Progress
@@ -337,6 +337,25 @@ class TestLongPrompts:
         teacher = ScriptedTeacher(write=one_of(tagged(long)), longest=200)
         metrics = workshop.run(teacher, num_prompts=1)
         assert metrics["rejected"] == {"near duplicate": 3, "too long for the context": 1}
+
+
+class TestSeveralTurns:
+    def later(self, workshop: Workshop, number: int) -> Example:
+        history = (Turn("user", "begin"), Turn("assistant", "begun"))
+        return Example(id=f"later-{number}", instruction=f"later task number {number}", response="r", history=history)
+
+    def test_a_later_turn_is_no_shot(self, workshop: Workshop) -> None:
+        append_records(workshop.root / "seed_tasks.jsonl", [self.later(workshop, n) for n in range(40)])
+        teacher = ScriptedTeacher()
+        workshop.run(teacher, num_prompts=8)
+        assert "seeds task" in "".join(teacher.prompts)
+        assert "later task" not in "".join(teacher.prompts)
+
+    def test_nothing_but_later_turns(self, workshop: Workshop) -> None:
+        (workshop.root / "seed_tasks.jsonl").unlink()
+        append_records(workshop.root / "seed_tasks.jsonl", [self.later(workshop, 0)])
+        with pytest.raises(StageError, match="has no shots: all 1 seed tasks are conversations of several turns; give"):
+            workshop.run(ScriptedTeacher(), num_prompts=1)
 
 
 class TestGivingUp:

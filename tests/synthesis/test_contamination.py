@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
-from montessori_pl.data.records import Example
+from montessori_pl.data.records import Example, Turn
 from montessori_pl.synthesis.contamination import (
     TEMPLATE,
     ContaminationIndex,
@@ -138,6 +138,21 @@ class TestHeldOut:
         found = self.rejection(Decontamination(max_overlap=0.19), text)
         assert found is not None
         assert found.startswith("held out: 20% of the 13-grams")
+
+    def test_every_turn_of_a_conversation_is_held_out(self) -> None:
+        """The first user turn as a request of its own, the others where they are long enough to be known again."""
+        history = (
+            Turn("user", "Sort 3 1 2 ?"),
+            Turn("assistant", ANSWER),
+            Turn("user", QUESTION),
+            Turn("assistant", "2"),
+        )
+        item = Example(id="t", instruction="Shorter, please.", response="2", history=history)
+        held_out = HeldOut({"test": [item]}, Decontamination())
+        for repeated in ("sort 3 1 2 ?", QUESTION, ANSWER):
+            with pytest.raises(Rejected, match="held out"):
+                held_out.check_instruction(repeated)
+        held_out.check_instruction("Shorter, please.")
 
     def test_in_the_classroom_only_the_same_tasks_are_dropped(self) -> None:
         rng = random.Random(0)

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -26,6 +26,8 @@ from montessori_pl.run_directory.atomic import directory_written_atomically, wri
 from montessori_pl.stages.base import WEIGHTS
 from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator, Evaluation
 from montessori_pl.synthesis.collapse import CollapseLimits
+
+P = TypeVar("P", bound=tuple[Any, ...])
 
 EVALUATIONS = "alignment_evaluations.jsonl"
 """File, within the stage's directory, with a row for each evaluation."""
@@ -103,8 +105,8 @@ class AlignmentMonitor:
         return within[-1]
 
 
-def prompts_in_order(prompts: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
-    """The different prompts with their system messages, shuffled by the seed, in whatever order they come."""
+def prompts_in_order(prompts: Sequence[P], seed: int) -> list[P]:
+    """The different prompts, each a tuple of what stands in it, shuffled by the seed, in whatever order they come."""
     order = sorted(set(prompts))
     random.Random(f"{seed}/held out").shuffle(order)
     return order
