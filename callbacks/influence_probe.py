@@ -42,8 +42,8 @@ class InfluenceProbeCallback(SignalCallback):
         moments: `warm` are those of AdamW at the end of the student's training on examples, as in the paper, and zero
             where its last training was none, or on preferences; `fresh` are zero.
         gradient_clip_val: largest norm of an example's gradient, as `gradient_clip_val` of a training; null does not
-            clip, as in the paper's code. Training clips the mean gradient of a batch, which is shorter than those of its
-            examples.
+            clip, as in the paper's code. Training clips the mean gradient of a batch, which is shorter than those
+            of its examples.
         centred: whether the value is measured from a step with zero gradient, so that warm moments do not shift it;
             otherwise from no step at all, as in the paper. Both are kept in the score's details.
         method: `auto` takes the cheapest method whose agreement with exact is good enough, and exact where there are no
@@ -57,8 +57,8 @@ class InfluenceProbeCallback(SignalCallback):
         reduction: how the losses of the references are averaged; `batches_of_8` is the original code's way.
         reference_batch_tokens: tokens of one pass over references or examples, padding included.
         memory_budget: bytes that gradients may take; null takes half of what is free on the device when scoring begins.
-            What does not fit is computed in blocks. Where there is no room for the gradients of 32 references, fewer are
-            kept, and standard errors and corrections are taken from these; the report says how many.
+            What does not fit is computed in blocks. Where there is no room for the gradients of 32 references, fewer
+            are kept, and standard errors and corrections are taken from these; the report says how many.
     """
 
     fingerprint_excludes = ("reference_batch_tokens", "memory_budget")

@@ -5,9 +5,9 @@
         model(input_ids=ids.to("cuda"))     # computed on the CPU, to the last digit
         model(input_ids=ids)                # RuntimeError: Expected all tensors to be on the same device
 
-PyTorch's own `FakeTensorMode` has no data, so that whatever reads a number (`tolist`, `nonzero`, a mask as an index) ends
-there, and without a CUDA build it takes no gradients. These tensors have their numbers, and what is computed with them
-can be compared: to PyTorch they are on the CPU, and only Python is told that they are not.
+PyTorch's own `FakeTensorMode` has no data, so that whatever reads a number (`tolist`, `nonzero`, a mask as an index)
+ends there, and without a CUDA build it takes no gradients. These tensors have their numbers, and what is computed with
+them can be compared: to PyTorch they are on the CPU, and only Python is told that they are not.
 
 Not as on a GPU: memory, streams, random numbers and the digits of its kernels; and `Module.to` gives each tied weight a
 tensor of its own.

@@ -1,7 +1,8 @@
 """What gradients may take: a budget in bytes, and what fits into it.
 
-First order holds whole copies of the trained parameters: several for each example of a batch, and one for each reference
-whose own gradient is kept. Of an adapter these are small; where all weights are trained, each is as large as the model.
+First order holds whole copies of the trained parameters: several for each example of a batch, and one for each
+reference whose own gradient is kept. Of an adapter these are small; where all weights are trained, each is as large as
+the model.
 
 Knows devices and sizes; nothing about what the gradients are for.
 """

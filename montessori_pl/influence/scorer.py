@@ -179,9 +179,9 @@ class InfluenceScorer:
             return
         raise ValueError(
             f"the influence method {self.method} does not fit into memory_budget: one copy of the trained parameters "
-            f"takes {memory.copy} bytes, and {memory.budget} bytes have room for {memory.examples_at_once} examples and "
-            f"the gradients of {memory.kept_gradients} references; raise memory_budget, lower num_references, train an "
-            "adapter, or take the method exact"
+            f"takes {memory.copy} bytes, and {memory.budget} have room for {memory.examples_at_once} examples "
+            f"and the gradients of {memory.kept_gradients} references; raise memory_budget, lower num_references, "
+            "train an adapter, or take the method exact"
         )
 
     def __call__(self, batch: Batch, groups: Sequence[Hashable] | None = None) -> list[Influence]:

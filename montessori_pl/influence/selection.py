@@ -3,9 +3,9 @@
 A calibration sample is scored by every method. The agreement asked for is compared with a lower bound of the agreement
 seen, so that it also holds beyond the sample; a method that cannot be trusted is passed over, down to exact itself.
 
-Where exact influence is lost in the rounding of float32 (`noise.py`), it is no measure. First order is then compared with
-exact on steps so many times as long that rounding does not matter: what first order leaves out grows with the step, so
-that it agrees at least as well on the true ones.
+Where exact influence is lost in the rounding of float32 (`noise.py`), it is no measure. First order is then compared
+with exact on steps so many times as long that rounding does not matter: what first order leaves out grows with the
+step, so that it agrees at least as well on the true ones.
 
 Costs are in forward passes of one token: a backward pass counts as two.
 """

@@ -78,7 +78,7 @@ class AdamW:
         lr: float | None = None,
         device: torch.device | None = None,
     ) -> Self:
-        """Build the rule for the next step of a `torch.optim.AdamW`; moments that need no move share the state's memory.
+        """Build the rule for the next step of a `torch.optim.AdamW`; moments that stay where they are share its memory.
 
         Args:
             state_dict: what the optimizer's `state_dict()` returned; its parameters may be spread over several groups.
