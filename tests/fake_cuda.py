@@ -124,9 +124,10 @@ class Devices(TorchFunctionMode):
             return self.to(*args, **kwargs)
         if function == torch.as_tensor and isinstance(args[0], Tensor):
             return self.to(args[0], **kwargs)
-        if (device := kwargs.pop("device", None)) is not None:
-            with self.operations.onto(torch.device(device)):
-                return function(*args, **kwargs)
+        device = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
+        if device is not None and device.type in ("cpu", "cuda"):
+            with self.operations.onto(device):
+                return function(*args, **{**kwargs, "device": CPU})
         with self.operations.within((args, kwargs)):
             return function(*args, **kwargs)
 
@@ -138,6 +139,8 @@ class Devices(TorchFunctionMode):
                 return self.moved(tensor, device_of(other)).to(other.dtype)
         device = next((one for one in named if isinstance(one, str | torch.device)), None)
         dtype = next((one for one in named if isinstance(one, torch.dtype)), tensor.dtype)
+        if device is not None and torch.device(device).type not in ("cpu", "cuda"):  # weights without data, for example
+            return tensor.to(*args, **kwargs)
         return (self.moved(tensor, torch.device(device)) if device is not None else tensor).to(dtype)
 
     def moved(self, tensor: Tensor, device: torch.device) -> Tensor:
@@ -188,7 +191,7 @@ def device_of(tensor: Tensor) -> torch.device:
     """Where a tensor claims to be, also inside of `torch.func`."""
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
-    return CUDA if isinstance(tensor, FakeCudaTensor) else CPU
+    return CUDA if isinstance(tensor, FakeCudaTensor) else tensor.device
 
 
 @contextmanager
