@@ -12,11 +12,15 @@ from torch import Tensor
 from montessori_pl.data.records import Example
 from montessori_pl.influence import (
     AdamW,
+    Batch,
     Params,
     ReferenceSet,
     ResponseLosses,
     computing_in_float32,
+    default_budget,
     per_example_gradients,
+    plan_memory,
+    row_blocks,
     trainable_parameters,
 )
 from montessori_pl.models.student import StudentModule
@@ -39,15 +43,20 @@ class GradientCosineSignal(ScalarSignal):
 
     Args:
         preconditioned: whether the example's direction is that of AdamW's step, as in LESS, or of its gradient.
-        reference_batch_tokens: tokens of one batch of the reference pass, padding included.
+        reference_batch_tokens: tokens of one pass over references or examples, padding included.
+        memory_budget: bytes that gradients may take, and so how many examples have theirs at once; null takes half of
+            what is free on the device when scoring begins.
     """
 
     quantity = "gradient_cosine"
     unit = "from -1 to 1"
-    fingerprint_excludes = ("reference_batch_tokens",)
+    fingerprint_excludes = ("reference_batch_tokens", "memory_budget")
 
-    def __init__(self, preconditioned: bool = True, reference_batch_tokens: int = 8192) -> None:
+    def __init__(
+        self, preconditioned: bool = True, reference_batch_tokens: int = 8192, memory_budget: int | None = None
+    ) -> None:
         self.preconditioned, self.reference_batch_tokens = preconditioned, reference_batch_tokens
+        self.memory_budget = memory_budget
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Compute the reference gradient.
@@ -57,7 +66,10 @@ class GradientCosineSignal(ScalarSignal):
         """
         self._update = self._adam(student) if self.preconditioned else None
         loss, self._params = ResponseLosses(student.network), trainable_parameters(student.network)
-        self._gradients = per_example_gradients(loss, self._params)
+        self._gradients = per_example_gradients(loss, self._params, self.reference_batch_tokens)
+        budget = self.memory_budget or default_budget(student.device)
+        # One after another where not even one fits: there is no cheaper way to a gradient.
+        self._at_once = max(1, plan_memory(self._params, budget, wanted=0).examples_at_once)
         batch = {name: rows.to(student.device) for name, rows in data.reference_batch().items()}
         references = ReferenceSet(loss, [batch], batch_tokens=self.reference_batch_tokens)
         with computing_in_float32(student.network):
@@ -71,13 +83,19 @@ class GradientCosineSignal(ScalarSignal):
         self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
     ) -> Columns:
         """The cosine of each example, 0 for one that has no gradient."""
+        cosines = [cosine for block in row_blocks(batch, self._at_once) for cosine in self._cosines(student, block)]
+        return {self.quantity: cosines, "loss": losses.tolist()}
+
+    def _cosines(self, student: StudentModule, batch: Batch) -> list[float]:
+        """Those of as many examples as memory has room for."""
         with computing_in_float32(student.network):
             moves = self._gradients(self._params, batch)
         if self._update is not None:
             # From the origin with a learning rate of 1, a step is minus its direction, and nothing can decay.
             origin = {name: torch.zeros_like(param) for name, param in self._params.items()}
             moves = {name: -move for name, move in self._update(origin, moves).items()}
-        return {self.quantity: (_directions(moves, batch_dims=1) @ self._reference).tolist(), "loss": losses.tolist()}
+        cosines: list[float] = (_directions(moves, batch_dims=1) @ self._reference).tolist()
+        return cosines
 
     def _adam(self, student: StudentModule) -> AdamW:
         if student.optimizer_state is None:
@@ -85,7 +103,9 @@ class GradientCosineSignal(ScalarSignal):
                 "GradientCosineSignal with preconditioned: true needs the moments of the student's training, and "
                 f"{student.why_no_state}; score with a trained student, or set preconditioned: false"
             )
-        return AdamW.from_optimizer_state(student.optimizer_state, student.optimizer_names, lr=1.0)
+        return AdamW.from_optimizer_state(
+            student.optimizer_state, student.optimizer_names, lr=1.0, device=student.device
+        )
 
 
 def _directions(params: Params, batch_dims: int) -> Tensor:

@@ -29,6 +29,7 @@ class ResponseLoss(Evaluator):
     """
 
     generates: ClassVar[bool] = False
+    fingerprint_excludes: ClassVar[tuple[str, ...]] = ("batch_tokens",)
 
     def __init__(self, batch_tokens: int = 8192, max_length: int = 1024) -> None:
         self.batch_tokens, self.max_length = batch_tokens, max_length

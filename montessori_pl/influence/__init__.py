@@ -7,12 +7,14 @@ from montessori_pl.influence.exact import ExactInfluence, one_step
 from montessori_pl.influence.first_order import FirstOrderInfluence
 from montessori_pl.influence.frozen import FrozenLayers, computing_in_float32
 from montessori_pl.influence.functional import Batch, LossFn, ResponseLosses, trainable_parameters
+from montessori_pl.influence.memory import MemoryPlan, default_budget, plan_memory, row_blocks
+from montessori_pl.influence.noise import Noise
 from montessori_pl.influence.per_example import one_by_one, per_example_gradients
 from montessori_pl.influence.references import Reduction, ReferenceSet
 from montessori_pl.influence.results import Influence
 from montessori_pl.influence.scorer import InfluenceScorer, Method
 from montessori_pl.influence.selection import Candidate, Choice
-from montessori_pl.influence.updates import SGD, AdamMoments, AdamW, Params, UpdateRule
+from montessori_pl.influence.updates import SGD, AdamMoments, AdamW, ClippedGradient, Params, UpdateRule
 
 __all__ = [
     "SGD",
@@ -22,6 +24,7 @@ __all__ = [
     "Batch",
     "Candidate",
     "Choice",
+    "ClippedGradient",
     "ControlVariateInfluence",
     "ExactInfluence",
     "FirstOrderInfluence",
@@ -29,7 +32,9 @@ __all__ = [
     "Influence",
     "InfluenceScorer",
     "LossFn",
+    "MemoryPlan",
     "Method",
+    "Noise",
     "Params",
     "Reduction",
     "ReferenceSet",
@@ -37,9 +42,12 @@ __all__ = [
     "UpdateRule",
     "agreement",
     "computing_in_float32",
+    "default_budget",
     "one_by_one",
     "one_step",
     "per_example_gradients",
+    "plan_memory",
+    "row_blocks",
     "score_dataset",
     "trainable_parameters",
 ]

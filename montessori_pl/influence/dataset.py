@@ -77,6 +77,8 @@ def score_dataset(
         return [padded(examples[at : at + batch_size]) for at in range(0, len(examples), batch_size)]
 
     groups = list(dataset[group_by]) if group_by is not None else list(range(len(dataset)))
+    if settings.get("method", "auto") == "auto" and len(dataset) <= calibration_examples:
+        settings["method"] = "exact"  # choosing would take as much
     scorer = InfluenceScorer(model, update, batches(reference), **settings)
     probes = batches(dataset)
     num_calibrating = -(-min(calibration_examples, len(dataset)) // batch_size)

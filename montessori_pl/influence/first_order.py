@@ -46,8 +46,10 @@ class FirstOrderInfluence:
         self.null = update(params, {name: torch.zeros_like(param) for name, param in params.items()})
         self.gradient = _flat(references.gradient(self.null), 0)  # (P,)
         self.sample = list(sample)
-        self.sample_gradients = torch.cat([_flat(gradients(self.null, references.row(i)), 1) for i in self.sample])
+        self.sample_gradients = self.gradient.new_empty(len(self.sample), len(self.gradient))
         """Gradients of the sampled references, shape (S, P)."""
+        for place, index in enumerate(self.sample):  # row by row: memory may have room for one set of them only
+            self.sample_gradients[place] = _flat(gradients(self.null, references.row(index)), 1)[0]
         if null_gain is None:
             null_gain, _ = references.average(references.losses(params) - references.losses(self.null))
         self.shift = null_gain

@@ -26,8 +26,8 @@ GradientsFn = Callable[[Params, Batch], Params]
 """Parameters and a batch -> the gradient of each example's loss: every tensor has a leading dimension B."""
 
 
-def per_example_gradients(loss: ResponseLosses, params: Params) -> GradientsFn:
-    """The fastest way that this model allows."""
+def per_example_gradients(loss: ResponseLosses, params: Params, max_tokens: int = 8192) -> GradientsFn:
+    """The fastest way that this model allows; `max_tokens` bounds the memory of one pass, padding included."""
     shares = Counter(id(param) for _, param in loss.model.named_parameters(remove_duplicate=False))
     owners = {
         f"{path}.{name}": module
@@ -36,7 +36,9 @@ def per_example_gradients(loss: ResponseLosses, params: Params) -> GradientsFn:
         for name, param in module.named_parameters(recurse=False)
         if shares[id(param)] == 1
     }
-    return LinearGradients(loss, {n: owners[n] for n in params}) if params.keys() <= owners.keys() else one_by_one(loss)
+    if params.keys() <= owners.keys():
+        return LinearGradients(loss, {name: owners[name] for name in params}, max_tokens)
+    return one_by_one(loss)
 
 
 def one_by_one(loss: LossFn) -> GradientsFn:

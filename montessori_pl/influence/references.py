@@ -98,7 +98,7 @@ class ReferenceSet:
         The error is the sampling error of the reference set; for equal weights it is the sample's standard deviation
         over the root of R. It is nan for a single example.
         """
-        terms = differences.double().cpu()
+        terms = differences.cpu().double()  # in this order: not every accelerator has float64
         mean = (self.weights * terms).sum()
         if len(terms) == 1:
             return mean.item(), float("nan")

@@ -21,10 +21,19 @@ from montessori_pl.influence.exact import ExactInfluence
 from montessori_pl.influence.first_order import FirstOrderInfluence
 from montessori_pl.influence.frozen import FrozenLayers, computing_in_float32
 from montessori_pl.influence.functional import Batch, ResponseLosses, trainable_parameters
+from montessori_pl.influence.memory import default_budget, plan_memory, row_blocks
+from montessori_pl.influence.noise import EXAMPLES, Noise, measure_noise
 from montessori_pl.influence.per_example import per_example_gradients
 from montessori_pl.influence.references import Reduction, ReferenceSet
 from montessori_pl.influence.results import Influence
-from montessori_pl.influence.selection import EXACT, Choice, choose, compare_methods, subset_sizes
+from montessori_pl.influence.selection import (
+    EXACT,
+    Choice,
+    choose,
+    compare_above_rounding,
+    compare_methods,
+    subset_sizes,
+)
 from montessori_pl.influence.updates import UpdateRule
 
 Method = Literal["auto", "exact", "first_order", "control_variate"]
@@ -44,12 +53,21 @@ class InfluenceScorer:
         refine: with an approximate method that has been calibrated, examples that may be the best or the worst of
             their group within so many standard deviations of the method's error are scored exactly; 0 never does.
         reduction: how the losses of the references are averaged.
-        batch_tokens: tokens of one batch of the reference pass: what bounds the memory.
-        sample: references whose own gradients are kept, for standard errors and corrections.
+        batch_tokens: tokens of one pass, padding included: what bounds the memory of activations.
+        sample: references whose own gradients are kept, for standard errors and corrections, as far as there is room.
         seed: of that sample.
+        memory_budget: bytes that gradients may take; none takes half of what is free on the model's device. It decides
+            how many references' gradients are kept and how many examples are moved together; with `auto`, exact is
+            taken where not one example fits.
 
     Attributes:
         choice: what `calibrate` has found; none before.
+        calibrated: exact influence of the examples of `calibrate`, in their order, where `auto` may use it.
+        memory: what fits into the budget.
+        noise: how much of exact influence is rounding; none before `calibrate`.
+
+    Raises:
+        ValueError: a method other than `auto` was asked for that does not fit into the budget.
     """
 
     def __init__(
@@ -66,20 +84,28 @@ class InfluenceScorer:
         batch_tokens: int = 8192,
         sample: int = 32,
         seed: int = 0,
+        memory_budget: int | None = None,
     ) -> None:
         self.model, self.method, self.min_agreement, self.refine = model, method, min_agreement, refine
         self.choice: Choice | None = None
+        self.calibrated: list[Influence] = []
+        self.noise: Noise | None = None
         loss, params = ResponseLosses(model), trainable_parameters(model)
+        budget = memory_budget if memory_budget is not None else default_budget(next(iter(params.values())).device)
         with self._measuring():
-            self.references = ReferenceSet(loss, references, reduction, batch_tokens, FrozenLayers(model, params))
+            frozen, cache_bytes = FrozenLayers(model, params), min(2**30, budget // 8)
+            self.references = ReferenceSet(loss, references, reduction, batch_tokens, frozen, cache_bytes)
+            wanted = min(max(sample, num_references) if method == "control_variate" else sample, len(self.references))
+            self.memory = plan_memory(params, budget, wanted)
+            self._check_memory(num_references)
             self.exact = ExactInfluence(loss, params, update, self.references)
             self._engine: Engine = self.exact
-            if method == "exact":
+            if self._only_exact:
                 return
-            num_sampled = max(sample, num_references) if method == "control_variate" else sample
-            order = random.Random(seed).sample(range(len(self.references)), min(num_sampled, len(self.references)))
+            order = random.Random(seed).sample(range(len(self.references)), wanted)[: self.memory.kept_gradients]
+            gradients = per_example_gradients(loss, params, batch_tokens)
             self.first_order = FirstOrderInfluence(
-                per_example_gradients(loss, params), params, update, self.references, order, self.exact.null_gain
+                gradients, params, update, self.references, order, self.exact.null_gain
             )
             if method == "auto":
                 self._counts = subset_sizes(len(order), len(self.references))
@@ -95,22 +121,68 @@ class InfluenceScorer:
             groups: for each example its prompt; none where each stands for itself.
 
         Returns:
-            the choice; none for the exact method, which has nothing to be compared with.
+            the choice; none where only exact is possible, which has nothing to be compared with.
         """
-        if self.method == "exact":
-            return None
         groups = groups if groups is not None else range(sum(len(batch["labels"]) for batch in batches))
         with self._measuring():
-            candidates = compare_methods(self.exact, self.first_order, batches, groups, self._counts)
-            if self.method == "auto":
-                self.choice = choose(candidates, self.min_agreement)
-                chosen = self.choice.chosen
-                self._engine = self.exact if chosen.method == EXACT else self._engine_for(chosen.num_references)
+            if self._only_exact:
+                some = [block for batch in batches for block in row_blocks(batch, 1)][:EXAMPLES]
+                self.noise = measure_noise(self.exact, some, [self.exact(one)[0].centred for one in some])
+                return None
+            blocks = [block for batch in batches for block in row_blocks(batch, self.memory.examples_at_once)]
+            truth = [influence for block in blocks for influence in self.exact(block)]
+            self.noise = measure_noise(self.exact, blocks, [one.centred for one in truth])
+            if self.method == "auto" and self._lost_in_rounding:
+                candidates, stretch = compare_above_rounding(
+                    self.exact, self.first_order, blocks, truth, groups, self.noise
+                )
+                self.choice = choose(candidates, self.min_agreement, stretch)
             else:
+                candidates = compare_methods(self.first_order, blocks, truth, groups, self._counts)
                 wanted = self._counts[0] if self._counts else None
-                chosen = next(one for one in candidates if one.num_references == wanted)
-                self.choice = Choice(chosen, f"{self.method} was asked for", tuple(candidates))
+                self.choice = (
+                    choose(candidates, self.min_agreement)
+                    if self.method == "auto"
+                    else Choice(
+                        next(one for one in candidates if one.num_references == wanted),
+                        f"{self.method} was asked for",
+                        tuple(candidates),
+                    )
+                )
+        if self.method == "auto":
+            chosen = self.choice.chosen
+            self._engine = self.exact if chosen.method == EXACT else self._engine_for(chosen.num_references)
+            self.calibrated = truth if chosen.method == EXACT or not self._lost_in_rounding else []
         return self.choice
+
+    def warnings(self) -> list[str]:
+        """What the user of these scores must know."""
+        exact_is_used = self._engine is self.exact or self.method == "control_variate"
+        warning = self.noise.warning(self.min_agreement) if self.noise is not None and exact_is_used else None
+        return [warning] if warning is not None else []
+
+    @property
+    def _only_exact(self) -> bool:
+        """Whether no other method is asked for, or has room."""
+        return self.method == "exact" or self.memory.examples_at_once == 0
+
+    @property
+    def _lost_in_rounding(self) -> bool:
+        """Whether exact influence is no measure of others, because it is rounding for the most part."""
+        return self.noise is not None and self.noise.reliability < self.min_agreement
+
+    def _check_memory(self, num_references: int) -> None:
+        """Refuse a method that was asked for and does not fit."""
+        memory = self.memory
+        wanted = min(num_references, len(self.references)) if self.method == "control_variate" else 0
+        if self.method in ("auto", "exact") or (memory.examples_at_once > 0 and memory.kept_gradients >= wanted):
+            return
+        raise ValueError(
+            f"the influence method {self.method} does not fit into memory_budget: one copy of the trained parameters "
+            f"takes {memory.copy} bytes, and {memory.budget} have room for {memory.examples_at_once} examples "
+            f"and the gradients of {memory.kept_gradients} references; raise memory_budget, lower num_references, "
+            "train an adapter, or take the method exact"
+        )
 
     def __call__(self, batch: Batch, groups: Sequence[Hashable] | None = None) -> list[Influence]:
         """The influence of each example of a batch.
@@ -120,8 +192,11 @@ class InfluenceScorer:
             groups: for each example its prompt.
         """
         with self._measuring():
-            influences = self._engine(batch)
+            size = self.memory.examples_at_once or len(batch["labels"])
+            influences = [influence for block in row_blocks(batch, size) for influence in self._engine(block)]
             if self._engine is self.exact or self.choice is None or not self.refine or groups is None:
+                return influences
+            if self._lost_in_rounding:
                 return influences
             # The bias counts too: exact scores lack it, and must not lose to approximate ones because of it.
             margin = self.refine * self.choice.chosen.error + abs(self.choice.chosen.bias)

@@ -1,7 +1,8 @@
 """One optimizer step as a pure function: parameters and gradients in, moved parameters out.
 
 Knows nothing about models or losses. Each rule repeats the arithmetic of its `torch.optim` namesake in the same order,
-so that a probe moves the student exactly as one more training step would.
+so that a probe moves the student exactly as one more step of that optimizer on the example alone would. What a trainer
+does to a gradient before the step is not part of it; `ClippedGradient` adds the clipping by norm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,13 +71,21 @@ class AdamW:
     """The optimizer's memory; None starts fresh, at step 0."""
 
     @classmethod
-    def from_optimizer_state(cls, state_dict: Mapping[str, Any], names: Sequence[str], lr: float | None = None) -> Self:
-        """Build the rule for the next step of a `torch.optim.AdamW`; its moments share the state's memory.
+    def from_optimizer_state(
+        cls,
+        state_dict: Mapping[str, Any],
+        names: Sequence[str],
+        lr: float | None = None,
+        device: torch.device | None = None,
+    ) -> Self:
+        """Build the rule for the next step of a `torch.optim.AdamW`; moments that stay where they are share its memory.
 
         Args:
             state_dict: what the optimizer's `state_dict()` returned; its parameters may be spread over several groups.
             names: the parameters' names, in the order in which the optimizer numbers them.
             lr: learning rate of the step; None takes the one in the state.
+            device: where the parameters are, and the moments are put; None leaves them. A checkpoint that a trainer has
+                loaded to predict keeps them on the CPU.
 
         Raises:
             ValueError: the names do not match the parameters, the state of a parameter is missing, or the state needs
@@ -101,8 +110,8 @@ class AdamW:
             weight_decay=_common("weight_decay", [group["weight_decay"] for group in groups]),
             moments=AdamMoments(
                 step=int(_common("step", [float(states[index]["step"]) for index in indices])),
-                exp_avg={names[index]: states[index]["exp_avg"] for index in indices},
-                exp_avg_sq={names[index]: states[index]["exp_avg_sq"] for index in indices},
+                exp_avg={names[index]: states[index]["exp_avg"].to(device=device) for index in indices},
+                exp_avg_sq={names[index]: states[index]["exp_avg_sq"].to(device=device) for index in indices},
             ),
         )
 
@@ -122,6 +131,30 @@ class AdamW:
         denominator = (exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5).add(self.eps)
         decayed = param.mul(1 - self.lr * self.weight_decay)
         return decayed.addcdiv(exp_avg, denominator, value=-self.lr / (1 - beta1**step))
+
+
+@dataclass(frozen=True)
+class ClippedGradient:
+    """A rule whose gradients are first clipped by their norm, as `torch.nn.utils.clip_grad_norm_` does."""
+
+    update: UpdateRule
+    """The rule."""
+    max_norm: float
+    """Largest norm over all parameters; of longer gradients the direction remains."""
+
+    def __call__(self, params: Params, grads: Params) -> Params:
+        """Return the moved parameters; where gradients have a leading dimension for examples, each is clipped alone."""
+        norms = torch.stack([_norms(grads[name], param) for name, param in params.items()])
+        scale = (self.max_norm / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+        clipped = {
+            name: grads[name] * scale.reshape(*scale.shape, *[1] * param.dim()) for name, param in params.items()
+        }
+        return self.update(params, clipped)
+
+
+def _norms(grad: Tensor, param: Tensor) -> Tensor:
+    """The norm of a gradient, or of each along a leading dimension."""
+    return torch.linalg.vector_norm(grad.reshape(*grad.shape[: grad.dim() - param.dim()], -1), dim=-1)
 
 
 def _common(key: str, values: Sequence[Any]) -> Any:

@@ -59,6 +59,7 @@ class ScoreExamples(Stage):
     produces = Kind.SCORES
     artifacts = (SCORES, UNSCORED, REPORT)
     distributed = True
+    fingerprint_excludes = ("batch_tokens",)
 
     def __init__(
         self,
@@ -204,8 +205,10 @@ class ScoreExamples(Stage):
         reference_loss = self._reference_loss(context, student, references)
         context.log_distribution(f"{context.key}/score", values)
         report = self._report(context.directory / REPORT, scores, unscored)
+        warnings = report.pop("warnings", [])
         return {
             **({"signal": report} if report else {}),
+            **({"warnings": warnings} if warnings else {}),
             "left_out_as_too_long": examples.too_long,
             "unscored": dict(Counter(one.reason for one in unscored).most_common()),
             **self._counted(references),

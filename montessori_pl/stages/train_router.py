@@ -77,7 +77,7 @@ class TrainRouter(Stage):
     produces = Kind.ROUTING
     artifacts = (f"{ROUTING}/*.json", f"{ROUTING}/*.safetensors", f"{ROUTING}/{ENCODER}/*")
     uses = ("student",)
-    fingerprint_excludes = ("training.checkpoint_every_n_steps",)
+    fingerprint_excludes = ("training.checkpoint_every_n_steps", "batch_tokens")
     files: ClassVar[Files] = {"encoder_chat": chat_template_file}
     distributed = True
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from montessori_pl.influence import SGD, AdamW, Params, UpdateRule
+from montessori_pl.influence import SGD, AdamW, ClippedGradient, Params, UpdateRule
 
 NAMES = ["weight", "bias", "scale"]
 SHAPES = [(4, 3), (4,), ()]
@@ -161,3 +161,29 @@ def test_no_argument_and_no_moment_is_changed() -> None:
     SGD(lr=0.1, weight_decay=0.1)(params, grads)
 
     torch.testing.assert_close((state, params, grads), before, rtol=0, atol=0)
+
+
+def test_clipping_is_that_of_torch() -> None:
+    """Of the norm over all parameters, each example alone; short gradients stay as they are, to the last digit."""
+    params = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "c": torch.zeros(())}
+    generator = torch.Generator().manual_seed(0)
+    grads = {name: torch.randn(5, *param.shape, generator=generator) for name, param in params.items()}
+    for row, factor in enumerate((1e-3, 1.0, 1.0, 10.0, 0.0)):
+        for grad in grads.values():
+            grad[row] *= factor
+    update = ClippedGradient(SGD(lr=1.0), max_norm=0.5)
+    together = update(params, grads)
+
+    for row in range(5):
+        leaves = [torch.zeros_like(param).requires_grad_() for param in params.values()]
+        for leaf, grad in zip(leaves, grads.values(), strict=True):
+            leaf.grad = grad[row].clone()
+        norm = torch.nn.utils.clip_grad_norm_(leaves, 0.5)
+        assert (norm > 0.5) == (row in (1, 2, 3))
+        alone = update(params, {name: grad[row] for name, grad in grads.items()})
+        for (name, moved), leaf in zip(alone.items(), leaves, strict=True):
+            assert leaf.grad is not None
+            torch.testing.assert_close(moved, -leaf.grad, rtol=1e-6, atol=0)
+            torch.testing.assert_close(together[name][row], moved, rtol=1e-6, atol=0)
+    short = {name: grad[0] for name, grad in grads.items()}
+    assert all(torch.equal(-moved, short[name]) for name, moved in update(params, short).items())

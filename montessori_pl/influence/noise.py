@@ -1,0 +1,77 @@
+"""The floor of float32: how much of an exact influence is rounding.
+
+An exact influence is the difference of two losses that are nearly the same. The shorter the step, the smaller the
+difference, while the rounding of the losses and of the moved parameters stays: below some step nothing else is left.
+
+Along the way of a step, influence is a smooth function of how far one goes; what is not smooth about it is noise. For
+f at 1 - h, 1 and 1 + h times the step, f(1 - h) - 2 f(1) + f(1 + h) has six times the variance of the noise, and what
+curvature adds is h^2 f'', some ten thousandth of the influence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from montessori_pl.influence.exact import ExactInfluence, one_step
+from montessori_pl.influence.functional import Batch, unpadded
+from montessori_pl.influence.updates import Params
+
+NEARBY = 0.01
+"""How far beside the step f is looked at, as a share of it."""
+EXAMPLES = 8
+"""Examples that the noise is measured on."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The rounding of exact influence, beside how much the influences of a sample differ."""
+
+    noise: float
+    """Standard deviation of what rounding adds to one centred influence, in nats."""
+    spread: float
+    """Standard deviation of the centred influences of the sample, in nats; rounding is part of it."""
+
+    @property
+    def reliability(self) -> float:
+        """Correlation of exact influence as computed with what it would be without rounding."""
+        if self.noise == 0:
+            return 1.0
+        return max(0.0, 1 - (self.noise / self.spread) ** 2) ** 0.5 if self.spread > 0 else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """As plain JSON values."""
+        return {"noise": self.noise, "spread": self.spread, "reliability": self.reliability}
+
+    def warning(self, min_agreement: float) -> str | None:
+        """What there is to say where rounding leaves less agreement than is asked for."""
+        if self.reliability >= min_agreement:
+            return None
+        return (
+            f"exact influence is lost in the rounding of float32: its noise is {self.noise:.2g} nats, the scores of "
+            f"the sample differ by {self.spread:.2g}; first order has no such floor (method: first_order), or take a "
+            "larger lr"
+        )
+
+
+def measure_noise(exact: ExactInfluence, batches: Sequence[Batch], values: Sequence[float]) -> Noise:
+    """Measure the rounding on the first examples.
+
+    Args:
+        exact: what computes influence.
+        batches: the examples.
+        values: the centred influence of at least those that are looked at, and of others, whose spread is taken.
+    """
+    examples = [one for batch in batches for one in unpadded(batch)][:EXAMPLES]
+    squares = []
+    for example, value in zip(examples, values, strict=False):
+        moved = one_step(exact.loss, exact.params, example, exact.update)
+        less, more = (exact.after(stretched(exact.null, moved, 1 + side)).centred for side in (-NEARBY, NEARBY))
+        squares.append((less - 2 * value + more) ** 2 / 6)
+    spread = torch.tensor(list(values), dtype=torch.float64).std().item() if len(values) > 1 else 0.0
+    return Noise((sum(squares) / len(squares)) ** 0.5, spread)
+
+
+def stretched(null: Params, moved: Params, factor: float) -> Params:
+    """Where a step leads that is so many times as long, measured from the null step."""
+    return {name: torch.lerp(null[name], place, factor) for name, place in moved.items()}
