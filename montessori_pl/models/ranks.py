@@ -1,4 +1,6 @@
-"""Means over what all processes of a training have in their batches."""
+"""Means over what all processes of a training have in their batches, and all batches of an optimizer step."""
+
+from collections.abc import Mapping
 
 from torch import Tensor
 from torch.distributed import get_world_size, is_available, is_initialized
@@ -23,3 +25,22 @@ def mean_over_ranks(mean: Tensor, weight: Tensor | int) -> Tensor:
     count.update(weight)
     reduced: Tensor = total.compute() / count.compute()
     return reduced
+
+
+def mean_over_step(total: Tensor, count: Tensor | int, batch: Mapping[str, Tensor], unit: str) -> Tensor:
+    """What a batch adds to the mean over its whole optimizer step, to be returned by `training_step`.
+
+    Lightning averages the gradients of a step's batches, and the strategy those of the processes: with the mean over
+    each batch's own tokens the step would follow a mean of means, in which a token of a short batch counts more than
+    one of a long batch. Here the total is divided by the mean count of a batch, so that the average of averages is the
+    sum over the whole step divided by its number of tokens, as in Transformers (`num_items_in_batch`) and TRL.
+
+    Args:
+        total: sum over this batch of what is averaged, a scalar.
+        count: how much this batch holds: labelled tokens, pairs.
+        batch: from `ResumableLoader`, with `{unit}_in_step` and `averaged_batches`. A batch that says nothing of its
+            step, as from a loader of your own, is taken for a whole step.
+        unit: what is counted: `tokens`, `pairs`, `comparisons`.
+    """
+    in_step = batch.get(f"{unit}_in_step")
+    return total / count if in_step is None else total * batch["averaged_batches"] / in_step

@@ -210,6 +210,7 @@ class TrainRouter(Stage):
             training.batch_size,
             context.seed,
             partial(collate_compared, pad_id=chat_template.tokenizer.pad_token_id),
+            {"comparisons": (~labels.isnan()).sum(dim=(1, 2)).tolist()},
         )
         module = RouterModule(source, self.lora, len(teachers))
 

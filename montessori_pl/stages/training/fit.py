@@ -1,7 +1,7 @@
 """What all training stages share: fit from the last checkpoint, and leave weights and optimizer state behind."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ class TrainingData(LightningDataModule):
         batch_size: items in a batch of one process.
         seed: of the order.
         collate: makes a batch of items.
+        counts: how much each item holds of what the loss is a mean over, by name: `tokens` that are labelled, `pairs`
+            (see `ResumableLoader`).
     """
 
     def __init__(
@@ -33,16 +35,18 @@ class TrainingData(LightningDataModule):
         batch_size: int,
         seed: int,
         collate: Callable[[Sequence[Any]], Any],
+        counts: Mapping[str, Sequence[int]],
     ) -> None:
         super().__init__()
-        self.items, self.collate = items, collate
+        self.items, self.collate, self.counts = items, collate, counts
         self.batches = EpochBatches(lengths, batch_size, seed)
 
     def train_dataloader(self) -> ResumableLoader:
         """Goes on, after a restart, at the batch where the checkpoint was written."""
         assert self.trainer is not None
         self.batches.rank, self.batches.world_size = self.trainer.global_rank, self.trainer.world_size
-        return ResumableLoader(self.items, self.batches, self.collate)
+        self.batches.accumulate_grad_batches = self.trainer.accumulate_grad_batches
+        return ResumableLoader(self.items, self.batches, self.collate, self.counts)
 
     # Lightning restores the position of a loader only where it builds the loader after it has read the checkpoint, and
     # `estimated_stepping_batches`, which a schedule asks for, builds it before. Data modules are restored in any case.
