@@ -94,8 +94,9 @@ class EpochBatches(Sampler[list[int]]):
         return self.batch_size * self.accumulate_grad_batches * self.world_size
 
     def _num_batches(self, num_examples: int) -> int:
-        """Batches of each process in a step on so many examples."""
-        return min(self.accumulate_grad_batches, -(-num_examples // self.world_size))
+        """Batches of each process in a step on so many examples: as many as all processes have an example for."""
+        at_least = -(-num_examples // (self.batch_size * self.world_size))
+        return min(self.accumulate_grad_batches, max(num_examples // self.world_size, at_least))
 
     def _filled(self, step: list[int]) -> list[int]:
         """The step with an example for each process in each of its batches."""

@@ -101,7 +101,7 @@ def train(
         ids = torch.randint(3, 32, (length,), generator=generator).tolist()
         items.append(Rendered(ids, [False, *[True] * (length - 1)]))
     lengths = [len(item.input_ids) for item in items]
-    data = TrainingData(items, lengths, BATCH_SIZE, SEED, partial(collate, pad_id=0))
+    data = TrainingData(items, lengths, BATCH_SIZE, SEED, partial(collate, pad_id=0), {"tokens": [length - 1 for length in lengths]})
     training = TrainingSettings(lr=1e-2, epochs=EPOCHS, batch_size=BATCH_SIZE, **settings)
     try:
         return seen, fit(context, StudentModule(str(backbone), lora), data, training)
