@@ -77,7 +77,7 @@ class InfluenceDuringTraining(Callback):
             method=self.method,
             batch_tokens=self.reference_batch_tokens,
         )
-        influences = torch.tensor([one.centred for one in scorer({name: batch[name] for name in self._references})])
+        influences = torch.tensor([one.centred for one in scorer(batch)])
         self._seconds += time.monotonic() - start
         measurement = {
             "influence_positive_rate": (influences > 0).float().mean().item(),

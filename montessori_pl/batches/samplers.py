@@ -5,8 +5,6 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 T = TypeVar("T")
@@ -72,6 +70,19 @@ class EpochBatches(Sampler[list[int]]):
         """Go on from there; an iterator that has given no batch yet follows."""
         self.epoch, self.next_batch = state["epoch"], state["next_batch"]
 
+    def in_step(self, counts: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """How much there is in the whole step of the batch that was handed out last.
+
+        Args:
+            counts: how much each example holds of what losses are means over, for example its `tokens`.
+
+        Returns:
+            the sums, over all batches and processes of the step, and as `averaged_batches` the number of batches over
+            which a step's gradients are averaged.
+        """
+        sums = {unit: sum(held[index] for index in self.step) for unit, held in counts.items()}
+        return {**sums, "averaged_batches": self.accumulate_grad_batches * self.world_size}
+
     def batches_of(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch for this process, as indices of examples."""
         return [batch for step in self.steps_of(epoch) for batch in self._dealt(step)]
@@ -114,35 +125,11 @@ class ResumableLoader(DataLoader[Any]):
     """A loader over `EpochBatches` that tells its position; Lightning takes one that does not for not resumable.
 
     The position that counts after a restart is the data module's (`stages/training/fit.py` says why).
-
-    Args:
-        dataset: the items.
-        batches: which items make a batch.
-        collate_fn: makes a batch of items.
-        counts: how much each item holds of what losses are means over, for example its `tokens`. With each batch then
-            comes how much its whole optimizer step holds, over all batches and processes, as `tokens_in_step`, and as
-            `averaged_batches` the number of batches over which the step averages gradients (`models.ranks.mean_over_step`).
     """
 
-    def __init__(
-        self,
-        dataset: Sequence[Any],
-        batches: EpochBatches,
-        collate_fn: Any,
-        counts: Mapping[str, Sequence[int]] | None = None,
-    ) -> None:
+    def __init__(self, dataset: Sequence[Any], batches: EpochBatches, collate_fn: Any) -> None:
         super().__init__(dataset, batch_sampler=batches, collate_fn=collate_fn)  # type: ignore[arg-type]
-        self.batches, self.counts = batches, counts
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # who iterates asks for no more than that
-        # Without workers, which would ask for batches ahead, the sampler stands where the batch is.
-        batches = super().__iter__()
-        return batches if self.counts is None else ({**batch, **self._in_step(self.counts)} for batch in batches)
-
-    def _in_step(self, counts: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        sums = {f"{unit}_in_step": sum(of_items[index] for index in self.batches.step) for unit, of_items in counts.items()}
-        averaged = self.batches.accumulate_grad_batches * self.batches.world_size
-        return {name: torch.tensor(number) for name, number in {**sums, "averaged_batches": averaged}.items()}
+        self.batches = batches
 
     def state_dict(self) -> dict[str, int]:
         """Where the batches go on."""

@@ -36,7 +36,7 @@ def expand_home(settings: Any) -> Any:
     taken for a path that begins with `~/` or `~USER/`, whatever its setting: those of plug-ins and loggers too.
     """
     if isinstance(settings, str):
-        return os.path.expanduser(settings)  # noqa: PTH111  # leaves other text as it is
+        return os.path.expanduser(settings)  # leaves other text as it is
     if isinstance(settings, Path):
         return Path(expand_home(str(settings)))
     if isinstance(settings, list | tuple):

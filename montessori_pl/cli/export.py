@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Export the data of a finished stage for TRL, LLaMA-Factory, axolotl or `datasets`, with a data "
         "card.",
     )
-    parser.add_argument("run", type=path_argument, metavar="RUN", help="A run directory. The run may still be going on.")
+    parser.add_argument(
+        "run", type=path_argument, metavar="RUN", help="A run directory. The run may still be going on."
+    )
     parser.add_argument(
         "--stage",
         metavar="NAME",

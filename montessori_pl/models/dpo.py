@@ -153,7 +153,7 @@ class DPOModule(LanguageModule):
         chosen: Tensor,
         weights: Tensor,
         num_tokens: Tensor | int,
-        batch: Mapping[str, Tensor] = MappingProxyType({}),
+        in_step: Mapping[str, int] = MappingProxyType({}),
     ) -> Objective:
         """Weighted mean of the pairs' losses, with the chosen completions' negative log-likelihood per token.
 
@@ -162,11 +162,11 @@ class DPOModule(LanguageModule):
             chosen: the policy's log-probability of each chosen completion, shape (B,).
             weights: how much each pair counts, shape (B,).
             num_tokens: labelled tokens of all chosen completions together.
-            batch: where these pairs are a part of an optimizer step, the batch that says so: then each mean is the
-                part in the mean over the step (`mean_over_step`).
+            in_step: where these pairs are a part of an optimizer step, how much that holds: then each mean is the part
+                in the mean over the step (`mean_over_step`).
         """
-        pair_loss = mean_over_step((weights * losses).sum(), len(losses), batch, "pairs")
-        nll = mean_over_step(-(weights * chosen).sum(), num_tokens, batch, "tokens")
+        pair_loss = mean_over_step((weights * losses).sum(), len(losses), in_step, "pairs")
+        nll = mean_over_step(-(weights * chosen).sum(), num_tokens, in_step, "tokens")
         return Objective(pair_loss + self.sft_weight * nll, pair_loss, nll)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -190,7 +190,7 @@ class DPOModule(LanguageModule):
         means = {name: mean_over_ranks(values.mean(), len(chosen)) for name, values in of_pairs.items()}
         metrics = {"loss": pair_loss + self.sft_weight * nll, "chosen_nll": nll, **means}
         self.log_metrics(metrics, batch_size=len(chosen))
-        return self.objective(output.loss, chosen, batch["weights"], num_tokens, batch).loss
+        return self.objective(output.loss, chosen, batch["weights"], num_tokens, self.in_step).loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the optimizer's moments are of: a probe that takes a step on an example has no use for them."""

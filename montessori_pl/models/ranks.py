@@ -27,7 +27,7 @@ def mean_over_ranks(mean: Tensor, weight: Tensor | int) -> Tensor:
     return reduced
 
 
-def mean_over_step(total: Tensor, count: Tensor | int, batch: Mapping[str, Tensor], unit: str) -> Tensor:
+def mean_over_step(total: Tensor, count: Tensor | int, in_step: Mapping[str, int], unit: str) -> Tensor:
     """What a batch adds to the mean over its whole optimizer step, to be returned by `training_step`.
 
     Lightning averages the gradients of a step's batches, and the strategy those of the processes: with the mean over
@@ -38,9 +38,7 @@ def mean_over_step(total: Tensor, count: Tensor | int, batch: Mapping[str, Tenso
     Args:
         total: sum over this batch of what is averaged, a scalar.
         count: how much this batch holds: labelled tokens, pairs.
-        batch: from `ResumableLoader`, with `{unit}_in_step` and `averaged_batches`. A batch that says nothing of its
-            step, as from a loader of your own, is taken for a whole step.
+        in_step: from `EpochBatches.in_step`; where it is empty, the batch is taken for a whole step.
         unit: what is counted: `tokens`, `pairs`, `comparisons`.
     """
-    in_step = batch.get(f"{unit}_in_step")
-    return total / count if in_step is None else total * batch["averaged_batches"] / in_step
+    return total * in_step["averaged_batches"] / in_step[unit] if in_step else total / count

@@ -56,7 +56,7 @@ class StudentModule(LanguageModule):
         num_tokens = (batch["labels"][:, 1:] != IGNORED).sum()
         mean_loss = mean_over_ranks(nats.detach() / num_tokens, num_tokens)
         self.log_metrics({"loss": mean_loss, "lr": self._lr()}, batch_size=len(batch["input_ids"]))
-        return mean_over_step(nats, num_tokens, batch, "tokens")
+        return mean_over_step(nats, num_tokens, self.in_step, "tokens")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over each example's response tokens, shape (B,), in nats."""

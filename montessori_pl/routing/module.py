@@ -89,7 +89,7 @@ class RouterModule(LanguageModule):
         loss = bradley_terry_loss(self.network(batch), batch["preferences"])
         compared = (~batch["preferences"].isnan()).sum()
         self.log_metrics({"loss": mean_over_ranks(loss.detach(), compared)}, batch_size=len(batch["input_ids"]))
-        return mean_over_step(loss * compared, compared, batch, "comparisons")
+        return mean_over_step(loss * compared, compared, self.in_step, "comparisons")
 
     def save_encoder(self, directory: Path) -> None:
         """Save the encoder's weights where a learned router looks for them."""

@@ -13,6 +13,7 @@ def log_numbers(loggers: "Sequence[Logger]", prefix: str, values: Mapping[str, A
     """Log all numbers of a nested mapping; other values, such as the bins of a histogram, are left out."""
     for logger in loggers:
         logger.log_metrics(_numbers(prefix, values))
+        logger.save()  # some write only now and then while a trainer runs, and here is none
 
 
 def log_distribution(loggers: "Sequence[Logger]", name: str, values: Sequence[float]) -> None:

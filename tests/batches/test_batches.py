@@ -172,25 +172,16 @@ class TestEpochBatches:
             assert [len(part[index]) for index in at for part in parts] == expected
             assert len({index for part in parts for batch in part for index in batch}) == num_examples
 
-    def test_batches_know_what_their_step_holds(self) -> None:
+    def test_what_the_step_of_a_batch_holds(self) -> None:
         """Over its batches and processes, and over how many batches Lightning and DDP will average."""
-        tokens = {"tokens": [index + 1 for index in range(12)]}
-        loaders = [
-            ResumableLoader(
-                range(12),
-                EpochBatches(LENGTHS[:12], 2, 3, accumulate_grad_batches=2, rank=rank, world_size=2),
-                lambda items: {"items": items},
-                tokens,
-            )
-            for rank in (0, 1)
-        ]
-        parts = [list(loader) for loader in loaders]
+        tokens = [index + 1 for index in range(12)]
+        ranks = [EpochBatches(LENGTHS[:12], 2, 3, 2, rank=rank, world_size=2) for rank in (0, 1)]
+        parts = [[(batch, batches.in_step({"tokens": tokens})) for batch in batches] for batches in ranks]
         assert [len(part) for part in parts] == [4, 4]
         for at in (0, 2):
-            batches = [batch for part in parts for batch in part[at : at + 2]]
-            total = sum(item + 1 for batch in batches for item in batch["items"])
-            assert [int(batch["tokens_in_step"]) for batch in batches] == [total] * 4
-            assert [int(batch["averaged_batches"]) for batch in batches] == [4] * 4
+            step = [one for part in parts for one in part[at : at + 2]]
+            total = sum(tokens[index] for batch, _ in step for index in batch)
+            assert [found for _, found in step] == [{"tokens": total, "averaged_batches": 4}] * 4
 
 
 def test_fixed_batches_are_given_as_they_are() -> None:

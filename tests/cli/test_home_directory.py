@@ -50,7 +50,9 @@ def test_commands_expand_it(home: Path, recipe: Recipe, capsys: pytest.CaptureFi
     """`fit` in its options, its files and all of its sections, then `compare` and `export`."""
     shutil.copytree(classroom.resolve("classroom/student"), home / "models" / "student")
     shutil.copy(classroom.resolve("classroom/reference"), home / "reference.jsonl")
-    (home / "layout.jinja").write_text((Path(__file__).parents[2] / "montessori_pl/data/chat_templates/plain.jinja").read_text())
+    (home / "layout.jinja").write_text(
+        (Path(__file__).parents[2] / "montessori_pl/data/chat_templates/plain.jinja").read_text()
+    )
     stages = {
         "recipe__recorded__init_args__source": "~/reference.jsonl[8:16]",
         "recipe__evaluation": {

@@ -25,7 +25,7 @@ class TrainingData(LightningDataModule):
         seed: of the order.
         collate: makes a batch of items.
         counts: how much each item holds of what the loss is a mean over, by name: `tokens` that are labelled, `pairs`
-            (see `ResumableLoader`).
+            (see `EpochBatches.in_step`).
     """
 
     def __init__(
@@ -46,7 +46,14 @@ class TrainingData(LightningDataModule):
         assert self.trainer is not None
         self.batches.rank, self.batches.world_size = self.trainer.global_rank, self._world_size
         self.batches.accumulate_grad_batches = self.trainer.accumulate_grad_batches
-        return ResumableLoader(self.items, self.batches, self.collate, self.counts)
+        return ResumableLoader(self.items, self.batches, self.collate)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Tell the module what the step of the coming batch holds; loaders without workers fetch no batch ahead."""
+        assert self.trainer is not None
+        if self.counts and isinstance(module := self.trainer.lightning_module, LanguageModule):
+            module.in_step = self.batches.in_step(self.counts)
+        return batch
 
     # Lightning restores the position of a loader only where it builds the loader after it has read the checkpoint, and
     # `estimated_stepping_batches`, which a schedule asks for, builds it before. Data modules are restored in any case.

@@ -143,7 +143,8 @@ def gradients_of_processes(
         data = case.data(batch_size)
         data.batches.rank, data.batches.world_size = rank, world_size
         data.batches.accumulate_grad_batches = accumulate
-        for number, batch in enumerate(ResumableLoader(data.items, data.batches, data.collate, data.counts)):
+        for number, batch in enumerate(ResumableLoader(data.items, data.batches, data.collate)):
+            module.in_step = data.batches.in_step(data.counts)
             module.zero_grad()
             (module.training_step(batch, number) / accumulate / world_size).backward()
             step = number // accumulate
