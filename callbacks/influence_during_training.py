@@ -33,6 +33,8 @@ class InfluenceDuringTraining(Callback):
         reference_batch_tokens: tokens of one batch of the reference pass, padding included.
     """
 
+    only_observes = True
+
     def __init__(
         self,
         reference: str = "classroom/reference",

@@ -39,6 +39,11 @@ def collate(rendered: Sequence[Rendered], pad_id: int) -> dict[str, Tensor]:
     return {**pad([one.input_ids for one in rendered], pad_id), "labels": _padded(labels, IGNORED)}
 
 
+def num_labels(rendered: Rendered) -> int:
+    """How many tokens of a row a loss is taken on: all trained ones but a first one, which follows nothing."""
+    return sum(rendered.completion_mask[1:])
+
+
 def collate_pairs(pairs: Sequence[EncodedPair], pad_id: int) -> dict[str, Tensor]:
     """One batch of 2B sequences, the chosen ones, then the rejected ones, and the pairs' `weights`, shape (B,)."""
     batch = collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id)

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Sampler
@@ -14,35 +14,53 @@ class EpochBatches(Sampler[list[int]]):
     """Batches of similar length, reshuffled each epoch, that can go on from the middle of one.
 
     Each epoch's plan depends on the seed and the epoch alone. Examples are shuffled, sorted by length within windows of
-    several batches, cut into batches, and the batches shuffled: little padding, and still a random order.
+    several steps, cut into optimizer steps, and the steps shuffled: little padding, and still a random order. A step's
+    examples are then dealt out among its batches and processes. So the steps are the same however many batches and
+    processes share one: 8 examples at once, 4 in each of two batches, or 4 in each of two processes.
+
+    Examples that are left over make a short step. Where there is not one for each batch and process, the step has
+    fewer batches and comes last in its epoch, because Lightning ends a step early only there; and where that leaves a
+    process without an example, the step's first ones are taken again.
 
     Args:
         lengths: tokens of each example.
         batch_size: examples in a batch of one process.
         seed: of all epochs.
+        accumulate_grad_batches: batches of a process in one step.
         rank: which process this is.
-        world_size: how many processes share the work. All get the same number of batches; the few examples that this
-            takes more are the plan's first ones again.
+        world_size: how many processes share the work. All get the same number of batches.
     """
 
-    window = 32  # batches that are sorted together: wide enough for little padding, narrow enough to stay random
+    window = 32  # steps that are sorted together: wide enough for little padding, narrow enough to stay random
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        accumulate_grad_batches: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.accumulate_grad_batches, self.rank, self.world_size = accumulate_grad_batches, rank, world_size
         self.epoch = 0
         self.next_batch = 0
+        self.step: list[int] = []
+        """All examples, of all batches and processes, in the step of the batch that was handed out last."""
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // (self.batch_size * self.world_size))
+        full, left = divmod(len(self.lengths), self._examples_per_step)
+        return full * self.accumulate_grad_batches + self._num_batches(left)
 
     def __iter__(self) -> Iterator[list[int]]:
         if self.next_batch >= len(self):
             self.epoch, self.next_batch = self.epoch + 1, 0
-        batches = self.batches_of(self.epoch)
+        batches = [(batch, step) for step in self.steps_of(self.epoch) for batch in self._dealt(step)]
         while self.next_batch < len(batches):
             self.next_batch += 1  # before the batch is handed out: who holds it will have trained on it when saving
-            yield batches[self.next_batch - 1]
+            batch, self.step = batches[self.next_batch - 1]
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Where the batches go on: the epoch, and the next batch of it."""
@@ -52,20 +70,55 @@ class EpochBatches(Sampler[list[int]]):
         """Go on from there; an iterator that has given no batch yet follows."""
         self.epoch, self.next_batch = state["epoch"], state["next_batch"]
 
+    def in_step(self, counts: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """How much there is in the whole step of the batch that was handed out last.
+
+        Args:
+            counts: how much each example holds of what losses are means over, for example its `tokens`.
+
+        Returns:
+            the sums, over all batches and processes of the step, and as `averaged_batches` the number of batches over
+            which a step's gradients are averaged.
+        """
+        sums = {unit: sum(held[index] for index in self.step) for unit, held in counts.items()}
+        return {**sums, "averaged_batches": self.accumulate_grad_batches * self.world_size}
+
     def batches_of(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch for this process, as indices of examples."""
+        return [batch for step in self.steps_of(epoch) for batch in self._dealt(step)]
+
+    def steps_of(self, epoch: int) -> list[list[int]]:
+        """The optimizer steps of one epoch, each with the examples of all its batches and processes."""
         rng = random.Random(f"{self.seed}/{epoch}")
         order = list(range(len(self.lengths)))
         rng.shuffle(order)
-        together = self.batch_size * self.world_size
-        if self.world_size > 1:  # round and round, where there are fewer examples than one step of all processes takes
-            order = list(itertools.islice(itertools.cycle(order), len(self) * together))
-        batches = []
-        for start in range(0, len(order), self.window * together):
-            window = sorted(order[start : start + self.window * together], key=lambda index: self.lengths[index])
-            batches += chunks(window, together)
-        rng.shuffle(batches)
-        return [batch[self.rank :: self.world_size] for batch in batches]
+        steps = []
+        for start in range(0, len(order), self.window * self._examples_per_step):
+            window = order[start : start + self.window * self._examples_per_step]
+            steps += chunks(sorted(window, key=lambda index: self.lengths[index]), self._examples_per_step)
+        rng.shuffle(steps)
+        steps.sort(key=lambda step: self._num_batches(len(step)) < self.accumulate_grad_batches)
+        return [self._filled(step) for step in steps]
+
+    @property
+    def _examples_per_step(self) -> int:
+        return self.batch_size * self.accumulate_grad_batches * self.world_size
+
+    def _num_batches(self, num_examples: int) -> int:
+        """Batches of each process in a step on so many examples: as many as all processes have an example for."""
+        at_least = -(-num_examples // (self.batch_size * self.world_size))
+        return min(self.accumulate_grad_batches, max(num_examples // self.world_size, at_least))
+
+    def _filled(self, step: list[int]) -> list[int]:
+        """The step with an example for each process in each of its batches."""
+        cells = self._num_batches(len(step)) * self.world_size
+        return step if len(step) >= cells else list(itertools.islice(itertools.cycle(step), cells))
+
+    def _dealt(self, step: list[int]) -> list[list[int]]:
+        """The step's batches of this process: neighbours in length together, and the processes' shares alike."""
+        number = self._num_batches(len(step))
+        bounds = [len(step) * place // number for place in range(number + 1)]
+        return [step[start:end][self.rank :: self.world_size] for start, end in itertools.pairwise(bounds)]
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -4,10 +4,13 @@ Knows nothing of models or of Lightning, which take seconds to import.
 """
 
 import argparse
+import copy
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 DEBUG = "--debug"
@@ -24,6 +27,32 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say it in one sentence."""
         raise CommandError(f"{message}; `{self.prog} --help` lists what exists")
+
+
+def expand_home(settings: Any) -> Any:
+    """Settings, nested as they are, with the home directory in place of the `~` with which a path may begin.
+
+    A shell does this only for a word that begins with it, so not in a recipe file nor in `--run=~/run`. Any text is
+    taken for a path that begins with `~/` or `~USER/`, whatever its setting: those of plug-ins and loggers too.
+    """
+    if isinstance(settings, str):
+        return os.path.expanduser(settings)  # leaves other text as it is
+    if isinstance(settings, Path):
+        return Path(expand_home(str(settings)))
+    if isinstance(settings, list | tuple):
+        return type(settings)(map(expand_home, settings))
+    if isinstance(settings, dict):
+        return {name: expand_home(value) for name, value in settings.items()}
+    if isinstance(settings, argparse.Namespace):  # jsonargparse's are this kind, too
+        found = copy.copy(settings)
+        vars(found).update({name: expand_home(value) for name, value in vars(settings).items()})
+        return found
+    return settings
+
+
+def path_argument(argument: str) -> Path:
+    """A path on the command line, for `argparse`."""
+    return Path(expand_home(argument))
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:

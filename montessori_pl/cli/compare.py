@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from montessori_pl.cli.common import DEBUG, CommandParser, add_debug, errors_end_in_a_sentence
+from montessori_pl.cli.common import DEBUG, CommandParser, add_debug, errors_end_in_a_sentence, path_argument
 from montessori_pl.report.comparison import compare
 from montessori_pl.report.formats import as_csv, as_markdown, as_text
 from montessori_pl.report.groups import form_groups
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format", choices=("text", "csv", "markdown"), default="text", help="The format of the table (default: text)."
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="Write the table to this file instead of printing it."
+        "--output", type=path_argument, metavar="FILE", help="Write the table to this file instead of printing it."
     )
     add_debug(parser)
     return parser
@@ -83,7 +83,8 @@ def _compare(options: argparse.Namespace) -> None:
 def _named(argument: str) -> tuple[str, Path]:
     """`NAME=DIR` -> both; a directory that has such a name itself stays one."""
     name, equals, directory = argument.partition("=")
-    return (name, Path(directory)) if equals and not Path(argument).is_dir() else ("", Path(argument))
+    whole = path_argument(argument)
+    return (name, path_argument(directory)) if equals and not whole.is_dir() else ("", whole)
 
 
 def _check_student(student: str | None, runs: Sequence[Run]) -> None:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from montessori_pl.cli.common import DEBUG, CommandParser, add_debug, errors_end_in_a_sentence
+from montessori_pl.cli.common import DEBUG, CommandParser, add_debug, errors_end_in_a_sentence, path_argument
 from montessori_pl.export.card import write_card
 from montessori_pl.export.formats import WRITERS
 from montessori_pl.export.source import ExportError, Source, choose_stage, read_source
@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Export the data of a finished stage for TRL, LLaMA-Factory, axolotl or `datasets`, with a data "
         "card.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="A run directory. The run may still be going on.")
+    parser.add_argument(
+        "run", type=path_argument, metavar="RUN", help="A run directory. The run may still be going on."
+    )
     parser.add_argument(
         "--stage",
         metavar="NAME",
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="A new directory to write to (default: RUN/export/iteration_N/STAGE-FORMAT).",
     )

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -24,8 +24,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.classroom.names import with_versions
-from montessori_pl.cli.common import DEBUG, add_debug, errors_end_in_a_sentence
+from montessori_pl.cli.common import DEBUG, add_debug, errors_end_in_a_sentence, expand_home, path_argument
 from montessori_pl.cli.plugins import load_shipped_plugins
+from montessori_pl.cli.trainer_arguments import as_list, check_trainer_arguments, pinned_arguments
 from montessori_pl.config_errors import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
 from montessori_pl.data.records import stable_id
 from montessori_pl.generation import GenerationBackend
@@ -138,7 +139,7 @@ class MontessoriCLI(LightningCLI):
         """Find the recipe files that ship with the program."""
         arguments = find_configs(list(args) if isinstance(args, list) else sys.argv[1:])
         try:
-            self.config = parser.parse_args(arguments)
+            self.config = expand_home(parser.parse_args(arguments))
         except ConfigError as error:
             recipe = read_recipe(arguments)
             if not str(error).startswith("recipe"):
@@ -163,6 +164,7 @@ class MontessoriCLI(LightningCLI):
     def fit(self) -> None:
         """Run the recipe, or what is left of it."""
         root = Path(self._get(self.config, "run"))
+        check_trainer_arguments(_as_dict(self._get(self.config, "trainer")))
         display = ConsoleDisplay()
         iterations = self._get(self.config, "iterations")
         pool: dict[str, PoolTeacher] = self._get(self.config_init, "teachers")
@@ -180,7 +182,6 @@ class MontessoriCLI(LightningCLI):
             teacher=self._get(self.config_init, "teacher") or _no_teacher,
             backend=self._get(self.config_init, "generation"),
             trainer=self._trainer,
-            logger=None,
             pool=pool,
         )
         if left := [step for step in steps if not run_directory.up_to_date(step.key, settings[step.name])]:
@@ -193,7 +194,7 @@ class MontessoriCLI(LightningCLI):
             if runner.leads:
                 if left:
                     run_directory.remember(data=data.account())
-                runner.logger = self._logger = self._make_logger(run_directory)
+                runner.loggers = self._loggers = self._make_loggers(run_directory)
             worked = runner.run(steps, settings)
             if runner.leads:
                 # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.
@@ -214,16 +215,19 @@ class MontessoriCLI(LightningCLI):
 
         @cache  # the files that a section names are read
         def section(name: str, trained: bool) -> Any:
-            return with_versions(pinned(_as_dict(self._get(self.config, name)), trained, TAKES.get(name)))
+            settings = _as_dict(self._get(self.config, name))
+            kept = pinned_arguments(settings) if name == "trainer" else settings
+            return with_versions(pinned(kept, trained, TAKES.get(name)))
 
         return {
             name: {
                 "seed_everything": self._get(self.config, "seed_everything"),
                 f"recipe.{name}": with_versions(pinned(_as_dict(config[name]))),
                 **{
-                    used: section(used, used in stage.trains)
+                    used: found
                     for used in stage.uses
-                    if used != "teacher" or needs_teacher(stage, pool)
+                    if (used != "teacher" or needs_teacher(stage, pool))
+                    and (found := section(used, used in stage.trains))
                 },
                 **{
                     f"teachers.{name}": with_versions(pinned(pool[name], kind=PoolTeacher))
@@ -238,8 +242,8 @@ class MontessoriCLI(LightningCLI):
         """A trainer as the `trainer` section says, with fresh callbacks, the stage's own, and no bars or tables."""
         configured = self._get(self.parser.instantiate_classes(self.config), "trainer").as_dict()
         configured |= {
-            "callbacks": [*(configured.get("callbacks") or []), *callbacks],
-            "logger": self._logger or False,
+            "callbacks": [*as_list(configured.get("callbacks")), *callbacks],
+            "logger": self._loggers or False,
             "use_distributed_sampler": False,  # our loaders deal out the work themselves
             "enable_progress_bar": False,
             "enable_model_summary": False,
@@ -247,26 +251,25 @@ class MontessoriCLI(LightningCLI):
         }
         return self.trainer_class(**configured)
 
-    _logger: Logger | None = None
+    _loggers: Sequence[Logger] = ()
 
-    def _make_logger(self, run_directory: RunDirectory) -> Logger | None:
-        """The logger of the whole run; a W&B run keeps its id over restarts and lies in the run directory."""
-        logger = self._get(self.config_init, "trainer")["logger"]
-        if isinstance(logger, list):
-            logger = logger[0] if logger else None
-        if isinstance(logger, WandbLogger):
-            import wandb
+    def _make_loggers(self, run_directory: RunDirectory) -> list[Logger]:
+        """The loggers of the whole run; a W&B run keeps its id over restarts and lies in the run directory."""
+        loggers: list[Logger] = as_list(self._get(self.config_init, "trainer")["logger"])
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
 
-            if "wandb_id" not in run_directory.facts:
-                run_directory.remember(wandb_id=stable_id(run_directory.root.resolve(), time.time_ns()))
-            logger._wandb_init.pop("anonymous", None)  # W&B warns that it has no effect any more
-            logger._wandb_init |= {
-                "id": logger._wandb_init.get("id") or run_directory.facts["wandb_id"],
-                "resume": "allow",
-                "dir": str(run_directory.root),
-            }
-            logger._wandb_init["settings"] = wandb.Settings(console="off", silent=True)
-        return logger if isinstance(logger, Logger) else None
+                if "wandb_id" not in run_directory.facts:
+                    run_directory.remember(wandb_id=stable_id(run_directory.root.resolve(), time.time_ns()))
+                logger._wandb_init.pop("anonymous", None)  # W&B warns that it has no effect any more
+                logger._wandb_init |= {
+                    "id": logger._wandb_init.get("id") or run_directory.facts["wandb_id"],
+                    "resume": "allow",
+                    "dir": str(run_directory.root),
+                }
+                logger._wandb_init["settings"] = wandb.Settings(console="off", silent=True)
+        return loggers
 
     def _check_for_teacher(self, pool: Collection[str]) -> None:
         recipe: dict[str, Stage] = self._get(self.config_init, "recipe")
@@ -295,7 +298,11 @@ def find_configs(arguments: list[str]) -> list[str]:
         at = index if equals else index + 1
         if not equals and at < len(arguments):
             value = arguments[at]
-        if Path(value).exists() or not value:
+        if not value:
+            continue
+        path = path_argument(value)
+        if path.exists():
+            found[at] = f"{option}={path}" if equals else str(path)
             continue
         shipped = shipped_configs() / value
         if not shipped.is_file():

@@ -4,8 +4,9 @@ The reference policy is the model as it was before, and there is never a second 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss, sequence_log_probabilities
 from montessori_pl.models.language_module import OF_PREFERENCES, LanguageModule
 from montessori_pl.models.loading import BaseDtype, LoraSettings
-from montessori_pl.models.ranks import mean_over_ranks
+from montessori_pl.models.ranks import mean_over_ranks, mean_over_step
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -146,7 +147,14 @@ class DPOModule(LanguageModule):
         )
         return output, chosen, rejected
 
-    def objective(self, losses: Tensor, chosen: Tensor, weights: Tensor, num_tokens: Tensor | int) -> Objective:
+    def objective(
+        self,
+        losses: Tensor,
+        chosen: Tensor,
+        weights: Tensor,
+        num_tokens: Tensor | int,
+        in_step: Mapping[str, int] = MappingProxyType({}),
+    ) -> Objective:
         """Weighted mean of the pairs' losses, with the chosen completions' negative log-likelihood per token.
 
         Args:
@@ -154,17 +162,23 @@ class DPOModule(LanguageModule):
             chosen: the policy's log-probability of each chosen completion, shape (B,).
             weights: how much each pair counts, shape (B,).
             num_tokens: labelled tokens of all chosen completions together.
+            in_step: where these pairs are a part of an optimizer step, how much that holds: then each mean is the part
+                in the mean over the step (`mean_over_step`).
         """
-        pair_loss, nll = (weights * losses).mean(), -(weights * chosen).sum() / num_tokens
+        pair_loss = mean_over_step((weights * losses).sum(), len(losses), in_step, "pairs")
+        nll = mean_over_step(-(weights * chosen).sum(), num_tokens, in_step, "tokens")
         return Objective(pair_loss + self.sft_weight * nll, pair_loss, nll)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The objective of one batch."""
+        """The batch's part in the objective of the optimizer step: its means are over all pairs and tokens of the step.
+
+        What is logged are the means over this batch, in all processes.
+        """
         output, chosen, rejected = self.dpo(batch)
         num_tokens = (batch["labels"][: len(chosen), 1:] != IGNORED).sum()
-        objective = self.objective(output.loss, chosen, batch["weights"], num_tokens)
-        pair_loss = mean_over_ranks(objective.pair_loss.detach(), len(chosen))
-        nll = mean_over_ranks(objective.nll.detach(), num_tokens)
+        own = self.objective(output.loss.detach(), chosen.detach(), batch["weights"], num_tokens)
+        pair_loss = mean_over_ranks(own.pair_loss, len(chosen))
+        nll = mean_over_ranks(own.nll, num_tokens)
         of_pairs = {
             "reward_accuracy": output.accuracies,
             "reward_margin": output.margins,
@@ -176,7 +190,7 @@ class DPOModule(LanguageModule):
         means = {name: mean_over_ranks(values.mean(), len(chosen)) for name, values in of_pairs.items()}
         metrics = {"loss": pair_loss + self.sft_weight * nll, "chosen_nll": nll, **means}
         self.log_metrics(metrics, batch_size=len(chosen))
-        return objective.loss
+        return self.objective(output.loss, chosen, batch["weights"], num_tokens, self.in_step).loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the optimizer's moments are of: a probe that takes a step on an example has no use for them."""

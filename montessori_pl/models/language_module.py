@@ -54,6 +54,9 @@ class LanguageModule(lightning.LightningModule):
         self.seed = 0
         """Of dropout; a stage sets it to its own."""
         self._restored_metrics: dict[str, float] = {}
+        self.in_step: Mapping[str, int] = {}
+        """How much the optimizer step of the next batch holds (`mean_over_step`). The stages' data says so before each
+        batch; while it is empty, as with data of your own, each batch is taken for a whole step."""
         self.log_prefix = ""
         """Stands before the name of every logged metric; a stage sets it to its key."""
         self.model: nn.Module | None = None

@@ -1,4 +1,6 @@
-"""What all processes have together: means over their batches, and the smallest of a number."""
+"""What all processes have together: means over their batches and over optimizer steps, and smallest numbers."""
+
+from collections.abc import Mapping
 
 from torch import Tensor
 from torch.distributed import all_gather_object, get_world_size, is_available, is_initialized
@@ -32,6 +34,23 @@ def minimum_over_ranks(number: int) -> int:
     numbers: list[int] = [number] * get_world_size()
     all_gather_object(numbers, number)
     return min(numbers)
+
+
+def mean_over_step(total: Tensor, count: Tensor | int, in_step: Mapping[str, int], unit: str) -> Tensor:
+    """What a batch adds to the mean over its whole optimizer step, to be returned by `training_step`.
+
+    Lightning averages the gradients of a step's batches, and the strategy those of the processes: with the mean over
+    each batch's own tokens the step would follow a mean of means, in which a token of a short batch counts more than
+    one of a long batch. Here the total is divided by the mean count of a batch, so that the average of averages is the
+    sum over the whole step divided by its number of tokens, as in Transformers (`num_items_in_batch`) and TRL.
+
+    Args:
+        total: sum over this batch of what is averaged, a scalar.
+        count: how much this batch holds: labelled tokens, pairs.
+        in_step: from `EpochBatches.in_step`; where it is empty, the batch is taken for a whole step.
+        unit: what is counted: `tokens`, `pairs`, `comparisons`.
+    """
+    return total * in_step["averaged_batches"] / in_step[unit] if in_step else total / count
 
 
 def _several() -> bool:

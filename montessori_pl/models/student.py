@@ -10,7 +10,7 @@ from montessori_pl.data.chat_template import LossOn
 from montessori_pl.losses import IGNORED, mean_response_loss, token_log_probabilities
 from montessori_pl.models.language_module import OF_PREFERENCES, OPTIMIZED_NAMES, LanguageModule
 from montessori_pl.models.loading import BaseDtype, LoraSettings
-from montessori_pl.models.ranks import mean_over_ranks
+from montessori_pl.models.ranks import mean_over_ranks, mean_over_step
 
 
 class StudentModule(LanguageModule):
@@ -55,13 +55,15 @@ class StudentModule(LanguageModule):
         self.optimizer_names = checkpoint[OPTIMIZED_NAMES]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss over the response tokens of the batch, in nats."""
-        log_probabilities = token_log_probabilities(self.logits(batch), batch["labels"])
+        """The batch's part in the mean loss over all response tokens of the optimizer step, in nats.
+
+        What is logged is the mean over the tokens of this batch, in all processes.
+        """
+        nats = -token_log_probabilities(self.logits(batch), batch["labels"]).sum()
         num_tokens = (batch["labels"][:, 1:] != IGNORED).sum()
-        loss = -log_probabilities.sum() / num_tokens
-        mean_loss = mean_over_ranks(loss.detach(), num_tokens)
+        mean_loss = mean_over_ranks(nats.detach() / num_tokens, num_tokens)
         self.log_metrics({"loss": mean_loss, "lr": self._lr()}, batch_size=len(batch["input_ids"]))
-        return loss
+        return mean_over_step(nats, num_tokens, self.in_step, "tokens")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over each example's response tokens, shape (B,), in nats."""

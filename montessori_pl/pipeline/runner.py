@@ -59,8 +59,8 @@ class Runner:
     """Makes a generation engine."""
     trainer: "Callable[..., Trainer]"
     """Makes a trainer; takes arguments that go on top of the configured ones."""
-    logger: "Logger | None"
-    """Where metrics go."""
+    loggers: "Sequence[Logger]" = ()
+    """Where metrics go: to all of them."""
     pool: Mapping[str, PoolTeacher] = dataclasses.field(default_factory=dict)
     """Teachers that only write, by name."""
     parent: int = dataclasses.field(default_factory=os.getppid)
@@ -129,7 +129,7 @@ class Runner:
         directory = self.run_directory.directory(step.key)
         content = {"kind": step.stage.produces.value, **metrics}
         write_json(directory / METRICS, content)
-        log_numbers(self.logger, step.key, metrics)
+        log_numbers(self.loggers, step.key, metrics)
         patterns = (*step.stage.artifacts, METRICS)
         self.run_directory.finish(step.key, sorted(path for pattern in patterns for path in directory.glob(pattern)))
         self.display.say(f"{title}: done in {time.monotonic() - start:.1f} s{_headline(metrics)}")
@@ -175,7 +175,7 @@ class Runner:
             backend=self._backend,
             trainer=trainer,
             progress=progress,
-            log_distribution=lambda name, values: log_distribution(self.logger, name, values),
+            log_distribution=lambda name, values: log_distribution(self.loggers, name, values),
             pool=self.pool,
             requests=self.requests,
         )

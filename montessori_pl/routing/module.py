@@ -11,7 +11,7 @@ from montessori_pl.batches.collate import collate
 from montessori_pl.data.chat_template import Rendered
 from montessori_pl.models.language_module import LanguageModule
 from montessori_pl.models.loading import LoraSettings, ModelSource, save_weights
-from montessori_pl.models.ranks import mean_over_ranks
+from montessori_pl.models.ranks import mean_over_ranks, mean_over_step
 from montessori_pl.routing.encoder import last_hidden_states
 from montessori_pl.routing.head import Head
 from montessori_pl.routing.preferences import bradley_terry_loss
@@ -82,11 +82,14 @@ class RouterModule(LanguageModule):
         return RoutingNetwork(self.load_language_model(), self.num_teachers)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss over the pairs of the batch, in nats."""
+        """The batch's part in the mean loss over all pairs of the optimizer step, in nats.
+
+        What is logged is the mean over the pairs of this batch, in all processes.
+        """
         loss = bradley_terry_loss(self.network(batch), batch["preferences"])
         compared = (~batch["preferences"].isnan()).sum()
         self.log_metrics({"loss": mean_over_ranks(loss.detach(), compared)}, batch_size=len(batch["input_ids"]))
-        return loss
+        return mean_over_step(loss * compared, compared, self.in_step, "comparisons")
 
     def save_encoder(self, directory: Path) -> None:
         """Save the encoder's weights where a learned router looks for them."""

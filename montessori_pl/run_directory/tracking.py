@@ -1,4 +1,4 @@
-"""Numbers and histograms for whatever logger the trainer has."""
+"""Numbers and histograms for whatever loggers the trainer has."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,24 +9,26 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 
-def log_numbers(logger: "Logger | None", prefix: str, values: Mapping[str, Any]) -> None:
+def log_numbers(loggers: "Sequence[Logger]", prefix: str, values: Mapping[str, Any]) -> None:
     """Log all numbers of a nested mapping; other values, such as the bins of a histogram, are left out."""
-    if logger is not None:
+    for logger in loggers:
         logger.log_metrics(_numbers(prefix, values))
+        logger.save()  # some write only now and then while a trainer runs, and here is none
 
 
-def log_distribution(logger: "Logger | None", name: str, values: Sequence[float]) -> None:
+def log_distribution(loggers: "Sequence[Logger]", name: str, values: Sequence[float]) -> None:
     """Log values as a histogram, to loggers that know histograms."""
     if not values:
         return
-    if isinstance(logger, WandbLogger):
-        import wandb
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
 
-        logger.experiment.log({name: wandb.Histogram(list(values))})
-    elif isinstance(logger, TensorBoardLogger):
-        import torch
+            logger.experiment.log({name: wandb.Histogram(list(values))})
+        elif isinstance(logger, TensorBoardLogger):
+            import torch
 
-        logger.experiment.add_histogram(name, torch.tensor(values))
+            logger.experiment.add_histogram(name, torch.tensor(values))
 
 
 def _numbers(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:

@@ -34,7 +34,7 @@ class AlignStudent(Stage):
 
     produces = Kind.STUDENT
     artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
-    uses = ("student",)
+    uses = ("student", "trainer")
     fingerprint_excludes = ("training.checkpoint_every_n_steps",)
     distributed = True
 

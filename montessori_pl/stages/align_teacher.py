@@ -46,7 +46,7 @@ class AlignTeacher(Stage):
 
     produces = Kind.TEACHER
     artifacts = (CHECKPOINT, f"{WEIGHTS}/*", EVALUATIONS, f"{ADAPTERS}/*/*")
-    uses = ("teacher",)
+    uses = ("teacher", "trainer")
     trains = ("teacher",)
     fingerprint_excludes = ("training.checkpoint_every_n_steps",)
     distributed = True

@@ -145,7 +145,8 @@ class Stage(ABC):
     artifacts: ClassVar[tuple[str, ...]]
     """Patterns of the files that others may read; their hashes are kept."""
     uses: tuple[str, ...] = ()
-    """Sections of the configuration that the result depends on: `student`, `teacher`, `generation`, `data`."""
+    """Sections of the configuration that the result depends on: `student`, `teacher`, `generation`, `data`, and
+    `trainer` where the stage trains or predicts with one."""
     trains: ClassVar[tuple[str, ...]] = ()
     """Which of them it trains: only then does the result depend on settings such as DPO's `beta`."""
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ()

@@ -75,7 +75,7 @@ class ScoreExamples(Stage):
         self.examples, self.signal, self.student = examples, signal, student
         self.max_examples, self.max_length, self.batch_tokens = max_examples, max_length, batch_tokens
         # The student's tokenizer makes the batches of every signal.
-        self.uses = ("student", "data") if signal.needs_student else ("student",)
+        self.uses = ("student", "data", "trainer") if signal.needs_student else ("student",)
 
     def reads(self) -> list[Input]:
         """The examples, and the student where the signal needs one."""

@@ -76,7 +76,6 @@ class TrainRouter(Stage):
 
     produces = Kind.ROUTING
     artifacts = (f"{ROUTING}/*.json", f"{ROUTING}/*.safetensors", f"{ROUTING}/{ENCODER}/*")
-    uses = ("student",)
     fingerprint_excludes = ("training.checkpoint_every_n_steps", "batch_tokens")
     files: ClassVar[Files] = {"encoder_chat": chat_template_file}
     distributed = True
@@ -107,6 +106,7 @@ class TrainRouter(Stage):
         self.encoder, self.encoder_chat = encoder, encoder_chat
         self.max_length, self.batch_tokens, self.penalties = max_length, batch_tokens, penalties
         self.training, self.lora = training, lora
+        self.uses = ("student", "trainer") if training is not None else ("student",)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be from 0 to 1, found {alpha:g}")
         if not 0 < held_out < 1:
@@ -210,6 +210,7 @@ class TrainRouter(Stage):
             training.batch_size,
             context.seed,
             partial(collate_compared, pad_id=chat_template.tokenizer.pad_token_id),
+            {"comparisons": (~labels.isnan()).sum(dim=(1, 2)).tolist()},
         )
         module = RouterModule(source, self.lora, len(teachers))
 

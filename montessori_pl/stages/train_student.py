@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from montessori_pl.batches.collate import collate
+from montessori_pl.batches.collate import collate, num_labels
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.estimates.context import EstimateContext
@@ -28,7 +28,7 @@ class TrainStudent(Stage):
 
     produces = Kind.STUDENT
     artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
-    uses = ("student",)
+    uses = ("student", "trainer")
     fingerprint_excludes = ("training.checkpoint_every_n_steps",)
     distributed = True
 
@@ -74,6 +74,7 @@ class TrainStudent(Stage):
             self.training.batch_size,
             context.seed,
             partial(collate, pad_id=chat_template.tokenizer.pad_token_id),
+            {"tokens": [num_labels(one) for one in rendered]},
         )
         return {
             "examples": len(rendered),

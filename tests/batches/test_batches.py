@@ -133,23 +133,56 @@ class TestEpochBatches:
         loaders[1].load_state_dict(loaders[0].state_dict())
         assert first + list(loaders[1]) == list(ResumableLoader(LENGTHS, EpochBatches(LENGTHS, 8, seed=3), list))
 
-    @pytest.mark.parametrize("num_examples", [1000, 1003, 16, 17])
-    def test_processes_share_without_loss(self, num_examples: int) -> None:
-        """Both get as many batches; all examples are seen, and only what fills the last batch is seen twice."""
-        ranks = [EpochBatches(LENGTHS[:num_examples], 8, seed=3, rank=rank, world_size=2) for rank in (0, 1)]
-        for epoch in (0, 1):
-            parts = [batches.batches_of(epoch) for batches in ranks]
-            assert [len(part) for part in parts] == [len(ranks[0])] * 2
-            assert all(len(batch) == 8 for part in parts for batch in part)
-            seen = [index for part in parts for batch in part for index in batch]
-            assert set(seen) == set(range(num_examples))
-            assert len(seen) == len(ranks[0]) * 16 < num_examples + 16
+    @pytest.mark.parametrize(("batch_size", "accumulate", "world_size"), [(4, 2, 1), (4, 1, 2), (2, 2, 2), (1, 8, 1)])
+    @pytest.mark.parametrize("num_examples", [1000, 1003, 22, 12, 8])
+    def test_steps_are_the_same_however_they_are_shared(
+        self, num_examples: int, batch_size: int, accumulate: int, world_size: int
+    ) -> None:
+        """Those of batches of 8 in one process, in the same order unless there is not one example for each batch.
+
+        Grouped as Lightning groups them: so many batches make a step, or fewer at the end of an epoch.
+        """
+        lengths = LENGTHS[:num_examples]
+        whole = [sorted(batch) for batch in EpochBatches(lengths, 8, seed=3).batches_of(1)]
+        ranks = [
+            EpochBatches(lengths, batch_size, 3, accumulate, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        parts = [batches.batches_of(1) for batches in ranks]
+        assert [len(part) for part in parts] == [len(ranks[0])] * world_size
+        assert all(1 <= len(batch) <= batch_size for part in parts for batch in part)
+        steps = [
+            sorted(index for part in parts for batch in part[at : at + accumulate] for index in batch)
+            for at in range(0, len(parts[0]), accumulate)
+        ]
+        assert steps == sorted(whole, key=lambda step: len(step) < accumulate * world_size)
+        assert [sorted(step) for step in ranks[0].steps_of(1)] == steps
 
     def test_fewer_examples_than_processes_need(self) -> None:
-        """Three examples in batches of 4 on two processes: one batch each, filled up by going round."""
-        parts = [EpochBatches([5, 6, 7], 4, seed=0, rank=rank, world_size=2).batches_of(0) for rank in (0, 1)]
-        assert [[len(batch) for batch in part] for part in parts] == [[4], [4]]
-        assert {index for part in parts for batch in part for index in batch} == {0, 1, 2}
+        """Of nine examples the last step has one, which both processes take: the mean over it is what it was.
+
+        Of eleven it has three, and with batches of one example, one of the three is taken twice.
+        """
+        for num_examples, size, expected in ((9, 4, [1, 1]), (9, 1, [1, 1]), (11, 2, [2, 1]), (11, 1, [1, 1, 1, 1])):
+            ranks = [EpochBatches(LENGTHS[:num_examples], size, 0, 4 // size, rank, 2) for rank in (0, 1)]
+            parts = [batches.batches_of(0) for batches in ranks]
+            short = min(ranks[0].steps_of(0), key=len)
+            number = len(expected) // 2
+            at = [index for index, batch in enumerate(parts[0]) if set(batch) <= set(short)]
+            assert len(at) == number
+            assert [len(part[index]) for index in at for part in parts] == expected
+            assert len({index for part in parts for batch in part for index in batch}) == num_examples
+
+    def test_what_the_step_of_a_batch_holds(self) -> None:
+        """Over its batches and processes, and over how many batches Lightning and DDP will average."""
+        tokens = [index + 1 for index in range(12)]
+        ranks = [EpochBatches(LENGTHS[:12], 2, 3, 2, rank=rank, world_size=2) for rank in (0, 1)]
+        parts = [[(batch, batches.in_step({"tokens": tokens})) for batch in batches] for batches in ranks]
+        assert [len(part) for part in parts] == [4, 4]
+        for at in (0, 2):
+            step = [one for part in parts for one in part[at : at + 2]]
+            total = sum(tokens[index] for batch, _ in step for index in batch)
+            assert [found for _, found in step] == [{"tokens": total, "averaged_batches": 4}] * 4
 
 
 def test_fixed_batches_are_given_as_they_are() -> None:

@@ -15,7 +15,7 @@ from stage_runs import quiet_trainer
 from tiny_models import save_tiny_model, tiny_tokenizer
 
 from callbacks import InfluenceDuringTraining
-from montessori_pl.batches.collate import collate
+from montessori_pl.batches.collate import collate, num_labels
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.influence import AdamW, InfluenceScorer
 from montessori_pl.losses import mean_response_loss
@@ -49,7 +49,9 @@ def train(tmp_path: Path, *callbacks: Callback) -> StudentModule:
     student.training_settings = TrainingSettings(lr=1e-2, epochs=2, batch_size=2)
     trainer = quiet_trainer(callbacks, max_epochs=2, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     lengths = [len(one.input_ids) for one in RENDERED]
-    trainer.fit(student, datamodule=TrainingData(RENDERED, lengths, 2, 0, lambda items: collate(items, pad_id=0)))
+    counts = {"tokens": [num_labels(one) for one in RENDERED]}
+    data = TrainingData(RENDERED, lengths, 2, 0, lambda items: collate(items, pad_id=0), counts)
+    trainer.fit(student, datamodule=data)
     return student
 
 

@@ -69,7 +69,7 @@ def checkpoint(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     student.training_settings = TrainingSettings(lr=PEAK, schedule="linear", batch_size=2, weight_decay=0.1)
     rendered = render(TRAINED)
     data = TrainingData(
-        rendered, [len(one.input_ids) for one in rendered], 2, 0, lambda batch: collate(batch, pad_id=0)
+        rendered, [len(one.input_ids) for one in rendered], 2, 0, lambda batch: collate(batch, pad_id=0), {}
     )
     trainer = quiet_trainer(max_epochs=1)
     trainer.fit(student, datamodule=data)

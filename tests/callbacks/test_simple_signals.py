@@ -86,7 +86,7 @@ def checkpoint(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     rendered = render(TRAINED)
     lengths = [len(one.input_ids) for one in rendered]
     trainer = quiet_trainer(max_epochs=1)
-    trainer.fit(student, datamodule=TrainingData(rendered, lengths, 2, 0, lambda batch: collate(batch, pad_id=0)))
+    trainer.fit(student, datamodule=TrainingData(rendered, lengths, 2, 0, lambda batch: collate(batch, pad_id=0), {}))
     path = tmp_path_factory.mktemp("warmup") / "last.ckpt"
     trainer.save_checkpoint(path)
     return str(path)

@@ -80,7 +80,7 @@ def fit(student: StudentModule, rendered: list[Rendered], **arguments: Any) -> T
     student.training_settings = TrainingSettings(lr=1e-2, schedule="constant", batch_size=2)
     trainer = quiet_trainer(max_epochs=1, **arguments)
     data = TrainingData(
-        rendered, [len(one.input_ids) for one in rendered], 2, 0, lambda items: collate(items, pad_id=0)
+        rendered, [len(one.input_ids) for one in rendered], 2, 0, lambda items: collate(items, pad_id=0), {}
     )
     trainer.fit(student, datamodule=data)
     assert trainer.global_step == 2

@@ -117,7 +117,7 @@ def test_what_looks_at_the_student_leaves_out_what_it_cannot_see(
     here, stage = context(**settings), ScoreExamples("data", WITH_STUDENT[name]())
     metrics = stage.run(here)
     assert [one.setting for one in stage.reads()] == ["examples", "student"]
-    assert stage.uses == ("student", "data")
+    assert stage.uses == ("student", "data", "trainer")
     assert [score.id for score in read_scores(here)] == ["short", "cut"]
     assert (metrics["left_out_as_too_long"], metrics["references"]) == (1, 1)
     assert metrics["reference_loss"] > 0

@@ -1,7 +1,7 @@
 """What all training stages share: fit from the last checkpoint, and leave weights and optimizer state behind."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from montessori_pl.batches.samplers import EpochBatches, ResumableLoader
 from montessori_pl.models.language_module import LanguageModule
 from montessori_pl.models.loading import save_weights
 from montessori_pl.optim import TrainingSettings
-from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, StageContext
+from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, StageContext, StageError
 
 
 class TrainingData(LightningDataModule):
@@ -24,6 +24,8 @@ class TrainingData(LightningDataModule):
         batch_size: items in a batch of one process.
         seed: of the order.
         collate: makes a batch of items.
+        counts: how much each item holds of what the loss is a mean over, by name: `tokens` that are labelled, `pairs`
+            (see `EpochBatches.in_step`).
     """
 
     def __init__(
@@ -33,26 +35,50 @@ class TrainingData(LightningDataModule):
         batch_size: int,
         seed: int,
         collate: Callable[[Sequence[Any]], Any],
+        counts: Mapping[str, Sequence[int]],
     ) -> None:
         super().__init__()
-        self.items, self.collate = items, collate
+        self.items, self.collate, self.counts = items, collate, counts
         self.batches = EpochBatches(lengths, batch_size, seed)
 
     def train_dataloader(self) -> ResumableLoader:
         """Goes on, after a restart, at the batch where the checkpoint was written."""
         assert self.trainer is not None
-        self.batches.rank, self.batches.world_size = self.trainer.global_rank, self.trainer.world_size
+        self.batches.rank, self.batches.world_size = self.trainer.global_rank, self._world_size
+        self.batches.accumulate_grad_batches = self.trainer.accumulate_grad_batches
         return ResumableLoader(self.items, self.batches, self.collate)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Tell the module what the step of the coming batch holds; loaders without workers fetch no batch ahead."""
+        assert self.trainer is not None
+        if self.counts and isinstance(module := self.trainer.lightning_module, LanguageModule):
+            module.in_step = self.batches.in_step(self.counts)
+        return batch
 
     # Lightning restores the position of a loader only where it builds the loader after it has read the checkpoint, and
     # `estimated_stepping_batches`, which a schedule asks for, builds it before. Data modules are restored in any case.
     def state_dict(self) -> dict[str, int]:
-        """Where the batches go on."""
-        return self.batches.state_dict()
+        """Where the batches go on, and among how many processes they are dealt out."""
+        return {**self.batches.state_dict(), "world_size": self._world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            StageError: another number of processes began this training.
+        """
+        if (then := state_dict["world_size"]) != self._world_size:
+            raise StageError(
+                f"this training was begun by {then} process{'es' if then > 1 else ''} and cannot go on with "
+                f"{self._world_size}: its steps, schedule and place in the data are those of {then}; set "
+                "trainer.devices and num_nodes as they were, or delete the stage's directory to begin it again"
+            )
         self.batches.load_state_dict(state_dict)
+
+    @property
+    def _world_size(self) -> int:
+        assert self.trainer is not None
+        return self.trainer.world_size
 
 
 class LastCheckpoint(Checkpoint):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from montessori_pl.batches.collate import collate_pairs
+from montessori_pl.batches.collate import collate_pairs, num_labels
 from montessori_pl.batches.encoding import EncodedPair, encode_pairs
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import PreferencePair, read_records
@@ -47,6 +47,7 @@ def pair_data(
         training.batch_size,
         context.seed,
         partial(collate_pairs, pad_id=chat_template.tokenizer.pad_token_id),
+        {"pairs": [1] * len(pairs), "tokens": [num_labels(pair.chosen) for pair in pairs]},
     )
 
 

@@ -22,7 +22,7 @@ from montessori_pl.data.chat_template import Rendered
 from montessori_pl.models.loading import LoraSettings
 from montessori_pl.models.student import StudentModule
 from montessori_pl.optim import TrainingSettings
-from montessori_pl.stages.base import CHECKPOINT
+from montessori_pl.stages.base import CHECKPOINT, StageError
 from montessori_pl.stages.training.fit import TrainingData, fit
 
 NUM_EXAMPLES, BATCH_SIZE, EPOCHS = 11, 2, 3
@@ -101,7 +101,9 @@ def train(
         ids = torch.randint(3, 32, (length,), generator=generator).tolist()
         items.append(Rendered(ids, [False, *[True] * (length - 1)]))
     lengths = [len(item.input_ids) for item in items]
-    data = TrainingData(items, lengths, BATCH_SIZE, SEED, partial(collate, pad_id=0))
+    data = TrainingData(
+        items, lengths, BATCH_SIZE, SEED, partial(collate, pad_id=0), {"tokens": [length - 1 for length in lengths]}
+    )
     training = TrainingSettings(lr=1e-2, epochs=EPOCHS, batch_size=BATCH_SIZE, **settings)
     try:
         return seen, fit(context, StudentModule(str(backbone), lora), data, training)
@@ -165,6 +167,18 @@ def test_killed_before_any_batch(
         assert after == whole[last:]
         assert_same_checkpoint(load(directory), expected)
         assert resumed_metrics == metrics
+
+
+def test_another_number_of_processes_does_not_go_on(backbone: Path, tmp_path: Path) -> None:
+    """Its place in the data would be another one; a checkpoint of two processes stands for theirs."""
+    train(backbone, tmp_path / "stage", None, {"checkpoint_every_n_steps": 1}, kill_at=2)
+    path = tmp_path / "stage" / CHECKPOINT
+    checkpoint = load(tmp_path / "stage")
+    assert checkpoint["TrainingData"] == {"epoch": 0, "next_batch": 2, "world_size": 1}
+    checkpoint["TrainingData"]["world_size"] = 2
+    torch.save(checkpoint, path)
+    with pytest.raises(StageError, match="^this training was begun by 2 processes and cannot go on with 1: "):
+        train(backbone, tmp_path / "stage", None, {"checkpoint_every_n_steps": 1})
 
 
 def test_killed_before_every_batch(backbone: Path, tmp_path: Path) -> None:
