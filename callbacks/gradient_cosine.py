@@ -45,6 +45,7 @@ class GradientCosineSignal(ScalarSignal):
     quantity = "gradient_cosine"
     unit = "from -1 to 1"
     fingerprint_excludes = ("reference_batch_tokens",)
+    needs_gradients = True
 
     def __init__(self, preconditioned: bool = True, reference_batch_tokens: int = 8192) -> None:
         self.preconditioned, self.reference_batch_tokens = preconditioned, reference_batch_tokens

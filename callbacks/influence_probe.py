@@ -41,6 +41,7 @@ class InfluenceProbeCallback(SignalCallback):
     """
 
     fingerprint_excludes = ("reference_batch_tokens",)
+    needs_gradients = True
 
     def __init__(
         self,

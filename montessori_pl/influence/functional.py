@@ -1,6 +1,7 @@
 """A causal language model as a pure function of its trainable parameters.
 
-Knows `functional_call` and that a model answers token ids with `.logits`; nothing about optimizers, tokenizers or files.
+Knows `functional_call`, and that a model answers token ids with `.logits`; nothing about optimizers, tokenizers or
+files.
 
 Nothing is computed that the losses do not need: logits only at positions that predict a response token, and no
 attention mask, because in a causal model no token sees the padding on its right.

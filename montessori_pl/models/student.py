@@ -20,6 +20,7 @@ class StudentModule(LanguageModule):
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
         base_dtype: precision of the frozen base; `bfloat16` halves its memory, while the adapter, its moments and
             the arithmetic of influence stay in float32.
+        trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
     """
 
     def __init__(
@@ -28,8 +29,9 @@ class StudentModule(LanguageModule):
         lora: LoraSettings | None = LoraSettings(),
         chat_template: str = "auto",
         base_dtype: BaseDtype = "float32",
+        trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(backbone, lora, chat_template, base_dtype)
+        super().__init__(backbone, lora, chat_template, base_dtype, trust_remote_code)
         self.optimizer_state: dict[str, Any] | None = None
         """State of AdamW in the checkpoint that was loaded last, with the moments of the warm-up; none if that is of a
         training on preferences."""

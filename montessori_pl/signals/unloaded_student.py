@@ -16,7 +16,10 @@ class UnloadedStudent(StudentModule):
     """
 
     def __init__(self, student: StudentModule) -> None:
-        super().__init__(student.backbone, chat_template=student.chat_template)
+        source = student.source
+        super().__init__(
+            source.backbone, chat_template=source.chat_template, trust_remote_code=source.trust_remote_code
+        )
 
     def configure_model(self) -> None:
         """Load nothing."""
