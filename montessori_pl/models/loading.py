@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate
@@ -30,8 +30,9 @@ ALL_LINEAR = "all-linear"
 """PEFT's word for all linear layers but the head."""
 MAMBA_TYPES = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 """Types of models of which PEFT refuses to adapt some modules (`_check_lora_target_modules_mamba`)."""
-BYPASSED_IN_MAMBA = ("out_proj", "conv1d")
-"""These modules: kernels read their weights past them, so that an adapter would do nothing."""
+BYPASSED_IN_MAMBA = ("conv1d", "dt_proj", "out_proj", "x_proj")
+"""These modules, and more: kernels read their weights past them (`dt_proj` even without kernels), so that an adapter
+would do nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +144,14 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     with errors_in_a_sentence(source.backbone, "model"):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             base_location(source),
             dtype=getattr(torch, source.base_dtype),
             trust_remote_code=source.trust_remote_code,
             output_loading_info=True,
             device_map=None if weights else "meta",
         )
+    model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
     check_weights(source.backbone, report["missing_keys"])
     # Caching keys and values is for generation, which asks for it; training and probing must not.
     model.config.use_cache = False
@@ -186,6 +188,7 @@ def attach_lora(model: "PreTrainedModel", lora: LoraSettings) -> "PeftModel":
         ValueError: the settings do not fit the model.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D  # GPT-2's, a linear layer with its weight the other way round
 
     # PEFT takes layers only beside a list of names.
     by_layer = lora.layers is not None and lora.target_modules == ALL_LINEAR
@@ -197,6 +200,7 @@ def attach_lora(model: "PreTrainedModel", lora: LoraSettings) -> "PeftModel":
         target_modules=_linear_modules(model) if by_layer else lora.target_modules,
         exclude_modules=_not_adapted(model, lora),
         layers_to_transform=lora.layers,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
         return get_peft_model(model, config)
@@ -224,7 +228,7 @@ def make_trainable(model: "PreTrainedModel | PeftModel", lora: LoraSettings | No
 def _linear_modules(model: "PreTrainedModel") -> list[str]:
     """Last parts of the names of all linear layers but the head."""
     from torch.nn import Linear
-    from transformers.pytorch_utils import Conv1D  # GPT-2's, a linear layer with its weight the other way round
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
     linear = [
