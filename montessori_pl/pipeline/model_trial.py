@@ -144,10 +144,11 @@ def try_model(wanted: Sequence[Trial]) -> None:
     example, reference = (
         collate([chat_template.render(one)], chat_template.tokenizer.pad_token_id) for one in CONVERSATIONS
     )
-    for trial in wanted:
-        network = make_trainable(model, trial.lora)
-        if whole:
-            _try(network, trial, example, reference)
+    with torch.random.fork_rng(devices=[]):
+        for trial in wanted:
+            network = make_trainable(model, trial.lora)
+            if whole:
+                _try(network, trial, example, reference)
 
 
 def _try(network: nn.Module, trial: Trial, example: Batch, reference: Batch) -> None:
@@ -210,12 +211,15 @@ def _check_reached(gradients: Mapping[str, Tensor | None]) -> None:
 def _check_gradient(network: nn.Module, batch: Batch) -> None:
     """The probe's gradient, without attention mask and through `functional_call`, is that of a training."""
     params = trainable_parameters(network)
-    probe, ordinary = gradient(ResponseLosses(network), params, batch), _ordinary_gradient(network, batch)
-    flat = [torch.cat([one[name].flatten() for name in params]) for one in (probe, cast("dict[str, Tensor]", ordinary))]
-    if not torch.allclose(*flat, rtol=1e-2, atol=1e-3 * flat[1].abs().max().item()):
-        raise ValueError(
-            "a probe's gradient differs from the one in a training; does the model keep states of its own?"
+    found, expected = (
+        torch.cat([gradients[name].flatten() for name in params])
+        for gradients in (
+            gradient(ResponseLosses(network), params, batch),
+            cast("Params", _ordinary_gradient(network, batch)),
         )
+    )
+    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item()):
+        raise ValueError("a probe's gradient is not that of a training; does the model keep states of its own?")
 
 
 def _method(quantized: object) -> object:
