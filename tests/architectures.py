@@ -56,7 +56,7 @@ def _gemma3() -> Gemma3Config:
     )
 
 
-EXPERTS = {"num_experts_per_tok": 2}
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "Llama": lambda: LlamaConfig(**USUAL),
     "Mistral": lambda: MistralConfig(**USUAL),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from montessori_pl.batches.collate import collate
 from montessori_pl.classroom.names import with_versions
 from montessori_pl.data.records import Message, stable_id
-from montessori_pl.influence import AdamW, Batch, InfluenceScorer, ResponseLosses, trainable_parameters
+from montessori_pl.influence import AdamW, Batch, InfluenceScorer, Params, ResponseLosses, trainable_parameters
 from montessori_pl.influence.functional import gradient
 from montessori_pl.models.language_module import LanguageModule
 from montessori_pl.models.loading import (
