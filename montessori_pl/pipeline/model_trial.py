@@ -19,7 +19,6 @@ from montessori_pl.classroom.names import with_versions
 from montessori_pl.data.records import Message, stable_id
 from montessori_pl.influence import AdamW, Batch, InfluenceScorer, Params, ResponseLosses, trainable_parameters
 from montessori_pl.influence.functional import gradient
-from montessori_pl.models.language_module import LanguageModule
 from montessori_pl.models.loading import (
     LoraSettings,
     ModelSource,
@@ -78,24 +77,24 @@ def trials(runner: Runner, steps: Sequence[Step]) -> list[Trial]:
         runner: who will run them.
         steps: those that are left; what reads a student that has been trained already is not tried any more.
     """
-    found: dict[tuple[str, LoraSettings | None], bool] = {}
-    trains_all: dict[str | None, bool] = {None: False}
+    probed: dict[tuple[str, bool], bool] = {}  # by section, and whether all weights are trained
     student = runner.student()
+    trains_all: dict[str | None, bool] = {None: student.lora is None}
     for step in steps:
         if "teacher" in step.stage.trains:
-            found["teacher", runner.teacher().lora] = False
+            probed["teacher", False] = False
         read = [step.inputs[one.setting] for one in step.stage.reads() if one.kind is Kind.STUDENT]
         if step.stage.produces is Kind.STUDENT:
             goes_on = any(trains_all.get(key, False) for key in read)
-            trains_all[step.key] = goes_on or getattr(step.stage, "all_weights", False)
-            found.setdefault(("student", None if trains_all[step.key] else student.lora), False)
+            trains_all[step.key] = goes_on or trains_all[None] or getattr(step.stage, "all_weights", False)
+            probed.setdefault(("student", trains_all[step.key]), False)
         signal = getattr(step.stage, "signal", None)
-        if isinstance(signal, SignalCallback) and signal.needs_gradients and read[0] in trains_all:
-            found["student", None if trains_all[read[0]] else student.lora] = True
-    modules: Mapping[str, LanguageModule] = {"student": student} | (
-        {"teacher": runner.teacher()} if any(section == "teacher" for section, _ in found) else {}
-    )
-    wanted = [Trial(section, modules[section].source, lora, probed) for (section, lora), probed in found.items()]
+        if isinstance(signal, SignalCallback) and signal.needs_gradients:
+            probed.update({("student", trains_all[key]): True for key in read if key in trains_all})
+    wanted = []
+    for (section, all_weights), gradients in probed.items():
+        module = student if section == "student" else runner.teacher()
+        wanted.append(Trial(section, module.source, None if all_weights else module.lora, gradients))
     tried = runner.run_directory.facts.get(TRIALS, [])
     return [trial for trial in wanted if trial.key not in tried]
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,10 +13,17 @@ from tiny_models import save_tiny_model
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedConfig
 
+from callbacks import InfluenceProbeCallback, TrainingLossSignal
+from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import LoraSettings, ModelSource
+from montessori_pl.models.student import StudentModule
+from montessori_pl.optim import TrainingSettings
 from montessori_pl.pipeline import model_trial
-from montessori_pl.pipeline.model_trial import Trial, by_section, remember, try_model
+from montessori_pl.pipeline.model_trial import Trial, by_section, remember, trials, try_model
+from montessori_pl.pipeline.recipe import resolve_recipe
+from montessori_pl.pipeline.runner import Runner
 from montessori_pl.run_directory.run_directory import RunDirectory
+from montessori_pl.stages import RecordedExamples, ScoreExamples, Stage, TrainStudent
 
 LORA = LoraSettings(r=2, alpha=4)
 
@@ -134,6 +143,42 @@ def test_a_run_remembers_what_has_passed(source: ModelSource, tmp_path: Path) ->
         remember(run, [trial(source, None)])
     assert RunDirectory(tmp_path / "run").facts[model_trial.TRIALS] == [trial(source).key, trial(source, None).key]
     assert len({trial(source).key, trial(source, probed=False).key, trial(source, LoraSettings()).key}) == 3
+
+
+def recipe() -> dict[str, Stage]:
+    training = TrainingSettings(lr=1e-3)
+    return {
+        "data": RecordedExamples(source="data.jsonl"),
+        "warmup": TrainStudent(examples="data", training=training),
+        "scores": ScoreExamples(examples="data", student="warmup", signal=InfluenceProbeCallback(lr=1e-3)),
+        "whole": TrainStudent(examples="data", training=training, all_weights=True),
+        "losses": ScoreExamples(examples="data", student="whole", signal=TrainingLossSignal(direction="low")),
+    }
+
+
+def fake_runner(source: ModelSource, run_directory: RunDirectory, lora: LoraSettings | None) -> Runner:
+    """Only what `trials` asks of one."""
+    student = partial(StudentModule, source.backbone, lora=lora)
+    fake = SimpleNamespace(student=student, teacher=TeacherDPOModule, run_directory=run_directory)
+    return cast("Runner", fake)
+
+
+def test_what_a_recipe_trains_and_measures_is_tried_once(source: ModelSource, tmp_path: Path) -> None:
+    stages = recipe()
+    steps, run = resolve_recipe(stages, iterations=2), RunDirectory(tmp_path / "run")
+    lora = LoraSettings(r=2, target_modules=["q_proj"], layers=[1])
+    adapter, whole = Trial("student", source, lora, True), Trial("student", source, None, False)
+    assert trials(fake_runner(source, run, lora), steps) == [adapter, whole]
+    assert trials(fake_runner(source, run, None), steps) == [dataclasses.replace(whole, probed=True)]
+    # Of a student that has been trained already nothing is left to try, of the base there is.
+    after = [step for step in steps if step.name == "scores"]
+    assert trials(fake_runner(source, run, lora), after) == []
+    stages["scores"] = ScoreExamples(examples="data", student="base", signal=InfluenceProbeCallback(lr=1e-3))
+    after = [step for step in resolve_recipe(stages, 1) if step.name == "scores"]
+    assert trials(fake_runner(source, run, lora), after) == [adapter]
+    with run.locked():
+        remember(run, [adapter])
+    assert trials(fake_runner(source, run, lora), steps) == [whole]
 
 
 def test_all_weights_are_tried_before_an_adapter_is_put_on(source: ModelSource) -> None:
