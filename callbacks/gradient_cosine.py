@@ -51,6 +51,7 @@ class GradientCosineSignal(ScalarSignal):
     quantity = "gradient_cosine"
     unit = "from -1 to 1"
     fingerprint_excludes = ("reference_batch_tokens", "memory_budget")
+    needs_gradients = True
 
     def __init__(
         self, preconditioned: bool = True, reference_batch_tokens: int = 8192, memory_budget: int | None = None

@@ -62,6 +62,7 @@ class InfluenceProbeCallback(SignalCallback):
     """
 
     fingerprint_excludes = ("reference_batch_tokens", "memory_budget")
+    needs_gradients = True
 
     def __init__(
         self,

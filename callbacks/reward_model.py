@@ -35,6 +35,7 @@ class RewardModelSignal(ScalarSignal):
         batch_size: conversations that it reads at a time; one by one if it has no padding token.
         precision: of its weights.
         device: where it runs, for example `cuda:1`; null runs it where the trainer puts the student.
+        trust_remote_code: whether code that lies beside the checkpoint is run (`auto_map` of its configuration).
     """
 
     quantity = "reward"
@@ -43,11 +44,17 @@ class RewardModelSignal(ScalarSignal):
     needs_student = False
 
     def __init__(
-        self, model: str, batch_size: int = 8, precision: BaseDtype = "float32", device: str | None = None
+        self,
+        model: str,
+        batch_size: int = 8,
+        precision: BaseDtype = "float32",
+        device: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}")
         self.model, self.batch_size, self.precision, self.device = model, batch_size, precision, device
+        self.trust_remote_code = trust_remote_code
 
     def estimate(self, count: int, most: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
         """A pass of the reward model over each example; its tokens are counted as the student's."""
@@ -59,7 +66,7 @@ class RewardModelSignal(ScalarSignal):
         Raises:
             ValueError: there is no such model, it has no trained score or several labels, or no chat template.
         """
-        self._network, self._tokenizer = load_reward_model(self.model, self.precision)
+        self._network, self._tokenizer = load_reward_model(self.model, self.precision, self.trust_remote_code)
         move_to(self.device or student.device, self._network)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,7 +116,9 @@ class RewardModelSignal(ScalarSignal):
         return [float(logit) for logit in logits[:, 0]]
 
 
-def load_reward_model(name: str, precision: BaseDtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load_reward_model(
+    name: str, precision: BaseDtype, trust_remote_code: bool = False
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A frozen sequence-classification model of one label, in evaluation mode, and its tokenizer.
 
     Raises:
@@ -118,15 +127,25 @@ def load_reward_model(name: str, precision: BaseDtype) -> "tuple[PreTrainedModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(name))
+        tokenizer = AutoTokenizer.from_pretrained(locate(name), trust_remote_code=trust_remote_code)
         network, loading = AutoModelForSequenceClassification.from_pretrained(
-            locate(name), dtype=getattr(torch, precision), output_loading_info=True
+            locate(name),
+            dtype=getattr(torch, precision),
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except OSError as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(
             f"no reward model {name!r}: give a hub id or a local directory of a sequence-classification checkpoint "
             f"({first_line})"
+        ) from error
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"the reward model {name!r} comes with code of its own (auto_map), which is not run unasked; read that "
+            "code, and if you trust it, set trust_remote_code: true of RewardModelSignal"
         ) from error
     if network.config.num_labels != 1:
         raise ValueError(

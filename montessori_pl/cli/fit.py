@@ -35,6 +35,7 @@ from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.student import StudentModule
 from montessori_pl.pipeline.dry_run import estimate_steps
 from montessori_pl.pipeline.dry_run_table import print_estimates
+from montessori_pl.pipeline.model_trial import Trial, remember
 from montessori_pl.pipeline.preflight import preflight
 from montessori_pl.pipeline.recipe import needs_teacher, resolve_recipe
 from montessori_pl.pipeline.runner import Runner
@@ -184,14 +185,16 @@ class MontessoriCLI(LightningCLI):
             trainer=self._trainer,
             pool=pool,
         )
+        passed: list[Trial] = []
         if left := [step for step in steps if not run_directory.up_to_date(step.key, settings[step.name])]:
-            preflight(runner, left, dry_run)
+            passed = preflight(runner, left, dry_run)
         if dry_run:
             if runner.leads:
                 print_estimates(estimate_steps(runner, steps, settings), display.console)
             return
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
+                remember(run_directory, passed)
                 if left:
                     run_directory.remember(data=data.account())
                 runner.loggers = self._loggers = self._make_loggers(run_directory)

@@ -17,8 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from montessori_pl.classroom.names import locate
-from montessori_pl.models.loading import ModelSource, base_location, holds_adapter, load_model
+from montessori_pl.models.loading import ModelSource, base_location, holds_adapter, load_config, load_model
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedConfig
@@ -96,9 +95,7 @@ def needed_padding(source: ModelSource) -> Widening | None:
     Raises:
         ValueError: they have not, and it is not certain that the padded model would be the same.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(locate(source.backbone)).get_text_config()
+    config = load_config(source).get_text_config()
     heads = getattr(config, "num_attention_heads", None)
     narrow = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
     if narrow is None or narrow in CPU_HEAD_DIMS:

@@ -26,6 +26,8 @@ class PoolTeacher:
     """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file; an endpoint has its own."""
     base_dtype: BaseDtype = "float32"
     """BaseDtype of the backbone."""
+    trust_remote_code: bool = False
+    """Whether code that lies beside the backbone is run (`auto_map` of its configuration)."""
     generation: Callable[[], GenerationBackend] | None = None
     """The engine that runs it; null takes the recipe's."""
     price: Price | None = None
@@ -36,4 +38,4 @@ class PoolTeacher:
     def source(self) -> ModelSource:
         """The model, with its adapter."""
         weights = Path(locate(self.adapter)) if self.adapter is not None else None
-        return ModelSource(self.backbone, weights, self.chat_template, self.base_dtype)
+        return ModelSource(self.backbone, weights, self.chat_template, self.base_dtype, self.trust_remote_code)

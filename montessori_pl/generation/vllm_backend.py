@@ -190,6 +190,7 @@ class VLLMBackend(GenerationBackend):
         return {
             "model": base_location(source),
             "dtype": self.dtype or source.base_dtype,
+            "trust_remote_code": source.trust_remote_code,
             "max_model_len": self.max_model_len or chat_template.context,
             "tensor_parallel_size": self.tensor_parallel_size,
             "gpu_memory_utilization": self.gpu_memory_utilization,

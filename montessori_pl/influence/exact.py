@@ -13,9 +13,8 @@ Shapes: B examples, T tokens, R reference examples.
 """
 
 import torch
-from torch.func import grad
 
-from montessori_pl.influence.functional import Batch, LossFn, unpadded
+from montessori_pl.influence.functional import Batch, LossFn, gradient, unpadded
 from montessori_pl.influence.references import ReferenceSet, without_autocast
 from montessori_pl.influence.results import Influence
 from montessori_pl.influence.updates import Params, UpdateRule
@@ -36,7 +35,7 @@ def one_step(loss: LossFn, params: Params, example: Batch, update: UpdateRule) -
         The moved parameters, same names, shapes and dtypes.
     """
     with without_autocast(params):
-        return update(params, grad(lambda moving: loss(moving, example).squeeze(0))(params))
+        return update(params, gradient(loss, params, example))
 
 
 class ExactInfluence:

@@ -1,6 +1,7 @@
 """A causal language model as a pure function of its trainable parameters.
 
-Knows `torch.func` and that a model answers token ids with `.logits`; nothing about optimizers, tokenizers or files.
+Knows `functional_call`, and that a model answers token ids with `.logits`; nothing about optimizers, tokenizers or
+files.
 
 Nothing is computed that the losses do not need: logits only at positions that predict a response token, and no
 attention mask, because in a causal model no token sees the padding on its right.
@@ -45,6 +46,24 @@ def trainable_parameters(model: nn.Module) -> Params:
     return params
 
 
+def gradient(loss: LossFn, params: Params, batch: Batch) -> Params:
+    """The gradient of the sum of a batch's losses, by name; zero where a parameter takes no part in them.
+
+    By autograd and not by `torch.func.grad`: under the latter a model may not write into its buffers, register
+    parametrizations (adapters on fused experts do), call autograd functions of the older kind (Bloom's GELU) or ask
+    its inputs for gradients (what `enable_input_require_grads` does).
+
+    Args:
+        loss: the loss of each example.
+        params: where it is differentiated; not changed.
+        batch: the examples.
+    """
+    with torch.enable_grad():
+        leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
+        gradients = torch.autograd.grad(loss(leaves, batch).sum(), list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
+
+
 def unpadded(batch: Batch) -> Iterator[Batch]:
     """Each example of a batch by itself, without padding, shapes (1, its length)."""
     _check_padding(batch["attention_mask"])
@@ -60,7 +79,8 @@ class ResponseLosses:
     (B, T, H) in place of `input_ids`.
 
     The model runs in the mode it is in; put it into evaluation mode first, because dropout would be part of every
-    difference and gradient checkpointing does not go with `torch.func.grad`.
+    difference, and because gradient checkpointing is refused: the backward pass would compute the layers again from
+    the model's own parameters and not from those that are passed.
 
     Args:
         model: a causal language model of Transformers, with or without PEFT adapters.
@@ -77,9 +97,14 @@ class ResponseLosses:
         """The losses.
 
         Raises:
-            ValueError: a parameter that the model does not have, an example without response tokens, or padding
-                elsewhere than on the right.
+            ValueError: a parameter that the model does not have, an example without response tokens, padding elsewhere
+                than on the right, or a model that is training with gradient checkpointing.
         """
+        if self.model.training and any(getattr(one, "gradient_checkpointing", False) for one in self.model.modules()):
+            raise ValueError(
+                f"{type(self.model).__name__} is in training mode with gradient checkpointing, which would compute "
+                "its layers again from other parameters than those of the probe; call its eval() first"
+            )
         # `functional_call` ignores names that it does not know: the step would silently move nothing.
         if unknown := sorted(params.keys() - self._known):
             raise ValueError(

@@ -4,7 +4,8 @@ For a linear layer with inputs x (B, T, I) and output gradients g (B, T, O), exa
 forward hook keeps inputs and outputs, autograd gives the gradients of the outputs alone, and the sum over examples that
 a weight's gradient would be is never formed. That covers LoRA, whose two factors are linear layers, and every other
 linear layer. A model that trains anything else (embeddings, norms, weights that two layers share) falls back to one
-backward pass for each example, and so does a batch whose examples a layer sees mixed (routed to experts).
+backward pass for each example, and so does a batch whose examples a layer sees mixed (routed to experts) or not at all
+(adapters on fused experts, which only lend their weights).
 
 Shapes: B examples, T tokens, I and O a layer's input and output width.
 """
@@ -15,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad
 
-from montessori_pl.influence.functional import Batch, LossFn, ResponseLosses, unpadded
+from montessori_pl.influence.functional import Batch, LossFn, ResponseLosses, gradient, unpadded
 from montessori_pl.influence.packing import packed
 from montessori_pl.influence.references import without_autocast
 from montessori_pl.influence.updates import Params
@@ -48,7 +48,7 @@ def one_by_one(loss: LossFn) -> GradientsFn:
         rows = []
         for one in unpadded(batch):
             with without_autocast(params):
-                rows.append(grad(lambda moving, one=one: loss(moving, one).squeeze(0))(params))
+                rows.append(gradient(loss, params, one))
         return {name: torch.stack([row[name] for row in rows]) for name in params}
 
     return gradients
@@ -85,7 +85,10 @@ class LinearGradients:
             with without_autocast(params), torch.enable_grad():
                 leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
                 total = self.loss(leaves, batch).sum()
-                if any(x.dim() != 3 or len(x) != len(batch["labels"]) for made in calls.values() for x, _ in made):
+                # A layer that is never called may still lend its weights, as adapters on fused experts do.
+                if not all(calls.values()) or any(
+                    x.dim() != 3 or len(x) != len(batch["labels"]) for made in calls.values() for x, _ in made
+                ):
                     return one_by_one(self.loss)(params, batch)
                 outputs = [output for made in calls.values() for _, output in made]
                 gradients = iter(torch.autograd.grad(total, outputs, materialize_grads=True))

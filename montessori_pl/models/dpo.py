@@ -53,6 +53,7 @@ class DPOModule(LanguageModule):
             completions unlikely, and what becomes likely instead nobody has looked at.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
+        trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
     """
 
     for_training = ("beta", "loss_type", "label_smoothing", "sft_weight")
@@ -67,8 +68,9 @@ class DPOModule(LanguageModule):
         sft_weight: float,
         chat_template: str,
         base_dtype: BaseDtype,
+        trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(backbone, lora, chat_template, base_dtype)
+        super().__init__(backbone, lora, chat_template, base_dtype, trust_remote_code)
         check_preference_settings(beta, loss_type, label_smoothing, sft_weight)
         self.beta, self.loss_type, self.label_smoothing, self.sft_weight = beta, loss_type, label_smoothing, sft_weight
         self._copy: list[nn.Module] = []
@@ -218,8 +220,12 @@ class TeacherDPOModule(DPOModule):
         sft_weight: float = 0.0,
         chat_template: str = "auto",
         base_dtype: BaseDtype = "float32",
+        trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(backbone, lora, beta, loss_type, label_smoothing, sft_weight, chat_template, base_dtype)
+        super().__init__(
+            *(backbone, lora, beta, loss_type, label_smoothing, sft_weight),
+            *(chat_template, base_dtype, trust_remote_code),
+        )
 
 
 def _with_adapter(model: nn.Module) -> "PeftModel":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from montessori_pl.data.chat_template import chat_template_file
 from montessori_pl.data.records import stable_seed
-from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, attach_lora, load_model
+from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, load_model, make_trainable
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
 
@@ -35,6 +35,7 @@ class LanguageModule(lightning.LightningModule):
         lora: the adapter; none trains all weights.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
+        trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
 
     Raises:
         ValueError: all weights are trained, and not in float32.
@@ -42,10 +43,19 @@ class LanguageModule(lightning.LightningModule):
 
     files: ClassVar[Files] = {"chat_template": chat_template_file}
 
-    def __init__(self, backbone: str, lora: LoraSettings | None, chat_template: str, base_dtype: BaseDtype) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        lora: LoraSettings | None,
+        chat_template: str,
+        base_dtype: BaseDtype,
+        trust_remote_code: bool,
+    ) -> None:
         super().__init__()
         self.backbone, self.lora, self.chat_template = backbone, lora, chat_template
-        self.source = ModelSource(backbone, chat_template=chat_template, base_dtype=base_dtype)
+        self.source = ModelSource(
+            backbone, chat_template=chat_template, base_dtype=base_dtype, trust_remote_code=trust_remote_code
+        )
         """What `configure_model` loads; a stage sets it to go on from trained weights."""
         if lora is None:
             self.train_all_weights()
@@ -88,12 +98,7 @@ class LanguageModule(lightning.LightningModule):
 
     def load_language_model(self) -> "PreTrainedModel | PeftModel":
         """The backbone with its adapter, a fresh one where there is none yet."""
-        from peft import PeftModel
-
-        model = load_model(self.source, trainable_adapter=True)
-        if self.lora is not None and not isinstance(model, PeftModel):
-            model = attach_lora(model, self.lora)
-        return model
+        return make_trainable(load_model(self.source, trainable_adapter=True), self.lora)
 
     def on_fit_start(self) -> None:
         """Loading leaves a model in evaluation mode, and Lightning keeps the mode that it finds."""

@@ -2,23 +2,37 @@
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate, LossOn
+from montessori_pl.models.backbones import (
+    ADAPTER_CONFIG,
+    check_files,
+    check_vocabulary,
+    check_weights,
+    errors_in_a_sentence,
+)
+from montessori_pl.models.text import freeze_what_text_does_not_pass, modules_without_text
 from montessori_pl.run_directory.atomic import directory_written_atomically
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import device, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 M = TypeVar("M", bound="nn.Module")
 log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for all linear layers but the head."""
+MAMBA_TYPES = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+"""Types of models of which PEFT refuses to adapt some modules (`_check_lora_target_modules_mamba`)."""
+BYPASSED_IN_MAMBA = ("conv1d", "dt_proj", "out_proj", "x_proj")
+"""These modules, and more: kernels read their weights past them (`dt_proj` even without kernels), so that an adapter
+would do nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +75,11 @@ class ModelSource:
     """BaseDtype of the frozen weights; adapters are in float32 whatever it is."""
     loss_on: LossOn = "all"
     """Of which answers of a conversation the loss is taken: of all, or of the last one alone."""
+    trust_remote_code: bool = False
+    """Whether code that lies beside the backbone (`auto_map`) is run."""
 
 
-def load_tokenizer(backbone: str) -> "PreTrainedTokenizerBase":
+def load_tokenizer(backbone: str, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The backbone's tokenizer, with a padding token.
 
     Raises:
@@ -71,10 +87,10 @@ def load_tokenizer(backbone: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(backbone))
-    except OSError as error:
-        raise ValueError(_not_found(backbone, "tokenizer", error)) from error
+    location = locate(backbone)
+    check_files(backbone, location)
+    with errors_in_a_sentence(backbone, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {backbone!r} has no end-of-sequence token, so that no answer could end")
     if tokenizer.pad_token_id is None:
@@ -86,20 +102,33 @@ def load_chat_template(source: ModelSource) -> ChatTemplate:
     """How this model writes conversations, and how long they may be.
 
     Raises:
-        ValueError: there is no such model or tokenizer, or no such layout.
+        ValueError: there is no such model or tokenizer, or no such layout, or the tokenizer does not fit the model.
+    """
+    tokenizer = load_tokenizer(source.backbone, source.trust_remote_code)
+    config = load_config(source).get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    chat_template = ChatTemplate(tokenizer, source.chat_template, context, source.loss_on)
+    written = [*chat_template.prompt_ids([{"role": "user", "content": "?"}]), chat_template.end_id]
+    written += [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    check_vocabulary(source.backbone, tokenizer, getattr(config, "vocab_size", None), written)
+    return chat_template
+
+
+def load_config(source: ModelSource) -> "PreTrainedConfig":
+    """The backbone's configuration.
+
+    Raises:
+        ValueError: there is no such model.
     """
     from transformers import AutoConfig
 
-    tokenizer = load_tokenizer(source.backbone)
-    try:
-        config = AutoConfig.from_pretrained(locate(source.backbone)).get_text_config()
-    except OSError as error:
-        raise ValueError(_not_found(source.backbone, "model", error)) from error
-    context = getattr(config, "max_position_embeddings", None)
-    return ChatTemplate(tokenizer, source.chat_template, context, source.loss_on)
+    with errors_in_a_sentence(source.backbone, "model"):
+        return AutoConfig.from_pretrained(locate(source.backbone), trust_remote_code=source.trust_remote_code)
 
 
-def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrainedModel | PeftModel":
+def load_model(
+    source: ModelSource, trainable_adapter: bool = False, weights: bool = True
+) -> "PreTrainedModel | PeftModel":
     """A causal language model in evaluation mode, in float32 or on a frozen base in half precision.
 
     Float32 weights are the master weights of mixed-precision training; the trainer's precision casts while computing.
@@ -108,25 +137,33 @@ def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrai
     Args:
         source: which model.
         trainable_adapter: whether the weights of a LoRA adapter shall be trained further.
+        weights: whether they are read; otherwise only their files are looked at, and the model lies on the device
+            `meta`, which takes no memory.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, or weights are missing in it.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = getattr(torch, source.base_dtype)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(base_location(source), dtype=dtype)
-    except OSError as error:
-        raise ValueError(_not_found(source.backbone, "model", error)) from error
+    with errors_in_a_sentence(source.backbone, "model"):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            base_location(source),
+            dtype=getattr(torch, source.base_dtype),
+            trust_remote_code=source.trust_remote_code,
+            output_loading_info=True,
+            device_map=None if weights else "meta",
+        )
+    model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
+    check_weights(source.backbone, report["missing_keys"])
     # Caching keys and values is for generation, which asks for it; training and probing must not.
     model.config.use_cache = False
     if source.weights is None or not holds_adapter(source.weights):
         return model.eval()
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(source.weights), is_trainable=trainable_adapter).eval()
+    with errors_in_a_sentence(source.backbone, f"adapter {source.weights}"):
+        return PeftModel.from_pretrained(model, str(source.weights), is_trainable=trainable_adapter).eval()
 
 
 def move_to(device: "str | device", model: M) -> M:
@@ -142,12 +179,19 @@ def base_location(source: ModelSource) -> str:
 
 def holds_adapter(weights: Path) -> bool:
     """Whether a directory of trained weights holds a LoRA adapter rather than a whole model."""
-    return (weights / "adapter_config.json").exists()
+    return (weights / ADAPTER_CONFIG).exists()
 
 
 def attach_lora(model: "PreTrainedModel", lora: LoraSettings) -> "PeftModel":
-    """Freeze the model and put a fresh adapter on it, which changes nothing until it is trained."""
+    """Freeze the model and put a fresh adapter on it, which changes nothing until it is trained.
+
+    Modules that text does not pass (`modules_without_text`) get none.
+
+    Raises:
+        ValueError: the settings do not fit the model.
+    """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D  # GPT-2's, a linear layer with its weight the other way round
 
     # PEFT takes layers only beside a list of names.
     by_layer = lora.layers is not None and lora.target_modules == ALL_LINEAR
@@ -157,18 +201,52 @@ def attach_lora(model: "PreTrainedModel", lora: LoraSettings) -> "PeftModel":
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only divides it by r
         lora_dropout=lora.dropout,
         target_modules=_linear_modules(model) if by_layer else lora.target_modules,
+        exclude_modules=_not_adapted(model, lora),
         layers_to_transform=lora.layers,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(f"lora does not fit {type(model).__name__}: {error}") from error
+
+
+def make_trainable(model: "PreTrainedModel | PeftModel", lora: LoraSettings | None) -> "PreTrainedModel | PeftModel":
+    """The model with those parameters trainable that a training changes: an adapter's, or all that text passes.
+
+    Args:
+        model: an adapter that it has already stays the one that is trained.
+        lora: the adapter; none trains all weights.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        return model
+    if lora is not None:
+        return attach_lora(model, lora)
+    freeze_what_text_does_not_pass(model)
+    return model
 
 
 def _linear_modules(model: "PreTrainedModel") -> list[str]:
     """Last parts of the names of all linear layers but the head."""
     from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if isinstance(module, Linear) and module is not head]
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, Linear | Conv1D) and module is not head
+    ]
     return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def _not_adapted(model: "PreTrainedModel", lora: LoraSettings) -> str | None:
+    """A regular expression for the names of modules that get no adapter; none where all of them may."""
+    towers = [rf"{re.escape(name)}(\..*)?" for name in modules_without_text(model)]
+    # Who names a module of Mamba by hand is told by PEFT that it cannot be adapted.
+    is_mamba = lora.target_modules == ALL_LINEAR and model.config.model_type in MAMBA_TYPES
+    bypassed = [rf"(.*\.)?{name}" for name in BYPASSED_IN_MAMBA] if is_mamba else []
+    return "|".join([*towers, *bypassed]) or None
 
 
 def save_weights(model: "PreTrainedModel | PeftModel", directory: Path) -> list[Path]:
@@ -186,11 +264,3 @@ def save_weights(model: "PreTrainedModel | PeftModel", directory: Path) -> list[
             model.save_pretrained(str(draft))
         (draft / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     return sorted(path for path in directory.rglob("*") if path.is_file())
-
-
-def _not_found(backbone: str, what: str, error: OSError) -> str:
-    first_line = str(error).strip().splitlines()[0]
-    return (
-        f"no {what} for the backbone {backbone!r}: give a hub id, a local directory, classroom/teacher or "
-        f"classroom/student ({first_line})"
-    )

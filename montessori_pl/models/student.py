@@ -25,6 +25,7 @@ class StudentModule(LanguageModule):
         loss_on: where examples have several turns, of which answers the loss is taken, in training, influence and
             evaluation alike: of `all` (TRL's `assistant_only_loss`), or of the `last` one alone (LLaMA-Factory's
             `mask_history`). Answers of weight 0 are never learned.
+        trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class StudentModule(LanguageModule):
         chat_template: str = "auto",
         base_dtype: BaseDtype = "float32",
         loss_on: LossOn = "all",
+        trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(backbone, lora, chat_template, base_dtype)
+        super().__init__(backbone, lora, chat_template, base_dtype, trust_remote_code)
         self.source = dataclasses.replace(self.source, loss_on=loss_on)
         self.optimizer_state: dict[str, Any] | None = None
         """State of AdamW in the checkpoint that was loaded last, with the moments of the warm-up; none if that is of a

@@ -9,18 +9,23 @@ from montessori_pl.batches.sources import ROLES, DataSources
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models.loading import ModelSource, load_chat_template
+from montessori_pl.pipeline.model_trial import Trial, by_section, trials, try_model
 from montessori_pl.pipeline.recipe import Step, needs_teacher
 from montessori_pl.pipeline.runner import Runner
 from montessori_pl.stages.base import Kind
 
 
-def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> None:
-    """Check what the steps will need; nothing is loaded, sent or written.
+def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> list[Trial]:
+    """Check what the steps will need; nothing is sent or written.
 
     Args:
         runner: who will run them.
         steps: from `recipe.resolve_recipe`, those that are left.
-        dry_run: whether they are only estimated, which needs no packages, keys and devices of engines.
+        dry_run: whether they are only estimated, which needs no packages, keys and devices of engines, and loads no
+            model.
+
+    Returns:
+        the trials of models that have passed, for the run to remember.
 
     Raises:
         ValueError: something is not there or does not fit; the sentence begins with the section or the stage.
@@ -56,6 +61,11 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> N
         runner.trainer(callbacks=[])
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ValueError(f"trainer: {error}") from error
+    wanted = trials(runner, steps) if runner.leads and not dry_run else []
+    for section, of_section in by_section(wanted).items():
+        with _named(section):
+            try_model(of_section)
+    return wanted
 
 
 def _check_several_turns(data: DataSources, chat_template: ChatTemplate) -> None:

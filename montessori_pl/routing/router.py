@@ -115,6 +115,7 @@ class LearnedRouter(Router):
             "trained": source.weights is not None,
             "chat_template": source.chat_template,
             "base_dtype": source.base_dtype,
+            "trust_remote_code": source.trust_remote_code,
             "max_length": self.encoder.max_length,
         }
         _write(directory, {"kind": "learned", "teachers": self.teachers, "encoder": encoder})
@@ -137,6 +138,7 @@ def load_router(directory: Path) -> Router:
         weights=directory / ENCODER if encoder["trained"] else None,
         chat_template=encoder["chat_template"],
         base_dtype=encoder["base_dtype"],
+        trust_remote_code=encoder["trust_remote_code"],
     )
     head = Head(**load_file(directory / HEAD))
     return LearnedRouter(content["teachers"], PromptEncoder(source, encoder["max_length"]), head)

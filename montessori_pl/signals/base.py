@@ -33,6 +33,9 @@ class SignalCallback(Callback, ABC):
     needs_student: bool = True
     """Whether scores depend on the student. A signal that looks at the examples alone sets it to False: then no student
     is loaded for it, the losses are NaN, and no example is left out because it is too long for the student."""
+    needs_gradients: ClassVar[bool] = False
+    """Whether gradients of single examples are taken: then a short trial before the run tells whether the student's
+    architecture allows it."""
     output: Path
     """Where the scores go; the stage sets it, one file for each process."""
     unscored: Path

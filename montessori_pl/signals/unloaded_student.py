@@ -16,8 +16,11 @@ class UnloadedStudent(StudentModule):
     """
 
     def __init__(self, student: StudentModule) -> None:
-        super().__init__(student.backbone, chat_template=student.chat_template)
-        self.source = student.source
+        source = student.source
+        super().__init__(
+            source.backbone, chat_template=source.chat_template, trust_remote_code=source.trust_remote_code
+        )
+        self.source = source
 
     def configure_model(self) -> None:
         """Load nothing."""

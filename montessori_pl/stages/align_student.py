@@ -88,6 +88,7 @@ class AlignStudent(Stage):
             sft_weight=self.sft_weight,
             chat_template=before.chat_template,
             base_dtype=source.base_dtype,
+            trust_remote_code=source.trust_remote_code,
         )
         policy.source = source
         return policy
