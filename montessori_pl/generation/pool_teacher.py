@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from montessori_pl.classroom.names import locate
-from montessori_pl.data.chat_template import chat_template_file
+from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.generation.base import GenerationBackend, Price
 from montessori_pl.models.loading import BaseDtype, ModelSource
 from montessori_pl.run_directory.fingerprint import Files

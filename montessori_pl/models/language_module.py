@@ -7,7 +7,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.data.chat_template import chat_template_file
+from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.data.records import stable_seed
 from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, attach_lora, load_model
 from montessori_pl.optim import TrainingSettings
