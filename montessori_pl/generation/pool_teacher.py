@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.template_text import chat_template_file
@@ -24,6 +24,8 @@ class PoolTeacher:
     """A LoRA adapter on the backbone: a local directory, or a name of the classroom."""
     chat_template: str = "auto"
     """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file; an endpoint has its own."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """What the chat template is told beside the messages, for example `enable_thinking: false`."""
     base_dtype: BaseDtype = "float32"
     """BaseDtype of the backbone."""
     generation: Callable[[], GenerationBackend] | None = None
@@ -36,4 +38,10 @@ class PoolTeacher:
     def source(self) -> ModelSource:
         """The model, with its adapter."""
         weights = Path(locate(self.adapter)) if self.adapter is not None else None
-        return ModelSource(self.backbone, weights, self.chat_template, self.base_dtype)
+        return ModelSource(
+            self.backbone,
+            weights,
+            self.chat_template,
+            self.base_dtype,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )

@@ -34,6 +34,8 @@ class LanguageModule(lightning.LightningModule):
         backbone: hub id, local directory, or a name of the embedded classroom.
         lora: the adapter; none trains all weights.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        chat_template_kwargs: what the chat template is told beside the messages, as in `apply_chat_template`, for example
+            `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
 
     Raises:
@@ -42,10 +44,20 @@ class LanguageModule(lightning.LightningModule):
 
     files: ClassVar[Files] = {"chat_template": chat_template_file}
 
-    def __init__(self, backbone: str, lora: LoraSettings | None, chat_template: str, base_dtype: BaseDtype) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        lora: LoraSettings | None,
+        chat_template: str,
+        base_dtype: BaseDtype,
+        chat_template_kwargs: dict[str, Any] | None,
+    ) -> None:
         super().__init__()
-        self.backbone, self.lora, self.chat_template = backbone, lora, chat_template
-        self.source = ModelSource(backbone, chat_template=chat_template, base_dtype=base_dtype)
+        self.backbone, self.lora = backbone, lora
+        self.chat_template, self.chat_template_kwargs = chat_template, chat_template_kwargs
+        self.source = ModelSource(
+            backbone, chat_template=chat_template, base_dtype=base_dtype, chat_template_kwargs=chat_template_kwargs
+        )
         """What `configure_model` loads; a stage sets it to go on from trained weights."""
         if lora is None:
             self.train_all_weights()

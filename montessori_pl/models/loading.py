@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate
@@ -56,9 +56,11 @@ class ModelSource:
     weights: Path | None = None
     """Directory of a LoRA adapter, or of a whole fine-tuned model; none for the backbone as it is."""
     chat_template: str = "auto"
-    """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file."""
+    """Chat layout: `auto`, the name of a shipped one or of one of several of the tokenizer's, or the path of a file."""
     base_dtype: BaseDtype = "float32"
     """BaseDtype of the frozen weights; adapters are in float32 whatever it is."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """What the chat template is told beside the messages."""
 
 
 def load_tokenizer(backbone: str) -> "PreTrainedTokenizerBase":
@@ -84,7 +86,7 @@ def load_chat_template(source: ModelSource) -> ChatTemplate:
     """How this model writes conversations, and how long they may be.
 
     Raises:
-        ValueError: there is no such model or tokenizer, or no such layout.
+        ValueError: there is no such model or tokenizer, no such layout, or it cannot write a question and its answer.
     """
     from transformers import AutoConfig
 
@@ -93,7 +95,8 @@ def load_chat_template(source: ModelSource) -> ChatTemplate:
         config = AutoConfig.from_pretrained(locate(source.backbone)).get_text_config()
     except OSError as error:
         raise ValueError(_not_found(source.backbone, "model", error)) from error
-    return ChatTemplate(tokenizer, source.chat_template, getattr(config, "max_position_embeddings", None))
+    context = getattr(config, "max_position_embeddings", None)
+    return ChatTemplate(tokenizer, source.chat_template, context, source.chat_template_kwargs)
 
 
 def load_model(source: ModelSource, trainable_adapter: bool = False) -> "PreTrainedModel | PeftModel":

@@ -111,6 +111,7 @@ class LearnedRouter(Router):
             "backbone": source.backbone,
             "trained": source.weights is not None,
             "chat_template": source.chat_template,
+            "chat_template_kwargs": source.chat_template_kwargs,
             "base_dtype": source.base_dtype,
             "max_length": self.encoder.max_length,
         }
@@ -134,6 +135,7 @@ def load_router(directory: Path) -> Router:
         weights=directory / ENCODER if encoder["trained"] else None,
         chat_template=encoder["chat_template"],
         base_dtype=encoder["base_dtype"],
+        chat_template_kwargs=encoder.get("chat_template_kwargs"),
     )
     head = Head(**load_file(directory / HEAD))
     return LearnedRouter(content["teachers"], PromptEncoder(source, encoder["max_length"]), head)

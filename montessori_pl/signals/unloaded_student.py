@@ -16,7 +16,11 @@ class UnloadedStudent(StudentModule):
     """
 
     def __init__(self, student: StudentModule) -> None:
-        super().__init__(student.backbone, chat_template=student.chat_template)
+        super().__init__(
+            student.backbone,
+            chat_template=student.chat_template,
+            chat_template_kwargs=student.chat_template_kwargs,
+        )
 
     def configure_model(self) -> None:
         """Load nothing."""
