@@ -17,15 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from montessori_pl.data.reasoning import REASONING_TAGS
 from montessori_pl.data.records import Message
 from montessori_pl.data.special_tokens import TextEncoder, special_token_ids
 from montessori_pl.data.template_text import CHAT_TEMPLATES, TemplateText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-REASONING_TAGS = ("<think>", "</think>")
-"""What reasoning models write around their reasoning; part of an answer, also where it is a token of its own."""
 
 _SYSTEM, _QUESTION, _ANSWER = "montessori-system", "montessori-question", "montessori-answer"
 """A conversation that no template changes: what a template puts around it is the form of a turn."""
@@ -85,7 +83,7 @@ class ChatTemplate:
         context: int | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> None:
-        self.tokenizer, self.context = tokenizer, context
+        self.tokenizer, self.layout, self.context = tokenizer, layout, context
         self.text = TemplateText(tokenizer, layout, variables)
         """What the template writes of messages, as text."""
         question: Message = {"role": "user", "content": _QUESTION}
@@ -102,6 +100,10 @@ class ChatTemplate:
         self.end_id: int = ids[0] if ids else tokenizer.eos_token_id
         """The token that ends a response; a template without a one-token end uses the end-of-sequence token."""
 
+    def telling(self, variables: Mapping[str, Any]) -> "ChatTemplate":
+        """The same template, told something else."""
+        return ChatTemplate(self.tokenizer, self.layout, self.context, variables)
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to where the assistant's next turn begins."""
         return [token for ids, _ in self._segments(messages, continued=True) for token in ids]
@@ -116,6 +118,11 @@ class ChatTemplate:
     def conversation_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a whole conversation with all that the template writes behind it."""
         return self._encoder.ids(self.text(self._marked(messages)))
+
+    def render_text(self, messages: Sequence[Message]) -> str:
+        """The text of which `render` makes token ids."""
+        pieces = self._pieces(messages, continued=False)
+        return self._encoder.unmark("".join(self._around(text) if trained else text for text, trained in pieces))
 
     def render(self, messages: Sequence[Message], max_length: int | None = None) -> Rendered:
         """Token ids and mask of a whole conversation, cut on the right to `max_length` tokens and to the context."""
@@ -136,43 +143,48 @@ class ChatTemplate:
         """Text of a sampled response, and whether it was finished (its end token was sampled)."""
         finished = self.end_id in ids
         kept = list(ids)[: list(ids).index(self.end_id)] if finished else list(ids)
-        kept = [id for id in kept if id not in self._silent_ids]
-        before, together = self._context_text, self._decode([*self._context_ids, *kept])
-        # What stands before a word decides whether some tokenizers decode a blank in front of it.
-        text = together[len(before) :] if together.startswith(before) else self._decode(kept)
+        text = self._decode_behind(self._context_ids, [id for id in kept if id not in self._silent_ids])
         text = text.removeprefix(self.form.before)
         return text.removesuffix(self.form.after) if finished else text, finished
 
     def _segments(self, messages: Sequence[Message], continued: bool) -> Iterator[tuple[list[int], bool]]:
         """Pieces of the conversation, each tokenized by itself, with whether it is trained on."""
-        messages = self._marked(messages)
-        written = ""
+        end = self.form.end or str(self.tokenizer.eos_token)
+        for number, (text, trained) in enumerate(self._pieces(messages, continued)):
+            if trained:
+                yield self._answer_ids(text, finished=True), True
+            else:
+                yield self._encoder.ids_behind(end, text) if number else self._encoder.ids(text), False
+
+    def _pieces(self, messages: Sequence[Message], continued: bool) -> Iterator[tuple[str, bool]]:
+        """In turns the text before an answer and the answer without what the template writes around it, marked."""
+        messages, written = self._marked(messages), ""
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             prompt = self._prompt(messages[:index])
-            yield self._prompt_piece(prompt, written), False
+            yield _behind(prompt, written), False
             answer = self._as_written(message["content"], prompt, messages[: index + 1])
-            yield self._answer_ids(answer, finished=True), True
-            written = prompt + self.form.before + answer + self.form.after + self.form.end
+            yield answer, True
+            written = prompt + self._around(answer)
         if continued:
-            yield self._prompt_piece(self._prompt(messages), written), False
+            yield _behind(self._prompt(messages), written), False
+
+    def _marked(self, messages: Sequence[Message]) -> list[Message]:
+        return [{"role": one["role"], "content": self._encoder.mark(one["content"])} for one in messages]
+
+    def _around(self, answer: str) -> str:
+        return f"{self.form.before}{answer}{self.form.after}{self.form.end}"
 
     def _prompt(self, messages: Sequence[Message]) -> str:
         """The text up to where the answer begins."""
         text = self.text(messages, add_generation_prompt=True) + self.form.header
         return text.removesuffix(self.form.blanks)
 
-    def _prompt_piece(self, prompt: str, written: str) -> list[int]:
-        """Token ids of what a prompt adds to the turns that are written."""
-        added = _behind(prompt, written)
-        end = self.form.end or str(self.tokenizer.eos_token)
-        return self._encoder.ids_behind(end, added) if written else self._encoder.ids(added)
-
     def _answer_ids(self, text: str, finished: bool) -> list[int]:
         """Token ids of a marked answer."""
-        text = self.form.before + text + (self.form.after if finished else "") if text else ""
-        ids = self._encoder.ids_behind(self._context, text) if text else []
+        after = self.form.after if finished else ""
+        ids = self._encoder.ids_behind(self._context, f"{self.form.before}{text}{after}") if text else []
         return [*ids, self.end_id] if finished else ids
 
     def _as_written(self, answer: str, prompt: str, messages: Sequence[Message]) -> str:
@@ -183,9 +195,6 @@ class ChatTemplate:
             return answer
         written = whole[len(before) : len(whole) - len(after)]
         return written if written.split() == answer.split() else answer
-
-    def _marked(self, messages: Sequence[Message]) -> list[Message]:
-        return [{"role": one["role"], "content": self._encoder.mark(one["content"])} for one in messages]
 
     def _find_form(self, question: Message, whole: str) -> TurnForm:
         opening, _, behind = whole.rpartition(_ANSWER)
@@ -217,17 +226,31 @@ class ChatTemplate:
 
     @cached_property
     def _context_ids(self) -> list[int]:
-        return [id for id in self._encoder.ids(self._context) if id not in self._silent_ids]
-
-    @cached_property
-    def _context_text(self) -> str:
-        return self._decode(self._context_ids)
+        """What answers are decoded behind, so that a blank at their beginning is neither lost nor made up."""
+        ids = self._encoder.ids(self._context)
+        # Most tokenizers put a blank in front of a text behind a special token, and take it away where it begins; a few
+        # do both only at the beginning of a whole sequence.
+        contexts = [id for id in ids if id not in self._silent_ids], ids
+        texts = ("a", " a")
+        answers = [self._encoder.ids_behind(self._context, text) for text in texts]
+        return next(
+            (
+                context
+                for context in contexts
+                if all(self._decode_behind(context, ids) == text for ids, text in zip(answers, texts, strict=True))
+            ),
+            contexts[0],
+        )
 
     @cached_property
     def _silent_ids(self) -> frozenset[int]:
         """Special tokens, which are no text when they are sampled; the tags of reasoning are."""
         special = special_token_ids(self.tokenizer)
         return frozenset(id for token, id in special.items() if token not in REASONING_TAGS)
+
+    def _decode_behind(self, context: Sequence[int], ids: Sequence[int]) -> str:
+        before, together = self._decode(context), self._decode([*context, *ids])
+        return together[len(before) :] if together.startswith(before) else self._decode(ids)
 
     def _decode(self, ids: Sequence[int]) -> str:
         text = self.tokenizer.decode(list(ids))

@@ -58,6 +58,10 @@ class TextEncoder:
         text = _NONCHARACTERS.sub("", text)
         return self._places.sub(TYPED, text) if self._places is not None else text
 
+    def unmark(self, text: str) -> str:
+        """A text without marks."""
+        return text.replace(TYPED, "")
+
     def ids(self, text: str) -> list[int]:
         """Token ids of a text in which all that is not marked is the template's."""
         if not text:
@@ -93,7 +97,7 @@ class TextEncoder:
             return
         text = self._of_template.sub(lambda match: _stand_in(self.token_ids[match[0]]), text)
         stand_ins = self._stand_ins
-        for id in self._guard.encode(text.replace(TYPED, ""), add_special_tokens=False).ids:
+        for id in self._guard.encode(self.unmark(text), add_special_tokens=False).ids:
             yield from [stand_ins[id]] if id in stand_ins else self._spelled(id)
 
     def _ids_in_pieces(self, text: str) -> Iterator[int]:
@@ -106,7 +110,7 @@ class TextEncoder:
         yield from self._piece_ids(text[end:])
 
     def _piece_ids(self, text: str) -> list[int]:
-        text = text.replace(TYPED, "")
+        text = self.unmark(text)
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
         return [part for id in ids for part in self._spelled(id)]
 

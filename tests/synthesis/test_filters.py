@@ -79,15 +79,15 @@ def test_settings_that_make_no_sense_are_named() -> None:
 
 
 def test_responses() -> None:
-    ResponseFilter().check("4", finished=False)
-    ResponseFilter(allow_unfinished=False).check("4", finished=True)
-    ResponseFilter(min_characters=0).check("", finished=True)
+    ResponseFilter().kept("4", finished=False)
+    ResponseFilter(allow_unfinished=False).kept("4", finished=True)
+    ResponseFilter(min_characters=0).kept("", finished=True)
     with pytest.raises(Rejected, match="empty response: 0 characters"):
-        ResponseFilter().check(" \n", finished=True)
+        ResponseFilter().kept(" \n", finished=True)
     with pytest.raises(Rejected, match="too short: 1 characters, at least 2"):
-        ResponseFilter(min_characters=2).check("4", finished=True)
+        ResponseFilter(min_characters=2).kept("4", finished=True)
     with pytest.raises(Rejected, match="unfinished response: cut after 8 characters"):
-        ResponseFilter(allow_unfinished=False).check("The answ", finished=False)
+        ResponseFilter(allow_unfinished=False).kept("The answ", finished=False)
 
 
 def test_a_rejection_survives_a_worker_process() -> None:
