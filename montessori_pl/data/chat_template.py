@@ -69,7 +69,7 @@ class ChatTemplate:
         layout: `auto` (the tokenizer's own chat template), the name of a shipped layout or of one of several templates
             of the tokenizer, or a path to a Jinja file.
         context: how many positions the model has; conversations for training are cut there. None: any number.
-        variables: what the template is told beside the messages, for example `enable_thinking: false`.
+        variables: what the template is told apart from the messages, for example `enable_thinking: false`.
 
     Raises:
         ValueError: there is no such template, it does not read one of the variables, or it cannot write a question

@@ -31,7 +31,7 @@ class TemplateText:
         tokenizer: whose special tokens the template writes, and whose template `auto` is.
         layout: `auto` (the tokenizer's own chat template, the one named `default` where it has several), the name of
             one of several, the name of a shipped layout, or a path to a Jinja file.
-        variables: what the template is told beside the messages, for example `enable_thinking: false`.
+        variables: what the template is told apart from the messages, for example `enable_thinking: false`.
 
     Raises:
         ValueError: there is no such template, it does not read one of the variables, or it writes no user turn.
@@ -103,7 +103,9 @@ class TemplateText:
 def chat_template_file(layout: str) -> Path | None:
     """The Jinja file that a layout names; none for `auto`, and for a template that is known by a name."""
     # The names of a tokenizer's templates are not known here; none of them ends like a file or holds a separator.
-    is_name = layout == "auto" or layout in CHAT_TEMPLATES or (re.fullmatch(r"\w+", layout) and not Path(layout).exists())
+    is_name = (
+        layout == "auto" or layout in CHAT_TEMPLATES or (re.fullmatch(r"\w+", layout) and not Path(layout).exists())
+    )
     return None if is_name else Path(layout)
 
 

@@ -25,7 +25,7 @@ class PoolTeacher:
     chat_template: str = "auto"
     """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file; an endpoint has its own."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """What the chat template is told beside the messages, for example `enable_thinking: false`."""
+    """What the chat template is told apart from the messages, for example `enable_thinking: false`."""
     base_dtype: BaseDtype = "float32"
     """BaseDtype of the backbone."""
     generation: Callable[[], GenerationBackend] | None = None

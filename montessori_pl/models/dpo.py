@@ -51,8 +51,8 @@ class DPOModule(LanguageModule):
             `loss_type: [LOSS, sft]` with `loss_weights: [1, sft_weight]`. DPO alone widens margins also by making both
             completions unlikely, and what becomes likely instead nobody has looked at.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
-        chat_template_kwargs: what the chat template is told beside the messages, as in `apply_chat_template`, for example
-            `enable_thinking: false`; null tells it nothing.
+        chat_template_kwargs: what the chat template is told apart from the messages, as by `apply_chat_template`, for
+            example `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
     """
 

@@ -7,8 +7,8 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.data.records import stable_seed
+from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, attach_lora, load_model
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
@@ -34,8 +34,8 @@ class LanguageModule(lightning.LightningModule):
         backbone: hub id, local directory, or a name of the embedded classroom.
         lora: the adapter; none trains all weights.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
-        chat_template_kwargs: what the chat template is told beside the messages, as in `apply_chat_template`, for example
-            `enable_thinking: false`; null tells it nothing.
+        chat_template_kwargs: what the chat template is told apart from the messages, as by `apply_chat_template`, for
+            example `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
 
     Raises:

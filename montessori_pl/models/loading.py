@@ -60,7 +60,7 @@ class ModelSource:
     base_dtype: BaseDtype = "float32"
     """BaseDtype of the frozen weights; adapters are in float32 whatever it is."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """What the chat template is told beside the messages."""
+    """What the chat template is told apart from the messages."""
 
 
 def load_tokenizer(backbone: str) -> "PreTrainedTokenizerBase":

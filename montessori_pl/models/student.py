@@ -18,8 +18,8 @@ class StudentModule(LanguageModule):
         backbone: the student's base model: hub id, local directory, or a name of the embedded classroom.
         lora: the adapter that is trained; null trains all weights.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
-        chat_template_kwargs: what the chat template is told beside the messages, as in `apply_chat_template`, for example
-            `enable_thinking: false`; null tells it nothing.
+        chat_template_kwargs: what the chat template is told apart from the messages, as by `apply_chat_template`, for
+            example `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base; `bfloat16` halves its memory, while the adapter, its moments and
             the arithmetic of influence stay in float32.
     """

@@ -1,6 +1,5 @@
 """Whether what a model is trained on is what its own chat template writes; checked before anything runs."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from montessori_pl.data.chat_template import ChatTemplate
@@ -97,13 +96,13 @@ def find_difference(chat_template: ChatTemplate, messages: Sequence[Message]) ->
 
 
 def _parting(chat_template: ChatTemplate, prompt: str, ours: str, own: str) -> str:
-    answer_begins = len(os.path.commonprefix([prompt, own]))
+    answer_begins = _common_length(prompt, own)
     if answer_begins < len(prompt):
         return (
-            f"the generation prompt goes on with {_shown(prompt[answer_begins:])}, where the chat template goes on with "
-            f"{_shown(own[answer_begins:])} in a whole conversation"
+            f"the generation prompt goes on with {_shown(prompt[answer_begins:])}, where the chat template goes on "
+            f"with {_shown(own[answer_begins:])} in a whole conversation"
         )
-    edge = len(os.path.commonprefix([ours, own]))
+    edge = _common_length(ours, own)
     return (
         f"what is trained on goes on with {_shown(ours[edge:])}, where the chat template goes on with "
         f"{_shown(own[edge:])}, behind {_shown(own[max(0, edge - _SHOWN) : edge])}"
@@ -157,6 +156,12 @@ def _accepts(chat_template: ChatTemplate, messages: Sequence[Message]) -> bool:
 
 def _other_layouts() -> str:
     return f"set chat_template to one of {', '.join(CHAT_TEMPLATES)} or to the path of a Jinja file"
+
+
+def _common_length(one: str, other: str) -> int:
+    """Characters that two texts have in common at their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _without_blanks(text: str) -> str:

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
-from montessori_pl.data.template_text import CHAT_TEMPLATES
 from montessori_pl.data.records import Message
+from montessori_pl.data.template_text import CHAT_TEMPLATES
 
 TEXTS = [
     "What is one and one? It is two, is it not?",

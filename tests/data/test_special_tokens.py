@@ -42,8 +42,7 @@ def make_tokenizer(kind: str) -> PreTrainedTokenizerBase:
     settings: dict[str, Any] = {**SPECIAL, "chat_template": TEMPLATE}
     special = [*SPECIAL.values(), *MARKERS]
     if kind == "python":
-        tokenizer = ByT5Tokenizer(extra_ids=0, extra_special_tokens=MARKERS, **settings)
-        return tokenizer
+        return ByT5Tokenizer(extra_ids=0, extra_special_tokens=MARKERS, **settings)
     texts = ["copy a b c", "repeat the words. What is it?", "a <b> c </d> | e"] * 3
     if kind == "unigram":
         backend = Tokenizer(models.Unigram([], byte_fallback=False))

@@ -49,7 +49,8 @@ def test_several_named_templates(tmp_path: Path) -> None:
 def test_content_in_parts() -> None:
     """As multimodal models have it; a text would be gone through letter by letter, and nothing written of it."""
     parts = TEMPLATE.replace(
-        "{{ m['content'] }}", "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+        "{{ m['content'] }}",
+        "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}",
     )
     assert parts != TEMPLATE
     assert text_of(parts) == text_of(TEMPLATE)
@@ -84,7 +85,9 @@ def test_every_day_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_refusals_say_what_was_refused() -> None:
-    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn, please') }}{% endif %}" + TEMPLATE
+    strict = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn, please') }}{% endif %}" + TEMPLATE
+    )
     chat_template = ChatTemplate(tokenizer_with(strict))
     with pytest.raises(ValueError, match=r"refuses a conversation with the turns system, user: no system turn, please"):
         chat_template.prompt_ids([{"role": "system", "content": "Be brief."}, *QUESTION])
@@ -94,7 +97,11 @@ def test_refusals_say_what_was_refused() -> None:
     ("template", "prompt", "answer"),
     [
         # Adds a generation prompt whatever is asked for.
-        (TEMPLATE.replace("{% if add_generation_prompt %}", "{% if true %}"), "<s><|user|>What is it?<|assistant|>", "a b"),
+        (
+            TEMPLATE.replace("{% if add_generation_prompt %}", "{% if true %}"),
+            "<s><|user|>What is it?<|assistant|>",
+            "a b",
+        ),
         # Never adds one.
         (
             TEMPLATE.replace("{% if add_generation_prompt %}", "{% if false %}"),
@@ -122,11 +129,9 @@ def test_refusals_say_what_was_refused() -> None:
     ],
     ids=["always", "never", "blanks", "blank prompt", "trim", "two ends"],
 )
-@pytest.mark.parametrize("given", ["a b", " a b\n"])
-def test_forms_of_turns(template: str, prompt: str, answer: str, given: str) -> None:
+def test_forms_of_turns(template: str, prompt: str, answer: str) -> None:
     """Prompt and answer are together, token for token, what the template writes; two turns are one after the other."""
-    if given != "a b" and "trim" not in template:
-        pytest.skip("the template keeps what it is given")
+    given = " a b\n" if "trim" in template else "a b"
     tokenizer = tokenizer_with(template)
     chat_template = ChatTemplate(tokenizer)
     messages: list[Message] = [*QUESTION, {"role": "assistant", "content": given}]

@@ -80,7 +80,12 @@ def greedy(source: ModelSource, text: str, max_tokens: int) -> tuple[str, bool]:
         {"repetition_penalty": 1.5, "no_repeat_ngram_size": 1},
         {"min_new_tokens": 9, "suppress_tokens": list(range(5, 15)), "begin_suppress_tokens": [16, 17]},
         {"do_sample": True, "top_k": 1, "temperature": 0.1, "min_p": 0.9, "typical_p": 0.1},
-        {"bad_words_ids": [[9], [10]], "forced_bos_token_id": 7, "forced_eos_token_id": 2, "sequence_bias": [[[8], 9.0]]},
+        {
+            "bad_words_ids": [[9], [10]],
+            "forced_bos_token_id": 7,
+            "forced_eos_token_id": 2,
+            "sequence_bias": [[[8], 9.0]],
+        },
         {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 2.0, "max_length": 20, "stop_strings": ["a"]},
         {"eos_token_id": [5, 6, 7], "guidance_scale": 2.0, "renormalize_logits": True, "return_dict_in_generate": True},
     ],
