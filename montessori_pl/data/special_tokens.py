@@ -40,7 +40,7 @@ class TextEncoder:
 
     Args:
         tokenizer: of the model.
-        turn_markers: added tokens beside the special ones that must not come from a text either: some tokenizers do not
+        turn_markers: added tokens that must not come from a text either, besides the special ones: some tokenizers do not
             call the markers of their turns special.
     """
 

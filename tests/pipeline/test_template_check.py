@@ -46,7 +46,8 @@ LLAMA_3 = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content | trim %}"
     "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}<|im_start|>system\n\n"
     "Today Date: {{ strftime_now('%d %b %Y') }}\n\n{{ system }}<|im_end|>{% for m in messages %}"
-    "<|im_start|>{{ m.role }}\n\n{{ m.content | trim }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}"
+    "<|im_start|>{{ m.role }}\n\n{{ m.content | trim }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}"
 )
 DROPS_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
 REWRITES = CHATML.replace("{{ m.content }}", "{{ m.content | replace('France', 'Gaul') }}")
@@ -85,8 +86,8 @@ def test_shipped_layouts(layout: str) -> None:
 def test_generation_prompt_that_opens_reasoning() -> None:
     with pytest.raises(
         ValueError,
-        match=r"prompt goes on with '<think>\\n', where the chat template goes on with 'Paris, of course.</s>' in a whole "
-        r"conversation; set chat_template to one of chatml, llama3, plain, zephyr or to the path of a Jinja file$",
+        match=r"prompt goes on with '<think>\\n', where the chat template goes on with 'Paris, of course.</s>' in a "
+        r"whole conversation; set chat_template to one of chatml, llama3, plain, zephyr or to the path of a Jinja",
     ):
         check_template(make_chat(DEEPSEEK_R1), {})
 
