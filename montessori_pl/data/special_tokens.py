@@ -40,8 +40,8 @@ class TextEncoder:
 
     Args:
         tokenizer: of the model.
-        turn_markers: added tokens that must not come from a text either, besides the special ones: some tokenizers do not
-            call the markers of their turns special.
+        turn_markers: added tokens that must not come from a text either, besides the special ones: some tokenizers do
+            not call the markers of their turns special.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", turn_markers: Iterable[str] = ()) -> None:
