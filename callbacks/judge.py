@@ -13,8 +13,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
-from montessori_pl.data.chat_template import ChatTemplate, chat_template_file
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, Rejection, Score, read_records, stable_seed
+from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.judge_prompts import MAX_SCORE, load_prompt, parse_score, prompt_file, render_prompt

@@ -10,7 +10,7 @@ from torch import Tensor
 from montessori_pl.batches.collate import pad
 from montessori_pl.batches.samplers import chunks
 from montessori_pl.classroom.names import locate
-from montessori_pl.data.chat_template import ChatTemplate, as_dicts
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.models.loading import BaseDtype, move_to
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class RewardModelSignal(ScalarSignal):
     """The one logit of a sequence-classification checkpoint, higher is better; the student is not loaded.
 
-    The whole conversation is rendered by the reward model's own chat template, as its authors call it: text that looks
-    like a special token is one there. It is the example as a record, also where it is too long for the student. The
+    The whole conversation is rendered by the reward model's own chat template, in which text that looks like a special
+    token stays text. It is the example as a record, also where it is too long for the student. The
     model is frozen, and leaves memory when all is scored.
 
     Args:
@@ -66,12 +66,13 @@ class RewardModelSignal(ScalarSignal):
         Raises:
             ValueError: there is no such model, it has no trained score or several labels, or no chat template.
         """
-        self._network, self._tokenizer = load_reward_model(self.model, self.precision, self.trust_remote_code)
+        self._network, tokenizer = load_reward_model(self.model, self.precision, self.trust_remote_code)
+        self._chat = ChatTemplate(tokenizer)
         move_to(self.device or student.device, self._network)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the reward model."""
-        del self._network, self._tokenizer
+        del self._network, self._chat
 
     def report(self) -> dict[str, Any]:
         """What is measured, and by which model."""
@@ -86,7 +87,7 @@ class RewardModelSignal(ScalarSignal):
         self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
     ) -> Columns:
         """The reward, and how many tokens behind the reward model's context it has not seen."""
-        rendered = [self._token_ids(example) for example in examples]
+        rendered = [self._chat.conversation_ids(example.messages()) for example in examples]
         config = self._network.config.get_text_config()
         context = getattr(config, "max_position_embeddings", None)
         # Without a padding token the model cannot tell where a padded conversation ends.
@@ -99,14 +100,6 @@ class RewardModelSignal(ScalarSignal):
             self.quantity: [rewards[row] for row in range(len(rendered))],
             "tokens_cut": [float(len(ids[context:]) if context is not None else 0) for ids in rendered],
         }
-
-    def _token_ids(self, example: Example) -> list[int]:
-        from transformers import BatchEncoding
-
-        encoded = self._tokenizer.apply_chat_template(as_dicts(example.messages()), return_dict=True)
-        assert isinstance(encoded, BatchEncoding)
-        ids: list[int] = encoded["input_ids"]
-        return ids
 
     @torch.no_grad()
     def _rewards(self, conversations: Sequence[list[int]]) -> list[float]:

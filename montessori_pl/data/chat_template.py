@@ -6,26 +6,34 @@ by itself, between the template's text before it and the end token after it.
 
     <template text ... generation prompt> <response> <end token> <template text ...> <response> <end token>
      not trained                           trained    trained      not trained        trained    trained
+
+Ordinary text gets the token ids that the tokenizer's own `apply_chat_template` gives; special tokens that somebody has
+typed stay text (`special_tokens`).
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
+from montessori_pl.data.reasoning import REASONING_TAGS
 from montessori_pl.data.records import Example, Message
+from montessori_pl.data.special_tokens import TextEncoder, special_token_ids
+from montessori_pl.data.template_text import CHAT_TEMPLATES, TemplateText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHAT_TEMPLATES = {path.stem: path for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
-"""The shipped layouts by name; each ends a turn with the tokenizer's own end-of-sequence token."""
-
 LossOn = Literal["all", "last"]
 """Of which answers of a conversation the loss is taken: of all, or of the last one alone."""
 
-_PROBE = "montessori-probe"
-"""A response that no template changes; what a template puts behind it is the end of a turn."""
+_SYSTEM, _QUESTION, _ANSWER = "montessori-system", "montessori-question", "montessori-answer"
+"""A conversation that no template changes: what a template puts around it is the form of a turn."""
+_MARKER = re.compile(r"[<\[{(|].*\w.*[>\]})|]")
+"""What a token looks like that is no ordinary text: `<|user|>`, `[INST]`, `<start_of_turn>`."""
+_CONTEXT = 32
+"""Characters of a prompt in whose context an answer is tokenized, where the prompt holds no special token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +46,38 @@ class Rendered:
     """Length T: True on the tokens of responses and on their end tokens."""
 
 
+@dataclasses.dataclass(frozen=True)
+class TurnForm:
+    """What a template writes around an answer."""
+
+    header: str
+    """What follows the template's generation prompt, where the template has none of its own."""
+    blanks: str
+    """Blanks at the end of the generation prompt; they belong to the first word of the answer."""
+    before: str
+    """Blank text between the prompt without these blanks and the answer."""
+    after: str
+    """Blank text between the answer and its end token."""
+    end: str
+    """The text of the end token; empty where the template writes none."""
+    rest: str
+    """What the template writes behind the end token."""
+
+
 class ChatTemplate:
     """How one tokenizer writes conversations.
 
     Args:
-        tokenizer: a fast tokenizer with an end-of-sequence token.
-        layout: `auto` (the tokenizer's own chat template), the name of a shipped layout, or a path to a Jinja file.
+        tokenizer: a tokenizer with an end-of-sequence token.
+        layout: `auto` (the tokenizer's own chat template), the name of a shipped layout or of one of several templates
+            of the tokenizer, or a path to a Jinja file.
         context: how many positions the model has; conversations for training are cut there. None: any number.
+        variables: what the template is told apart from the messages, for example `enable_thinking: false`.
         loss_on: of which answers of an example the loss is taken.
 
     Raises:
-        ValueError: the layout is unknown, or `auto` and the tokenizer brings no chat template.
+        ValueError: there is no such template, it does not read one of the variables, or it cannot write a question
+            with its answer.
     """
 
     def __init__(
@@ -56,14 +85,29 @@ class ChatTemplate:
         tokenizer: "PreTrainedTokenizerBase",
         layout: str = "auto",
         context: int | None = None,
+        variables: Mapping[str, Any] | None = None,
         loss_on: LossOn = "all",
     ) -> None:
-        self.tokenizer, self.context, self.loss_on = tokenizer, context, loss_on
-        self._template = _find_template(tokenizer, layout)
-        self._turn_end = self._find_turn_end()
-        ids = self._ids(self._turn_end)
-        self.end_id: int = ids[0] if len(ids) == 1 else tokenizer.eos_token_id
+        self.tokenizer, self.layout, self.context, self.loss_on = tokenizer, layout, context, loss_on
+        self.text = TemplateText(tokenizer, layout, variables)
+        """What the template writes of messages, as text."""
+        question: Message = {"role": "user", "content": _QUESTION}
+        whole = self.text([question, {"role": "assistant", "content": _ANSWER}])
+        if _ANSWER not in whole:
+            raise ValueError(
+                f"the chat template of {tokenizer.name_or_path!r} does not write what the assistant says; set "
+                f"`chat_template` to one of {', '.join(CHAT_TEMPLATES)} or to the path of a Jinja file"
+            )
+        self._encoder = TextEncoder(tokenizer, _turn_markers(self.text))
+        self.form = self._find_form(question, whole)
+        """What the template writes around an answer."""
+        ids = self._encoder.ids(self.form.end)
+        self.end_id: int = ids[0] if ids else tokenizer.eos_token_id
         """The token that ends a response; a template without a one-token end uses the end-of-sequence token."""
+
+    def telling(self, variables: Mapping[str, Any]) -> "ChatTemplate":
+        """The same template, told something else."""
+        return ChatTemplate(self.tokenizer, self.layout, self.context, variables)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to where the assistant's next turn begins."""
@@ -74,8 +118,16 @@ class ChatTemplate:
 
         Special tokens that stand in the text as text stay text: they cannot end the turn early.
         """
-        ids = self._ids(text, split_special_tokens=True) if text else []
-        return [*ids, self.end_id] if finished else ids
+        return self._answer_ids(self._encoder.mark(text), finished)
+
+    def conversation_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a whole conversation with all that the template writes behind it."""
+        return self._encoder.ids(self.text(self._marked(messages)))
+
+    def render_text(self, messages: Sequence[Message]) -> str:
+        """The text of which `render` makes token ids."""
+        pieces = self._pieces(messages, continued=False)
+        return self._encoder.unmark("".join(self._around(text) if trained else text for text, trained in pieces))
 
     def render_example(self, example: Example, max_length: int | None = None) -> Rendered:
         """Token ids of an example, with the mask on the answers of which the loss is taken: see `loss_on`.
@@ -113,48 +165,131 @@ class ChatTemplate:
         """Text of a sampled response, and whether it was finished (its end token was sampled)."""
         finished = self.end_id in ids
         kept = list(ids)[: list(ids).index(self.end_id)] if finished else list(ids)
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        assert isinstance(text, str)  # a list of texts is what a list of lists gives
-        return text, finished
+        text = self._decode_behind(self._context_ids, [id for id in kept if id not in self._silent_ids])
+        text = text.removeprefix(self.form.before)
+        return text.removesuffix(self.form.after) if finished else text, finished
 
     def _segments(self, messages: Sequence[Message], continued: bool) -> Iterator[tuple[list[int], bool]]:
         """Pieces of the conversation, each tokenized by itself, with whether it is trained on."""
-        written = ""
-        pending = ""  # template text behind the last end token, for example a line break
+        end = self.form.end or str(self.tokenizer.eos_token)
+        for number, (text, trained) in enumerate(self._pieces(messages, continued)):
+            if trained:
+                yield self._answer_ids(text, finished=True), True
+            else:
+                yield self._encoder.ids_behind(end, text) if number else self._encoder.ids(text), False
+
+    def _pieces(self, messages: Sequence[Message], continued: bool) -> Iterator[tuple[str, bool]]:
+        """In turns the text before an answer and the answer without what the template writes around it, marked."""
+        messages, written = self._marked(messages), ""
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._text(messages[:index], add_generation_prompt=True)
-            yield self._ids(pending + _behind(before, written)), False
-            yield self.response_ids(message["content"]), True
-            written = self._text(messages[: index + 1])
-            pending = self._after_end
+            prompt = self._prompt(messages[:index])
+            yield _behind(prompt, written), False
+            answer = self._as_written(message["content"], prompt, messages[: index + 1])
+            yield answer, True
+            written = prompt + self._around(answer)
         if continued:
-            before = self._text(messages, add_generation_prompt=True)
-            yield self._ids(pending + _behind(before, written)), False
+            yield _behind(self._prompt(messages), written), False
 
-    def _find_turn_end(self) -> str:
-        """The text that ends an assistant turn; remembers in `_after_end` what follows it in the template."""
-        question: Message = {"role": "user", "content": "?"}
-        text = self._text([question, {"role": "assistant", "content": _PROBE}])
-        end = text[text.rindex(_PROBE) + len(_PROBE) :]
-        stripped = end.strip() or str(self.tokenizer.eos_token)
-        self._after_end = end[end.index(stripped) + len(stripped) :] if stripped in end else end
-        return stripped
+    def _marked(self, messages: Sequence[Message]) -> list[Message]:
+        return [{"role": one["role"], "content": self._encoder.mark(one["content"])} for one in messages]
 
-    def _text(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        rendered = self.tokenizer.apply_chat_template(
-            as_dicts(messages),
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
+    def _around(self, answer: str) -> str:
+        return f"{self.form.before}{answer}{self.form.after}{self.form.end}"
+
+    def _prompt(self, messages: Sequence[Message]) -> str:
+        """The text up to where the answer begins."""
+        text = self.text(messages, add_generation_prompt=True) + self.form.header
+        return text.removesuffix(self.form.blanks)
+
+    def _answer_ids(self, text: str, finished: bool) -> list[int]:
+        """Token ids of a marked answer."""
+        after = self.form.after if finished else ""
+        ids = self._encoder.ids_behind(self._context, f"{self.form.before}{text}{after}") if text else []
+        return [*ids, self.end_id] if finished else ids
+
+    def _as_written(self, answer: str, prompt: str, messages: Sequence[Message]) -> str:
+        """The answer as the template writes it: with other blanks, but in the same words."""
+        before, after = prompt + self.form.before, self.form.after + self.form.end + self.form.rest
+        whole = self.text(messages)
+        if not (whole.startswith(before) and whole.endswith(after)):
+            return answer
+        written = whole[len(before) : len(whole) - len(after)]
+        return written if written.split() == answer.split() else answer
+
+    def _find_form(self, question: Message, whole: str) -> TurnForm:
+        opening, _, behind = whole.rpartition(_ANSWER)
+        prompt = self.text([question], add_generation_prompt=True)
+        header, blanks, before = "", prompt[len(prompt.rstrip(" ")) :], ""
+        gap = opening.removeprefix(prompt) if opening.startswith(prompt) else None
+        if gap is not None and not gap.strip():
+            before = blanks + gap
+        elif gap is not None and prompt == self.text([question]):
+            header, blanks, before = gap.rstrip(" "), "", gap[len(gap.rstrip(" ")) :]
+        else:  # the prompt says what the whole conversation does not, or the other way round
+            blanks = ""
+        end = behind.lstrip()
+        end = next((token for token in self._longest_first if end.startswith(token)), end.rstrip())
+        if len(self._encoder.ids(end)) != 1:
+            return TurnForm(header, blanks, before, after="", end="", rest=behind)
+        after, _, rest = behind.partition(end)
+        return TurnForm(header, blanks, before, after, end, rest)
+
+    @cached_property
+    def _longest_first(self) -> list[str]:
+        return sorted(filter(None, self._encoder.token_ids), key=len, reverse=True)
+
+    @cached_property
+    def _context(self) -> str:
+        """The end of a prompt, from its last special token on."""
+        prompt = self._prompt([{"role": "user", "content": _QUESTION}])
+        return prompt[self._encoder.last_special(prompt) or -_CONTEXT :]
+
+    @cached_property
+    def _context_ids(self) -> list[int]:
+        """What answers are decoded behind, so that a blank at their beginning is neither lost nor made up."""
+        ids = self._encoder.ids(self._context)
+        # Most tokenizers put a blank in front of a text behind a special token, and take it away where it begins; a few
+        # do both only at the beginning of a whole sequence.
+        contexts = [id for id in ids if id not in self._silent_ids], ids
+        texts = ("a", " a")
+        answers = [self._encoder.ids_behind(self._context, text) for text in texts]
+        return next(
+            (
+                context
+                for context in contexts
+                if all(self._decode_behind(context, ids) == text for ids, text in zip(answers, texts, strict=True))
+            ),
+            contexts[0],
         )
-        return str(rendered)
 
-    def _ids(self, text: str, split_special_tokens: bool = False) -> list[int]:
-        if not text:
-            return []
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)["input_ids"]
+    @cached_property
+    def _silent_ids(self) -> frozenset[int]:
+        """Special tokens, which are no text when they are sampled; the tags of reasoning are."""
+        special = special_token_ids(self.tokenizer)
+        return frozenset(id for token, id in special.items() if token not in REASONING_TAGS)
+
+    def _decode_behind(self, context: Sequence[int], ids: Sequence[int]) -> str:
+        before, together = self._decode(context), self._decode([*context, *ids])
+        return together[len(before) :] if together.startswith(before) else self._decode(ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text = self.tokenizer.decode(list(ids))
+        assert isinstance(text, str)  # a list of texts is what a list of lists gives
+        return text
+
+
+def _turn_markers(text: TemplateText) -> list[str]:
+    """Added tokens that a template writes around turns though they are not special."""
+    question: Message = {"role": "user", "content": _QUESTION}
+    turns: list[Message] = [question, {"role": "assistant", "content": _ANSWER}, question]
+    try:
+        around = text([{"role": "system", "content": _SYSTEM}, *turns])
+    except ValueError:  # it has no system turn
+        around = text(turns).partition(_QUESTION)[2]  # in front may stand a system turn of the template's own
+    tokens = [token.content for token in text.tokenizer.added_tokens_decoder.values() if not token.special]
+    return [token for token in tokens if _MARKER.fullmatch(token) and token not in REASONING_TAGS and token in around]
 
 
 def _behind(text: str, prefix: str) -> str:
@@ -165,30 +300,3 @@ def _behind(text: str, prefix: str) -> str:
             f"({', '.join(CHAT_TEMPLATES)})"
         )
     return text[len(prefix) :]
-
-
-def chat_template_file(layout: str) -> Path | None:
-    """The Jinja file that a layout names; none for `auto`, and for a layout that ships with the program."""
-    return None if layout == "auto" or layout in CHAT_TEMPLATES else Path(layout)
-
-
-def _find_template(tokenizer: "PreTrainedTokenizerBase", layout: str) -> str:
-    if layout == "auto":
-        if tokenizer.chat_template is None:
-            raise ValueError(
-                f"the tokenizer of {tokenizer.name_or_path!r} brings no chat template; "
-                f"set `chat_template` to one of {', '.join(CHAT_TEMPLATES)} or to the path of a Jinja file"
-            )
-        return str(tokenizer.chat_template)
-    path = CHAT_TEMPLATES.get(layout, Path(layout))
-    if not path.is_file():
-        raise ValueError(
-            f"unknown chat template {layout!r}: expected auto, one of {', '.join(CHAT_TEMPLATES)}, or the path of "
-            "a Jinja file"
-        )
-    return path.read_text(encoding="utf-8")
-
-
-def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """The same messages for Transformers, which asks for plain dicts, and to type checkers a TypedDict is none."""
-    return cast("list[dict[str, str]]", list(messages))

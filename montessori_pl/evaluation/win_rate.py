@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatTemplate, chat_template_file
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, stable_seed
+from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.estimates.estimate import Work
 from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.base import Evaluator

@@ -40,7 +40,9 @@ class OpenAIBackend(GenerationBackend):
 
     Sends model, messages, temperature, top_p, the token limit and the seed, and a presence penalty where there is one:
     a penalty of 0 is every server's default, and some refuse to hear of penalties. Temperature and top_p are always
-    sent, because servers take their defaults from the model. `extra_body` adds to this, replaces, and leaves out.
+    sent, because servers take their defaults from the model. Tell a server by `extra_body`, or when you start it, to
+    leave the model's other generation defaults alone, such as a repetition penalty. `extra_body` adds to what is sent,
+    replaces, and leaves out.
 
     An endpoint answers with the model that it has: a teacher or student that was trained in the run is refused.
 

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from montessori_pl.classroom.names import locate
-from montessori_pl.data.chat_template import chat_template_file
+from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.generation.base import GenerationBackend, Price
 from montessori_pl.models.loading import BaseDtype, ModelSource
 from montessori_pl.run_directory.fingerprint import Files
@@ -24,6 +24,8 @@ class PoolTeacher:
     """A LoRA adapter on the backbone: a local directory, or a name of the classroom."""
     chat_template: str = "auto"
     """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file; an endpoint has its own."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """What the chat template is told apart from the messages, for example `enable_thinking: false`."""
     base_dtype: BaseDtype = "float32"
     """BaseDtype of the backbone."""
     trust_remote_code: bool = False
@@ -38,4 +40,11 @@ class PoolTeacher:
     def source(self) -> ModelSource:
         """The model, with its adapter."""
         weights = Path(locate(self.adapter)) if self.adapter is not None else None
-        return ModelSource(self.backbone, weights, self.chat_template, self.base_dtype, self.trust_remote_code)
+        return ModelSource(
+            self.backbone,
+            weights,
+            self.chat_template,
+            self.base_dtype,
+            trust_remote_code=self.trust_remote_code,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )

@@ -1,6 +1,7 @@
 """Generation by Transformers' own `generate`: no further engine, any device, every sample with a seed of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,8 +25,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_DEFAULTS = "generation_config"
+"""The attribute in which Transformers' models keep what their `generation_config.json` says."""
+
+
 class TransformersBackend(GenerationBackend):
     """Samples with `generate` on one device.
+
+    The stage's sampling alone decides what is drawn: the model's own `generation_config.json`, with its penalties,
+    suppressed tokens and lengths, has no influence.
 
     Args:
         max_batch_tokens: tokens of one batch, prompts with padding and completions together.
@@ -98,11 +106,12 @@ class TransformersBackend(GenerationBackend):
             pad_token_id=pad_id,
             use_cache=True,
         )
-        output: Tensor = model.generate(  # type: ignore[operator]
-            **batch,
-            generation_config=config,
-            logits_processor=_processors(sampling, seeds, length),
-        )
+        with _without_defaults(model):
+            output: Tensor = model.generate(  # type: ignore[operator]
+                **batch,
+                generation_config=config,
+                logits_processor=_processors(sampling, seeds, length),
+            )
         rows = output[:, length:].tolist()
         return [decoded(chat_template, row, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
 
@@ -145,6 +154,24 @@ class SeededSampling(LogitsProcessor):
             ]
         )
         return scores - noise.log().to(scores)
+
+
+@contextmanager
+def _without_defaults(model: "nn.Module") -> Iterator[None]:
+    """Inside, the model has no generation defaults: `generate` fills what its configuration leaves open from them.
+
+    They are put back, because a whole model is saved together with them.
+    """
+    # The model under an adapter has the attribute; the wrapper passes on what it finds there.
+    owners = [module for module in model.modules() if isinstance(vars(module).get(_DEFAULTS), GenerationConfig)]
+    kept = [vars(module)[_DEFAULTS] for module in owners]
+    for module in owners:
+        setattr(module, _DEFAULTS, GenerationConfig())
+    try:
+        yield
+    finally:
+        for module, defaults in zip(owners, kept, strict=True):
+            setattr(module, _DEFAULTS, defaults)
 
 
 def _processors(sampling: Sampling, seeds: Sequence[int], prompt_length: int) -> LogitsProcessorList:

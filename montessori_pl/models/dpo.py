@@ -52,6 +52,8 @@ class DPOModule(LanguageModule):
             `loss_type: [LOSS, sft]` with `loss_weights: [1, sft_weight]`. DPO alone widens margins also by making both
             completions unlikely, and what becomes likely instead nobody has looked at.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        chat_template_kwargs: what the chat template is told apart from the messages, as by `apply_chat_template`, for
+            example `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
         trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
     """
@@ -67,10 +69,11 @@ class DPOModule(LanguageModule):
         label_smoothing: float,
         sft_weight: float,
         chat_template: str,
+        chat_template_kwargs: dict[str, Any] | None,
         base_dtype: BaseDtype,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(backbone, lora, chat_template, base_dtype, trust_remote_code)
+        super().__init__(backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code)
         check_preference_settings(beta, loss_type, label_smoothing, sft_weight)
         self.beta, self.loss_type, self.label_smoothing, self.sft_weight = beta, loss_type, label_smoothing, sft_weight
         self._copy: list[nn.Module] = []
@@ -219,12 +222,13 @@ class TeacherDPOModule(DPOModule):
         label_smoothing: float = 0.0,
         sft_weight: float = 0.0,
         chat_template: str = "auto",
+        chat_template_kwargs: dict[str, Any] | None = None,
         base_dtype: BaseDtype = "float32",
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(
             *(backbone, lora, beta, loss_type, label_smoothing, sft_weight),
-            *(chat_template, base_dtype, trust_remote_code),
+            *(chat_template, chat_template_kwargs, base_dtype, trust_remote_code),
         )
 
 

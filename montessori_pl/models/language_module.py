@@ -7,8 +7,8 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.data.chat_template import chat_template_file
 from montessori_pl.data.records import stable_seed
+from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, load_model, make_trainable
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
@@ -34,6 +34,8 @@ class LanguageModule(lightning.LightningModule):
         backbone: hub id, local directory, or a name of the embedded classroom.
         lora: the adapter; none trains all weights.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        chat_template_kwargs: what the chat template is told apart from the messages, as by `apply_chat_template`, for
+            example `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
         trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
 
@@ -49,12 +51,18 @@ class LanguageModule(lightning.LightningModule):
         lora: LoraSettings | None,
         chat_template: str,
         base_dtype: BaseDtype,
+        chat_template_kwargs: dict[str, Any] | None,
         trust_remote_code: bool,
     ) -> None:
         super().__init__()
-        self.backbone, self.lora, self.chat_template = backbone, lora, chat_template
+        self.backbone, self.lora = backbone, lora
+        self.chat_template, self.chat_template_kwargs = chat_template, chat_template_kwargs
         self.source = ModelSource(
-            backbone, chat_template=chat_template, base_dtype=base_dtype, trust_remote_code=trust_remote_code
+            backbone,
+            chat_template=chat_template,
+            base_dtype=base_dtype,
+            chat_template_kwargs=chat_template_kwargs,
+            trust_remote_code=trust_remote_code,
         )
         """What `configure_model` loads; a stage sets it to go on from trained weights."""
         if lora is None:

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate, LossOn
@@ -70,9 +70,11 @@ class ModelSource:
     weights: Path | None = None
     """Directory of a LoRA adapter, or of a whole fine-tuned model; none for the backbone as it is."""
     chat_template: str = "auto"
-    """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file."""
+    """Chat layout: `auto`, the name of a shipped one or of one of several of the tokenizer's, or the path of a file."""
     base_dtype: BaseDtype = "float32"
     """BaseDtype of the frozen weights; adapters are in float32 whatever it is."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """What the chat template is told apart from the messages."""
     loss_on: LossOn = "all"
     """Of which answers of a conversation the loss is taken: of all, or of the last one alone."""
     trust_remote_code: bool = False
@@ -102,12 +104,13 @@ def load_chat_template(source: ModelSource) -> ChatTemplate:
     """How this model writes conversations, and how long they may be.
 
     Raises:
-        ValueError: there is no such model or tokenizer, or no such layout, or the tokenizer does not fit the model.
+        ValueError: there is no such model or tokenizer, no such layout, it cannot write a question and its answer,
+            or the tokenizer does not fit the model.
     """
     tokenizer = load_tokenizer(source.backbone, source.trust_remote_code)
     config = load_config(source).get_text_config()
     context = getattr(config, "max_position_embeddings", None)
-    chat_template = ChatTemplate(tokenizer, source.chat_template, context, source.loss_on)
+    chat_template = ChatTemplate(tokenizer, source.chat_template, context, source.chat_template_kwargs, source.loss_on)
     written = [*chat_template.prompt_ids([{"role": "user", "content": "?"}]), chat_template.end_id]
     written += [tokenizer.eos_token_id, tokenizer.pad_token_id]
     check_vocabulary(source.backbone, tokenizer, getattr(config, "vocab_size", None), written)

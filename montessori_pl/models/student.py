@@ -20,6 +20,8 @@ class StudentModule(LanguageModule):
         backbone: the student's base model: hub id, local directory, or a name of the embedded classroom.
         lora: the adapter that is trained; null trains all weights.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
+        chat_template_kwargs: what the chat template is told apart from the messages, as by `apply_chat_template`, for
+            example `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base; `bfloat16` halves its memory, while the adapter, its moments and
             the arithmetic of influence stay in float32.
         loss_on: where examples have several turns, of which answers the loss is taken, in training, influence and
@@ -33,11 +35,12 @@ class StudentModule(LanguageModule):
         backbone: str = "classroom/student",
         lora: LoraSettings | None = LoraSettings(),
         chat_template: str = "auto",
+        chat_template_kwargs: dict[str, Any] | None = None,
         base_dtype: BaseDtype = "float32",
         loss_on: LossOn = "all",
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(backbone, lora, chat_template, base_dtype, trust_remote_code)
+        super().__init__(backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code)
         self.source = dataclasses.replace(self.source, loss_on=loss_on)
         self.optimizer_state: dict[str, Any] | None = None
         """State of AdamW in the checkpoint that was loaded last, with the moments of the warm-up; none if that is of a

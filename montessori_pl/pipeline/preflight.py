@@ -1,18 +1,22 @@
 """Checks before anything runs, for mistakes that would otherwise show after days: data, models, engines, trainer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from montessori_pl.batches.sources import ROLES, DataSources
 from montessori_pl.data.chat_template import ChatTemplate
+from montessori_pl.data.records import Example
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.pipeline.model_trial import Trial, by_section, trials, try_model
 from montessori_pl.pipeline.recipe import Step, needs_teacher
 from montessori_pl.pipeline.runner import Runner
+from montessori_pl.pipeline.template_check import check_prompts, check_template
 from montessori_pl.stages.base import Kind
+from montessori_pl.stages.generate_responses import GenerateResponses
+from montessori_pl.stages.recorded_examples import RecordedExamples
 
 
 def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> list[Trial]:
@@ -34,15 +38,22 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> l
         for note in one["notes"]:
             if runner.leads:
                 runner.display.say(note)
+    sources: dict[str, Sequence[Example]] = {
+        f"data.{role}": runner.data.read(role) for role in ROLES if getattr(runner.data, role) is not None
+    }
     runner.data.check_disjoint()
+    sources |= _recorded(steps)
     models = {Kind.STUDENT: runner.student().source}
     if any(needs_teacher(step.stage, runner.pool) for step in steps):
         models[Kind.TEACHER] = runner.teacher().source
     for kind, source in models.items():
         with _named(kind.value):
             chat_template = load_chat_template(source)
+            check_template(chat_template, sources if kind is Kind.STUDENT else {})
         if kind is Kind.STUDENT:
             _check_several_turns(runner.data, chat_template)
+    if any(isinstance(step.stage, GenerateResponses) for step in steps):
+        _check_prompts(runner, models, sources)
     asked = {name for step in steps for name in step.stage.teacher_names()}
     for name, member in runner.pool.items():
         with _named(f"teachers.{name}"):
@@ -75,6 +86,29 @@ def _check_several_turns(data: DataSources, chat_template: ChatTemplate) -> None
             with _named(f"data.{role}"):
                 for example in [one for one in data.read(role) if one.history][:1]:
                     chat_template.render_example(example)
+
+
+def _recorded(steps: Sequence[Step]) -> dict[str, Sequence[Example]]:
+    """What the recipe reads from files of its own."""
+    found: dict[str, Sequence[Example]] = {}
+    for step in steps:
+        if isinstance(step.stage, RecordedExamples):
+            with _named(f"recipe.{step.name}"):
+                found[f"recipe.{step.name}.source"] = step.stage.read().examples
+    return found
+
+
+def _check_prompts(
+    runner: Runner, models: Mapping[Kind, ModelSource], sources: Mapping[str, Sequence[Example]]
+) -> None:
+    """Look at whether teachers can be asked what the sources ask: instructions with their system messages."""
+    teachers = {f"teachers.{name}": (one.source(), one.generation) for name, one in runner.pool.items()}
+    if Kind.TEACHER in models:
+        teachers["teacher"] = models[Kind.TEACHER], None
+    for section, (source, engine) in teachers.items():
+        if (engine or runner.backend)().loads_weights:  # an endpoint has a template of its own
+            with _named(section):
+                check_prompts(load_chat_template(source), sources)
 
 
 def _check_engine(engine: GenerationBackend, source: ModelSource, offline: bool) -> None:

@@ -74,7 +74,10 @@ class RouterModule(LanguageModule):
     """
 
     def __init__(self, encoder: ModelSource, lora: LoraSettings | None, num_teachers: int) -> None:
-        super().__init__(encoder.backbone, lora, encoder.chat_template, encoder.base_dtype, encoder.trust_remote_code)
+        super().__init__(
+            *(encoder.backbone, lora, encoder.chat_template, encoder.base_dtype),
+            *(encoder.chat_template_kwargs, encoder.trust_remote_code),
+        )
         self.num_teachers = num_teachers
 
     def load(self) -> nn.Module:

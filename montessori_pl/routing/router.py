@@ -114,6 +114,7 @@ class LearnedRouter(Router):
             "backbone": source.backbone,
             "trained": source.weights is not None,
             "chat_template": source.chat_template,
+            "chat_template_kwargs": source.chat_template_kwargs,
             "base_dtype": source.base_dtype,
             "trust_remote_code": source.trust_remote_code,
             "max_length": self.encoder.max_length,
@@ -138,6 +139,7 @@ def load_router(directory: Path) -> Router:
         weights=directory / ENCODER if encoder["trained"] else None,
         chat_template=encoder["chat_template"],
         base_dtype=encoder["base_dtype"],
+        chat_template_kwargs=encoder["chat_template_kwargs"],
         trust_remote_code=encoder["trust_remote_code"],
     )
     head = Head(**load_file(directory / HEAD))

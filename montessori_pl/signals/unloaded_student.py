@@ -18,7 +18,10 @@ class UnloadedStudent(StudentModule):
     def __init__(self, student: StudentModule) -> None:
         source = student.source
         super().__init__(
-            source.backbone, chat_template=source.chat_template, trust_remote_code=source.trust_remote_code
+            source.backbone,
+            chat_template=source.chat_template,
+            chat_template_kwargs=source.chat_template_kwargs,
+            trust_remote_code=source.trust_remote_code,
         )
         self.source = source
 

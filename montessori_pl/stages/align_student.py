@@ -87,6 +87,7 @@ class AlignStudent(Stage):
             label_smoothing=self.label_smoothing,
             sft_weight=self.sft_weight,
             chat_template=before.chat_template,
+            chat_template_kwargs=before.chat_template_kwargs,
             base_dtype=source.base_dtype,
             trust_remote_code=source.trust_remote_code,
         )

@@ -220,11 +220,11 @@ class GenerateResponses(Stage):
             try:
                 if answer is None:
                     raise Rejected("too long for the context", "no room for a response")
-                self.response_filter.check(answer.text, answer.finished)
+                text = self.response_filter.kept(answer.text, answer.finished)
             except Rejected as error:
                 rejected.append(question.rejection(error, answer.text if answer else "", number))
             else:
-                accepted.append(question.example(answer.text, answer.finished, number))
+                accepted.append(question.example(text, answer, number))
         return accepted, rejected
 
 
@@ -249,7 +249,7 @@ class _Question:
     asked: Example
     generator: Generator
 
-    def example(self, text: str, finished: bool, number: int) -> Example:
+    def example(self, text: str, answer: Completion, number: int) -> Example:
         return Example(
             id=self.id,
             instruction=self.asked.instruction,
@@ -258,8 +258,8 @@ class _Question:
             history=self.asked.history,
             prompt_id=self.asked.id,
             prompt=self.asked.instruction,
-            completion=text,
-            completion_finished=finished,
+            completion=answer.text,
+            completion_finished=answer.finished,
             teacher=self.generator.name,
             seed_task_ids=(self.asked.id,),
             batch=number,

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from montessori_pl.batches.sources import source_file
 from montessori_pl.classroom.names import locate
-from montessori_pl.data.formats import load_source
+from montessori_pl.data.formats import LoadedSource, load_source
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate, real
 from montessori_pl.run_directory.atomic import write_records
@@ -35,18 +35,26 @@ class RecordedExamples(Stage):
 
     def check_environment(self) -> None:
         """Read the source, so that a file that cannot be read shows before anything has run."""
-        try:
-            load_source(locate(self.source))
-        except OSError as error:
-            raise ValueError(str(error)) from error
+        self.read()
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work, but the examples."""
-        return StageEstimate(expected_output=real(load_source(locate(self.source)).examples))
+        return StageEstimate(expected_output=real(self.read().examples))
+
+    def read(self) -> LoadedSource:
+        """The examples, and the rows that are none.
+
+        Raises:
+            ValueError: there is no such source, or it cannot be read.
+        """
+        try:
+            return load_source(locate(self.source))
+        except OSError as error:
+            raise ValueError(f"source: {error}") from error
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Read all rows; those that are no examples become rejections."""
-        loaded = load_source(locate(self.source))
+        loaded = self.read()
         write_records(context.directory / EXAMPLES, loaded.examples)
         write_records(context.directory / REJECTIONS, loaded.rejections)
         return {

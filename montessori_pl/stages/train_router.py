@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from montessori_pl.data.chat_template import chat_template_file
 from montessori_pl.data.records import stable_id
+from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate, mean, passes
 from montessori_pl.estimates.training import estimate_training

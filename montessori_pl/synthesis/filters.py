@@ -1,10 +1,12 @@
-"""Which instructions and responses are kept: cheap rules that look at one text and never change it."""
+"""Which instructions and responses are kept: cheap rules that look at one text; only reasoning is taken out of it."""
 
 import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
+from montessori_pl.data.reasoning import REASONING_TAGS, without_reasoning
 from montessori_pl.data.text import is_blank
 
 SELF_INSTRUCT_KEYWORDS = (
@@ -81,23 +83,34 @@ class ResponseFilter:
     """Shortest response that is kept, in characters without the blanks at both ends."""
     allow_unfinished: bool = True
     """Whether a response that was cut at the token limit is kept, as the original code does."""
+    reasoning: Literal["remove", "refuse", "keep"] = "remove"
+    """What is done with the reasoning of a teacher that thinks, `<think>...</think>`: `remove` keeps the answer behind
+    it, `refuse` drops the response, `keep` lets a student learn the reasoning. The teacher's completion keeps it."""
 
-    def check(self, response: str, finished: bool) -> None:
-        """Pass silently, or say why the response is dropped.
+    def kept(self, response: str, finished: bool) -> str:
+        """The response as a student sees it.
 
         Args:
             response: what the teacher answered.
             finished: whether the teacher ended the answer itself (False: cut at the token limit).
 
         Raises:
-            Rejected: `empty response`, `too short` or `unfinished response`.
+            Rejected: `empty response`, `too short`, `unfinished response`, `reasoning` or `unfinished reasoning`.
         """
+        if self.reasoning != "keep" and any(tag in response for tag in REASONING_TAGS):
+            answer = without_reasoning(response)
+            if self.reasoning == "refuse":
+                raise Rejected("reasoning", f"{len(response) - len(answer or '')} of {len(response)} characters")
+            if answer is None:
+                raise Rejected("unfinished reasoning", f"no {REASONING_TAGS[1]} in {len(response)} characters")
+            response = answer
         length = 0 if is_blank(response) else len(response.strip())
         if length < self.min_characters:
             reason = "too short" if length else "empty response"
             raise Rejected(reason, f"{length} characters, at least {self.min_characters} are asked for")
         if not (finished or self.allow_unfinished):
             raise Rejected("unfinished response", f"cut after {len(response)} characters")
+        return response
 
 
 def _opens_a_sentence(character: str) -> bool:

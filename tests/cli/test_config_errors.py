@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from recipe_files import SHIPPED, Mistake, Recipe, contents
+from tiny_models import save_tiny_model
 
 import callbacks
 from montessori_pl import renames, stages
@@ -59,7 +60,7 @@ class TestMistakes:
     def test_misspelt_setting_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(student__init_args__backbon="x")) == (
             "student: StudentModule has no setting 'backbon'; did you mean 'backbone'? there are: backbone, lora, "
-            "chat_template, base_dtype"
+            "chat_template, chat_template_kwargs, base_dtype"
         )
         assert mistake("--config", recipe(student__init_args__lora={"rank": 8})) == (
             "student.lora: LoraSettings has no setting 'rank'; there are: r, alpha, dropout, target_modules, layers"
@@ -290,6 +291,23 @@ class TestMistakes:
     def test_unknown_name_of_the_classroom(self, mistake: Mistake, recipe: Recipe) -> None:
         said = mistake("--config", recipe(data__seed_tasks="classroom/sedes"))
         assert said.startswith("data.seed_tasks: unknown name 'classroom/sedes': the classroom has classroom/teacher, ")
+
+    def test_chat_template_that_refuses_an_example(self, mistake: Mistake, recipe: Recipe, tmp_path: Path) -> None:
+        """It would be seen after the training; a recorded source and a reference set are looked at alike."""
+        backbone = Path(save_tiny_model(tmp_path / "student"))
+        template = backbone / "chat_template.jinja"
+        refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+        template.write_text(refusal + template.read_text())
+        source = Path("brief.jsonl")
+        source.write_text('{"id": "r1", "system": "be brief", "instruction": "why?", "response": "so."}\n')
+        said = "refuses a conversation with the turns system, user, assistant: no system turn; move the system messages"
+        student = {"student__init_args__backbone": str(backbone)}
+        sentence = mistake("--config", recipe(**student, data__reference=str(source)))
+        assert sentence.startswith("student: data.reference, example r1: the chat template of ")
+        assert said in sentence
+        sentence = mistake("--config", recipe(**student, recipe__recorded__init_args__source=str(source)))
+        assert sentence.startswith("student: recipe.recorded.source, example r1: the chat template of ")
+        assert not Path("run").exists()
 
     def test_missing_model_is_found_before_anything_runs(self, mistake: Mistake, recipe: Recipe) -> None:
         """Otherwise the first stage would be pinned to a backbone that does not exist."""

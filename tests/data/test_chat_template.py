@@ -14,8 +14,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from montessori_pl.data.chat_template import CHAT_TEMPLATES, ChatTemplate, LossOn, Rendered
+from montessori_pl.data.chat_template import ChatTemplate, LossOn, Rendered
 from montessori_pl.data.records import Example, Message, Turn
+from montessori_pl.data.template_text import CHAT_TEMPLATES
 
 TEXTS = [
     "What is one and one? It is two, is it not?",
@@ -169,7 +170,7 @@ def test_trained_tokens_are_the_responses_and_their_end_tokens(kind: str, layout
         assert ids[-1] == end_id
         assert end_id not in ids[:-1], "the text of an end token is text"
         assert not set(ids[:-1]) & set(tokenizer.all_special_ids)
-        assert tokenizer.decode(ids[:-1]) == text
+        assert chat_template.decode(ids) == (text, True)
         assert ids == chat_template.response_ids(text)
 
 
@@ -206,7 +207,23 @@ def test_single_turn_without_system_message(kind: str, layout: str) -> None:
     text = AROUND[layout][0].replace(SYSTEM_TURN[layout], "")
     assert len(text) == len(AROUND[layout][0]) - len(SYSTEM_TURN[layout])
     assert before == token_ids(tokenizer, text)
-    assert response == [*token_ids(tokenizer, "a"), chat_template.end_id]
+    # Whether a blank stands in front of the word depends on what stands before it.
+    assert [*before, *response] == token_ids(tokenizer, f"{text}a{END[layout]}")
+
+
+@each_tokenizer
+@pytest.mark.parametrize("response", ["a", "a b c\n\nd", "What is it?", "ñ 你好"])
+def test_token_ids_are_those_of_the_template_as_a_whole(kind: str, layout: str, response: str) -> None:
+    """Whatever is tokenized by itself here; with and without a system message, in one turn and in two."""
+    chat_template, tokenizer = make_chat(kind, layout), make_tokenizer(kind, layout)
+    for messages in (conversation(response), conversation(response, system=""), conversation("b", response)):
+        whole = tokenizer.apply_chat_template(
+            [dict(one) for one in messages], chat_template=chat_template.text.source, return_dict=False
+        )
+        ids = chat_template.render(messages).input_ids
+        assert ids == whole[: len(ids)]
+        assert len(whole) - len(ids) <= 2, "line breaks behind the end token"
+        assert chat_template.conversation_ids(messages) == whole
 
 
 @each_tokenizer

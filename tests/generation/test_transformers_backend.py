@@ -1,21 +1,31 @@
 """A completion depends on its request alone, is a sample of the model's softmax, and says how it ended."""
 
 import dataclasses
+import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_models import save_tiny_model, tiny_tokenizer
+from tiny_models import random_adapter, save_tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
 from montessori_pl.generation.transformers_backend import PresencePenalty
-from montessori_pl.models.loading import LoraSettings, ModelSource, attach_lora, load_model, save_weights
+from montessori_pl.models.loading import (
+    LoraSettings,
+    ModelSource,
+    attach_lora,
+    load_chat_template,
+    load_model,
+    save_weights,
+)
 
 END = 2
 QUESTIONS = ["a", "why is it so?", "what", "a longer question than that.", "b c d", "so"]
@@ -62,6 +72,48 @@ def greedy(source: ModelSource, text: str, max_tokens: int) -> tuple[str, bool]:
         eos_token_id=chat_template.end_id,
     )
     return chat_template.decode(output[0, ids.shape[1] :].tolist())
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 1},
+        {"min_new_tokens": 9, "suppress_tokens": list(range(5, 15)), "begin_suppress_tokens": [16, 17]},
+        {"do_sample": True, "top_k": 1, "temperature": 0.1, "min_p": 0.9, "typical_p": 0.1},
+        {
+            "bad_words_ids": [[9], [10]],
+            "forced_bos_token_id": 7,
+            "forced_eos_token_id": 2,
+            "sequence_bias": [[[8], 9.0]],
+        },
+        {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 2.0, "max_length": 20, "stop_strings": ["a"]},
+        {"eos_token_id": [5, 6, 7], "guidance_scale": 2.0, "renormalize_logits": True, "return_dict_in_generate": True},
+    ],
+    ids=lambda defaults: next(iter(defaults)),
+)
+@pytest.mark.parametrize("adapted", [False, True], ids=["whole model", "under an adapter"])
+def test_generation_defaults_of_a_model_do_not_count(
+    backbone: str, defaults: dict[str, Any], adapted: bool, tmp_path: Path
+) -> None:
+    """The same weights with another `generation_config.json` draw the same, and keep the file's values."""
+    changed = tmp_path / "model"
+    shutil.copytree(backbone, changed)
+    config = changed / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | defaults))
+    wanted, engine = requests(2), TransformersBackend(device="cpu")
+    answers: list[list[Completion]] = []
+    for directory in (Path(backbone), changed):
+        source = ModelSource(str(directory))
+        if adapted:
+            source = random_adapter(source, LoraSettings(r=2), tmp_path / f"adapter_{directory.name}")
+        model = load_model(source)
+        engine.serve(model, load_chat_template(source))
+        before = model.generation_config.to_dict()
+        for sampling in (GREEDY, Sampling(top_p=1.0, max_tokens=12)):
+            answers.append(engine.generate(wanted, sampling))
+        assert model.generation_config.to_dict() == before
+    assert answers[:2] == answers[2:]
+    assert len({one.text for one in answers[0]}) > 3, "the answers could differ"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import yaml
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.cli.fit import MontessoriCLI, main
 from montessori_pl.config_errors import SentenceParser
-from montessori_pl.data.chat_template import CHAT_TEMPLATES
+from montessori_pl.data.template_text import CHAT_TEMPLATES
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.run_directory.fingerprint import UNKNOWN, common_file, pinned, same, with_content
 from montessori_pl.run_directory.run_directory import RunDirectory, RunDirectoryError

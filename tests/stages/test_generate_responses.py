@@ -216,6 +216,16 @@ def test_what_is_not_kept_is_said(tmp_path: Path) -> None:
     assert metrics["rejected"] == {"too short": 1, "too long for the context": 1}
 
 
+def test_teacher_that_thinks(tmp_path: Path) -> None:
+    """The student sees the answer; the completion, from which a teacher is aligned, is as it was sampled."""
+    room = Room(tmp_path, instructions=("say why</think>4",))
+    room.run({"teachers.base": None}, teachers="base")
+    (example,) = room.examples
+    assert "</think>" in example.completion
+    assert example.response == example.completion.partition("</think>")[2].strip()
+    assert example.response.startswith("4 ")
+
+
 def route(tmp_path: Path, teachers: Sequence[str], values: Sequence[float]) -> Path:
     """The directory of a stage that has chosen among teachers."""
     directory = tmp_path / "chosen"

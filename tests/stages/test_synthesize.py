@@ -317,6 +317,22 @@ class TestRejections:
         assert metrics["accepted"] == 0
         assert metrics["rejected"]["unfinished response"] > 0
 
+    def test_teacher_that_thinks(self, workshop: Workshop) -> None:
+        """A draft in its reasoning is no instruction; the student sees the answer, alignment the whole completion."""
+        draft = "<think><instruction>a draft</instruction></think>"
+        teacher = ScriptedTeacher(
+            write=lambda rng: draft + varied(rng), answer=lambda text: f"<think>how?</think>\n\n{text.upper()}"
+        )
+        workshop.run(teacher, num_prompts=2)
+        assert workshop.examples
+        for example in workshop.examples:
+            assert "draft" not in example.instruction
+            assert example.response == example.instruction.upper()
+            assert example.completion.startswith(draft)
+        unfinished = ScriptedTeacher(write=lambda rng: "<think>" + varied(rng))
+        other = Workshop(workshop.root / "unfinished")
+        assert other.run(unfinished, num_prompts=1)["rejected"] == {"unfinished reasoning": 4}
+
 
 class TestLongPrompts:
     def test_shots_are_dropped_until_the_prompt_fits(self, workshop: Workshop) -> None:

@@ -79,15 +79,44 @@ def test_settings_that_make_no_sense_are_named() -> None:
 
 
 def test_responses() -> None:
-    ResponseFilter().check("4", finished=False)
-    ResponseFilter(allow_unfinished=False).check("4", finished=True)
-    ResponseFilter(min_characters=0).check("", finished=True)
+    ResponseFilter().kept("4", finished=False)
+    ResponseFilter(allow_unfinished=False).kept("4", finished=True)
+    ResponseFilter(min_characters=0).kept("", finished=True)
     with pytest.raises(Rejected, match="empty response: 0 characters"):
-        ResponseFilter().check(" \n", finished=True)
+        ResponseFilter().kept(" \n", finished=True)
     with pytest.raises(Rejected, match="too short: 1 characters, at least 2"):
-        ResponseFilter(min_characters=2).check("4", finished=True)
+        ResponseFilter(min_characters=2).kept("4", finished=True)
     with pytest.raises(Rejected, match="unfinished response: cut after 8 characters"):
-        ResponseFilter(allow_unfinished=False).check("The answ", finished=False)
+        ResponseFilter(allow_unfinished=False).kept("The answ", finished=False)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("<think>\nwhy\n</think>\n\nIt is 4.", "It is 4."),
+        ("why</think>4", "4"),  # the prompt has opened it
+        ("<think></think>4", "4"),
+        ("So: <think>a</think>4<think>b</think> or 5", "So: 4or 5"),
+        ("<think>a <think>b</think> c</think> 4", "4"),
+        ("2 < 4 and 5 > 4, thinks <b>he</b>", "2 < 4 and 5 > 4, thinks <b>he</b>"),
+    ],
+)
+def test_reasoning_is_taken_out_of_a_response(response: str, answer: str) -> None:
+    assert ResponseFilter().kept(response, finished=True) == answer
+    assert ResponseFilter(reasoning="keep").kept(response, finished=True) == response
+    if response == answer:
+        assert ResponseFilter(reasoning="refuse").kept(response, finished=True) == response
+    else:
+        with pytest.raises(Rejected, match=rf"reasoning: {len(response) - len(answer)} of {len(response)} characters"):
+            ResponseFilter(reasoning="refuse").kept(response, finished=True)
+
+
+def test_reasoning_that_never_ends_is_no_response() -> None:
+    for response in ("<think>I wonder", "<think>a</think>4<think>I"):
+        with pytest.raises(Rejected, match=rf"unfinished reasoning: no </think> in {len(response)} characters"):
+            ResponseFilter().kept(response, finished=False)
+    with pytest.raises(Rejected, match="empty response"):
+        ResponseFilter().kept("<think>a</think>\n", finished=True)
 
 
 def test_a_rejection_survives_a_worker_process() -> None:

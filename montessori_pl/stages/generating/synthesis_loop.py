@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from montessori_pl.data.reasoning import without_reasoning
 from montessori_pl.data.records import Example, Message, Rejection, stable_seed
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.stages.base import StageContext
@@ -103,12 +104,12 @@ class SynthesisLoop:
             try:
                 if response is None:
                     raise Rejected("too long for the context", "no room for a response")
-                self.rules.response_filter.check(response.text, response.finished)
-                self.held_out.check_response(response.text)
+                text = self.rules.response_filter.kept(response.text, response.finished)
+                self.held_out.check_response(text)
             except Rejected as error:
                 rejections.append(_rejection(candidate, number, error, candidate.instruction))
                 continue
-            accepted.append(_example(candidate, number, response.text))
+            accepted.append(_example(candidate, number, text))
         if len(accepted) < len(candidates):  # after a kill nobody would know the instructions that were not answered
             self.index = self._index([*self.examples, *accepted])
         return accepted, rejections
@@ -138,7 +139,10 @@ class SynthesisLoop:
             yield candidate
 
     def _checked_instruction(self, candidate: _Candidate) -> str:
-        instruction = self.rules.synthesizer.instruction(candidate.completion.text)
+        answer = without_reasoning(candidate.completion.text)
+        if answer is None:
+            raise Rejected("unfinished reasoning", f"it does not end in {len(candidate.completion.text)} characters")
+        instruction = self.rules.synthesizer.instruction(answer)
         self.rules.instruction_filter.check(instruction)
         self.held_out.check_instruction(instruction)
         match = self.index.find(instruction)
