@@ -16,7 +16,7 @@ from montessori_pl.stages.generating.generators import Generator, Generators, te
 from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 from montessori_pl.synthesis.contamination import Decontamination
-from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.diversity import diversity_metrics
 from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
 
 
@@ -174,7 +174,7 @@ class Augment(Stage):
             "rejected": _reasons(rejections),
             **self._shortfall(_missing(wanted, written), rejections),
             **usage_metrics(journal.commits),
-            "diversity": diversity([example.instruction for example in written]),
+            **diversity_metrics(written),
         }
 
     def _batch(

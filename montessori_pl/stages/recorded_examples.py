@@ -11,7 +11,8 @@ from montessori_pl.estimates.estimate import StageEstimate, real
 from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, Kind, Stage, StageContext
-from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.diversity import diversity_metrics
+from montessori_pl.synthesis.repetition import TeacherRepetition
 
 
 class RecordedExamples(Stage):
@@ -45,5 +46,6 @@ class RecordedExamples(Stage):
         return {
             "accepted": len(examples),
             "rejected": dict(Counter(rejection.reason for rejection in rejections).most_common()),
-            "diversity": diversity([example.instruction for example in examples]),
+            **diversity_metrics(examples),
+            "warnings": TeacherRepetition.of(examples).warnings(),
         }
