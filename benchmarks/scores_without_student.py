@@ -70,6 +70,7 @@ def seconds(signal: SignalCallback, student: str, pool: Path, directory: Path) -
         iteration=1,
         directory=directory,
         seed=0,
+        run_seed=0,
         inputs={"examples": pool, "student": None},
         data=DataSources("classroom/seed_tasks", "classroom/reference"),
         student=lambda: StudentModule(student),

@@ -52,6 +52,7 @@ def stage_context(directory: Path, **changes: Any) -> StageContext:
         "iteration": 1,
         "directory": directory,
         "seed": 5,
+        "run_seed": 5,
         "inputs": {},
         "data": DataSources("none", "none"),
         "student": never,

@@ -107,7 +107,7 @@ class ChatTemplate:
 
     def telling(self, variables: Mapping[str, Any]) -> "ChatTemplate":
         """The same template, told something else."""
-        return ChatTemplate(self.tokenizer, self.layout, self.context, variables)
+        return ChatTemplate(self.tokenizer, self.layout, self.context, variables, self.loss_on)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to where the assistant's next turn begins."""

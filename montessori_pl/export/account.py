@@ -59,6 +59,9 @@ def what_came_out(source: Source) -> str:
         if diversity := origin.metrics.get("diversity"):
             named = ((_DIVERSITY.get(name, name), _number(value)) for name, value in diversity.items())
             parts.append(table(("the accepted instructions", "how varied"), named))
+        if responses := origin.metrics.get("response_diversity"):
+            distinct = (("different responses, as a share", _number(responses["distinct_rate"])),)
+            parts.append(table(("the accepted responses", "how varied"), distinct))
         parts += [prose(f"**The run warns:** {sentence}.") for sentence in origin.metrics.get("warnings", [])]
     return "\n\n".join(parts)
 

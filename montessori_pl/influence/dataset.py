@@ -69,7 +69,9 @@ def score_dataset(
     Raises:
         ValueError: a row cannot be read or has no response within `max_length`; the sentence says which.
     """
-    chat_template = ChatTemplate(tokenizer, layout, getattr(model.config, "max_position_embeddings", None), loss_on)
+    chat_template = ChatTemplate(
+        tokenizer, layout, getattr(model.config, "max_position_embeddings", None), loss_on=loss_on
+    )
     device = next(model.parameters()).device
 
     def batches(rows: Iterable[dict[str, Any]]) -> list[Batch]:

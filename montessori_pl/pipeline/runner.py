@@ -168,6 +168,7 @@ class Runner:
             iteration=step.iteration,
             directory=self.run_directory.directory(step.key),
             seed=seed,
+            run_seed=self.seed,
             inputs={setting: self._verified(key) for setting, key in step.inputs.items()},
             data=self.data,
             student=self.student,

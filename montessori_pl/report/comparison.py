@@ -33,6 +33,7 @@ MEASURES = (
     Measure("data_token_entropy", "entropy of words", DATA, ".2f"),
     Measure("data_first_word_entropy", "of first words", DATA, ".2f"),
     Measure("data_distinct_rate", "distinct share", DATA, ".2f"),
+    Measure("data_response_distinct_rate", "of responses", DATA, ".2f"),
     Measure("data_mean_max_rouge_l", "mean max ROUGE-L", DATA, ".2f"),
     Measure("influence", "mean score", SCORE, ".3g"),
     Measure("positive_rate", "positive share", SCORE, ".2f"),

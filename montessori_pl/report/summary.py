@@ -15,6 +15,7 @@ from montessori_pl.run_directory.run_directory import RunDirectory
 MODEL_KINDS = ("student", "teacher")
 INFLUENCE = ("mean", "standard_error", "positive_rate", "count")
 BREADTH = ("token_entropy", "first_word_entropy", "distinct_rate", "mean_max_rouge_l")
+RESPONSES = "response_distinct_rate"
 
 
 def summarize(root: Path) -> dict[str, Any]:
@@ -57,9 +58,9 @@ def summarize(root: Path) -> dict[str, Any]:
         else:
             summary["training" if kind in MODEL_KINDS else "data"][key] = metrics
         if "positive_rate" in metrics:
-            numbers = metrics | metrics.get("diversity", {})
+            numbers = metrics | metrics.get("diversity", {}) | _of_responses(metrics)
             summary["influence"][key] = {
-                name: numbers[name] for name in (*INFLUENCE, *BREADTH, "reference_loss") if name in numbers
+                name: numbers[name] for name in (*INFLUENCE, *BREADTH, RESPONSES, "reference_loss") if name in numbers
             }
     return summary
 
@@ -84,8 +85,14 @@ def _trained_on(run_directory: RunDirectory, evaluation: str, student: str) -> M
     """How many and how varied the examples are on which a student was trained; nothing for a base model."""
     examples = _source(run_directory, _source(run_directory, evaluation, f"students.{student}"), "examples")
     metrics = _metrics(run_directory, examples)
-    numbers = metrics | metrics.get("diversity", {})
-    return {f"data_{name}": numbers[name] for name in ("accepted", *BREADTH) if name in numbers}
+    numbers = metrics | metrics.get("diversity", {}) | _of_responses(metrics)
+    return {f"data_{name}": numbers[name] for name in ("accepted", *BREADTH, RESPONSES) if name in numbers}
+
+
+def _of_responses(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The share of different responses; nothing where there are none."""
+    measured = metrics.get("response_diversity", {})
+    return {RESPONSES: measured["distinct_rate"]} if "distinct_rate" in measured else {}
 
 
 def _source(run_directory: RunDirectory, key: str, setting: str) -> str:

@@ -62,7 +62,7 @@ def _influence(influence: Mapping[str, Mapping[str, float]]) -> Table:
         title="scores, diversity and held-out loss",
         title_justify="left",
         caption="diversity: entropy of the words and of the first words, in nats; distinct\n"
-        "instructions; mean ROUGE-L of an instruction and the one most like it",
+        "instructions; mean ROUGE-L of an instruction and the one most like it;\ndistinct responses",
         caption_justify="left",
     )
     table.add_column("stage")
@@ -83,9 +83,11 @@ def _diversity(numbers: Mapping[str, float], separator: str) -> str:
     """How varied examples are, on several lines; a dash where it was not measured."""
     if not numbers.keys() >= {"token_entropy", "first_word_entropy", "distinct_rate", "mean_max_rouge_l"}:
         return "-"
+    responses = f"\nresponses {numbers['response_distinct_rate']:.0%}" if "response_distinct_rate" in numbers else ""
     return (
         f"words {numbers['token_entropy']:.2f}{separator}first {numbers['first_word_entropy']:.2f}\n"
         f"distinct {numbers['distinct_rate']:.0%}{separator}ROUGE {numbers['mean_max_rouge_l']:.2f}"
+        f"{responses}"
     )
 
 
@@ -118,6 +120,11 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
             f"distinct {diversity['distinct_rate']:.0%}, distinct bigrams {diversity['distinct_2']:.0%}, "
             f"mean maximal ROUGE-L {diversity['mean_max_rouge_l']:.2f}"
         )
+        if responses := metrics.get("response_diversity"):
+            lines.append(
+                f"responses: distinct {responses['distinct_rate']:.0%}, mean maximal ROUGE-L "
+                f"{responses['mean_max_rouge_l']:.2f}"
+            )
     if "mistakes" in metrics:
         lines.append(f"{metrics['mistakes']} mistakes in {metrics['looked_at']} examples")
     if "generated_tokens" in metrics:

@@ -80,3 +80,26 @@ def penalty_losses(features: Tensor, labels: Tensor, penalties: Sequence[float])
             coefficients[part == fold] = head(features[part == fold])
         losses[penalty] = bradley_terry_loss(coefficients, labels).item()
     return losses
+
+
+def constant_coefficients(labels: Tensor) -> Tensor:
+    """The coefficients with the least Bradley-Terry loss that are the same for all prompts, shape (K,), float64.
+
+    Args:
+        labels: from `pair_labels`, shape (N, K, K).
+    """
+    return fit_head(_no_features(labels), labels, penalty=1.0).bias
+
+
+def constant_loss(labels: Tensor) -> float:
+    """The loss of `constant_coefficients`, cross-validated as that of a penalty; a router has to fall below it.
+
+    Args:
+        labels: from `pair_labels`, shape (N, K, K); the prompts in random order.
+    """
+    (loss,) = penalty_losses(_no_features(labels), labels, [1.0]).values()
+    return loss
+
+
+def _no_features(labels: Tensor) -> Tensor:
+    return labels.new_empty(len(labels), 0)

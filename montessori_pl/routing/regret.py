@@ -16,6 +16,8 @@ from montessori_pl.stats.bootstrap import bootstrap_rows, percentile_interval
 
 HITS = (1, 3)
 """The k of Hit@k."""
+ORACLE = "oracle"
+"""Name of the router that sees all responses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +38,18 @@ class RouterComparison:
         """Compare a router's coefficients (N, K) with the same ones (K,) for all prompts."""
         reward = tables["reward"]
         constants = np.broadcast_to(constant, reward.shape)
-        return cls(teachers, tables, {"router": router, "constant": constants, "oracle": reward})
+        return cls(teachers, tables, {"router": router, "constant": constants, ORACLE: reward})
 
     def summary(self, name: str) -> dict[str, Any]:
-        """What a router gets on the mean of all prompts, what it misses, how often it is right, and whom it asks."""
+        """What a router gets on the mean of all prompts, what it misses, how often it is right, and whom it asks.
+
+        The oracle asks all teachers that share the best reward of a prompt, each for an equal part of it.
+        """
         order, reward = self._order(name), self.tables["reward"]
-        missed = self._taken("oracle", "reward") - self._taken(name, "reward")
+        missed = self._taken(ORACLE, "reward") - self._taken(name, "reward")
         best = np.nanmax(reward, axis=1, keepdims=True)
         right = np.take_along_axis(reward, order, axis=1) == best  # a tie for the best is as good
-        shares = np.bincount(order[:, 0], minlength=len(self.teachers)) / len(order)
+        shares = self._asked(name).mean(axis=0)
         return {
             **{table: float(self._taken(name, table).mean()) for table in self.tables},
             "regret": float(missed.mean()),
@@ -66,7 +71,20 @@ class RouterComparison:
         answered = np.where(np.isnan(self.tables["reward"]), -np.inf, self.coefficients[name])
         return np.argsort(-answered, axis=1, kind="stable")
 
+    def _asked(self, name: str) -> Array:
+        """The part of each prompt for which a router asks each teacher, shape (N, K); rows have the sum 1."""
+        if name == ORACLE:
+            best = self.tables["reward"] == np.nanmax(self.tables["reward"], axis=1, keepdims=True)
+            return best / best.sum(axis=1, keepdims=True)
+        asked = np.zeros(self.tables["reward"].shape)
+        np.put_along_axis(asked, self._order(name)[:, :1], 1.0, axis=1)
+        return asked
+
     def _taken(self, name: str, table: str) -> Array:
         """The numbers of the responses that a router takes, shape (N,)."""
-        taken: Array = np.take_along_axis(self.tables[table], self._order(name)[:, :1], axis=1)[:, 0]
+        if name == ORACLE and table == "reward":
+            best: Array = np.nanmax(self.tables[table], axis=1)  # a mean of equals may differ in its last digit
+            return best
+        asked = self._asked(name)
+        taken: Array = np.where(asked > 0, asked * self.tables[table], 0.0).sum(axis=1)
         return taken

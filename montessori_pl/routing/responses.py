@@ -5,7 +5,7 @@ pool has shape (N, K): N prompts, K teachers; NaN where a teacher has not answer
 """
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -78,6 +78,13 @@ class ResponsePool:
                 if found := [numbers[answer.id] for answer in answers if answer.id in numbers]:
                     table[row, column] = statistics.fmean(found)
         return table
+
+    def without(self, teachers: Collection[str]) -> "ResponsePool":
+        """The pool as if these teachers had answered nothing."""
+        left = {key: answers for key, answers in self.answers.items() if key[1] not in teachers}
+        return ResponsePool(
+            sorted({prompt for prompt, _ in left}), [name for name in self.teachers if name not in teachers], left
+        )
 
     def counts(self) -> dict[str, int]:
         """The number of responses of each teacher."""

@@ -16,7 +16,7 @@ from montessori_pl.stages.generating.generators import Generator, Generators, te
 from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer, single_turn
 from montessori_pl.synthesis.contamination import Decontamination
-from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.diversity import diversity_metrics
 from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
 
 
@@ -178,7 +178,7 @@ class Augment(Stage):
             "left_out_with_several_turns": len(context.examples("examples")) - len(wanted),
             **self._shortfall(_missing(wanted, written), rejections),
             **usage_metrics(journal.commits),
-            "diversity": diversity([example.instruction for example in written]),
+            **diversity_metrics(written),
         }
 
     def _batch(

@@ -91,6 +91,8 @@ class StageContext:
     """Where the stage writes; what lies there comes from an earlier session of the same stage."""
     seed: int
     """Depends on the run's seed, the iteration and the stage's name."""
+    run_seed: int
+    """The run's seed, for what several stages must draw alike."""
     inputs: Mapping[str, Path | None]
     """For each setting that names a stage, that stage's verified directory; none for a model that no stage trained."""
     data: DataSources

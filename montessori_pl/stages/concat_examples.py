@@ -7,7 +7,7 @@ from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import MAX_SAMPLES, ExpectedRecords, StageEstimate, evenly
 from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import EXAMPLES, ITSELF, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.diversity import diversity_metrics
 
 BEFORE = "growing"
 """The setting under which the stage reads what it held before."""
@@ -78,5 +78,5 @@ class ConcatExamples(Stage):
             "accepted": len(combined),
             "rejected": {},
             "added": added,
-            "diversity": diversity([example.instruction for example in combined.values()]),
+            **diversity_metrics([*combined.values()]),
         }

@@ -13,8 +13,9 @@ from montessori_pl.routing import Prompt, RouteLimits, load_router
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, ROUTING, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.generating.generators import Generator, Generators, student, teacher, usage_metrics
-from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.diversity import diversity, diversity_metrics
 from montessori_pl.synthesis.filters import Rejected, ResponseFilter
+from montessori_pl.synthesis.repetition import TeacherRepetition
 
 ASSUMED_ANSWERS = "Answers are assumed to be as long as the responses that are there, or as the seeds'."
 
@@ -145,15 +146,19 @@ class GenerateResponses(Stage):
             context.progress.advance(len(asked[round_]))
 
     def _metrics(self, context: StageContext, journal: Journal) -> dict[str, Any]:
-        """Whose answers were accepted and why others were not, what they took, and how varied the instructions are."""
+        """Whose answers were accepted and why others were not, what they took, and how varied they are."""
         examples = read_records(context.directory / EXAMPLES, Example)
         rejections = read_records(context.directory / REJECTIONS, Rejection)
+        repetition = TeacherRepetition.of(examples)
         return {
             "accepted": len(examples),
             "rejected": dict(Counter(rejection.reason for rejection in rejections).most_common()),
             "teachers": dict(Counter(example.teacher for example in examples)),
             **usage_metrics(journal.commits),
+            **diversity_metrics(examples),
             "diversity": diversity(list(dict.fromkeys(example.instruction for example in examples))),
+            "repetition": repetition.metrics(),
+            "warnings": repetition.warnings(),
         }
 
     def _generators(self, context: StageContext) -> dict[str, Generator]:

@@ -10,7 +10,8 @@ from montessori_pl.estimates.estimate import StageEstimate, real
 from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, Kind, Stage, StageContext
-from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.diversity import diversity_metrics
+from montessori_pl.synthesis.repetition import TeacherRepetition
 
 
 class RecordedExamples(Stage):
@@ -61,6 +62,6 @@ class RecordedExamples(Stage):
             "accepted": len(loaded.examples),
             "rejected": loaded.left_out(),
             "unread_columns": dict(loaded.unread),
-            "diversity": diversity([example.instruction for example in loaded.examples]),
-            **({"warnings": notes} if (notes := loaded.notes()) else {}),
+            **diversity_metrics(loaded.examples),
+            "warnings": [*loaded.notes(), *TeacherRepetition.of(loaded.examples).warnings()],
         }

@@ -16,7 +16,7 @@ from montessori_pl.routing.limits import choose
 from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import EXAMPLES, ROUTING, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.selection.responses import in_chunks, read_pool
-from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.diversity import diversity_metrics
 
 COEFFICIENTS = "coefficients"
 """Directory of what the router says of the prompts, until the stage has finished."""
@@ -84,7 +84,7 @@ class RouteResponses(Stage):
             "rejected": {"no answer by a teacher of the router": left_out} if left_out else {},
             "shares": {name: count / len(picked) for name, count in Counter(names).most_common()},
             "not_answered_by_the_best": int((~allowed[range(len(prompts)), coefficients.argmax(axis=1)]).sum()),
-            "diversity": diversity([example.instruction for example in picked]),
+            **diversity_metrics(picked),
         }
 
 

@@ -33,7 +33,7 @@ from montessori_pl.stages.base import (
 )
 from montessori_pl.stages.scoring.score_files import UNSCORED, ScoreFiles
 from montessori_pl.stats.distribution import describe
-from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.diversity import diversity_metrics
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -214,7 +214,7 @@ class ScoreExamples(Stage):
             **self._counted(references),
             **describe(values),
             **_ties(examples.examples, scores),
-            "diversity": diversity([example.instruction for example in examples.examples]),
+            **diversity_metrics(examples.examples),
             **reference_loss,
         }
 

@@ -9,7 +9,7 @@ from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import EXAMPLES, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.selection.scores import num_scored, read_scores, score_inputs, score_names
-from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.diversity import diversity_metrics
 
 
 class SelectBest(Stage):
@@ -67,5 +67,5 @@ class SelectBest(Stage):
             "threshold": values[best[-1]],
             "mean_score": statistics.fmean(values[id_] for id_ in best),
             "mean_score_of_all": statistics.fmean(values.values()),
-            "diversity": diversity([example.instruction for example in kept]),
+            **diversity_metrics(kept),
         }

@@ -14,7 +14,14 @@ from montessori_pl.routing import ConstantRouter, ResponsePool
 from montessori_pl.routing.responses import Array
 from montessori_pl.routing.selection import NEEDED, Rule, merit, ranking
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.selection.responses import read_pool, read_pool_scores, save_router
+from montessori_pl.stages.selection.responses import (
+    MAX_REPEATED_RATE,
+    check_max_repeated_rate,
+    leave_out_degenerate,
+    read_pool,
+    read_pool_scores,
+    save_router,
+)
 from montessori_pl.stats.bootstrap import bootstrap_rows, percentile_interval
 
 
@@ -37,6 +44,10 @@ class SelectTeacher(Stage):
             tokens), the highest instruction-following difficulty (`ifd`).
         beta: how much the loss discounts the quality. The default is not verified: the paper's value was not found.
         betas: the sensitivity of CAR's ranking is reported for these.
+        max_repeated_rate: a degenerate teacher is left out, with a warning: more than this share of its responses is
+            given to other prompts too, it repeats itself far more than the median of the other teachers does, and what
+            it repeats does not depend on the prompt. Teachers who rightly answer all prompts with a few labels are
+            kept. Null leaves out no teacher, and only warns.
         first_iteration_only: whether later iterations go without this stage.
     """
 
@@ -52,11 +63,13 @@ class SelectTeacher(Stage):
         rule: Rule = "car",
         beta: float = 3.0,
         betas: tuple[float, ...] = (0.0, 0.5, 1.0, 3.0, 10.0, math.inf),
+        max_repeated_rate: float | None = MAX_REPEATED_RATE,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
         self.examples, self.quality, self.loss = examples, quality, loss
-        self.rule, self.beta, self.betas = rule, beta, betas
+        self.rule, self.beta, self.betas, self.max_repeated_rate = rule, beta, betas, max_repeated_rate
+        check_max_repeated_rate(max_repeated_rate)
         if loss is None and rule in ("car", "loss", "ifd"):
             raise ValueError(f"rule {rule!r} needs the student's losses: name in `loss` the stage that scored them")
         if min(beta, *betas) < 0:
@@ -77,12 +90,13 @@ class SelectTeacher(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Rank, and leave the ranking as a router that sends everything to the best."""
-        pool = read_pool(context)
+        pool, repetition = leave_out_degenerate(read_pool(context), self.max_repeated_rate)
         tables = self._complete(context, pool, self._tables(context, pool))
         means = {name: table.mean(axis=0) for name, table in tables.items()}
         merits = merit(self.rule, means, self.beta)
         save_router(context, ConstantRouter(pool.teachers, merits.tolist()))
-        return self._metrics(pool, tables, means, ranking(pool.teachers, merits)[0], context.seed)
+        metrics = self._metrics(pool, tables, means, ranking(pool.teachers, merits)[0], context.seed)
+        return {**repetition, **metrics, "warnings": [*repetition["warnings"], *metrics["warnings"]]}
 
     def _tables(self, context: StageContext, pool: ResponsePool) -> dict[str, Array]:
         """Quality and length, and what the signal of `loss` knows; each of shape (N, K)."""

@@ -17,8 +17,9 @@ from montessori_pl.stages.generating.generators import Generator, Generators, te
 from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer, single_turn
 from montessori_pl.synthesis.contamination import Decontamination
-from montessori_pl.synthesis.diversity import diversity
+from montessori_pl.synthesis.diversity import diversity_metrics
 from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
+from montessori_pl.synthesis.repetition import TeacherRepetition
 
 
 class Synthesize(Stage):
@@ -164,8 +165,11 @@ class Synthesize(Stage):
             "accepted": len(examples),
             "rejected": dict(Counter(rejection.reason for rejection in rejections).most_common()),
             **usage_metrics(journal.commits),
-            "diversity": diversity([example.instruction for example in examples]),
-            **({"warnings": monitor.sentences()} if monitor is not None else {}),
+            **diversity_metrics(examples),
+            "warnings": [
+                *(monitor.sentences() if monitor is not None else []),
+                *TeacherRepetition.of(examples).warnings(),
+            ],
         }
 
     def _monitor(self, context: StageContext, journal: Journal) -> CollapseMonitor | None:

@@ -20,7 +20,7 @@ from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat_te
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, ResponsePool
 from montessori_pl.routing.encoder import PromptEncoder, encode_prompts
-from montessori_pl.routing.head import fit_head, penalty_losses
+from montessori_pl.routing.head import constant_coefficients, constant_loss, fit_head, penalty_losses
 from montessori_pl.routing.module import Compared, RouterModule, collate_compared
 from montessori_pl.routing.preferences import Normalization, bradley_terry_loss, combined_rewards, pair_labels
 from montessori_pl.routing.regret import RouterComparison
@@ -28,7 +28,15 @@ from montessori_pl.routing.responses import Array
 from montessori_pl.routing.router import ENCODER
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.selection.responses import in_chunks, read_pool, read_pool_scores, save_router
+from montessori_pl.stages.selection.responses import (
+    MAX_REPEATED_RATE,
+    check_max_repeated_rate,
+    in_chunks,
+    leave_out_degenerate,
+    read_pool,
+    read_pool_scores,
+    save_router,
+)
 from montessori_pl.stages.training.fit import TrainingData, fit
 
 FEWEST = 10
@@ -59,7 +67,9 @@ class TrainRouter(Stage):
         normalization: how scores are made comparable within a prompt: `zscore`, `minmax` or `none`. Accounts of the
             paper differ in how it normalises, so that the default is not verified.
         tie_margin: responses whose rewards differ by no more than this count as equally good.
-        held_out: share of the prompts that the router is judged by and does not learn from; at least 10 prompts.
+        held_out: share of the prompts that the router is judged by and does not learn from; at least 10 prompts. Which
+            ones depends on the run's seed and on the prompts alone, so that all routers of a run that read the same
+            responses are judged by the same prompts.
         fallback_to_constant: whether the best single teacher gets all prompts, where the router's gain over that cannot
             be told from zero (its 95% interval reaches zero). Off leaves the learned router in any case.
         encoder: the language model that reads prompts; null takes the student's base. From a hub or a directory.
@@ -67,10 +77,15 @@ class TrainRouter(Stage):
         max_length: longest prompt in tokens; of longer ones the end is read.
         batch_tokens: tokens of one batch of prompts, padding included, where the encoder is not trained.
         penalties: L2 penalties on the weights of the head on a frozen encoder, for standardised features; five-fold
-            cross-validation on the prompts that it learns from chooses among them.
+            cross-validation on the prompts that it learns from chooses among them, and a warning says when the lowest
+            or the highest was chosen, so that a better one may lie beyond.
         training: train the encoder together with the head, in this way; null leaves the encoder as it is, which needs
             no accelerator and finds the best head exactly.
         lora: the adapter that is trained then; null trains all weights of the encoder.
+        max_repeated_rate: a degenerate teacher is left out, with a warning: more than this share of its responses is
+            given to other prompts too, it repeats itself far more than the median of the other teachers does, and what
+            it repeats does not depend on the prompt. Teachers who rightly answer all prompts with a few labels are
+            kept. Null leaves out no teacher, and only warns.
         first_iteration_only: whether later iterations go without this stage.
     """
 
@@ -97,6 +112,7 @@ class TrainRouter(Stage):
         penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         training: TrainingSettings | None = None,
         lora: LoraSettings | None = None,
+        max_repeated_rate: float | None = MAX_REPEATED_RATE,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
@@ -105,7 +121,8 @@ class TrainRouter(Stage):
         self.held_out, self.fallback_to_constant = held_out, fallback_to_constant
         self.encoder, self.encoder_chat = encoder, encoder_chat
         self.max_length, self.batch_tokens, self.penalties = max_length, batch_tokens, penalties
-        self.training, self.lora = training, lora
+        self.training, self.lora, self.max_repeated_rate = training, lora, max_repeated_rate
+        check_max_repeated_rate(max_repeated_rate)
         self.uses = ("student", "trainer") if training is not None else ("student",)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be from 0 to 1, found {alpha:g}")
@@ -139,17 +156,31 @@ class TrainRouter(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Fit the router, judge it, and leave it or the best single teacher behind."""
-        pool, calibration = self._calibration(context)
-        learned, judged = calibration.split(self.held_out, context.seed)
+        pool, repetition = leave_out_degenerate(read_pool(context), self.max_repeated_rate)
         if self.training is None and not _leads():
             return {}  # only training takes all processes
+        if len(pool.teachers) == 1:
+            return {**repetition, **self._leave_only(context, pool)} if _leads() else {}
+        learned, judged = self._calibration(context, pool).split(self.held_out, context.run_seed, pool.prompts)
         router, metrics = self._fit(context, pool.teachers, learned)
         if not _leads():
             return {}
-        return {**metrics, **self._judge(context, router, learned, judged, len(pool.prompts))}
+        warnings = [*repetition["warnings"], *metrics.pop("warnings", [])]
+        judgement = self._judge(context, router, learned, judged, len(pool.prompts))
+        return {**repetition, **metrics, **judgement, "warnings": warnings}
 
-    def _calibration(self, context: StageContext) -> "tuple[ResponsePool, Calibration]":
-        pool = read_pool(context)
+    def _leave_only(self, context: StageContext, pool: ResponsePool) -> dict[str, Any]:
+        """Where all others were left out there is nothing to learn."""
+        (teacher,) = pool.teachers
+        _leave(context, ConstantRouter(pool.teachers, [0.0]))
+        return {
+            "prompts": len(pool.prompts),
+            "best_single_teacher": teacher,
+            "fell_back_to_constant": True,
+            "finding": f"{teacher} is the only teacher that was not left out, so that it gets all prompts",
+        }
+
+    def _calibration(self, context: StageContext, pool: ResponsePool) -> "Calibration":
         tables = {
             name: pool.table({score.id: score.value for score in read_pool_scores(context, name)})
             for name in ("quality", "learnability")
@@ -163,7 +194,7 @@ class TrainRouter(Stage):
             )
         tables = {name: table[compared] for name, table in {"reward": reward, **tables}.items()}
         prompts = [prompt for prompt, fits in zip(pool.prompts, compared, strict=True) if fits]
-        return pool, Calibration(prompts, tables)
+        return Calibration(prompts, tables)
 
     def _source(self, context: StageContext | EstimateContext) -> ModelSource:
         """The encoder before it is trained."""
@@ -189,8 +220,25 @@ class TrainRouter(Stage):
         labels = pair_labels(learned.tables["reward"], self.tie_margin)
         losses = penalty_losses(features, labels, self.penalties)
         penalty = min(losses, key=lambda one: (losses[one], -one))
-        metrics = {"penalty": penalty, "cross_validated_loss": {f"{one:g}": loss for one, loss in losses.items()}}
+        constant = constant_loss(labels)
+        metrics = {
+            "penalty": penalty,
+            "cross_validated_loss": {f"{one:g}": loss for one, loss in losses.items()},
+            "cross_validated_loss_of_constant": constant,
+            "warnings": self._warn_of_edge(penalty, losses[penalty], constant),
+        }
         return LearnedRouter(teachers, encoder, fit_head(features, labels, penalty)), metrics
+
+    def _warn_of_edge(self, penalty: float, loss: float, constant: float) -> list[str]:
+        """A sentence where the chosen penalty is the lowest or the highest of several."""
+        lowest, highest = min(self.penalties), max(self.penalties)
+        if lowest == highest or penalty not in (lowest, highest):
+            return []
+        edge, more = ("lowest", "lower") if penalty == lowest else ("highest", "higher")
+        return [
+            f"penalty {penalty:g}, the {edge} of `penalties`, has the least cross-validated loss ({loss:.3f}; the same "
+            f"coefficients for all prompts have {constant:.3f}): a better one may lie beyond, so add {more} ones"
+        ]
 
     def _train(
         self,
@@ -242,11 +290,13 @@ class TrainRouter(Stage):
         best = max(router.teachers, key=lambda name: constant.values[router.teachers.index(name)])
         gain = "{mean:+.3g} (95% interval {low:+.3g} to {high:+.3g})".format(**gains["reward"])
         labels = pair_labels(judged.tables["reward"], self.tie_margin)
+        fixed = constant_coefficients(pair_labels(learned.tables["reward"], self.tie_margin))
         return {
             "prompts": num_prompts,
             "prompts_with_pairs": len(learned.prompts) + len(judged.prompts),
             "prompts_held_out": len(judged.prompts),
             "pair_loss": bradley_terry_loss(torch.from_numpy(coefficients), labels).item(),
+            "pair_loss_of_constant": bradley_terry_loss(fixed.expand(len(labels), -1), labels).item(),
             "best_single_teacher": best,
             "router": comparison.summary("router"),
             "constant": comparison.summary("constant"),
@@ -283,10 +333,22 @@ class Calibration:
     tables: dict[str, Array]
     """`reward`, `quality` and `learnability`, each (N, K)."""
 
-    def split(self, held_out: float, seed: int) -> "tuple[Calibration, Calibration]":
-        """What is learned from and what is held out, in an order that depends on the seed and each prompt alone."""
-        order = sorted(range(len(self.prompts)), key=lambda row: stable_id(seed, *self.prompts[row]))
-        count = min(max(round(held_out * len(order)), FEWEST), len(order) - FEWEST)
+    def split(self, held_out: float, seed: int, pool: Sequence[Prompt]) -> "tuple[Calibration, Calibration]":
+        """What is learned from and what is held out, in an order that depends on the seed and each prompt alone.
+
+        Args:
+            held_out: share of the pool's prompts that are held out.
+            seed: the same one gives the same split.
+            pool: all prompts. The share is taken of these, so that routers for which other prompts can be compared
+                hold out the same ones, as far as there are enough.
+        """
+
+        def place(prompt: Prompt) -> str:
+            return stable_id(seed, *prompt)
+
+        first = set(sorted(pool, key=place)[: round(held_out * len(pool))])
+        order = sorted(range(len(self.prompts)), key=lambda row: place(self.prompts[row]))
+        count = min(max(sum(prompt in first for prompt in self.prompts), FEWEST), len(order) - FEWEST)
         return self._part(order[count:]), self._part(order[:count])
 
     def mean_rewards(self) -> Array:

@@ -3,10 +3,13 @@
 How varied texts are, and how often they repeat each other, depends on how many there are. Both sides are therefore
 measured on equally many completions, and near duplicates are counted anew within these: among thousands of accepted
 examples a new one finds its like more easily than among the first hundreds, whoever writes it.
+
+The responses of accepted examples are compared too, by how many differ and how many are near duplicates: a teacher may ask
+varied questions and answer all of them with one text.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +25,9 @@ from montessori_pl.synthesis.near_duplicates import NearDuplicateIndex
 BASELINE, FALLBACK_TEACHER = "guard.baseline", "guard.fallback_teacher"
 ALARM = "alarm"
 """Note in the journal, at the batch after which the alarm went off."""
+
+FEWEST_RESPONSES = 20
+"""Fewer responses are not compared: one repetition would be a large part of them."""
 
 Fallback = Literal["none", "mixture", "unaligned"]
 
@@ -64,6 +70,20 @@ class CollapseGuard:
         return self.fallback == "unaligned" or (self.fallback == "mixture" and index % 2 == 1)
 
 
+@dataclass
+class _Writing:
+    """What completions hold, in the order of writing."""
+
+    instructions: list[str | None] = field(default_factory=list)
+    """The instruction of each completion; none where there was no instruction."""
+    responses: list[str] = field(default_factory=list)
+    """The response of each accepted example that has one."""
+
+    def extend(self, other: "_Writing") -> None:
+        self.instructions += other.instructions
+        self.responses += other.responses
+
+
 class CollapseMonitor:
     """The guard on duty in one stage. The alarm goes off once, and stands in the journal.
 
@@ -89,7 +109,7 @@ class CollapseMonitor:
         self.guard, self.journal, self.directory = guard, journal, context.directory
         self._synthesizer, self._max_similarity = synthesizer, max_similarity
         self._before = self._read(context.input_dir(BASELINE))
-        if not self._before:
+        if not self._before.instructions:
             raise StageError(
                 f"{context.key}: guard.baseline names {guard.baseline!r}, which holds no completions of a teacher to "
                 "compare with; name a Synthesize stage that the teacher before alignment wrote"
@@ -109,8 +129,8 @@ class CollapseMonitor:
             rejected: its rejections.
             last: whether no batch follows.
         """
-        self._written += self._instructions(accepted, rejected)
-        enough = len(self._written) >= min(self.guard.window, len(self._before))
+        self._written.extend(self._writing(accepted, rejected))
+        enough = len(self._written.instructions) >= min(self.guard.window, len(self._before.instructions))
         if self.alarmed or not (enough or last):
             return {}
         return {ALARM: 1} if self._crossed(self._written) else {}
@@ -122,7 +142,7 @@ class CollapseMonitor:
         number = next(number for number, commit in enumerate(self.journal.commits) if ALARM in commit)
         written = self._read(self.directory, number)
         return [
-            f"after {len(written)} completions the writing had moved beyond the limits "
+            f"after {len(written.instructions)} completions the writing had moved beyond the limits "
             f"({'; '.join(self._crossed(written))}); {self._consequence(number == len(self.journal.commits) - 1)}"
         ]
 
@@ -134,31 +154,50 @@ class CollapseMonitor:
         what = "the rest" if self.guard.fallback == "unaligned" else "every second prompt of the rest"
         return f"{what} was written by the teacher before alignment, {self.guard.fallback_teacher}"
 
-    def _crossed(self, written: Sequence[str | None]) -> list[str]:
+    def _crossed(self, written: _Writing) -> list[str]:
         """The limits that the last completions have crossed, a clause each."""
-        size = min(self.guard.window, len(self._before), len(written))
+        before, window, limits = self._before, self.guard.window, self.guard.limits
+        size = min(window, len(before.instructions), len(written.instructions))
         if not size:
             return []
-        return self.guard.limits.crossed(self._measures(self._before[-size:]), self._measures(written[-size:]))
+        clauses = limits.crossed(
+            self._measures(before.instructions[-size:]), self._measures(written.instructions[-size:])
+        )
+        size = min(window, len(before.responses), len(written.responses))
+        if size >= FEWEST_RESPONSES:
+            both = self._response_measures(before.responses[-size:]), self._response_measures(written.responses[-size:])
+            clauses += [f"of the responses: {clause}" for clause in limits.crossed(*both)]
+        return clauses
 
     def _measures(self, completions: Sequence[str | None]) -> dict[str, float]:
         """The numbers that have limits, of completions given by their instructions."""
         instructions = [instruction for instruction in completions if instruction is not None]
-        index = NearDuplicateIndex(self._max_similarity)
-        repeated = 0
-        for number, instruction in enumerate(instructions):
-            if index.find(instruction) is not None:
-                repeated += 1
-            else:
-                index.add(str(number), instruction)
         return {
             **diversity(instructions),
             "parsed_rate": len(instructions) / len(completions),
-            "near_duplicate_rate": repeated / len(completions),
+            "near_duplicate_rate": self._num_repeated(instructions) / len(completions),
         }
 
-    def _read(self, directory: Path, last_batch: int | None = None) -> list[str | None]:
-        """The instruction of each completion of a stage, in the order of writing; none where there was no instruction.
+    def _response_measures(self, responses: Sequence[str]) -> dict[str, float]:
+        """The numbers of responses that have limits; how many words they use depends on what they answer."""
+        return {
+            "distinct_rate": len(set(responses)) / len(responses),
+            "near_duplicate_rate": self._num_repeated(responses) / len(responses),
+        }
+
+    def _num_repeated(self, texts: Sequence[str]) -> int:
+        """How many texts are near duplicates of an earlier one."""
+        index = NearDuplicateIndex(self._max_similarity)
+        repeated = 0
+        for number, text in enumerate(texts):
+            if index.find(text) is not None:
+                repeated += 1
+            else:
+                index.add(str(number), text)
+        return repeated
+
+    def _read(self, directory: Path, last_batch: int | None = None) -> _Writing:
+        """What the completions of a stage hold.
 
         Args:
             directory: the stage's.
@@ -166,14 +205,14 @@ class CollapseMonitor:
         """
         paths = directory / EXAMPLES, directory / REJECTIONS
         if not all(path.exists() for path in paths):
-            return []
+            return _Writing()
         examples, rejections = read_records(paths[0], Example), read_records(paths[1], Rejection)
-        return self._instructions(
+        return self._writing(
             [one for one in examples if last_batch is None or one.batch <= last_batch],
             [one for one in rejections if last_batch is None or one.batch <= last_batch],
         )
 
-    def _instructions(self, accepted: Sequence[Example], rejected: Sequence[Rejection]) -> list[str | None]:
+    def _writing(self, accepted: Sequence[Example], rejected: Sequence[Rejection]) -> _Writing:
         """The same for records."""
         found: list[tuple[int, str, str | None]] = [
             (example.batch, example.id, example.instruction) for example in accepted if example.prompt_id
@@ -181,7 +220,11 @@ class CollapseMonitor:
         # A prompt without any completion, because it is too long, is rejected under its own id.
         completed = [one for one in rejected if one.prompt_id not in ("", one.id)]
         found += [(one.batch, one.id, self._rejected_instruction(one)) for one in completed]
-        return [instruction for _, _, instruction in sorted(found, key=lambda one: one[:2])]
+        answered = [example for example in accepted if example.prompt_id and example.response]
+        return _Writing(
+            [instruction for _, _, instruction in sorted(found, key=lambda one: one[:2])],
+            [example.response for example in sorted(answered, key=lambda one: (one.batch, one.id))],
+        )
 
     def _rejected_instruction(self, rejection: Rejection) -> str | None:
         try:

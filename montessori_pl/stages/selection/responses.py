@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,6 +11,7 @@ from torch import Tensor
 from montessori_pl.data.records import Example, Score, read_records
 from montessori_pl.routing import Prompt, ResponsePool, Router
 from montessori_pl.stages.base import EXAMPLES, ROUTING, SCORES, StageContext, StageError
+from montessori_pl.synthesis.repetition import TeacherRepetition
 
 CHUNK = 256
 """Prompts whose numbers are kept at a time: what a kill can cost."""
@@ -32,6 +34,49 @@ def read_pool(context: StageContext) -> ResponsePool:
             f"{', '.join(pool.teachers) or 'no response'}"
         )
     return pool
+
+
+MAX_REPEATED_RATE = 0.8
+"""Default of the setting `max_repeated_rate`."""
+
+
+def check_max_repeated_rate(rate: float | None) -> None:
+    """Raise a `ValueError` where the setting is no share."""
+    if rate is not None and not 0 <= rate <= 1:
+        raise ValueError(f"max_repeated_rate must be from 0 to 1, or null to leave out no teacher, found {rate:g}")
+
+
+def leave_out_degenerate(pool: ResponsePool, max_repeated_rate: float | None) -> tuple[ResponsePool, dict[str, Any]]:
+    """The pool without the teachers whose responses do not depend on the prompt.
+
+    Args:
+        pool: the responses.
+        max_repeated_rate: the setting; of the teachers that stand out, those are left out whose `repeated_rate` is
+            higher.
+
+    Returns:
+        the pool, and metrics: `repetition` of all teachers, `teachers_left_out`, and a sentence of `warnings` for each
+        teacher that stands out, whether or not it is left out.
+    """
+    repetition = TeacherRepetition.of(answers[0] for answers in pool.answers.values())
+    outliers = repetition.outliers()
+    left_out = [
+        name
+        for name in outliers
+        if max_repeated_rate is not None and repetition.teachers[name].repeated_rate > max_repeated_rate
+    ]
+    warnings = [
+        f"{repetition.clause(name)}; "
+        + (
+            f"it is left out, because more than max_repeated_rate {max_repeated_rate:g} are repeated: set that to "
+            "null to keep it"
+            if name in left_out
+            else "it is kept, and can be chosen"
+        )
+        for name in outliers
+    ]
+    metrics = {"repetition": repetition.metrics(), "teachers_left_out": left_out, "warnings": warnings}
+    return pool.without(left_out), metrics
 
 
 def read_pool_scores(context: StageContext, setting: str) -> list[Score]:

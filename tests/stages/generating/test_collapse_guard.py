@@ -47,7 +47,7 @@ def mute(rng: random.Random) -> str:
 class Teachers(GenerationBackend):
     """Writes as the loaded teacher does, and answers with that teacher's name; may die at one of its calls."""
 
-    def __init__(self, aligned: Write, dies_at: int | None = None, answer: str = "I, {}") -> None:
+    def __init__(self, aligned: Write, dies_at: int | None = None, answer: str = "I, {}: {}") -> None:
         self.aligned, self.dies_at, self.answer = aligned, dies_at, answer
         self.events: list[str] = []
         self.calls = 0
@@ -69,7 +69,7 @@ class Teachers(GenerationBackend):
         texts = [
             write(random.Random(request.seed))
             if request.messages[0]["content"].startswith(ASKED)
-            else self.answer.format(self._loaded)
+            else self.answer.format(self._loaded, request.messages[0]["content"])
             for request in requests
         ]
         return [Completion(text=text, finished=True, num_tokens=9) for text in texts]
@@ -234,7 +234,7 @@ class TestFallback:
         for example in school.examples("data"):
             unaligned = example.batch >= 2 and int(example.prompt_id[-5:]) % 2 == 1
             assert example.teacher == ("the-teacher" if unaligned else "the-teacher + aligned")
-            assert example.response == ("I, base" if unaligned else "I, aligned")
+            assert example.response.startswith("I, base: " if unaligned else "I, aligned: ")
         assert {example.batch for example in school.examples("data")} == {0, 1, 2, 3, 4}
         ids = [example.id for example in school.examples("data")]
         assert ids == sorted(ids), "in the order of the prompts, whoever wrote them"
