@@ -52,8 +52,8 @@ class Noise:
             return None
         return (
             f"exact influence is lost in the rounding of float32: its noise is {self.noise:.2g} nats, the scores of "
-            f"the sample differ by {self.spread:.2g}; first order has no such floor (method: first_order), or take a "
-            "larger lr"
+            f"the sample differ by {self.spread:.2g}; first order has a much lower floor (method: first_order), or "
+            "take a larger lr"
         )
 
 
