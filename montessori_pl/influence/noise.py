@@ -4,8 +4,9 @@ An exact influence is the difference of two losses that are nearly the same. The
 difference, while the rounding of the losses and of the moved parameters stays: below some step nothing else is left.
 
 Along the way of a step, influence is a smooth function of how far one goes; what is not smooth about it is noise. For
-f at 1 - h, 1 and 1 + h times the step, f(1 - h) - 2 f(1) + f(1 + h) has six times the variance of the noise, and what
-curvature adds is h^2 f'', some ten thousandth of the influence.
+f at 1, 1 + h and 1 + 2h times the step, f(1) - 2 f(1 + h) + f(1 + 2h) has six times the variance of the noise. What
+curvature adds is h^2 f'', some ten thousandth of the influence for h = .01. A step of which a hundredth would be
+rounded away takes a larger h; it is so short that it has no curvature.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ from montessori_pl.influence.exact import ExactInfluence, one_step
 from montessori_pl.influence.functional import Batch, unpadded
 from montessori_pl.influence.updates import Params
 
-NEARBY = 0.01
-"""How far beside the step f is looked at, as a share of it."""
+NEAREST, FARTHEST = 0.01, 4.0
+"""Bounds of h."""
+ROUNDINGS = 16
+"""By so many units in the last place a parameter moves from one place to the next."""
 EXAMPLES = 8
 """Examples that the noise is measured on."""
 
@@ -49,8 +52,8 @@ class Noise:
             return None
         return (
             f"exact influence is lost in the rounding of float32: its noise is {self.noise:.2g} nats, the scores of "
-            f"the sample differ by {self.spread:.2g}; first order has no such floor (method: first_order), or take a "
-            "larger lr"
+            f"the sample differ by {self.spread:.2g}; first order has a much lower floor (method: first_order), or "
+            "take a larger lr"
         )
 
 
@@ -66,10 +69,18 @@ def measure_noise(exact: ExactInfluence, batches: Sequence[Batch], values: Seque
     squares = []
     for example, value in zip(examples, values, strict=False):
         moved = one_step(exact.loss, exact.params, example, exact.update)
-        less, more = (exact.after(stretched(exact.null, moved, 1 + side)).centred for side in (-NEARBY, NEARBY))
-        squares.append((less - 2 * value + more) ** 2 / 6)
+        apart = _apart(exact.null, moved)
+        second, third = (exact.after(stretched(exact.null, moved, 1 + n * apart)).centred for n in (1, 2))
+        squares.append((value - 2 * second + third) ** 2 / 6)
     spread = torch.tensor(list(values), dtype=torch.float64).std().item() if len(values) > 1 else 0.0
     return Noise((sum(squares) / len(squares)) ** 0.5, spread)
+
+
+def _apart(null: Params, moved: Params) -> float:
+    """The share of a step that moves most parameters by some units in the last place."""
+    units = torch.cat([(p.abs() * torch.finfo(p.dtype).eps / (moved[n] - p).abs()).flatten() for n, p in null.items()])
+    # Parameters that do not move at all are infinitely many units apart, and those at zero too are no number.
+    return min(FARTHEST, max(NEAREST, ROUNDINGS * units.nan_to_num(nan=0.0).median().item()))
 
 
 def stretched(null: Params, moved: Params, factor: float) -> Params:

@@ -147,7 +147,7 @@ class ClippedGradient:
         norms = torch.stack([_norms(grads[name], param) for name, param in params.items()])
         scale = (self.max_norm / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
         clipped = {
-            name: grads[name] * scale.reshape(*scale.shape, *[1] * param.dim()) for name, param in params.items()
+            name: grads[name] * scale.reshape((*scale.shape, *[1] * param.dim())) for name, param in params.items()
         }
         return self.update(params, clipped)
 

@@ -47,8 +47,8 @@ def test_noise_is_what_float64_does_not_have(model: nn.Module, lr: float) -> Non
 
 
 def test_where_exact_is_rounding_first_order_is_chosen(model: nn.Module) -> None:
-    """Ten thousand times below a usual step: exact ranks at random, and would have judged first order a failure."""
-    lr = 1e-8
+    """Ten thousand times below a usual step: exact ranks loosely, and would have judged first order a failure."""
+    lr = 1e-7
     engine = scorer(model, lr, min_agreement=0.9, refine=2.0)
     choice = engine.calibrate(EXAMPLES)
     assert choice is not None
