@@ -177,7 +177,7 @@ def test_another_number_of_processes_does_not_go_on(backbone: Path, tmp_path: Pa
     assert checkpoint["TrainingData"] == {"epoch": 0, "next_batch": 2, "world_size": 1}
     checkpoint["TrainingData"]["world_size"] = 2
     torch.save(checkpoint, path)
-    with pytest.raises(StageError, match="^this training was begun by 2 processes and cannot go on with 1: "):
+    with pytest.raises(StageError, match=r"^this training was begun by 2 processes and cannot go on with 1: "):
         train(backbone, tmp_path / "stage", None, {"checkpoint_every_n_steps": 1})
 
 
