@@ -195,7 +195,7 @@ def test_two_processes_train_as_one(recipe: Path, tmp_path: Path) -> None:
     chosen = examples[:12]
     lengths = [sum(one.completion_mask) for one in encode_examples(chosen, chat_template, max_length=64)[0]]
     assert len(lengths) == 12
-    assert len(set(lengths)) > 4
+    assert len(set(lengths)) >= 4
     path = trained_on(chosen, recipe, tmp_path)
 
     half = ["--recipe.trained.training.batch_size", "2"]
