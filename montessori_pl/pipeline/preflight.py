@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from montessori_pl.classroom.names import locate
+from montessori_pl.data.formats import read_examples
 from montessori_pl.data.records import Example
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models.loading import ModelSource, load_chat_template
@@ -62,13 +64,16 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> N
         raise ValueError(f"trainer: {error}") from error
 
 
-def _recorded(steps: Sequence[Step]) -> dict[str, Sequence[Example]]:
+def _recorded(steps: Sequence[Step]) -> dict[str, list[Example]]:
     """What the recipe reads from files of its own."""
-    found: dict[str, Sequence[Example]] = {}
+    found: dict[str, list[Example]] = {}
     for step in steps:
         if isinstance(step.stage, RecordedExamples):
             with _named(f"recipe.{step.name}"):
-                found[f"recipe.{step.name}.source"] = step.stage.read()[0]
+                try:
+                    found[f"recipe.{step.name}.source"] = read_examples(locate(step.stage.source))
+                except OSError as error:
+                    raise ValueError(f"source: {error}") from error
     return found
 
 

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 from montessori_pl.batches.sources import source_file
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.formats import read_source
-from montessori_pl.data.records import Example, Rejection
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate, real
 from montessori_pl.run_directory.atomic import write_records
@@ -36,22 +35,11 @@ class RecordedExamples(Stage):
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work, but the examples."""
-        return StageEstimate(expected_output=real(self.read()[0]))
-
-    def read(self) -> tuple[list[Example], list[Rejection]]:
-        """The examples, and the rows that are none.
-
-        Raises:
-            ValueError: there is no such source, or it cannot be read.
-        """
-        try:
-            return read_source(locate(self.source))
-        except OSError as error:
-            raise ValueError(f"source: {error}") from error
+        return StageEstimate(expected_output=real(read_source(locate(self.source))[0]))
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Read all rows; those that are no examples become rejections."""
-        examples, rejections = self.read()
+        examples, rejections = read_source(locate(self.source))
         write_records(context.directory / EXAMPLES, examples)
         write_records(context.directory / REJECTIONS, rejections)
         return {
