@@ -48,7 +48,7 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.token_ids = special_token_ids(tokenizer)
         """What a text never becomes, by how it is written."""
-        self.token_ids |= {marker: tokenizer.convert_tokens_to_ids(marker) for marker in turn_markers}
+        self.token_ids |= {marker: tokenizer.get_vocab()[marker] for marker in turn_markers}
         self._any = _any_of(self.token_ids)
         self._places = re.compile(f"(?={self._any})") if self._any else None
         self._contexts: dict[str, list[int]] = {}
@@ -119,7 +119,8 @@ class TextEncoder:
         token = self._forbidden.get(id)
         if token is None:
             return [id]
-        spelled = [self.tokenizer.convert_tokens_to_ids(character) for character in token]
+        spelled = self.tokenizer.convert_tokens_to_ids(list(token))
+        assert isinstance(spelled, list)  # an id is what a single token gives
         return [part for part in spelled if part is not None and part not in self._forbidden]
 
     @cached_property
@@ -132,7 +133,7 @@ class TextEncoder:
         """The tokenizer with stand-ins for the special tokens, which are text to it."""
         from tokenizers import AddedToken, Tokenizer
 
-        content = json.loads(self.tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+        content = json.loads(self.tokenizer.backend_tokenizer.to_str())
         for token in content["added_tokens"]:
             token["special"] = token["special"] or token["content"] in self.token_ids
         guard = Tokenizer.from_str(json.dumps(content))
@@ -156,7 +157,8 @@ class TextEncoder:
 
     @cached_property
     def _stand_ins(self) -> dict[int, int]:
-        return {self._guard.token_to_id(_stand_in(id)): id for id in self.token_ids.values()}
+        ids = self._guard.get_vocab()
+        return {ids[_stand_in(id)]: id for id in self.token_ids.values()}
 
 
 def _stand_in(id: int) -> str:

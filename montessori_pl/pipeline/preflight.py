@@ -88,9 +88,9 @@ def _check_several_turns(data: DataSources, chat_template: ChatTemplate) -> None
                     chat_template.render_example(example)
 
 
-def _recorded(steps: Sequence[Step]) -> dict[str, Sequence[Example]]:
+def _recorded(steps: Sequence[Step]) -> dict[str, list[Example]]:
     """What the recipe reads from files of its own."""
-    found: dict[str, Sequence[Example]] = {}
+    found: dict[str, list[Example]] = {}
     for step in steps:
         if isinstance(step.stage, RecordedExamples):
             with _named(f"recipe.{step.name}"):
