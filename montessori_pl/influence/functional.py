@@ -1,7 +1,6 @@
 """A causal language model as a pure function of its trainable parameters.
 
-Knows `functional_call`, and that a model answers token ids with `.logits`; nothing about optimizers, tokenizers or
-files.
+Knows `torch.func` and that a model answers token ids with `.logits`; nothing about optimizers, tokenizers or files.
 
 Nothing is computed that the losses do not need: logits only at positions that predict a response token, and no
 attention mask, because in a causal model no token sees the padding on its right.
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad
 from torch.nn.functional import cross_entropy
 
 from montessori_pl.influence.updates import Params
@@ -49,15 +48,20 @@ def trainable_parameters(model: nn.Module) -> Params:
 def gradient(loss: LossFn, params: Params, batch: Batch) -> Params:
     """The gradient of the sum of a batch's losses, by name; zero where a parameter takes no part in them.
 
-    By autograd and not by `torch.func.grad`: under the latter a model may not write into its buffers, register
-    parametrizations (adapters on fused experts do), call autograd functions of the older kind (Bloom's GELU) or ask
-    its inputs for gradients (what `enable_input_require_grads` does).
+    By `torch.func.grad`, or by autograd for a model that a transform cannot pass: it registers parametrizations
+    (adapters on fused experts do), calls autograd functions of the older kind (Bloom's GELU), or asks its inputs for
+    gradients (what `enable_input_require_grads` does). In float32 the two differ by rounding.
 
     Args:
         loss: the loss of each example.
         params: where it is differentiated; not changed.
         batch: the examples.
     """
+    try:
+        return dict(grad(lambda moving: loss(moving, batch).sum())(params))
+    except RuntimeError as error:  # raised where the model first does so, at the beginning of its pass
+        if "transform" not in str(error):
+            raise
     with torch.enable_grad():
         leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
         gradients = torch.autograd.grad(loss(leaves, batch).sum(), list(leaves.values()), materialize_grads=True)
