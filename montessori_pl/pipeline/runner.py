@@ -1,6 +1,7 @@
 """The outer loop: run the steps of a recipe in a workspace, skip what has finished, go on with what has not."""
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,14 @@ from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import stable_seed
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
+from montessori_pl.pipeline.equal_work import equal_stage, take_result
 from montessori_pl.pipeline.recipe import Step
 from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.run_directory.progress import ConsoleDisplay, Progress, ProgressCallback
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.run_directory.tracking import log_distribution, log_numbers
 from montessori_pl.stages.base import StageContext, StageError
+from montessori_pl.stages.generating.generators import USAGE
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -98,10 +101,11 @@ class Runner:
                     self.display.say(f"{title}: finished before")
                 continue
             worked = True
+            done_by = equal_stage(self.run_directory, step, settings[step.name], inputs)
             if self.leads:
-                self._lead(step, settings[step.name], inputs, title)
+                self._lead(step, settings[step.name], inputs, title, done_by)
             else:
-                self._follow(step)
+                self._follow(step, done_by is None)
         return worked
 
     def check(self, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -117,7 +121,9 @@ class Runner:
         """Seed of a step: depends on the run's seed, the iteration and the stage's name."""
         return stable_seed(self.seed, step.iteration, step.name)
 
-    def _lead(self, step: Step, settings: Mapping[str, Any], inputs: Mapping[str, str], title: str) -> None:
+    def _lead(
+        self, step: Step, settings: Mapping[str, Any], inputs: Mapping[str, str], title: str, done_by: str | None
+    ) -> None:
         resumed = self.run_directory.begun(step.key)
         self.run_directory.begin(step.key, settings, inputs)
         self.display.say(f"{title}: {type(step.stage).__name__}{', going on' if resumed else ''}")
@@ -125,7 +131,7 @@ class Runner:
         with self.display.stage(
             step.key, lambda seconds: self.run_directory.add_seconds(step.key, seconds)
         ) as progress:
-            metrics = self._run(step, progress)
+            metrics = self._run(step, progress) if done_by is None else self._take(step, done_by)
         directory = self.run_directory.directory(step.key)
         content = {"kind": step.stage.produces.value, **metrics}
         write_json(directory / METRICS, content)
@@ -136,9 +142,22 @@ class Runner:
         for sentence in metrics.get("warnings", ()):
             self.display.say(f"  warning: {sentence}")
 
-    def _follow(self, step: Step) -> None:
+    def _take(self, step: Step, done_by: str) -> dict[str, Any]:
+        """The result of a stage that did the same work, and its metrics without what it took."""
+        take_result(self.run_directory, step.key, done_by, METRICS)
+        metrics = json.loads((self.run_directory.directory(done_by) / METRICS).read_text(encoding="utf-8"))
+        return {
+            **{name: value for name, value in metrics.items() if name not in ("kind", "warnings", *USAGE)},
+            "same_as": done_by,
+            "warnings": [
+                f"{done_by} has the same settings, and what it read has the same content: its result is taken, and "
+                "nothing was done twice"
+            ],
+        }
+
+    def _follow(self, step: Step, runs: bool) -> None:
         directory = self.run_directory.directory(step.key)
-        if step.stage.distributed:
+        if step.stage.distributed and runs:
             while not directory.is_dir():
                 self._wait()
             self._run(step, Progress(lambda done, total: None, lambda seconds: None))

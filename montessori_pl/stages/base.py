@@ -185,6 +185,22 @@ class Stage(ABC):
         """
         return None
 
+    def input_content(self, setting: str, directory: Path) -> str | None:
+        """What of an input the result depends on, where two stages may leave the same behind; for example a hash.
+
+        A stage is not run where another one of its iteration has the same settings and inputs of the same content, made
+        by other stages: two arms of a recipe have met, as where a router gives way to the teacher that asks no router,
+        and the student is not trained twice. Stages that read the very same inputs are run each, as repetitions are.
+
+        Args:
+            setting: the setting that names the input.
+            directory: of the stage that left it.
+
+        Returns:
+            None, the default, if only the same stage leaves the same behind.
+        """
+        return None
+
     @abstractmethod
     def run(self, context: StageContext) -> dict[str, Any]:
         """Do the work, or what is left of it.

@@ -3,13 +3,14 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.generation.base import Completion, Request, Sampling
-from montessori_pl.routing import Prompt, RouteLimits, load_router
+from montessori_pl.routing import ConstantRouter, Prompt, RouteLimits, load_router
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, ROUTING, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.generating.generators import Generator, Generators, student, teacher, usage_metrics
@@ -119,6 +120,13 @@ class GenerateResponses(Stage):
             prompts=[next(iter(asked.values())).shown(messages) for messages in conversations],
             notes=[] if context.known else [ASSUMED_ANSWERS],
         )
+
+    def input_content(self, setting: str, directory: Path) -> str | None:
+        """Routers that send all instructions to the same teacher are worth the same."""
+        if setting != "routing" or self.limits is not None:
+            return None
+        router = load_router(directory / ROUTING)
+        return f"always {router.best}" if isinstance(router, ConstantRouter) else None
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Answer batch by batch what has not been answered."""

@@ -1,6 +1,7 @@
 """TrainStudent: supervised fine-tuning of the student, from its base, on examples."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from montessori_pl.batches.collate import collate, num_labels
@@ -11,6 +12,7 @@ from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.training import estimate_training
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.optim import TrainingSettings
+from montessori_pl.run_directory.fingerprint import with_content
 from montessori_pl.stages.base import CHECKPOINT, EXAMPLES, WEIGHTS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.training.fit import TrainingData, fit
 
@@ -48,6 +50,10 @@ class TrainStudent(Stage):
         rendered, _ = encode_examples(given.some(), chat_template, self.training.max_length)
         lengths = [len(one.input_ids) for one in rendered]
         return StageEstimate(work=[estimate_training(self.training, given.count, lengths, context.processes)])
+
+    def input_content(self, setting: str, directory: Path) -> str | None:
+        """The same examples make the same student."""
+        return with_content(setting, directory / EXAMPLES)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Train, or go on training."""

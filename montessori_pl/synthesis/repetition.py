@@ -3,8 +3,8 @@
 Such a text can please a judge, and a student learns it easily. How varied responses should be depends on the prompts:
 two different ones are right where the answer is yes or no. A teacher is therefore compared with the others that answer
 the same prompts, in two ways: by how often it repeats itself, and by whether what it repeats goes with the prompt. What
-a good classifier says of a prompt shares more words with the other teachers' responses to this prompt than with those to
-other prompts; what a degenerate teacher says does not. Knows texts; nothing about models or files.
+a good classifier says of a prompt shares more words with the other teachers' responses to this prompt than with those
+to other prompts; what a degenerate teacher says does not. Knows texts; nothing about models or files.
 """
 
 import math
@@ -90,7 +90,7 @@ class TeacherRepetition:
             if example.response:
                 by_prompt = responses.setdefault(example.teacher or UNNAMED, {})
                 by_prompt.setdefault((example.system, example.instruction), example.response)
-        return cls(responses)
+        return cls({name: dict(sorted(by_prompt.items())) for name, by_prompt in sorted(responses.items())})
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """The shares of each teacher."""

@@ -4,8 +4,8 @@ How varied texts are, and how often they repeat each other, depends on how many 
 measured on equally many completions, and near duplicates are counted anew within these: among thousands of accepted
 examples a new one finds its like more easily than among the first hundreds, whoever writes it.
 
-The responses of accepted examples are compared too, by how many differ and how many are near duplicates: a teacher may ask
-varied questions and answer all of them with one text.
+The responses of accepted examples are compared too, by how many differ and how many are near duplicates: a teacher may
+ask varied questions and answer all of them with one text.
 """
 
 from collections.abc import Sequence
