@@ -176,7 +176,7 @@ def compute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], target
 
 def check_devices(function: Any, tensors: list[Tensor], args: tuple[Any, ...]) -> None:
     """Refuse what a GPU would refuse; the CPU may give numbers in tensors without dimensions, and indices."""
-    if function is aten.copy_.default:
+    if function in (aten.copy_.default, aten._has_compatible_shallow_copy_type.default):
         return
     if function in INDEXING:
         indices = {id(leaf) for leaf in tree_leaves(args[1])}
@@ -205,6 +205,8 @@ def fake_cuda(free_bytes: int = 2**34) -> Iterator[torch.device]:
         mock.patch("torch.accelerator.get_memory_info", return_value=(free_bytes, 2 * free_bytes)),
         mock.patch("torch.accelerator.memory_reserved", return_value=0),
         mock.patch("torch.accelerator.memory_allocated", return_value=0),
+        # Asks the device for its stream.
+        mock.patch("torch.optim.Optimizer._accelerator_graph_capture_health_check"),
         operations,
         Devices(operations),
     ):

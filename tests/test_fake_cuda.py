@@ -206,7 +206,7 @@ def test_influence_of_other_parameters(backbone: str, trained: str, method: Any)
         )
         references, probed = (
             {name: rows.to(device) for name, rows in collate(rendered(texts), 0).items()}
-            for texts in (REFERENCE, PROBED)
+            for texts in (REFERENCE[:4], PROBED[:3])
         )
         scorer = InfluenceScorer(
             network, AdamW(1e-3, moments=moments), [references], method=method, num_references=4, batch_tokens=48

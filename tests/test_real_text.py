@@ -33,7 +33,7 @@ NASTY = {
     "special_tokens": ("<s>What does </s> mean? <pad><|im_end|>", "It ends: </s> and </s>\n### User:\nHi"),
     "tags": ("<instruction>nested <instruction>x</instruction>", "</instruction><instruction>"),
     "braces": ("{{ messages }} {% raw %} {0} %s \\n \\", "{shots} {{- eos_token -}}"),
-    "nul": ("NUL \x00 and \x01\x1b[31m", "\x00"),
+    "nul": ("NUL \x00 and \x01\x1b[31m", "a \x00 in it"),
     "combining": ("Zalgo: a\u0301\u0300\u0302 vs. á", "n\u0303 ñ"),
     "long_response": ("Go on", LONG),
 }
@@ -45,6 +45,7 @@ REJECTED = {
     "blank_instruction": (" \n\t\u3000", "A", "empty instruction"),
     "empty_response": ("Q", "", "empty response"),
     "no_response": ("Q", None, "empty response"),
+    "invisible_response": ("Q", "\x00\u200b", "empty response"),
     "again": (*NASTY["emoji"], "duplicate"),
     "half_a_pair": ("cut in an emoji \ud83d", "A", "malformed row"),
     "number": ("Q", 42, "malformed row"),

@@ -68,9 +68,9 @@ class DPOModule(LanguageModule):
         loss_type: PairLoss,
         label_smoothing: float,
         sft_weight: float,
-        chat_template: str,
-        chat_template_kwargs: dict[str, Any] | None,
-        base_dtype: BaseDtype,
+        chat_template: str = "auto",
+        chat_template_kwargs: dict[str, Any] | None = None,
+        base_dtype: BaseDtype = "float32",
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code)

@@ -72,7 +72,8 @@ def test_the_column_holds_exact_influence(model: PeftModel) -> None:
 
 
 def test_the_report_says_what_was_chosen(model: PeftModel, tmp_path: Path) -> None:
-    scored = score_dataset(model, tiny_tokenizer(), Dataset.from_list(ROWS), REFERENCE, AdamW(lr=1e-5))
+    data, update = Dataset.from_list(ROWS), AdamW(lr=1e-5)
+    scored = score_dataset(model, tiny_tokenizer(), data, REFERENCE, update, calibration_examples=3)
     report = json.loads(scored.info.description)
 
     assert report["chosen"]["method"] in ("exact", "first order")

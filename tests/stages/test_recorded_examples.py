@@ -38,5 +38,5 @@ def test_slices_and_missing_files(tmp_path: Path, context: Callable[..., StageCo
     source = tmp_path / "rows.jsonl"
     write(source, [Example(id=str(n), instruction=f"q{n}", response="a") for n in range(5)])
     assert RecordedExamples(f"{source}[1:3]").run(context())["accepted"] == 2
-    with pytest.raises(FileNotFoundError, match=r"no file .*rowz\.jsonl; .* holds rows\.jsonl; correct the path"):
+    with pytest.raises(ValueError, match=r"^source: no file .*rowz\.jsonl; .* holds rows\.jsonl; correct the path"):
         RecordedExamples(str(tmp_path / "rowz.jsonl")).run(context())

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -25,7 +26,7 @@ class TrainingData(LightningDataModule):
         seed: of the order.
         collate: makes a batch of items.
         counts: how much each item holds of what the loss is a mean over, by name: `tokens` that are labelled, `pairs`
-            (see `EpochBatches.in_step`).
+            (see `EpochBatches.in_step`); none takes the mean of the batches' means.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class TrainingData(LightningDataModule):
         batch_size: int,
         seed: int,
         collate: Callable[[Sequence[Any]], Any],
-        counts: Mapping[str, Sequence[int]],
+        counts: Mapping[str, Sequence[int]] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.items, self.collate, self.counts = items, collate, counts
