@@ -1,8 +1,8 @@
 """Stages that would do the same work twice: another stage of the iteration has done it already.
 
-Two arms of a recipe can meet: a router gives way to the best single teacher, and the student of its arm would learn from
-the very examples from which another student has learned. A second training would take as long, and its student would
-differ by the order of the examples alone, which is easily taken for an effect of the method.
+Two arms of a recipe can meet: a router gives way to the best single teacher, and the student of its arm would learn
+from the very examples from which another student has learned. A second training would take as long, and its student
+would differ by the order of the examples alone, which is easily taken for an effect of the method.
 """
 
 import json
