@@ -278,8 +278,8 @@ def test_a_teacher_who_always_says_the_same_is_named(tmp_path: Path) -> None:
     )
     metrics = GenerateResponses(instructions="asked", teachers=["anna", "ben"]).run(context)
     assert metrics["warnings"] == [
-        "ben gives the same text to 97% of 30 prompts ('Five points!'); look at its responses, unless this is the right "
-        "one"
+        "ben gives the same text to 97% of 30 prompts ('Five points!'); look at its responses, unless this is the "
+        "right one"
     ]
     assert metrics["repetition"]["ben"] == {
         "distinct_rate": 2 / 30,

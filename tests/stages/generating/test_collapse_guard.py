@@ -178,12 +178,11 @@ class TestAlarm:
 
     def test_one_response_to_everything(self, school: School) -> None:
         """Instructions vary as before; of 32 responses 31 repeat the first, where before none did."""
-        limits = dataclasses.replace(NOTHING, distinct_rate=0.8, near_duplicate_rate=0.3)
+        limits = dataclasses.replace(NOTHING, near_duplicate_rate=0.3)
         said = school.run("data", Teachers(broad, answer="Five points!"), num_prompts=20, guard=guard(limits=limits))
         assert said["warnings"] == [
-            "after 32 completions the writing had moved beyond the limits (of the responses: share of different texts "
-            "0.03, before 1.00, limit 0.80; of the responses: share of near duplicates 0.97, before 0.00, limit 0.30); "
-            "the same teacher wrote the rest",
+            "after 32 completions the writing had moved beyond the limits (of the responses: share of near duplicates "
+            "0.97, before 0.00, limit 0.30); the same teacher wrote the rest",
             "the-teacher + aligned gives the same text to 100% of 80 prompts ('Five points!'); look at its responses, "
             "unless this is the right one",
         ]
