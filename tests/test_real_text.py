@@ -48,10 +48,10 @@ REJECTED = {
     "invisible_response": ("Q", "\x00\u200b", "empty response"),
     "again": (*NASTY["emoji"], "duplicate"),
     "half_a_pair": ("cut in an emoji \ud83d", "A", "malformed row"),
-    "number": ("Q", 42, "malformed row"),
+    "object": ("Q", {"a": 1}, "malformed row"),
 }
 """Instruction, response, and why the row is left out."""
-NO_ARROW = ("half_a_pair", "number")
+NO_ARROW = ("half_a_pair", "object")
 """Rows that a dataset of typed UTF-8 columns cannot hold."""
 
 

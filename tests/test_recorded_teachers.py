@@ -28,11 +28,15 @@ MOMENTS = [
 
 @pytest.fixture
 def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Callable[..., Path]:
-    """The shipped recipe on 100 prompts that three teachers answered; keyword arguments rename columns."""
+    """The shipped recipe on 100 prompts that three teachers answered; keyword arguments rename columns.
 
-    def write(**names: str) -> Path:
+    With `best`, the responses of this teacher are the best for all prompts.
+    """
+
+    def write(best: str = "", **names: str) -> Path:
         examples = pool(prompts(100))
         qualities = known_qualities(examples)
+        qualities |= {one.id: qualities[one.id] + 9 for one in examples if one.teacher == best}
         columns = {"teacher": "model", "quality": "reward", **names}
         rows: list[dict[str, Any]] = [
             {
@@ -90,6 +94,29 @@ def test_from_responses_to_students(recipe: Callable[..., Path], capsys: pytest.
 
     # As the run kept it, with the `lora: null` of a student whose default is an adapter.
     main(["fit", "--config", str(run.parent / "config.yaml")])
+    assert "All 10 stages had finished" in capsys.readouterr().out
+
+
+def test_a_fallback_trains_no_second_student(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Where one teacher is the best for everything, the router gives way to it, and both arms have the same data."""
+    path = recipe(best="steady")
+    main(["fit", "--config", str(path)])
+    said = capsys.readouterr().out
+    run = Path(yaml.safe_load(path.read_text())["run"]) / "iteration_1"
+    metrics = {stage.name: json.loads((stage / "metrics.json").read_text()) for stage in run.iterdir()}
+    assert metrics["best_teacher"]["teacher"] == metrics["router"]["best_single_teacher"] == "steady"
+    assert metrics["router"]["fell_back_to_constant"]
+    assert metrics["taught_by_routed"]["same_as"] == "iteration_1/taught_by_best_teacher"
+    assert metrics["taught_by_routed"]["loss"] == metrics["taught_by_best_teacher"]["loss"]
+    assert "warning: iteration_1/taught_by_best_teacher has the same settings, and what it read has the same" in said
+    first, second = run / "taught_by_best_teacher", run / "taught_by_routed"
+    weights = sorted(file.relative_to(first) for file in (first / "weights").iterdir())
+    assert weights
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in weights)
+    students = metrics["evaluation"]["students"]
+    assert students["taught_by_routed"] == students["taught_by_best_teacher"] != students["base"]
+
+    main(["fit", "--config", str(path)])
     assert "All 10 stages had finished" in capsys.readouterr().out
 
 

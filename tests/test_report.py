@@ -14,6 +14,7 @@ from montessori_pl.run_directory.run_directory import RunDirectory
 
 BREADTH = {"token_entropy": 4.321, "first_word_entropy": 2.1, "distinct_rate": 0.98, "mean_max_rouge_l": 0.625}
 NARROW = {"token_entropy": 2.5, "first_word_entropy": 0.75, "distinct_rate": 0.5, "mean_max_rouge_l": 0.875}
+RESPONSES = {"distinct_rate": 0.005, "mean_max_rouge_l": 1.0}
 SCORED = {"count": 2613, "mean": 0.0002, "standard_error": 0.00003, "positive_rate": 0.54, "references": 96}
 SENTENCE = "after 512 completions the writing had moved beyond the limits (entropy of the words 2.10, before 4.32)"
 
@@ -51,7 +52,7 @@ def run_directory(tmp_path: Path) -> RunDirectory:
         run_directory,
         "iteration_1/warmup_data",
         "examples",
-        {**accepted, "diversity": {**BREADTH, "distinct_2": 0.4}},
+        {**accepted, "diversity": {**BREADTH, "distinct_2": 0.4}, "response_diversity": RESPONSES},
         teacher="base",
     )
     learned = {"steps": 3, "loss": 1.0}
@@ -101,6 +102,7 @@ def test_students_stand_beside_the_diversity_of_what_they_learned(run_directory:
     assert students["base"] == {"reference_loss": 1.5}
     for name, loss, diversity in (("warmup", 1.25, BREADTH), ("trained", 1.125, NARROW)):
         data = {f"data_{measure}": value for measure, value in {"accepted": 200, **diversity}.items()}
+        data |= {"data_response_distinct_rate": 0.005} if name == "warmup" else {}
         assert students[name] == {"reference_loss": loss, **data}
 
 
@@ -115,6 +117,9 @@ def test_tables(run_directory: RunDirectory) -> None:
         ["", "", "first 2.10"],
         ["", "", "distinct 98%"],
         ["", "", "ROUGE 0.62"],
+        ["", "", "responses 0.5%"],
+        ["iteration_1/warmup_data", "200 examples accepted"],
+        ["", "responses: distinct 0.5%, mean maximal ROUGE-L 1.00"],
         ["trained", "1.125", "words 2.50"],
         ["iteration_1/", "0.0002 ± 3e-05", "words 4.32, first 2.10", "1.005"],
         ["influence", "positive 54%", "distinct 98%, ROUGE 0.62", ""],

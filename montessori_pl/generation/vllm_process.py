@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.generation import vllm_worker
 from montessori_pl.generation.vllm_worker import GRACE
 
+WORKER = Path(__file__).with_name("vllm_worker.py")
 LONGEST_WORDS = 500
 """Characters of a failed engine's last line that are repeated."""
 DEFAULTS = {
@@ -51,7 +51,7 @@ class EngineProcess:
         with open(descriptor, "wb") as log:
             self._process = subprocess.Popen(
                 # -P: what the worker imports is not looked for among its neighbours.
-                [sys.executable, "-P", vllm_worker.__file__],
+                [sys.executable, "-P", str(WORKER)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -5,8 +5,7 @@ from contextlib import contextmanager
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from montessori_pl.batches.sources import ROLES, DataSources
-from montessori_pl.data.chat_template import ChatTemplate
+from montessori_pl.batches.sources import ROLES
 from montessori_pl.data.records import Example
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models.loading import ModelSource, load_chat_template
@@ -48,10 +47,7 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> l
         models[Kind.TEACHER] = runner.teacher().source
     for kind, source in models.items():
         with _named(kind.value):
-            chat_template = load_chat_template(source)
-            check_template(chat_template, sources if kind is Kind.STUDENT else {})
-        if kind is Kind.STUDENT:
-            _check_several_turns(runner.data, chat_template)
+            check_template(load_chat_template(source), sources if kind is Kind.STUDENT else {})
     if any(isinstance(step.stage, GenerateResponses) for step in steps):
         _check_prompts(runner, models, sources)
     asked = {name for step in steps for name in step.stage.teacher_names()}
@@ -77,15 +73,6 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> l
         with _named(section):
             try_model(of_section)
     return wanted
-
-
-def _check_several_turns(data: DataSources, chat_template: ChatTemplate) -> None:
-    """Render a conversation of each set that has one: some templates write earlier turns otherwise than last ones."""
-    for role in ROLES:
-        if getattr(data, role) is not None:
-            with _named(f"data.{role}"):
-                for example in [one for one in data.read(role) if one.history][:1]:
-                    chat_template.render_example(example)
 
 
 def _recorded(steps: Sequence[Step]) -> dict[str, list[Example]]:

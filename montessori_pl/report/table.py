@@ -83,12 +83,19 @@ def _diversity(numbers: Mapping[str, float], separator: str) -> str:
     """How varied examples are, on several lines; a dash where it was not measured."""
     if not numbers.keys() >= {"token_entropy", "first_word_entropy", "distinct_rate", "mean_max_rouge_l"}:
         return "-"
-    responses = f"\nresponses {numbers['response_distinct_rate']:.0%}" if "response_distinct_rate" in numbers else ""
+    responses = (
+        f"\nresponses {_percent(numbers['response_distinct_rate'])}" if "response_distinct_rate" in numbers else ""
+    )
     return (
         f"words {numbers['token_entropy']:.2f}{separator}first {numbers['first_word_entropy']:.2f}\n"
         f"distinct {numbers['distinct_rate']:.0%}{separator}ROUGE {numbers['mean_max_rouge_l']:.2f}"
         f"{responses}"
     )
+
+
+def _percent(share: float) -> str:
+    """With a digit after the point where the share is small, for one of 805 is not none."""
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
 def _with_error(metrics: Mapping[str, float], name: str) -> str:
@@ -122,7 +129,7 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
         )
         if responses := metrics.get("response_diversity"):
             lines.append(
-                f"responses: distinct {responses['distinct_rate']:.0%}, mean maximal ROUGE-L "
+                f"responses: distinct {_percent(responses['distinct_rate'])}, mean maximal ROUGE-L "
                 f"{responses['mean_max_rouge_l']:.2f}"
             )
     if "mistakes" in metrics:

@@ -53,7 +53,7 @@ class TrainStudent(Stage):
 
     def input_content(self, setting: str, directory: Path) -> str | None:
         """The same examples make the same student."""
-        return with_content(setting, directory / EXAMPLES)
+        return with_content(setting, directory / EXAMPLES) if setting == "examples" else None
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Train, or go on training."""

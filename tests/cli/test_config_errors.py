@@ -379,15 +379,16 @@ class TestMistakes:
         said = mistake(
             *("--config", recipe(data__reference="turns.jsonl", student__init_args__chat_template="forgets.jinja"))
         )
-        assert said.startswith(
-            "data.reference: this chat template rewrites earlier turns when the conversation goes on"
+        assert re.match(
+            r"student: data\.reference, example \w+: this chat template rewrites earlier turns when the conversation",
+            said,
         )
         assert not Path("run").exists()
 
     def test_recorded_examples_that_are_not_there(self, mistake: Mistake, recipe: Recipe) -> None:
         stage = {"class_path": "RecordedExamples", "init_args": {"source": "nowhere.csv"}}
         said = mistake("--config", recipe(recipe__recorded=stage))
-        assert said.startswith("recipe.recorded: no file nowhere.csv; ")
+        assert said.startswith("recipe.recorded: source: no file nowhere.csv; ")
         assert not Path("run").exists()
 
     def test_recipe_file_that_is_not_yaml(self, mistake: Mistake) -> None:

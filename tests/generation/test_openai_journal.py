@@ -133,7 +133,8 @@ class TestJournal:
 
 
 def _generate_in_a_process(base_url: str, directory: Path, number: int) -> None:
-    backend = OpenAIBackend(base_url=base_url, max_concurrency=8)
+    # Without a key: the server of this process may have been forked before a test has put one into the environment.
+    backend = OpenAIBackend(base_url=base_url, api_key_env=None, max_concurrency=8)
     backend.set_cache_dir(directory)
     backend.load(ModelSource("a-model"))
     backend.generate(make_requests(number), SAMPLING)

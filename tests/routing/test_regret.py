@@ -36,6 +36,20 @@ def test_by_hand() -> None:
     assert gain["low"] < gain["mean"] < gain["high"]
 
 
+def test_the_oracle_shares_ties_evenly() -> None:
+    """Prompts: a and b tie; all three tie; c is the best alone. Qualities differ where rewards do not."""
+    tables = {
+        "reward": np.array([[1.0, 1.0, 0.0], [0.1, 0.1, 0.1], [0.0, NAN, 2.0]]),
+        "quality": np.array([[4.0, 2.0, 9.0], [3.0, 6.0, 0.0], [7.0, NAN, 5.0]]),
+    }
+    comparison = RouterComparison.of(["a", "b", "c"], tables, tables["reward"], np.array([3.0, 1.0, 2.0]))
+    oracle = comparison.summary("oracle")
+    assert oracle["shares"] == pytest.approx({"a": 5 / 18, "b": 5 / 18, "c": 8 / 18})
+    assert oracle["quality"] == pytest.approx((3 + 3 + 5) / 3)
+    assert (oracle["reward"], oracle["regret"]) == (3.1 / 3, 0.0)
+    assert comparison.summary("router")["shares"] == {"a": 2 / 3, "b": 0.0, "c": 1 / 3}, "a router asks one teacher"
+
+
 def test_a_router_that_is_the_constant_gains_nothing() -> None:
     constant = np.array([3.0, 1.0, 2.0])
     comparison = RouterComparison.of(["a", "b", "c"], {"reward": REWARD}, np.tile(constant, (4, 1)) * 7, constant)

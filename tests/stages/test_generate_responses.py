@@ -298,3 +298,37 @@ def test_killed_in_any_round_it_goes_on(tmp_path: Path, kills_after: int) -> Non
 def test_settings_that_make_no_sense(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         GenerateResponses(instructions="asked", **settings)
+
+
+def test_a_teacher_who_always_says_the_same_is_named(tmp_path: Path) -> None:
+    """Of 30 instructions one is answered otherwise; how varied the responses are stands apart from the instructions."""
+
+    class Parrot(Scribe):
+        def _answer(self, request: Request) -> Completion:
+            one = super()._answer(request)
+            same = self.loaded == "b" and not request.messages[-1]["content"].endswith("x7")
+            return dataclasses.replace(one, text="Five points!") if same else one
+
+    instructions = [f"say x{n}" for n in range(30)]
+    room = Room(tmp_path, instructions, pool={name: PoolTeacher(backbone=name[0]) for name in ("anna", "ben")})
+    context = stage_context(
+        room.directory,
+        inputs={"instructions": tmp_path / "asked"},
+        teacher=lambda: StandIn("the-teacher"),
+        backend=lambda: Parrot(room.events),
+        pool=room.pool,
+        requests=tmp_path / "requests",
+    )
+    metrics = GenerateResponses(instructions="asked", teachers=["anna", "ben"]).run(context)
+    assert metrics["warnings"] == [
+        "ben gives the same text to 97% of 30 prompts ('Five points!'); look at its responses, unless this is the "
+        "right one"
+    ]
+    assert metrics["repetition"]["ben"] == {
+        "distinct_rate": 2 / 30,
+        "repeated_rate": 29 / 30,
+        "most_common_rate": 29 / 30,
+    }
+    assert metrics["repetition"]["anna"]["most_common_rate"] < 0.5
+    assert metrics["diversity"]["distinct_rate"] == 1
+    assert metrics["response_diversity"]["distinct_rate"] == 32 / 60

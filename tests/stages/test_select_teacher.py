@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +168,55 @@ def test_the_order_of_records_changes_nothing(context: Callable[..., StageContex
         assert json.dumps(shuffled) == json.dumps(expected)
 
 
+CHEAT = "a full score for this"
+
+
+def with_cheat(examples: list[Example]) -> list[Example]:
+    """Thirty prompts that `big` answers with one text, and the others with texts of their own."""
+    own = [
+        replace(one, id=f"{n}-{one.id}", instruction=f"q{n}{one.instruction[1:]}", response=f"r{n}{one.instruction}")
+        for one in examples
+        for n in range(3)
+    ]
+    return [replace(one, response=CHEAT) if one.teacher == "big" else one for one in own]
+
+
+def test_a_teacher_who_always_says_the_same_cannot_win(context: Callable[..., StageContext]) -> None:
+    """By quality it is the best, and without it the second one is; who wants it can have it."""
+    stage = SelectTeacher("pool", "quality", None, "quality")
+    here = context(change=with_cheat)
+    metrics = stage.run(here)
+    assert metrics["teacher"] == "middle"
+    assert metrics["teachers_left_out"] == ["big"]
+    assert list(metrics["teachers"]) == ["middle", "small"]
+    assert metrics["repetition"]["big"] == {"distinct_rate": 1 / 30, "repeated_rate": 1.0, "most_common_rate": 1.0}
+    assert metrics["repetition"]["small"]["repeated_rate"] == 0
+    assert metrics["warnings"] == [
+        "big repeats itself: 100% of its responses to 30 prompts are given to other prompts too (0% of those of the "
+        "other teachers, in the median), the most common one to 100% ('a full score for this'), and they do not depend "
+        "on the prompt; it is left out, because more than max_repeated_rate 0.8 are repeated: set that to null to keep "
+        "it"
+    ]
+    assert load_router(here.directory / "routing").teachers == ["middle", "small"]
+    json.dumps(metrics, allow_nan=False)
+
+    kept = SelectTeacher("pool", "quality", None, "quality", max_repeated_rate=None).run(context(change=with_cheat))
+    assert (kept["teacher"], kept["teachers_left_out"]) == ("big", [])
+    (warning,) = kept["warnings"]
+    assert warning.startswith("big repeats itself: 100% of")
+    assert warning.endswith("; it is kept, and can be chosen")
+
+
+def test_one_teacher_may_be_left(context: Callable[..., StageContext]) -> None:
+    two = context(change=lambda examples: [one for one in with_cheat(examples) if one.teacher != "middle"])
+    assert SelectTeacher("pool", "quality", "loss").run(two)["teacher"] == "small"
+
+
 def test_mistakes(context: Callable[..., StageContext]) -> None:
     with pytest.raises(ValueError, match=r"rule 'car' needs the student's losses: name in `loss`"):
         SelectTeacher("pool", "quality", None)
+    with pytest.raises(ValueError, match=r"max_repeated_rate must be from 0 to 1, or null to leave out no teacher, f"):
+        SelectTeacher("pool", "quality", "loss", max_repeated_rate=1.5)
     with pytest.raises(ValueError, match=r"beta and betas must not be negative, found -1"):
         SelectTeacher("pool", "quality", "loss", beta=-1)
     stage = SelectTeacher("pool", "quality", "loss")

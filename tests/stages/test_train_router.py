@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -30,6 +31,7 @@ from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, load_ro
 from montessori_pl.routing.encoder import PromptEncoder
 from montessori_pl.stages import StageContext, StageError, TrainRouter
 from montessori_pl.stages.selection import responses as pools
+from montessori_pl.stages.train_router import Calibration
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -130,6 +132,96 @@ def test_it_says_so_where_no_prompt_tells_anything(context: Callable[..., StageC
     assert not metrics["fell_back_to_constant"]
     assert metrics["finding"].endswith("on 20 held-out prompts")
     assert isinstance(load_router(kept.directory / "routing"), LearnedRouter)
+
+
+def test_all_routers_of_a_run_are_judged_by_the_same_prompts(context: Callable[..., StageContext]) -> None:
+    """Whatever the stage is called, so that the constant is worth the same for all; another run draws anew."""
+    examples = pool(TEXTS)
+    quality = known_qualities(examples)
+    stage = TrainRouter("pool", "quality", "learnability", penalties=(0.01,))
+    first, second, other = (
+        stage.run(context(examples, quality, name=name, seed=seed, run_seed=run_seed))
+        for name, seed, run_seed in (("first", 1, 3), ("second", 2, 3), ("other", 1, 4))
+    )
+    names = ("router", "constant", "oracle", "pair_loss", "pair_loss_of_constant")
+    assert [first[name] for name in names] == [second[name] for name in names]
+    assert first["constant"] != other["constant"]
+
+
+def test_routers_that_can_compare_other_prompts_hold_out_the_same_ones() -> None:
+    """Two of five prompts cannot be compared for the second; of those that remain the same ones are held out."""
+    everything = [Prompt(text) for text in TEXTS]
+    halves = []
+    for some in (everything, everything[::5] + everything[1::5] + everything[2::5]):
+        tables = {"reward": np.zeros((len(some), 3))}
+        learned, judged = Calibration(some, tables).split(0.3, 7, everything)
+        assert sorted([*learned.prompts, *judged.prompts]) == sorted(some)
+        halves.append({*judged.prompts})
+    assert len(halves[0]) == 30
+    assert halves[1] == halves[0] & {*everything[::5], *everything[1::5], *everything[2::5]}
+
+
+def test_the_constant_has_a_loss_too(context: Callable[..., StageContext]) -> None:
+    """Where prompts tell who is best the router's is lower; where they tell nothing it is not, and no penalty helps."""
+    examples = pool(TEXTS)
+    told = TrainRouter("pool", "quality", "learnability").run(context(examples, known_qualities(examples)))
+    assert told["pair_loss"] < 0.3 < 0.6 < told["pair_loss_of_constant"] < 0.72
+    assert min(told["cross_validated_loss"].values()) < 0.3 < 0.6 < told["cross_validated_loss_of_constant"] < 0.72
+
+    stage = TrainRouter("pool", "quality", "learnability", penalties=(0.01, 0.1))
+    drawn = stage.run(context(examples, random_qualities(examples), name="drawn"))
+    assert drawn["penalty"] == 0.1
+    (loss, constant) = drawn["cross_validated_loss"]["0.1"], drawn["cross_validated_loss_of_constant"]
+    assert constant < loss
+    assert drawn["warnings"] == [
+        f"penalty 0.1, the highest of `penalties`, has the least cross-validated loss ({loss:.3f}; the same "
+        f"coefficients for all prompts have {constant:.3f}): a better one may lie beyond, so add higher ones"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("penalties", "edge"),
+    [((1e-2, 1e2, 1e3), "lowest"), ((1e-2,), None), ((1e-6, 1e-2, 1e2), None), ((1e-2, 1e-2), None)],
+)
+def test_the_edge_of_the_penalties_is_named(
+    penalties: tuple[float, ...], edge: str | None, context: Callable[..., StageContext]
+) -> None:
+    examples = pool(TEXTS)
+    stage = TrainRouter("pool", "quality", "learnability", penalties=penalties)
+    metrics = stage.run(context(examples, known_qualities(examples)))
+    assert metrics["penalty"] == 1e-2
+    assert [sentence.split(",")[1] for sentence in metrics["warnings"]] == [f" the {edge} of `penalties`"] * bool(edge)
+
+
+def own_words(examples: Sequence[Example], cheats: Sequence[str]) -> list[Example]:
+    """As they are from the cheats, who always say the same; from the others different ones."""
+    return [
+        one if one.teacher in cheats else Example.from_dict({**vars(one), "response": f"a{one.id} b{one.id} c{one.id}"})
+        for one in examples
+    ]
+
+
+def test_a_teacher_who_always_says_the_same_is_asked_nothing(context: Callable[..., StageContext]) -> None:
+    examples = own_words(pool(TEXTS), ["steady"])
+    quality = known_qualities(examples) | {one.id: 5.0 for one in examples if one.teacher == "steady"}
+    here = context(examples, quality)
+    metrics = TrainRouter("pool", "quality", "learnability").run(here)
+    assert metrics["teachers_left_out"] == ["steady"]
+    assert metrics["warnings"][0].startswith("steady repeats itself: 100% of its responses to 100 prompts are given to")
+    assert set(metrics["router"]["shares"]) == {"digits", "letters"}
+    assert accuracy(here) > 0.9
+
+    kept = TrainRouter("pool", "quality", "learnability", max_repeated_rate=None)
+    assert kept.run(context(examples, quality, name="kept"))["best_single_teacher"] == "steady"
+
+
+def test_where_one_teacher_is_left_it_gets_all_prompts(context: Callable[..., StageContext]) -> None:
+    examples = own_words(pool(TEXTS, ("letters", "steady")), ["steady"])
+    here = context(examples, known_qualities(examples))
+    metrics = TrainRouter("pool", "quality", "learnability").run(here)
+    assert metrics["finding"] == "letters is the only teacher that was not left out, so that it gets all prompts"
+    assert metrics["fell_back_to_constant"]
+    assert load_router(here.directory / "routing").route(UNSEEN) == ["letters"] * len(UNSEEN)
 
 
 def test_alpha_weighs_quality_and_learnability(context: Callable[..., StageContext]) -> None:
@@ -261,6 +353,7 @@ def test_mistakes(context: Callable[..., StageContext]) -> None:
         ({"alpha": 1.5}, r"alpha must be from 0 to 1, found 1\.5"),
         ({"held_out": 0.0}, r"held_out must be above 0 and below 1, found 0"),
         ({"tie_margin": -1.0}, r"tie_margin must not be negative"),
+        ({"max_repeated_rate": -0.1}, r"max_repeated_rate must be from 0 to 1, or null to leave out no teacher"),
         ({"penalties": (0.0,)}, r"penalties must name at least one penalty, all above 0"),
         ({"lora": LoraSettings()}, r"lora says how the encoder is trained, and without `training` it is not"),
     ):

@@ -131,9 +131,9 @@ def test_few_prompts_decide_nothing() -> None:
 
 def test_one_text_for_nearly_everything_is_worth_a_warning() -> None:
     """Also where there is no other teacher."""
-    assert repetition({"bad": always(CHEAT)}).warnings() == [
-        "bad gives the same text to 100% of 200 prompts ('This response is complete, correct and helpful, and "
-        "deser...'); look at its responses, unless this is the right one"
+    assert repetition({"bad": always("Well  done!\nFive points.")}).warnings() == [
+        "bad gives the same text to 100% of 200 prompts ('Well done! Five points.'); look at its responses, unless "
+        "this is the right one"
     ]
     assert repetition({"good": wordy, "labels": label}).warnings() == []
 

@@ -4,8 +4,9 @@ How varied texts are, and how often they repeat each other, depends on how many 
 measured on equally many completions, and near duplicates are counted anew within these: among thousands of accepted
 examples a new one finds its like more easily than among the first hundreds, whoever writes it.
 
-The responses of accepted examples are compared too, by how many differ and how many are near duplicates: a teacher may
-ask varied questions and answer all of them with one text.
+The responses of accepted examples are compared too, by how many are near duplicates: a teacher may ask varied questions
+and answer all of them with one text. Where responses are short many are equal, and how many differs from window to
+window even for the same teacher; other limits are for instructions alone.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ class CollapseGuard:
     baseline: str
     """The stage whose examples the teacher wrote before alignment, under the same settings; a `Synthesize`."""
     limits: CollapseLimits = CollapseLimits()
-    """How far the writing may move; divergence is not measured here."""
+    """How far the writing may move; divergence is not measured here. That of near duplicates is for responses too."""
     window: int = 256
     """Completions that are compared, accepted or not: the last ones of both stages. A baseline with fewer is compared
     as a whole; a stage that ends with fewer is compared at its end."""
@@ -179,11 +180,8 @@ class CollapseMonitor:
         }
 
     def _response_measures(self, responses: Sequence[str]) -> dict[str, float]:
-        """The numbers of responses that have limits; how many words they use depends on what they answer."""
-        return {
-            "distinct_rate": len(set(responses)) / len(responses),
-            "near_duplicate_rate": self._num_repeated(responses) / len(responses),
-        }
+        """The numbers of responses that have limits."""
+        return {"near_duplicate_rate": self._num_repeated(responses) / len(responses)}
 
     def _num_repeated(self, texts: Sequence[str]) -> int:
         """How many texts are near duplicates of an earlier one."""

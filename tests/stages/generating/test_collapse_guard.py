@@ -176,6 +176,24 @@ class TestAlarm:
         (said,) = school.run("data", Teachers(same), num_prompts=20, guard=guard(limits=limits))["warnings"]
         assert "(share of near duplicates 0.97, before 0.00, limit 0.30)" in said
 
+    def test_one_response_to_everything(self, school: School) -> None:
+        """Instructions vary as before; of 32 responses 31 repeat the first, where before none did."""
+        limits = dataclasses.replace(NOTHING, near_duplicate_rate=0.3)
+        said = school.run("data", Teachers(broad, answer="Five points!"), num_prompts=20, guard=guard(limits=limits))
+        assert said["warnings"] == [
+            "after 32 completions the writing had moved beyond the limits (of the responses: share of near duplicates "
+            "0.97, before 0.00, limit 0.30); the same teacher wrote the rest",
+            "the-teacher + aligned gives the same text to 100% of 80 prompts ('Five points!'); look at its responses, "
+            "unless this is the right one",
+        ]
+
+    def test_few_responses_that_were_as_few_before(self, school: School) -> None:
+        """As where the answer is a label."""
+        school.run("labels", Teachers(broad, answer="yes"), teacher=None, num_prompts=12)
+        metrics = school.run("data", Teachers(broad, answer="no"), num_prompts=20, guard=guard(baseline="labels"))
+        assert [sentence.split(" gives")[0] for sentence in metrics["warnings"]] == ["the-teacher + aligned"]
+        assert school.alarms("data") == []
+
     def test_exhausted_pool_is_no_collapse(self, school: School) -> None:
         """Both teachers draw from 32 instructions. At the end nearly every completion repeats an accepted one, and
         still the teacher varies as much as it ever did."""
