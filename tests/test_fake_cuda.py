@@ -63,7 +63,7 @@ pytestmark = [
 CHAT = ChatTemplate(tiny_tokenizer())
 PROBED = [("what is it?", "it is a."), ("what is it?", "so"), ("ask", "why? why?"), ("ask", "b"), ("b", "c")]
 TRAINED = [("say a", "a"), ("why?", "nobody knows."), ("is it?", "it is")]
-REFERENCE = [(f"{one} it?", two) for one in ("is", "why is", "so", "a long question, is") for two in ("it is", "b.")]
+REFERENCE = [("is it?", "it is"), ("a long question, is it?", "b."), ("why?", "so"), ("so it?", "a")]
 
 
 def records(texts: list[tuple[str, str]]) -> list[Example]:
@@ -171,8 +171,10 @@ def test_a_module_moves() -> None:
 # ---- influence
 
 
-@pytest.mark.parametrize("moments", ["warm", "fresh"])
-@pytest.mark.parametrize("method", ["exact", "first_order", "control_variate", "auto"])
+@pytest.mark.parametrize(
+    ("method", "moments"),
+    [("exact", "warm"), ("exact", "fresh"), ("first_order", "warm"), ("control_variate", "warm"), ("auto", "warm")],
+)
 def test_influence_probe(backbone: str, checkpoint: str, tmp_path: Path, method: Any, moments: Any) -> None:
     signal = InfluenceProbeCallback(
         lr=0.01, moments=moments, method=method, num_references=4, calibration_examples=4, reference_batch_tokens=64
@@ -206,7 +208,7 @@ def test_influence_of_other_parameters(backbone: str, trained: str, method: Any)
         )
         references, probed = (
             {name: rows.to(device) for name, rows in collate(rendered(texts), 0).items()}
-            for texts in (REFERENCE[:4], PROBED[:3])
+            for texts in (REFERENCE, PROBED[:3])
         )
         scorer = InfluenceScorer(
             network, AdamW(1e-3, moments=moments), [references], method=method, num_references=4, batch_tokens=48
