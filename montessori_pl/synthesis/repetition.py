@@ -90,7 +90,8 @@ class TeacherRepetition:
             if example.response:
                 by_prompt = responses.setdefault(example.teacher or UNNAMED, {})
                 by_prompt.setdefault((example.system, example.instruction), example.response)
-        return cls({name: dict(sorted(by_prompt.items())) for name, by_prompt in sorted(responses.items())})
+        in_order = {name: dict(sorted(by_prompt.items())) for name, by_prompt in sorted(responses.items())}
+        return cls(in_order)
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """The shares of each teacher."""
