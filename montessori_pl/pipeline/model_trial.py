@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,6 @@ from montessori_pl.pipeline.runner import Runner
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.signals.base import SignalCallback
 from montessori_pl.stages.base import Kind
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -344,7 +344,7 @@ class Calibration:
         """
 
         def place(prompt: Prompt) -> str:
-            return stable_id(seed, *prompt)
+            return stable_id(seed, prompt.instruction, prompt.system, *prompt.history)
 
         first = set(sorted(pool, key=place)[: round(held_out * len(pool))])
         order = sorted(range(len(self.prompts)), key=lambda row: place(self.prompts[row]))

@@ -89,7 +89,7 @@ class TeacherRepetition:
         for example in examples:
             if example.response:
                 by_prompt = responses.setdefault(example.teacher or UNNAMED, {})
-                by_prompt.setdefault((example.system, example.instruction), example.response)
+                by_prompt.setdefault((example.system, "\n".join(example.user_turns())), example.response)
         in_order = {name: dict(sorted(by_prompt.items())) for name, by_prompt in sorted(responses.items())}
         return cls(in_order)
 
