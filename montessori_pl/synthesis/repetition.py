@@ -12,7 +12,7 @@ import statistics
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from montessori_pl.data.records import Example
 from montessori_pl.synthesis.near_duplicates import NearDuplicateIndex, tokenize
@@ -35,8 +35,6 @@ UNNAMED = "a teacher without a name"
 """Who wrote responses of which this is not known."""
 SHOWN = 60
 """Characters of a text that are shown."""
-
-Prompt = TypeVar("Prompt", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +69,7 @@ class TeacherRepetition:
         responses: by teacher and prompt, one response each.
     """
 
-    def __init__(self, responses: Mapping[str, Mapping[Prompt, str]]) -> None:
+    def __init__(self, responses: Mapping[str, Mapping[Any, str]]) -> None:
         chosen = set(_evenly(list(dict.fromkeys(prompt for one in responses.values() for prompt in one))))
         self._texts: dict[str, dict[Hashable, str]] = {
             name: {prompt: text for prompt, text in one.items() if prompt in chosen} for name, one in responses.items()
@@ -197,6 +195,6 @@ def _surplus(words: Mapping[Hashable, Set[str]], texts: Mapping[Hashable, str]) 
     }
 
 
-def _evenly(prompts: Sequence[Prompt]) -> Iterable[Prompt]:
+def _evenly(prompts: Sequence[Hashable]) -> Iterable[Hashable]:
     size = min(len(prompts), MOST)
     return (prompts[number * len(prompts) // size] for number in range(size))
