@@ -18,16 +18,19 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from montessori_pl.batches.encoding import encode_examples, encode_pairs
-from montessori_pl.data.chat_template import ChatTemplate
+from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.formats import load_source
-from montessori_pl.data.records import Example, PreferencePair, SampledTokens, Score, read_records, stable_seed
-from montessori_pl.generation import Request, Sampling, TransformersBackend
+from montessori_pl.data.records import Example, Message, PreferencePair, SampledTokens, Score, read_records, stable_seed
+from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend, transformers_backend
+from montessori_pl.generation.base import decoded
 from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat_template
 from montessori_pl.pairing import pair_examples
 from montessori_pl.stages import GenerateResponses, Synthesize
 from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator, whole_response
 from montessori_pl.synthesis.base import Synthesizer
+from montessori_pl.synthesis.filters import InstructionFilter
 
 SPECIAL = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
 LETTERS = ["a", "b", "c", "Ġ", "Ã", "©", "ab", "abc"]
@@ -68,22 +71,12 @@ def backbone(tmp_path: Path) -> str:
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """All completions that are sampled from now on, as the model gave them."""
     rows: list[list[int]] = []
-    sample = TransformersBackend.generate
 
-    def spy(self: TransformersBackend, requests: Sequence[Request], sampling: Sampling) -> list[object]:
-        generate = self._model.generate  # type: ignore[union-attr]
-        prompts = [self._chat.prompt_ids(request.messages) for request in requests]  # type: ignore[union-attr]
+    def spy(chat_template: ChatTemplate, ids: Sequence[int], num_prompt_tokens: int) -> Completion:
+        rows.append(list(ids))
+        return decoded(chat_template, ids, num_prompt_tokens)
 
-        def kept(**arguments: torch.Tensor) -> torch.Tensor:
-            output: torch.Tensor = generate(**arguments)
-            rows.extend(output[:, arguments["input_ids"].shape[1] :].tolist())
-            return output
-
-        monkeypatch.setattr(self._model, "generate", kept)
-        assert prompts
-        return sample(self, requests, sampling)  # type: ignore[return-value]
-
-    monkeypatch.setattr(TransformersBackend, "generate", spy)
+    monkeypatch.setattr(transformers_backend, "decoded", spy)
     return rows
 
 
@@ -132,7 +125,9 @@ class TestChatTemplate:
     def test_whose_tokens_they_are(self, chat_template: ChatTemplate) -> None:
         """The same ids of another vocabulary, and answers that end in another way, are not the same."""
         turned = bpe_tokenizer([*LETTERS[1::-1], *LETTERS[2:]])
-        blank = TEMPLATE.replace("{{ m['content'] }}", "{% if m['role'] == 'assistant' %} {% endif %}{{ m['content'] }}")
+        blank = TEMPLATE.replace(
+            "{{ m['content'] }}", "{% if m['role'] == 'assistant' %} {% endif %}{{ m['content'] }}"
+        )
         others = [ChatTemplate(turned), ChatTemplate(bpe_tokenizer(template=blank))]
         fingerprints = {one.fingerprint for one in (chat_template, *others)}
         assert len(fingerprints) == 3
@@ -151,7 +146,7 @@ class TestChatTemplate:
         assert learned.input_ids[-3:] == row
 
 
-def test_lines_hold_tokens_where_there_are_any(tmp_path: Path) -> None:
+def test_lines_hold_tokens_where_there_are_any() -> None:
     tokens = SampledTokens((3, 4), "v")
     plain = Example(id="e", instruction="i", response="r")
     rich = dataclasses.replace(plain, completion_tokens=tokens)
@@ -221,9 +216,6 @@ def test_changed_texts_lose_their_tokens(backbone: str, sampled: list[list[int]]
         def instruction(self, completion: str) -> str:
             return f"abc {completion}"
 
-    from montessori_pl.batches.sources import DataSources
-    from montessori_pl.synthesis.filters import InstructionFilter
-
     write(tmp_path / "seeds.jsonl", [Example(id="seed", instruction="cc", response="c")])
     context = stage_context(
         tmp_path / "data",
@@ -266,12 +258,12 @@ def test_divergence_is_that_of_the_sampled_tokens(backbone: str) -> None:
         for parameter in teacher.optimized().values():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     chat_template = load_chat_template(teacher.source)
-    prompts = [[{"role": "user", "content": text}] for text in QUESTIONS]
+    prompts: list[list[Message]] = [[{"role": "user", "content": text}] for text in QUESTIONS]
     evaluation = AlignmentEvaluator(
         teacher=teacher,
         chat_template=chat_template,
         held_out=[],
-        prompts=prompts,  # type: ignore[arg-type]
+        prompts=prompts,
         num_samples=len(prompts),
         sampling=SAMPLING,
         read=whole_response,
@@ -281,13 +273,10 @@ def test_divergence_is_that_of_the_sampled_tokens(backbone: str) -> None:
     network = teacher.network.eval()
     engine = TransformersBackend(device="cpu")
     engine.serve(network, chat_template)
-    requests = [
-        Request(messages=prompt, seed=stable_seed(3, "look", number))  # type: ignore[arg-type]
-        for number, prompt in enumerate(prompts)
-    ]
+    requests = [Request(messages=prompt, seed=stable_seed(3, "look", number)) for number, prompt in enumerate(prompts)]
     total, count, others = 0.0, 0, 0
     for prompt, completion in zip(prompts, engine.generate(requests, SAMPLING), strict=True):
-        before = chat_template.prompt_ids(prompt)  # type: ignore[arg-type]
+        before = chat_template.prompt_ids(prompt)
         answer = (
             list(completion.tokens.ids)
             if completion.tokens
@@ -307,6 +296,6 @@ def test_divergence_is_that_of_the_sampled_tokens(backbone: str) -> None:
     assert evaluation["divergence"] == pytest.approx(total / count, rel=1e-4, abs=1e-5)
 
 
-def _answer(rendered: object) -> tuple[int, ...]:
-    ids, mask = rendered.input_ids, rendered.completion_mask  # type: ignore[attr-defined]
-    return tuple(id for id, learned in zip(ids, mask, strict=True) if learned)
+def _answer(rendered: Rendered) -> tuple[int, ...]:
+    """The tokens of which the loss is taken."""
+    return tuple(id for id, learned in zip(rendered.input_ids, rendered.completion_mask, strict=True) if learned)
