@@ -6,6 +6,7 @@ makes. It has the bytes of `é` one by one as well, so that a completion may end
 
 import dataclasses
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -210,7 +211,13 @@ def test_changed_texts_lose_their_tokens(backbone: str, sampled: list[list[int]]
     """Of a completion that is more than the instruction in it, and of a response from which something was removed."""
 
     class Asks(Synthesizer):
-        def prompt(self, rng, seed_tasks, written, num_shots=None):  # type: ignore[no-untyped-def]
+        def prompt(
+            self,
+            rng: random.Random,
+            seed_tasks: Sequence[Example],
+            written: Sequence[Example],
+            num_shots: int | None = None,
+        ) -> tuple[str, tuple[str, ...]]:
             return rng.choice(QUESTIONS), ("seed",)
 
         def instruction(self, completion: str) -> str:
