@@ -66,4 +66,5 @@ class ResponseLengthSignal(ScalarSignal):
         self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
     ) -> Columns:
         """The tokens of each response."""
-        return {self.quantity: [len(self._chat.response_ids(example.response)) for example in examples]}
+        ids = (self._chat.response_ids(one.response, sampled=one.response_tokens) for one in examples)
+        return {self.quantity: [len(response) for response in ids]}

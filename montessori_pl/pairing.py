@@ -241,4 +241,6 @@ def _record(pair: Pair) -> PreferencePair:
         margin=_margin(pair),
         chosen_finished=chosen.completion_finished,
         rejected_finished=rejected.completion_finished,
+        chosen_tokens=chosen.completion_tokens,
+        rejected_tokens=rejected.completion_tokens,
     )

@@ -44,8 +44,8 @@ def encode_pairs(pairs: Sequence[PreferencePair], chat_template: ChatTemplate, m
         sides = [
             chat_template.cut(Rendered(ids + response, [False] * len(ids) + [True] * len(response)), max_length)
             for response in (
-                chat_template.response_ids(pair.chosen, pair.chosen_finished),
-                chat_template.response_ids(pair.rejected, pair.rejected_finished),
+                chat_template.response_ids(pair.chosen, pair.chosen_finished, pair.chosen_tokens),
+                chat_template.response_ids(pair.rejected, pair.rejected_finished, pair.rejected_tokens),
             )
         ]
         if all(any(side.completion_mask) for side in sides):

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from montessori_pl.data.reasoning import REASONING_TAGS
-from montessori_pl.data.records import Example, Message
+from montessori_pl.data.records import Example, Message, SampledTokens, stable_id
 from montessori_pl.data.special_tokens import TextEncoder, special_token_ids
 from montessori_pl.data.template_text import CHAT_TEMPLATES, TemplateText
 
@@ -113,12 +113,38 @@ class ChatTemplate:
         """Token ids up to where the assistant's next turn begins."""
         return [token for ids, _ in self._segments(messages, continued=True) for token in ids]
 
-    def response_ids(self, text: str, finished: bool = True) -> list[int]:
+    def response_ids(self, text: str, finished: bool = True, sampled: SampledTokens | None = None) -> list[int]:
         """Token ids of a response as it is sampled, with its end token if it was finished.
 
         Special tokens that stand in the text as text stay text: they cannot end the turn early.
+
+        Args:
+            text: the response.
+            finished: whether the end token is part of it.
+            sampled: its tokens, where they are known. They are what it consists of if they are of this vocabulary and
+                stand for this text; otherwise the text alone counts.
         """
-        return self._answer_ids(self._encoder.mark(text), finished)
+        return self._known_ids(text, finished, sampled) or self._answer_ids(self._encoder.mark(text), finished)
+
+    def sampled_tokens(self, ids: Sequence[int]) -> SampledTokens | None:
+        """What must be kept of a sampled response beside its text; none where the text gives the same ids again.
+
+        A model may sample another split of a text than the tokenizer makes of it, half of a character, or a special
+        token, which is no text.
+
+        Args:
+            ids: what was sampled, up to the end token.
+        """
+        ids, (text, finished) = list(ids), self.decode(ids)
+        if self.response_ids(text, finished) == ids and self._is_written(text):
+            return None
+        return SampledTokens(tuple(ids), self.fingerprint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Two templates share it if an answer of the one is, id for id, an answer of the other."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return stable_id(vocabulary, self.end_id, self.form.before, self.form.after)
 
     def conversation_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a whole conversation with all that the template writes behind it."""
@@ -135,10 +161,14 @@ class ChatTemplate:
         Earlier answers of weight 0 are never among them.
         """
         earlier = [turn.weight > 0 and self.loss_on == "all" for turn in example.history if turn.role == "assistant"]
-        return self.render(example.messages(), max_length, [*earlier, True])
+        return self.render(example.messages(), max_length, [*earlier, True], example.response_tokens)
 
     def render(
-        self, messages: Sequence[Message], max_length: int | None = None, learned: Sequence[bool] | None = None
+        self,
+        messages: Sequence[Message],
+        max_length: int | None = None,
+        learned: Sequence[bool] | None = None,
+        sampled: SampledTokens | None = None,
     ) -> Rendered:
         """Token ids and mask of a whole conversation, cut on the right to `max_length` tokens and to the context.
 
@@ -146,11 +176,15 @@ class ChatTemplate:
             messages: the conversation.
             max_length: the longest that it may be.
             learned: for each assistant turn, whether the mask is on it; none puts it on all of them.
+            sampled: the tokens of the last answer, where they are known: see `response_ids`.
         """
         input_ids: list[int] = []
         trained: list[bool] = []
         answers = iter(learned if learned is not None else [True] * len(messages))
-        for ids, is_answer in self._segments(messages, continued=False):
+        segments = list(self._segments(messages, continued=False))
+        if known := self._known_ids(messages[-1]["content"], True, sampled):
+            segments[-1] = known, True
+        for ids, is_answer in segments:
             input_ids += ids
             trained += [is_answer and next(answers)] * len(ids)
         return self.cut(Rendered(input_ids, trained), max_length)
@@ -208,6 +242,26 @@ class ChatTemplate:
         after = self.form.after if finished else ""
         ids = self._encoder.ids_behind(self._context, f"{self.form.before}{text}{after}") if text else []
         return [*ids, self.end_id] if finished else ids
+
+    def _known_ids(self, text: str, finished: bool, sampled: SampledTokens | None) -> list[int]:
+        """The sampled tokens where they stand for this text, ended if it is finished; empty where they do not."""
+        if sampled is None or sampled.vocabulary != self.fingerprint:
+            return []
+        written, ended = self.decode(sampled.ids)
+        if written != text or (ended and not finished):
+            return []
+        if ended or not finished:
+            return list(sampled.ids)
+        after = self._encoder.ids_behind(self._context, self.form.after) if self.form.after else []
+        return [*sampled.ids, *after, self.end_id]
+
+    def _is_written(self, text: str) -> bool:
+        """Whether the template writes this answer with the blanks that it has."""
+        if text == text.strip():
+            return True
+        messages = self._marked([{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": text}])
+        answer = messages[-1]["content"]
+        return self._as_written(answer, self._prompt(messages[:-1]), messages) == answer
 
     def _as_written(self, answer: str, prompt: str, messages: Sequence[Message]) -> str:
         """The answer as the template writes it: with other blanks, but in the same words."""

@@ -21,7 +21,7 @@ from montessori_pl.data.conversations import (
     refuse_more_than_text,
 )
 from montessori_pl.data.files import read_rows, source_path
-from montessori_pl.data.records import Example, Rejection, stable_id
+from montessori_pl.data.records import Example, Rejection, stable_id, token_fields
 from montessori_pl.data.text import is_blank, is_number, is_writable, says_something, without_nan
 from montessori_pl.data.trl_formats import from_completion, from_preference
 from montessori_pl.data.turns import HISTORY, SYSTEM_COLUMNS, Row, Turns, Unusable, as_text, objects, system_of
@@ -29,6 +29,8 @@ from montessori_pl.data.turns import HISTORY, SYSTEM_COLUMNS, Row, Turns, Unusab
 __all__ = ["LoadedSource", "load_source", "read_examples", "read_row", "read_source", "source_path"]
 
 _EXAMPLE_KEYS = {field.name for field in fields(Example)}
+_READ_EXAMPLE_KEYS = _EXAMPLE_KEYS - token_fields(Example)
+"""Of recorded data the text counts, and not the tokens as which it was sampled in another run."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def _own_id(row: Any) -> str:
 
 def _example(row: Row, layout: Layout, turns: Turns, id: str) -> Example:
     # An example that we wrote ourselves keeps where it came from; columns of a dataset may be empty.
-    origin = {key: row[key] for key in _EXAMPLE_KEYS if row.get(key) is not None} if layout is LAYOUTS[0] else {}
+    origin = {key: row[key] for key in _READ_EXAMPLE_KEYS if row.get(key) is not None} if layout is LAYOUTS[0] else {}
     recorded = {field: columns.find(row) for field, columns in RECORDED.items()}
     said = {"instruction": turns.instruction, "response": turns.response, "system": turns.system}
     example = Example.from_dict({**origin, **recorded, **said, "history": turns.history, "id": id})
@@ -330,7 +332,7 @@ LAYOUTS = (
         "our own (instruction, response and other fields of Example)",
         lambda row: {"instruction", "response"} <= row.keys() <= _EXAMPLE_KEYS,
         _columns("instruction", "response"),
-        tuple(_EXAMPLE_KEYS),
+        tuple(_READ_EXAMPLE_KEYS),
     ),
     Layout("messages (role, content)", _has("messages"), from_conversation, _CONVERSATION),
     Layout(

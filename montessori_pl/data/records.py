@@ -45,6 +45,32 @@ def _as_turns(turns: "Iterable[Turn | Mapping[str, Any]]") -> tuple[Turn, ...]:
     return tuple(turn if isinstance(turn, Turn) else Turn(**turn) for turn in turns)
 
 
+@dataclasses.dataclass(frozen=True)
+class SampledTokens:
+    """The token ids of a completion, kept where the tokenizer would make others of its text."""
+
+    ids: tuple[int, ...]
+    """As they were sampled, the end token included where there is one."""
+    vocabulary: str
+    """Whose ids they are: `ChatTemplate.fingerprint` of the model that sampled them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(self.ids))
+
+
+def _as_tokens(tokens: "SampledTokens | Mapping[str, Any] | None") -> SampledTokens | None:
+    return SampledTokens(**tokens) if isinstance(tokens, Mapping) else tokens
+
+
+_OF_TOKENIZER = {"of_tokenizer": True}
+"""Marks the fields that mean something to one tokenizer alone."""
+
+
+def token_fields(kind: "type[Record]") -> frozenset[str]:
+    """The fields of a record that mean something to one tokenizer alone."""
+    return frozenset(field.name for field in dataclasses.fields(kind) if field.metadata == _OF_TOKENIZER)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
     """A frozen dataclass that is one line of JSON."""
@@ -53,8 +79,13 @@ class Record:
     """Stable name of the record, unique within its file."""
 
     def to_json(self) -> str:
-        """The record as one line, without the line break; non-ASCII text stays readable."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        """The record as one line, without the line break; non-ASCII text stays readable.
+
+        Token ids have a place in it only where there are any.
+        """
+        row, optional = dataclasses.asdict(self), token_fields(type(self))
+        kept = {name: value for name, value in row.items() if value is not None or name not in optional}
+        return json.dumps(kept, ensure_ascii=False)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Self:
@@ -94,6 +125,10 @@ class Example(Record):
     """What the teacher wrote, whole: rationale, tags and all."""
     completion_finished: bool = True
     """Whether the teacher ended the completion itself (False: cut at the token limit)."""
+    completion_tokens: SampledTokens | None = dataclasses.field(default=None, metadata=_OF_TOKENIZER)
+    """The tokens of the completion; none where the tokenizer finds them in the text, or where they are not known."""
+    response_tokens: SampledTokens | None = dataclasses.field(default=None, metadata=_OF_TOKENIZER)
+    """The same of the response."""
     teacher: str = ""
     """Who wrote it: the backbone, and the adapter's stage where there is one."""
     seed_task_ids: tuple[str, ...] = ()
@@ -106,6 +141,8 @@ class Example(Record):
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed_task_ids", tuple(self.seed_task_ids))
         object.__setattr__(self, "history", _as_turns(self.history))
+        object.__setattr__(self, "completion_tokens", _as_tokens(self.completion_tokens))
+        object.__setattr__(self, "response_tokens", _as_tokens(self.response_tokens))
 
     def messages(self) -> list[Message]:
         """The conversation that the student is trained on."""
@@ -183,9 +220,15 @@ class PreferencePair(Record):
     """Whether the chosen completion ended itself, so that its end token is part of it."""
     rejected_finished: bool = True
     """Whether the rejected completion ended itself, so that its end token is part of it."""
+    chosen_tokens: SampledTokens | None = dataclasses.field(default=None, metadata=_OF_TOKENIZER)
+    """The tokens of `chosen`; none where the tokenizer finds them in the text, or where they are not known."""
+    rejected_tokens: SampledTokens | None = dataclasses.field(default=None, metadata=_OF_TOKENIZER)
+    """The same of `rejected`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "history", _as_turns(self.history))
+        object.__setattr__(self, "chosen_tokens", _as_tokens(self.chosen_tokens))
+        object.__setattr__(self, "rejected_tokens", _as_tokens(self.rejected_tokens))
 
     def messages(self) -> list[Message]:
         """The conversation that both completions answer."""

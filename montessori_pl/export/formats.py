@@ -12,7 +12,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from montessori_pl.data.records import Example, Score, Turn
+from montessori_pl.data.records import Example, Score, Turn, token_fields
 from montessori_pl.export.source import EXAMPLES, PAIRS, Source
 from montessori_pl.run_directory.atomic import write_json_lines
 
@@ -82,11 +82,16 @@ def write_dpo(source: Source, directory: Path) -> None:
 
 
 def write_hf(source: Source, directory: Path) -> None:
-    """The whole records as split `train` of a saved `DatasetDict`, with the scores of each stage that scored them."""
+    """The whole records as split `train` of a saved `DatasetDict`, with the scores of each stage that scored them.
+
+    Only the token ids are left out.
+    """
     from datasets import Dataset, DatasetDict, Features, disable_progress_bars
 
-    rows = [asdict(example) for example in source.examples]
-    features = {name: _feature(hint) for name, hint in get_type_hints(Example).items()}
+    # Other trainers have tokenizers of their own.
+    columns = {name: hint for name, hint in get_type_hints(Example).items() if name not in token_fields(Example)}
+    features = {name: _feature(hint) for name, hint in columns.items()}
+    rows = [{name: value for name, value in asdict(one).items() if name in columns} for one in source.examples]
     hints = get_type_hints(Score)
     for key, scores in source.scores().items():
         for column, field in score_columns(key).items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.data.records import Message
+from montessori_pl.data.records import Message, SampledTokens
 from montessori_pl.models.loading import ModelSource
 
 
@@ -54,13 +54,25 @@ class Completion:
     """Sampled tokens, the end token included."""
     num_prompt_tokens: int = 0
     """Tokens of the conversation that was answered; 0 where the engine does not count them."""
+    tokens: SampledTokens | None = None
+    """The tokens themselves; none where the tokenizer finds them in the text, or where the engine has only text."""
+
+    def tokens_of(self, text: str) -> SampledTokens | None:
+        """The tokens, for what was made of the completion: they stand for its text and for no other."""
+        return self.tokens if text == self.text else None
 
 
 def decoded(chat_template: ChatTemplate, ids: Sequence[int], num_prompt_tokens: int) -> Completion:
     """The completion that these sampled tokens are, up to its end token."""
     text, finished = chat_template.decode(ids)
     num_tokens = ids.index(chat_template.end_id) + 1 if finished else len(ids)
-    return Completion(text=text, finished=finished, num_tokens=num_tokens, num_prompt_tokens=num_prompt_tokens)
+    return Completion(
+        text=text,
+        finished=finished,
+        num_tokens=num_tokens,
+        num_prompt_tokens=num_prompt_tokens,
+        tokens=chat_template.sampled_tokens(ids[:num_tokens]),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

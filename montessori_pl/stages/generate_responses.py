@@ -273,6 +273,8 @@ class _Question:
             prompt=self.asked.instruction,
             completion=answer.text,
             completion_finished=answer.finished,
+            completion_tokens=answer.tokens,
+            response_tokens=answer.tokens_of(text),
             teacher=self.generator.name,
             seed_task_ids=(self.asked.id,),
             batch=number,

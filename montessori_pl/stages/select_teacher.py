@@ -104,7 +104,10 @@ class SelectTeacher(Stage):
         responses = [example for answers in pool.answers.values() for example in answers]
         columns = {
             "quality": {score.id: score.value for score in read_pool_scores(context, "quality")},
-            "length": {example.id: float(len(chat_template.response_ids(example.response))) for example in responses},
+            "length": {
+                one.id: float(len(chat_template.response_ids(one.response, sampled=one.response_tokens)))
+                for one in responses
+            },
         }
         scores = [] if self.loss is None else read_pool_scores(context, "loss")
         columns |= {

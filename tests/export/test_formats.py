@@ -16,7 +16,7 @@ from montessori_pl.__main__ import main
 from montessori_pl.batches.encoding import encode_pairs
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.formats import read_examples
-from montessori_pl.data.records import Example, Turn
+from montessori_pl.data.records import Example, SampledTokens, Turn
 
 
 @pytest.mark.usefixtures("run")
@@ -116,6 +116,14 @@ class TestFormats:
         features = load_from_disk(str(exported("hf", "--stage", "outside")))["train"].features
         assert features["seed_task_ids"].feature.dtype == "string"
         assert features["completion_finished"].dtype == "bool"
+
+    def test_token_ids_are_left_out(self, run: HandMade) -> None:
+        shutil.rmtree("iter1/iteration_1/data")
+        sampled = replace(EXAMPLES[0], response_tokens=SampledTokens((3, 4), "of a teacher"))
+        run.add("iteration_1/data", "Synthesize", {"examples": [sampled]}, {"accepted": 1})
+        (row,) = load_from_disk(str(exported("hf", "--stage", "data")))["train"].to_list()
+        assert Example.from_dict(row) == EXAMPLES[0]
+        assert not any("tokens" in column for column in row)
 
     def test_scores_of_what_the_stage_held_before_are_left_out(self, run: HandMade) -> None:
         shutil.rmtree("iter1/iteration_1/data")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from montessori_pl.data.reasoning import without_reasoning
-from montessori_pl.data.records import Example, Message, Rejection, stable_seed
+from montessori_pl.data.records import Example, Message, Rejection, SampledTokens, stable_seed
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.stages.base import StageContext
 from montessori_pl.stages.generating.generators import Generator, Generators
@@ -99,7 +99,7 @@ class SynthesisLoop:
         accepted: list[Example] = []
         candidates = list(self._instructions(number, tasks, rejections))
         if not self.rules.answered:
-            return [_example(candidate, number, "") for candidate in candidates], rejections
+            return [_example(candidate, number) for candidate in candidates], rejections
         for candidate, response in zip(candidates, self._responses(candidates), strict=True):
             try:
                 if response is None:
@@ -109,7 +109,7 @@ class SynthesisLoop:
             except Rejected as error:
                 rejections.append(_rejection(candidate, number, error, candidate.instruction))
                 continue
-            accepted.append(_example(candidate, number, text))
+            accepted.append(_example(candidate, number, text, response.tokens_of(text)))
         if len(accepted) < len(candidates):  # after a kill nobody would know the instructions that were not answered
             self.index = self._index([*self.examples, *accepted])
         return accepted, rejections
@@ -230,7 +230,7 @@ def _rejection(candidate: _Candidate, number: int, error: Rejected, text: str) -
     )
 
 
-def _example(candidate: _Candidate, number: int, response: str) -> Example:
+def _example(candidate: _Candidate, number: int, response: str = "", tokens: SampledTokens | None = None) -> Example:
     return Example(
         id=candidate.id,
         instruction=candidate.instruction,
@@ -239,6 +239,8 @@ def _example(candidate: _Candidate, number: int, response: str) -> Example:
         prompt=candidate.prompt,
         completion=candidate.completion.text,
         completion_finished=candidate.completion.finished,
+        completion_tokens=candidate.completion.tokens,
+        response_tokens=tokens,
         teacher=candidate.generator.name,
         seed_task_ids=candidate.seed_task_ids,
         batch=number,

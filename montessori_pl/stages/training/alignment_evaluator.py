@@ -136,7 +136,7 @@ class AlignmentEvaluator:
         rendered = []
         for prompt, completion in zip(prompts, completions, strict=True):
             before = self.chat_template.prompt_ids(prompt)
-            response = self.chat_template.response_ids(completion.text, completion.finished)
+            response = self.chat_template.response_ids(completion.text, completion.finished, completion.tokens)
             rendered.append(Rendered(before + response, [False] * len(before) + [True] * len(response)))
         rendered.sort(key=lambda one: len(one.input_ids))
         both = [

@@ -13,7 +13,7 @@ from tiny_models import tiny_tokenizer
 
 from montessori_pl.batches.encoding import encode_pairs
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.data.records import PreferencePair, read_lines, stable_seed
+from montessori_pl.data.records import PreferencePair, SampledTokens, read_lines, stable_seed
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
 from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_model, save_weights
@@ -24,13 +24,18 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*") 
 
 
 def slow_log_probability(
-    source: ModelSource, chat_template: ChatTemplate, prompt: str, text: str, finished: bool
+    source: ModelSource,
+    chat_template: ChatTemplate,
+    prompt: str,
+    text: str,
+    finished: bool,
+    tokens: SampledTokens | None = None,
 ) -> float:
     """Of one completion, token by token."""
     model = load_model(source)
     ids, response = (
         chat_template.prompt_ids([{"role": "user", "content": prompt}]),
-        chat_template.response_ids(text, finished),
+        chat_template.response_ids(text, finished, tokens),
     )
     total = 0.0
     for token in response:
@@ -115,11 +120,11 @@ class TestLook:
         completions: list[Completion] = engine.generate(requests, SHORT)
         ratios, nats, tokens = [], 0.0, 0
         for prompt, completion in zip(asked, completions, strict=True):
-            scored = (chat_template, prompt, completion.text, completion.finished)
+            scored = (chat_template, prompt, completion.text, completion.finished, completion.tokens)
             before = slow_log_probability(reference, *scored)
             ratios.append(slow_log_probability(policy, *scored) - before)
             nats -= before
-            tokens += len(chat_template.response_ids(completion.text, completion.finished))
+            tokens += completion.num_tokens
         instructions = [completion.text.strip() for completion in completions if "a" in completion.text]
         assert evaluation["samples"] == [completion.text for completion in completions[:3]]
         assert evaluation["parsed_rate"] == len(instructions) / 8
