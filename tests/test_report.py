@@ -119,7 +119,7 @@ def test_tables(run_directory: RunDirectory) -> None:
         ["", "", "ROUGE 0.62"],
         ["", "", "responses 0.5%"],
         ["iteration_1/warmup_data", "200 examples accepted"],
-        ["", "responses: distinct 0.5%, mean maximal ROUGE-L 1.00"],
+        ["", "responses: distinct 0.5%, ROUGE-L 1.00"],
         ["trained", "1.125", "words 2.50"],
         ["iteration_1/", "0.0002 ± 3e-05", "words 4.32, first 2.10", "1.005"],
         ["influence", "positive 54%", "distinct 98%, ROUGE 0.62", ""],

@@ -129,8 +129,8 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
         )
         if responses := metrics.get("response_diversity"):
             lines.append(
-                f"responses: distinct {_percent(responses['distinct_rate'])}, mean maximal ROUGE-L "
-                f"{responses['mean_max_rouge_l']:.2f}"
+                f"responses: distinct {_percent(responses['distinct_rate'])}, "
+                f"ROUGE-L {responses['mean_max_rouge_l']:.2f}"
             )
     if "mistakes" in metrics:
         lines.append(f"{metrics['mistakes']} mistakes in {metrics['looked_at']} examples")
