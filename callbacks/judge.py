@@ -106,7 +106,7 @@ class JudgeSignal(SignalCallback):
             engine.check(self.judge)
 
     def estimate(self, count: int, upper_bound: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
-        """The judgements; how long they are nobody knows, so that each is expected to be as long as it may be."""
+        """The judgements; their length is not known, so each is counted at its largest."""
         engine = self.engine or TransformersBackend()
         if self.judge is not None:
             judge = RequestEstimator.of(self.judge, engine, "judge", self.requests)

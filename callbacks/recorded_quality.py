@@ -1,4 +1,4 @@
-"""How good a response is, as whoever recorded it says."""
+"""How good a response is according to its source."""
 
 from collections.abc import Sequence
 

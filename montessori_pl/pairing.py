@@ -1,4 +1,4 @@
-"""From scored examples to preference pairs: which of a prompt's completions shall the teacher prefer?
+"""From scored examples to preference pairs: which of a prompt's completions should the teacher prefer?
 
 Knows records; nothing about signals, models or files.
 

@@ -132,7 +132,7 @@ def test_responses_of_nobody(recipe: Callable[..., Path], capsys: pytest.Capture
     with pytest.raises(SystemExit, match="2"):
         main(["fit", "--config", str(path)])
     said = capsys.readouterr().err
-    assert "iteration_1/best_teacher: nobody says who wrote the response of example" in said
+    assert "iteration_1/best_teacher: no teacher is recorded for the response of example" in said
     assert "write its teacher's name into a column `teacher`, `model` or `generator` of its source" in said
 
 

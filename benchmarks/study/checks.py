@@ -16,7 +16,7 @@ DIFFERENT_ANYHOW = ("last.ckpt", "weights/adapter_config.json")
 
 
 def check_cell(runs: CellRuns, arms: Sequence[Arm], held_out: Sequence[Example]) -> dict[str, int]:
-    """See that the arms of a cell differ in what they shall differ in, and in nothing else.
+    """See that the arms of a cell differ in what they should differ in, and in nothing else.
 
     Args:
         runs: of the cell.

@@ -91,7 +91,7 @@ def _comparison(rows: Sequence[Comparison], settings: Settings) -> Table:
 
 
 def _collapsed(cells: Sequence[Cell], settings: Settings) -> RenderableType:
-    """For each arm, which students collapsed and where somebody raised an alarm."""
+    """For each arm, which students collapsed and where an alarm was raised."""
     table = _table("collapsed students and alarms: cells", "arm")
     for heading in ("finished", "failed", "collapsed", "dose control", "guard"):
         table.add_column(heading, justify="right")

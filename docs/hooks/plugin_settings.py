@@ -67,7 +67,7 @@ class Setting:
     type: Any
     """The annotation."""
     default: Any
-    """The value that it has if nobody sets it; `REQUIRED` if somebody must."""
+    """The value that it has if it is not set; `REQUIRED` if it must be."""
     sentence: str
     """What the docstring says."""
     changes: str

@@ -1,4 +1,4 @@
-"""Writes `reference/settings/`: a page for each family of classes, made anew at every build from the classes.
+"""Writes `reference/settings/`: a page for each family of classes, made at every build from the classes.
 
 MkDocs calls `on_files`; `python docs/hooks/settings_pages.py DIRECTORY` writes the same pages as files.
 """

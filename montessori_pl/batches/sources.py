@@ -1,4 +1,4 @@
-"""Where the examples come from that nobody has to synthesize: seeds, reference and test set."""
+"""The examples that are given and not synthesized: seed tasks, reference set and test set."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def source_file(source: str) -> Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class DataSources:
-    """Where the examples come from that nobody has to synthesize."""
+    """The examples that are given and not synthesized."""
 
     files: ClassVar[Files] = {"seed_tasks": source_file, "reference": source_file, "test": source_file}
     seed_tasks: str

@@ -90,4 +90,4 @@ def _named(argument: str) -> tuple[str, Path]:
 def _check_student(student: str | None, runs: Sequence[Run]) -> None:
     known = list(dict.fromkeys(name for run in runs for name in run.students))
     if student is not None and known and student not in known:
-        raise CompareError(f"--student names {student!r}, whom no run has evaluated; there are: {listed(known)}")
+        raise CompareError(f"--student names {student!r}, which no run has evaluated; there are: {listed(known)}")

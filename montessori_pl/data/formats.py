@@ -1,4 +1,4 @@
-"""Examples that somebody else wrote: rows of files and data sets in the usual layouts.
+"""Examples from elsewhere: rows of files and data sets in the usual layouts.
 
 Each row's layout is recognised by its keys (`LAYOUTS`, in this order). Text is never altered. Whatever the layout, a
 row may also say who wrote the response and how good it is (`RECORDED`). What has no place in an example is said: a row
@@ -314,7 +314,7 @@ def _from_tree(row: Row) -> Turns:
         if reply.get("role", "assistant") == "assistant" and not reply.get("deleted")
     ]
     if not replies:
-        raise Unusable("no assistant turn", "nobody answers the first user turn")
+        raise Unusable("no assistant turn", "the first user turn has no answer")
     best = min(replies, key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
     others = len(replies) > 1 or says_something(best.get("replies"))
     return Turns(

@@ -112,13 +112,13 @@ class Example(Record):
     instruction: str
     """What the student is asked: the last user turn."""
     response: str
-    """What the student shall answer."""
+    """What the student is asked."""
     system: str = ""
     """System message of the conversation; empty when there is none."""
     history: tuple[Turn, ...] = ()
     """The turns between the system message and the instruction, user and assistant in turn; often none."""
     prompt_id: str = ""
-    """Groups the samples that answer one and the same teacher prompt; empty for examples that nobody prompted for."""
+    """Groups the samples that answer one and the same teacher prompt; empty for examples without a teacher prompt."""
     prompt: str = ""
     """The user turn that the teacher was shown when it wrote the instruction."""
     completion: str = ""
@@ -136,7 +136,7 @@ class Example(Record):
     batch: int = 0
     """The batch of prompts in which it was written."""
     quality: float | None = None
-    """How good the response is, as whoever recorded it says, higher is better; none when nobody has said."""
+    """How good the response is according to its source, higher is better; none if not given."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed_task_ids", tuple(self.seed_task_ids))

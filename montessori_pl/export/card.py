@@ -31,7 +31,7 @@ def write_card(source: Source, directory: Path, format: str, license: str | None
         source: what was exported.
         directory: where the files lie.
         format: their format.
-        license: under which licence the user publishes them; none where nobody has said.
+        license: under which licence the user publishes them; none if not given.
         command: what makes the same files again.
     """
     files = sorted(path for path in directory.rglob("*") if path.is_file())
@@ -85,7 +85,7 @@ def _synthetic(source: Source) -> bool:
 def _licences(license: str | None) -> str:
     named = f"has named the licence `{license}`" if license is not None else "has named no licence"
     return prose(
-        f"""Whoever exported the data {named}. The run does not know, and nobody has checked, what the licences and
+        f"""The person who exported the data {named}. The run does not know, and has not checked, what the licences and
         terms of those allow on whose work it rests: of the teachers above, which may restrict what their outputs are
         used for, and of the seeds, which the teachers were shown. That is yours to check before you use or publish
         it."""

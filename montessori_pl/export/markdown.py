@@ -20,7 +20,7 @@ def bullets(sentences: Iterable[str]) -> str:
 
 
 def prose(text: str) -> str:
-    """A paragraph, wrapped anew."""
+    """A paragraph, rewrapped."""
     return textwrap.fill(" ".join(text.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
 
 

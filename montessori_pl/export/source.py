@@ -91,7 +91,7 @@ class Source:
         return all(example.prompt == example.instruction for example in self.examples)
 
     def teachers(self) -> Counter[str]:
-        """Who wrote how many of the examples, or of the completions in pairs; empty for whom nobody has recorded."""
+        """Who wrote how many of the examples, or of the completions in pairs; empty where no writer is recorded."""
         if not self.pairs:
             return Counter(example.teacher for example in self.examples)
         teachers = {example.id: example.teacher for example in self.examples}
@@ -206,7 +206,7 @@ def _origin(run_directory: RunDirectory, stage: FinishedStage) -> FinishedStage 
     if not run_directory.finished(key) or read != _as_input(run_directory, key):
         raise ExportError(
             f"{stage.key} was made of the examples of {key}, which is gone or was done again since; delete "
-            f"{stage.directory} and run `fit` again to make the pairs anew"
+            f"{stage.directory} and run `fit` again to make the pairs again"
         )
     return _stage(run_directory, key)
 

@@ -1,6 +1,6 @@
 """How the files of each format are read: the part of a card that a reader copies from.
 
-Whoever changes a setting for another program runs that program on the files, and notes its version here.
+If you change a setting for another program, run that program on the files and note its version here.
 """
 
 from collections.abc import Mapping

@@ -200,7 +200,7 @@ class OpenAIBackend(GenerationBackend):
             future.result()
 
     def _ask(self, endpoint: Endpoint, body: Mapping[str, Any], stop: threading.Event) -> None:
-        """Ask until there is an answer, or until all shall stop."""
+        """Ask until there is an answer, or until all must stop."""
         attempt = 0
         while not stop.is_set():
             self._check_budget()

@@ -62,7 +62,7 @@ class TransformersBackend(GenerationBackend):
         self._model = move_to(self.device, load_model(source))
 
     def serve(self, model: "nn.Module", chat_template: ChatTemplate) -> None:
-        """Sample from a model that somebody else has loaded, as it is and where it is, for example while it is trained.
+        """Sample from a model that the caller has loaded, as it is and where it is, for example while it is trained.
 
         The model must be in evaluation mode while it generates: in training mode it drops out, and with gradient
         checkpointing it keeps no cache. `close` leaves it alone.

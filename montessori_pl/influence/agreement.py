@@ -31,7 +31,7 @@ def agreement(approximate: Sequence[float], exact: Sequence[float], groups: Sequ
 
     Args:
         approximate: one score for each example.
-        exact: the score that it shall agree with.
+        exact: the score that it is compared with.
         groups: for each example its prompt.
     """
     a, b = (torch.tensor(list(values), dtype=torch.float64) for values in (approximate, exact))

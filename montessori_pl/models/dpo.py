@@ -50,7 +50,7 @@ class DPOModule(LanguageModule):
         label_smoothing: for `sigmoid` and `robust`, the share of pairs believed to be the wrong way round.
         sft_weight: weight of the negative log-likelihood of the chosen completions, per token; it equals TRL's
             `loss_type: [LOSS, sft]` with `loss_weights: [1, sft_weight]`. DPO alone widens margins also by making both
-            completions unlikely, and what becomes likely instead nobody has looked at.
+            completions unlikely, and what becomes likely instead is not measured.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
         chat_template_kwargs: what the chat template is told apart from the messages, as by `apply_chat_template`, for
             example `enable_thinking: false`; null tells it nothing.

@@ -139,7 +139,7 @@ def load_model(
 
     Args:
         source: which model.
-        trainable_adapter: whether the weights of a LoRA adapter shall be trained further.
+        trainable_adapter: whether the weights of a LoRA adapter are trained further.
         weights: whether they are read; otherwise only their files are looked at, and the model lies on the device
             `meta`, which takes no memory.
 

@@ -2,7 +2,7 @@
 
 The second one is the bar: a router can look good by Hit@k only because a few teachers are good for everything.
 
-Legend: N held-out prompts, K teachers; tables hold NaN where a teacher has not answered, and nobody asks it there.
+Legend: N held-out prompts, K teachers; tables hold NaN where a teacher has not answered; it is not chosen there.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class RouterComparison:
         return cls(teachers, tables, {"router": router, "constant": constants, ORACLE: reward})
 
     def summary(self, name: str) -> dict[str, Any]:
-        """What a router gets on the mean of all prompts, what it misses, how often it is right, and whom it asks.
+        """What a router gets on average, what it misses, how often it is right, and which teachers it chooses.
 
         The oracle asks all teachers that share the best reward of a prompt, each for an equal part of it.
         """

@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 
 class Prompt(NamedTuple):
-    """What all teachers are asked: the same texts, whoever recorded them."""
+    """What all teachers are asked: the same texts, regardless of their source."""
 
     instruction: str
     """The last user turn."""
@@ -59,8 +59,8 @@ class ResponsePool:
         for example in examples:
             if not example.teacher:
                 raise ValueError(
-                    f"nobody says who wrote the response of example {example.id} ({example.instruction[:40]!r}); write "
-                    "its teacher's name into a column `teacher`, `model` or `generator` of its source"
+                    f"no teacher is recorded for the response of example {example.id} ({example.instruction[:40]!r}); "
+                    "write its teacher's name into a column `teacher`, `model` or `generator` of its source"
                 )
             answers.setdefault((Prompt.of(example), example.teacher), []).append(example)
         return cls(sorted({prompt for prompt, _ in answers}), sorted({teacher for _, teacher in answers}), answers)

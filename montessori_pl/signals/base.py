@@ -71,7 +71,7 @@ class SignalCallback(Callback, ABC):
         return {}
 
     def summary(self, scores: Sequence[Score], unscored: Sequence[Rejection] = ()) -> dict[str, Any]:
-        """What there is to say about all scores together, whoever computed them and when; added to the report.
+        """What there is to say about all scores together, from all ranks and resumed runs; added to the report.
 
         Args:
             scores: in the order of the examples.

@@ -37,7 +37,7 @@ class ScalarSignal(SignalCallback):
     def measure(
         self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
     ) -> Columns:
-        """The quantity, and whatever else shall stand in the details; arguments are those of `score_batch`."""
+        """The quantity, and what else the details hold; arguments are those of `score_batch`."""
 
     def preference(self, quantity: float) -> float:
         """The score of this quantity: higher is better."""

@@ -52,7 +52,7 @@ class ScoringData(LightningDataModule):
         return DataLoader(range(len(self.items)), batch_sampler=share, collate_fn=self.collate)  # type: ignore[arg-type]
 
     def batches(self) -> list[list[int]]:
-        """All batches, whoever scores them and whatever has been scored: so that a batch is always the same.
+        """All batches, for any rank and any progress, so that a batch is always the same.
 
         Examples of whose response the student sees nothing come last and apart. So the batches before them are the same
         for signals that score them and for those that do not.
@@ -69,7 +69,7 @@ class ScoringData(LightningDataModule):
         return self._batched(prompts[: sum(size < num_examples for size in sizes) + 1])
 
     def groups(self, rows: Sequence[int]) -> list[str]:
-        """For each of these rows its prompt; an example that nobody prompted for stands for itself."""
+        """For each of these rows its prompt; an example without a prompt stands for itself."""
         return [self.items[row][0].prompt_id or self.items[row][0].id for row in rows]
 
     def reference_batch(self) -> dict[str, Tensor]:

@@ -181,7 +181,7 @@ class Stage(ABC):
         """What the stage will take, or what is left of it, for a dry run; none, the default, for no estimate.
 
         Raises:
-            NoEstimate: it depends on what nobody knows.
+            NoEstimate: it depends on what is not known yet.
         """
         return None
 

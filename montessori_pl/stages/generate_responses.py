@@ -32,7 +32,7 @@ class GenerateResponses(Stage):
         teachers: who answers: the stage whose teacher it is, `latest`, `base`, or a teacher of the pool; of several,
             each answers every instruction.
         routing: the stage that chose among these teachers; each instruction then goes to one of them.
-        limits: with `routing`, largest shares of teachers, and a budget; null asks whom the router likes best.
+        limits: with `routing`, largest shares of teachers, and a budget; null takes the router's first choice.
         student: the stage whose student answers instead; `latest`, or `base`.
         samples: answers of each to each instruction.
         sampling: how they are drawn; the defaults are the paper's.
@@ -63,7 +63,7 @@ class GenerateResponses(Stage):
                 f"Answer needs either teachers or a student, found teachers {teachers} and student {student}"
             )
         if (routing is not None and teachers is None) or (limits is not None and routing is None):
-            raise ValueError("routing needs the teachers among whom it chooses, and limits need a routing")
+            raise ValueError("routing needs the teachers it chooses from (setting teachers), and limits need a routing")
         if min(samples, instructions_per_batch) < 1:
             raise ValueError("samples and instructions_per_batch must be at least 1")
         self.uses = ("generation", "student" if student is not None else "teacher")
@@ -98,7 +98,7 @@ class GenerateResponses(Stage):
         left = max(0, given.instructions - len(context.commits) * self.instructions_per_batch) * self.samples
         share = len(asked) if self.routing is not None else 1
         samples = context.known or [_answered(example) for example in some]
-        # Where nobody has answered them yet, there is nothing to measure beside the instructions.
+        # Before they are answered, only the instructions can be measured.
         texts = [one.response for one in samples if one.response] or [
             one.response for one in context.data.read("seed_tasks")
         ]

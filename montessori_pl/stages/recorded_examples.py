@@ -1,4 +1,4 @@
-"""RecordedExamples: examples that somebody else wrote, to be scored and trained on like our own."""
+"""RecordedExamples: examples from a file or data set, to be scored and trained on like generated ones."""
 
 from typing import Any, ClassVar
 

@@ -1,4 +1,4 @@
-"""RouteResponses: of a pool of recorded responses the one by the teacher to whom the router sends the instruction."""
+"""RouteResponses: of a pool of recorded responses, those of the teachers that the router chooses."""
 
 import dataclasses
 import shutil
@@ -28,7 +28,7 @@ class RouteResponses(Stage):
     Args:
         examples: the stage whose responses are picked from: several teachers' to the same instructions.
         routing: the stage that chose among the teachers.
-        limits: largest shares of teachers, and a budget; null asks whom the router likes best.
+        limits: largest shares of teachers, and a budget; null takes the router's first choice.
         first_iteration_only: whether later iterations go without this stage.
     """
 

@@ -431,7 +431,7 @@ class TestMistakes:
 
     def test_unknown_student(self, runs: list[str], mistake: Compare) -> None:
         assert mistake(*runs, "--student", "warmup") == (
-            "--student names 'warmup', whom no run has evaluated; there are: base, trained"
+            "--student names 'warmup', which no run has evaluated; there are: base, trained"
         )
 
     def test_same_seed_twice(self, runs: list[str], mistake: Compare) -> None:

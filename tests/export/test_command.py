@@ -148,7 +148,7 @@ class TestMistakes:
         run.add("iteration_1/data", "Synthesize", {"examples": EXAMPLES[:2]}, {})
         assert mistake("iter1", "--format", "dpo") == (
             "iteration_1/preferences was made of the examples of iteration_1/data, which is gone or was done again "
-            "since; delete iter1/iteration_1/preferences and run `fit` again to make the pairs anew"
+            "since; delete iter1/iteration_1/preferences and run `fit` again to make the pairs again"
         )
 
     def test_nothing_left(self, run: HandMade, mistake: Export) -> None:

@@ -101,6 +101,6 @@ def test_a_pool_groups_by_the_whole_conversation() -> None:
 
 def test_a_pool_wants_to_know_who_wrote() -> None:
     with pytest.raises(
-        ValueError, match=r"nobody says who wrote the response of example 7 \('why\?'\); write its teac"
+        ValueError, match=r"no teacher is recorded for the response of example 7 \('why\?'\); write its teac"
     ):
         ResponsePool.of([example(7, "", "why?")])

@@ -291,7 +291,7 @@ def test_killed_in_any_round_it_goes_on(tmp_path: Path, kills_after: int) -> Non
         ({"teachers": "base", "student": "base"}, "either teachers or a student"),
         ({"teachers": ["base", "base"]}, "names one twice: base, base"),
         ({"teachers": "base", "samples": 0}, "at least 1"),
-        ({"student": "base", "routing": "r"}, "routing needs the teachers among whom it chooses"),
+        ({"student": "base", "routing": "r"}, "routing needs the teachers it chooses from"),
         ({"teachers": "base", "limits": RouteLimits(max_share=0.5)}, "limits need a routing"),
     ],
 )

@@ -2,7 +2,7 @@
 
 How varied texts are, and how often they repeat each other, depends on how many there are. Both sides are therefore
 measured on equally many completions, and near duplicates are counted anew within these: among thousands of accepted
-examples a new one finds its like more easily than among the first hundreds, whoever writes it.
+examples a new one has a near duplicate more often than among the first hundreds, for any teacher.
 
 The responses of accepted examples are compared too, by how many are near duplicates: a teacher may ask varied questions
 and answer all of them with one text. Where responses are short many are equal, and how many differs from window to
@@ -96,7 +96,7 @@ class CollapseMonitor:
         max_similarity: ROUGE-L F1 above which two instructions are near duplicates.
 
     Raises:
-        StageError: nobody was prompted for the baseline's examples.
+        StageError: the baseline's examples are not completions of prompts.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class CollapseMonitor:
         return any(ALARM in commit for commit in self.journal.commits)
 
     def notes(self, accepted: Sequence[Example], rejected: Sequence[Rejection], last: bool) -> dict[str, int]:
-        """What the journal shall remember of a batch that is about to be committed.
+        """What the journal notes of a batch that is about to be committed.
 
         Args:
             accepted: the batch's examples.

@@ -1,4 +1,4 @@
-"""Who writes: each request goes to the model that shall answer it, and one model at a time is in memory."""
+"""The models that write: each request goes to the model that is to answer it, with one model in memory at a time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ USAGE = ("prompt_tokens", "generated_tokens", "cost")
 
 @dataclass(frozen=True)
 class Generator:
-    """Somebody who writes: a model, and the engine that runs it."""
+    """A model that writes, and the engine that runs it."""
 
     name: str
     """How examples name it."""

@@ -110,7 +110,7 @@ class SynthesisLoop:
                 rejections.append(_rejection(candidate, number, error, candidate.instruction))
                 continue
             accepted.append(_example(candidate, number, text, response.tokens_of(text)))
-        if len(accepted) < len(candidates):  # after a kill nobody would know the instructions that were not answered
+        if len(accepted) < len(candidates):  # after a kill the instructions would be lost that were not answered
             self.index = self._index([*self.examples, *accepted])
         return accepted, rejections
 
@@ -211,7 +211,7 @@ def fitting_prompt(
 
 
 def _held_out(context: StageContext, decontaminate: bool | Decontamination) -> HeldOut:
-    """What no example may repeat; nothing where nobody wants to know."""
+    """What no example may repeat; nothing if decontamination is off."""
     if decontaminate is False:
         return HeldOut({}, Decontamination())
     roles = ["reference", "test"] if context.data.test else ["reference"]

@@ -29,7 +29,7 @@ class ScoreFiles:
         return self.directory / f"{Path(name).stem}.part{rank}.jsonl"
 
     def read(self) -> tuple[dict[str, Score], dict[str, Rejection]]:
-        """All scores so far by example, and all examples without one, whoever wrote them."""
+        """All scores so far by example, and all examples without one, from all ranks."""
         scored = {score.id: score for path in self._paths(SCORES) for score in read_records(path, Score)}
         unscored = {one.id: one for path in self._paths(UNSCORED) for one in read_records(path, Rejection)}
         # A batch that a kill cut short is scored again, and an engine that calls others may say something else then.

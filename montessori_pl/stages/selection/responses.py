@@ -21,7 +21,7 @@ def read_pool(context: StageContext) -> ResponsePool:
     """The responses of the stage that `examples` names.
 
     Raises:
-        StageError: nobody says who wrote a response, or there are not two teachers.
+        StageError: a response has no recorded teacher, or there are fewer than two teachers.
     """
     directory = context.input_dir("examples")
     try:

@@ -113,7 +113,7 @@ def prompts_in_order(prompts: Sequence[P], seed: int) -> list[P]:
 
 
 def num_held_out(num_prompts: int, share: float) -> int:
-    """How many prompts are held out: at least one where any shall be, and never all."""
+    """How many prompts are held out: at least one if any are wanted, and never all."""
     return min(max(1, round(share * num_prompts)), num_prompts - 1) if share > 0 and num_prompts else 0
 
 
