@@ -61,7 +61,7 @@ class TestCard:
             "have a ROUGE-L F1 above 0.7 with a seed or an earlier instruction were dropped",
             "Instructions of the reference or test set were dropped.",
             "Responses that were cut at the token limit are among the rows, and are not marked.",
-            "Whoever exported the data has named no licence.",
+            "The person who exported the data has named no licence.",
         ):
             assert sentence in prose
         settings = re.search(r"The settings, whole:\n\n```yaml\n(.*?)```", card, flags=re.DOTALL)
