@@ -32,11 +32,15 @@ SLOWEST = (
     "test_kill_and_resume.py",
     "test_kill_and_resume_recipes.py",
     "test_distributed.py",
+    "test_docs.py",
     "test_accumulate.py",
-    "test_llm2llm.py",
+    "test_dry_run.py",
+    "test_alignment_monitor.py",
     "test_classroom_study.py",
+    "test_recorded_teachers.py",
+    "test_llm2llm.py",
 )
-"""Files that take longest, from about three minutes down to one."""
+"""Files that take longest, from about five minutes down to one."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,14 +3,20 @@
 import dataclasses
 import json
 import math
+import os
 import random
+import subprocess
 import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 import yaml
 
+from montessori_pl.__main__ import main as program
 from montessori_pl.data.records import Example, append_records, read_records
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -413,8 +419,33 @@ def test_everything_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # the first test that needs the world builds it
-def test_the_whole_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def forked(command: Sequence[str], *, stdout: IO[str], **settings: Any) -> "subprocess.CompletedProcess[str]":
+    """Run the program in a fork of this process, which has imported it already: a start of its own takes seconds."""
+    _, module_option, _, *arguments = command
+    assert module_option == "-m"
+
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stdout.fileno(), 2)
+            sys.stdout = sys.stderr = stdout
+            program(arguments)
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            stdout.flush()
+            os._exit(status)
+    return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def test_the_whole_study(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two arms that run, and one with an override that does not exist, which does not stop them."""
+    monkeypatch.setattr("study.runs.subprocess", SimpleNamespace(run=forked, STDOUT=subprocess.STDOUT))
     content = yaml.safe_load(SETTINGS.read_text())
     content |= {"worlds": [0], "seeds": [3], "student_seeds": 2}
     content["arms"]["random"]["overrides"]["recipe.preferences.at_randm"] = True
