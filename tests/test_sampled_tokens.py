@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from stage_runs import StandIn, stage_context, write
-from tiny_models import TEMPLATE, save_tiny_model
+from tiny_models import SPECIAL, TEMPLATE, save_tiny_model, with_turns
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -33,7 +33,6 @@ from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator
 from montessori_pl.synthesis.base import Synthesizer
 from montessori_pl.synthesis.filters import InstructionFilter
 
-SPECIAL = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
 LETTERS = ["a", "b", "c", "Ġ", "Ã", "©", "ab", "abc"]
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=8)
 QUESTIONS = ["a", "b c", "cab", "abc"]
@@ -44,15 +43,7 @@ def bpe_tokenizer(letters: Sequence[str] = LETTERS, template: str = TEMPLATE) ->
     tokenizer = Tokenizer(BPE(vocabulary, [("a", "b"), ("ab", "c")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token="<end>",
-        additional_special_tokens=["<user>", "<assistant>"],
-        chat_template=template,
-    )
+    return with_turns(tokenizer, template)
 
 
 @pytest.fixture

@@ -28,6 +28,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
+    return with_turns(tokenizer)
+
+
+def with_turns(tokenizer: Tokenizer, template: str = TEMPLATE) -> PreTrainedTokenizerFast:
+    """As a chat model's, with the special tokens of `TEMPLATE`."""
     tokenizer.add_special_tokens(SPECIAL)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -35,7 +40,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         eos_token="<end>",
         additional_special_tokens=["<user>", "<assistant>"],
-        chat_template=TEMPLATE,
+        chat_template=template,
     )
 
 

@@ -17,8 +17,17 @@ from torch import Tensor, nn
 from montessori_pl.batches.collate import collate
 from montessori_pl.classroom.names import with_versions
 from montessori_pl.data.records import Message, stable_id
-from montessori_pl.influence import AdamW, Batch, InfluenceScorer, Params, ResponseLosses, trainable_parameters
+from montessori_pl.influence import (
+    AdamW,
+    Batch,
+    InfluenceScorer,
+    Params,
+    ResponseLosses,
+    default_budget,
+    trainable_parameters,
+)
 from montessori_pl.influence.functional import gradient
+from montessori_pl.influence.memory import COPIES_PER_EXAMPLE, SHARED_COPIES
 from montessori_pl.models.loading import (
     LoraSettings,
     ModelSource,
@@ -38,8 +47,10 @@ log = logging.getLogger(__name__)
 TRIALS = "tried_models"
 """The fact of a run that holds the keys of the trials which have passed."""
 LARGEST = 3 * 10**9
-"""Parameters of the largest model that is tried with its weights: they are read and computed with in about a minute.
-Of a larger one the files, the architecture and the adapter are looked at, without weights."""
+"""Parameters of the largest model that is tried with its weights, so that a trial does not take many minutes on a CPU.
+Of a larger one, or where memory is short, files, architecture and adapter are looked at, without weights."""
+COPIES = SHARED_COPIES + COPIES_PER_EXAMPLE + 2
+"""Copies of the trained parameters that a probe of one example on one reference may hold."""
 CONVERSATIONS: Sequence[Sequence[Message]] = (
     ({"role": "user", "content": "one and two?"}, {"role": "assistant", "content": "three"}),
     ({"role": "user", "content": "a?"}, {"role": "assistant", "content": "b c"}),
@@ -128,12 +139,13 @@ def try_model(wanted: Sequence[Trial]) -> None:
         )
     model = load_model(source, weights=False)
     count = sum(parameter.numel() for parameter in model.parameters())
-    whole = count <= LARGEST
+    whole = count <= LARGEST and _bytes_needed(model, wanted) <= default_budget(torch.device("cpu"))
     if whole:
         model = load_model(source)
     else:
         log.info(
-            "%s: %.1f billion parameters are too many for a trial before the run; only its files are looked at",
+            "%s: %.1f billion parameters are too many for a trial before the run, in the time or memory that there is; "
+            "only its files are looked at",
             *(wanted[0].section, count / 1e9),
         )
     chat_template = load_chat_template(source)
@@ -145,6 +157,13 @@ def try_model(wanted: Sequence[Trial]) -> None:
             network = make_trainable(model, trial.lora)
             if whole:
                 _try(network, trial, example, reference)
+
+
+def _bytes_needed(model: nn.Module, wanted: Sequence[Trial]) -> int:
+    """The weights, and where all of them are trained their gradients, or what a probe holds; adapters are small."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    copies = [COPIES if trial.probed else 1 for trial in wanted if trial.lora is None]
+    return weights * (1 + max(copies, default=0))
 
 
 def _try(network: nn.Module, trial: Trial, example: Batch, reference: Batch) -> None:
@@ -163,8 +182,12 @@ def _try(network: nn.Module, trial: Trial, example: Batch, reference: Batch) -> 
         _check_reached(gradients)
         if trial.source.base_dtype == "float32":
             _check_gradient(network, example)
+        # What fits where the run is, which may be a GPU, is not for this machine's memory to say.
+        budget = COPIES * sum(parameter.nbytes for parameter in trainable_parameters(network).values())
         influences = [
-            InfluenceScorer(network, AdamW(lr=1e-4), [reference], method=method)(example)[0].centred
+            InfluenceScorer(network, AdamW(lr=1e-4), [reference], method=method, memory_budget=budget)(example)[
+                0
+            ].centred
             for method in ("exact", "first_order")
         ]
         if not torch.tensor(influences).isfinite().all():

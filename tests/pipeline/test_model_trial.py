@@ -128,6 +128,28 @@ def test_of_a_large_model_only_the_files_are_looked_at(
         try_model([trial(source, LoraSettings(target_modules=["nothing"]))])
 
 
+def test_a_trial_takes_no_more_memory_than_there_is(
+    source: ModelSource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All weights, as many copies as a probe may hold; an adapter takes little more than the weights themselves."""
+    parameters = sum(parameter.numel() for parameter in model_trial.load_model(source).parameters())
+    whole = 4 * parameters * (1 + model_trial.COPIES)
+    for free, wanted, tried in [
+        (2 * whole, trial(source, None), True),
+        (2 * whole - 2, trial(source, None), False),
+        (2 * whole - 2, trial(source), True),
+    ]:
+        # The probes, too, would find no more than this.
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            try_model([wanted])
+        assert ("too many for a trial" not in caplog.text) is tried
+    monkeypatch.setattr(model_trial, "default_budget", lambda device: 2**40)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1))
+    try_model([trial(source, None)])  # what a probe may take is not what happens to be free
+
+
 def test_quantized_models_are_refused(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     config = PreTrainedConfig(quantization_config={"quant_method": "gptq", "bits": 4})
     monkeypatch.setattr(model_trial, "load_config", lambda source: config)
