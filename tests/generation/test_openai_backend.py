@@ -1,5 +1,6 @@
 """An engine that asks an endpoint: what is sent, what becomes of the answers, what may be set, and who sees the key."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -305,7 +306,8 @@ class TestRealModel:
         finally:
             server.shutdown()
             server.server_close()
-        assert answers == direct.generate(requests, sampling)
+        # All but the token ids, which an endpoint does not send.
+        assert answers == [dataclasses.replace(one, tokens=None) for one in direct.generate(requests, sampling)]
         assert {answer.finished for answer in answers} == {True, False}
 
     def test_server_says_what_it_does_not_take(self, direct: TransformersBackend, engine: Engine) -> None:
