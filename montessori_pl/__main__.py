@@ -5,7 +5,7 @@ from importlib import import_module
 
 from montessori_pl.cli.common import DEBUG
 
-BESIDE = {"compare": "montessori_pl.cli.compare", "export": "montessori_pl.cli.export"}
+BESIDE = {name: f"montessori_pl.cli.{name}" for name in ("compare", "export", "verify")}
 """Commands without what `fit` needs, and without the seconds that importing it takes; each module has a `main`."""
 
 

@@ -53,8 +53,9 @@ ABOUT_FIT = (
     f"recipes that ship with the program. Example: {PROGRAM} fit --config iter1.yaml"
 )
 OTHER_COMMANDS = (
-    "Two more commands read what runs have written: compare puts runs into one table, and export writes the data of a "
-    f"run for other trainers. For their options, see {PROGRAM} compare --help and {PROGRAM} export --help."
+    "Three more commands read what runs have written: compare puts runs into one table, export writes the data of a "
+    "run for other trainers, and verify says whether all files of a run are as they were written. For their options, see "
+    f"{PROGRAM} compare --help, and so on."
 )
 """What `--help` says of the commands that are not Lightning's."""
 TAKES = {"data": DataSources}

@@ -246,14 +246,17 @@ def stable_seed(*parts: object) -> int:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON-lines file; a torn last line (no line break) is dropped.
+    """The rows of a JSON-lines file; a torn end is dropped.
+
+    A kill can leave half a line. A power loss can leave NUL bytes, which JSON never holds, where data did not reach the
+    disk, and lines behind them.
 
     Raises:
         ValueError: a whole line is not a JSON object; the sentence names the file and the line.
     """
     with open(path, "rb") as file:  # not as text: a torn line may end within a character
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") or b"\0" in line:
                 return
             try:
                 row = json.loads(line)
@@ -267,7 +270,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_records(path: Path, kind: type[R]) -> list[R]:
-    """All records of a JSON-lines file; a torn last line is dropped.
+    """All records of a JSON-lines file; a torn end is dropped.
 
     Raises:
         ValueError: a line is not a record of this kind.
@@ -276,13 +279,18 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut off what follows the last line break, so that the next record gets a line of its own."""
+    """Cut off a torn end, as `read_lines` drops it, so that the next record gets a line of its own."""
     if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        whole, _, _ = path.read_bytes().partition(b"\0")
+        os.truncate(path, whole.rfind(b"\n") + 1)
+
+
+def as_lines(records: Iterable[Record]) -> bytes:
+    """Records as they stand in a file of JSON lines."""
+    return "".join(record.to_json() + "\n" for record in records).encode()
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:
     """Append records and hand them to the operating system, where a killed process cannot lose them."""
-    data = "".join(record.to_json() + "\n" for record in records)
     with open(path, "ab") as file:
-        file.write(data.encode())
+        file.write(as_lines(records))

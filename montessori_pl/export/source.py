@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from montessori_pl.data.records import Example, PreferencePair, Score, read_records, stable_id
-from montessori_pl.run_directory.run_directory import RunDirectory, StageEntry, listed
+from montessori_pl.run_directory.manifest import StageEntry
+from montessori_pl.run_directory.run_directory import RunDirectory, listed
 
+METRICS = "metrics.json"
 EXAMPLES, PAIRS, SCORES = "examples", "pairs", "scores"
 """Kinds of stages, as their metrics name them; each writes a file of JSON lines of this name."""
 
@@ -176,14 +178,8 @@ def _is_called(key: str, name: str | None, iteration: int | None) -> bool:
 
 
 def _metrics(run_directory: RunDirectory, key: str) -> dict[str, Any]:
-    path = run_directory.directory(key) / "metrics.json"
-    try:
-        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ExportError(
-            f"the metrics of {key} cannot be read ({error}); restore {path}, or delete {path.parent} and run `fit` "
-            "again to do the stage again"
-        ) from error
+    path = run_directory.verify(key, METRICS) / METRICS
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return metrics
 
 

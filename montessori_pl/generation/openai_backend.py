@@ -146,6 +146,7 @@ class OpenAIBackend(GenerationBackend):
             except EndpointError as error:
                 raise EndpointError(f"{error}; {self._journal}, and the same command goes on") from None
             finally:
+                self._journal.sync()
                 self._report()
         return [self._journal.answers[name].completion() for name in names]
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 from montessori_pl.data.records import Record, append_records, drop_torn_line, read_records
 from montessori_pl.generation.base import Completion
 from montessori_pl.generation.usage import Usage
+from montessori_pl.run_directory.durable import make_directory, sync
 
 ANSWERS = "answers.jsonl"
+SECONDS_BETWEEN_SYNCS = 1.0
+"""How long an answer may wait for the disk, which takes milliseconds a time: what a power loss can cost."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,7 @@ class RequestJournal:
     def __init__(self, directory: Path | None) -> None:
         self._path = directory / ANSWERS if directory is not None else None
         self._lock = threading.Lock()
+        self._last_sync = -SECONDS_BETWEEN_SYNCS
         self.answers: dict[str, Answer] = {}
         """Usable answers by request."""
         self.usage = Usage()
@@ -84,16 +89,29 @@ class RequestJournal:
                 self._count(answer)
 
     def add(self, answer: Answer) -> None:
-        """Keep an answer; when this returns, a killed process cannot lose it."""
+        """Keep an answer; when this returns, a killed process cannot lose it, and soon a power loss neither."""
         with self._lock:
             if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                make_directory(self._path.parent)
                 try:
                     append_records(self._path, [answer])
+                    if time.monotonic() - self._last_sync >= SECONDS_BETWEEN_SYNCS:
+                        self._sync(self._path)
                 except OSError:  # a full disk: the next answer must not continue half a line
                     drop_torn_line(self._path)
                     raise
             self._count(answer)
+
+    def sync(self) -> None:
+        """Wait until all answers are on the disk."""
+        with self._lock:
+            if self._path is not None and self._path.exists():
+                self._sync(self._path)
+
+    def _sync(self, path: Path) -> None:
+        sync(path)
+        sync(path.parent)
+        self._last_sync = time.monotonic()
 
     def __str__(self) -> str:
         """How many answers are kept, and where."""

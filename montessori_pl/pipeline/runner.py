@@ -19,6 +19,7 @@ from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.pipeline.equal_work import equal_stage, take_result
 from montessori_pl.pipeline.recipe import Step
 from montessori_pl.run_directory.atomic import write_json
+from montessori_pl.run_directory.journal import check_journals
 from montessori_pl.run_directory.progress import ConsoleDisplay, Progress, ProgressCallback
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.run_directory.tracking import log_distribution, log_numbers
@@ -90,6 +91,8 @@ class Runner:
         """
         worked = False
         self.check(steps, settings)
+        if self.leads and (aside := self.run_directory.set_aside([step.key for step in steps])):
+            self.display.say(f"what the manifest does not know was moved to {aside}; its stages begin anew")
         for number, step in enumerate(steps, start=1):
             inputs = {setting: self._identity(key) for setting, key in step.inputs.items()}
             self.run_directory.check(step.key, settings[step.name], inputs, _adjustable(step))
@@ -109,13 +112,16 @@ class Runner:
         return worked
 
     def check(self, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
-        """Compare all steps that have begun with what they are asked to be today.
+        """Compare all steps that have begun with what they are asked to be today, and files with what was written.
 
         Raises:
             RunDirectoryError: they differ.
         """
         for step in steps:
             self.run_directory.check(step.key, settings[step.name], adjustable=_adjustable(step))
+        for step in steps:
+            if self.leads and self.run_directory.finished(step.key):
+                self.run_directory.verify(step.key)
 
     def seed_of(self, step: Step) -> int:
         """Seed of a step: depends on the run's seed, the iteration and the stage's name."""
@@ -136,6 +142,7 @@ class Runner:
         content = {"kind": step.stage.produces.value, **metrics}
         write_json(directory / METRICS, content)
         log_numbers(self.loggers, step.key, metrics)
+        check_journals(directory)
         patterns = (*step.stage.artifacts, METRICS)
         self.run_directory.finish(step.key, sorted(path for pattern in patterns for path in directory.glob(pattern)))
         self.display.say(f"{title}: done in {time.monotonic() - start:.1f} s{_headline(metrics)}")
@@ -156,10 +163,10 @@ class Runner:
         }
 
     def _follow(self, step: Step, runs: bool) -> None:
-        directory = self.run_directory.directory(step.key)
         if step.stage.distributed and runs:
-            while not directory.is_dir():
+            while not self.run_directory.begun(step.key):
                 self._wait()
+                self.run_directory.reload()
             self._run(step, Progress(lambda done, total: None, lambda seconds: None))
         while not self.run_directory.finished(step.key):
             self._wait()
@@ -218,7 +225,9 @@ class Runner:
         return f"{key} {self.run_directory.digest(key) if self.run_directory.finished(key) else ''}".strip()
 
     def _verified(self, key: str | None) -> Path | None:
-        return self.run_directory.verify(key) if key is not None else None
+        if key is None:
+            return None
+        return self.run_directory.verify(key) if self.leads else self.run_directory.directory(key)
 
     def locked(self) -> Any:
         """The lock of the run directory, for the process that writes."""

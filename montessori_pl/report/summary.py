@@ -12,6 +12,7 @@ from typing import Any
 from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.run_directory.run_directory import RunDirectory
 
+METRICS = "metrics.json"
 MODEL_KINDS = ("student", "teacher")
 INFLUENCE = ("mean", "standard_error", "positive_rate", "count")
 BREADTH = ("token_entropy", "first_word_entropy", "distinct_rate", "mean_max_rouge_l")
@@ -74,10 +75,9 @@ def write_summary(root: Path) -> dict[str, Any]:
 
 def _metrics(run_directory: RunDirectory, key: str) -> dict[str, Any]:
     """The numbers of a stage; none before it has finished."""
-    path = run_directory.directory(key) / "metrics.json"
-    if not run_directory.finished(key) or not path.exists():
+    if not run_directory.finished(key) or METRICS not in run_directory.entries[key].files:
         return {}
-    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    metrics: dict[str, Any] = json.loads((run_directory.verify(key, METRICS) / METRICS).read_text(encoding="utf-8"))
     return metrics
 
 

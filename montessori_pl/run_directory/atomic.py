@@ -1,7 +1,6 @@
-"""Files and directories that are replaced as a whole or not at all."""
+"""Files and directories that are replaced as a whole or not at all, when a program is killed or the power fails."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from montessori_pl.data.records import Record
+from montessori_pl.run_directory.durable import replace
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content; a reader, or a kill, sees the old content or the new one."""
+    """Replace a file's content; a reader, a kill or a power loss sees the old content or the new one."""
     draft = path.with_name(path.name + ".draft")
     with open(draft, "w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    replace(draft, path)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -44,4 +42,4 @@ def directory_written_atomically(path: Path) -> Iterator[Path]:
     draft.mkdir(parents=True)
     yield draft
     shutil.rmtree(path, ignore_errors=True)
-    os.replace(draft, path)
+    replace(draft, path)

@@ -2,9 +2,12 @@
 
 | manifest says | the stage's directory | then |
 |---|---|---|
-| nothing | may hold leavings | the stage begins: its settings are pinned |
+| nothing | may hold leftovers | these are moved aside, and the stage begins: its settings are pinned |
 | begun | holds what was done so far | the stage goes on from there, under the pinned settings |
-| finished | holds artifacts with known hashes | the stage is skipped; its artifacts are verified when they are read |
+| finished | holds artifacts with known hashes | the stage is skipped, after a look at its artifacts |
+
+A look at an artifact takes its size and its time of modification; where these are not as they were, as in a copy, its
+hash decides.
 
 Knows nothing about models or about what a stage does. Every change of the manifest is one atomic replacement.
 """
@@ -16,36 +19,22 @@ import os
 import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from montessori_pl.run_directory.atomic import write_json
+from montessori_pl.run_directory.durable import make_directory, sync, sync_tree
+from montessori_pl.run_directory.errors import RunDirectoryError
 from montessori_pl.run_directory.fingerprint import common_file, same
+from montessori_pl.run_directory.manifest import FORMAT, StageEntry, read_manifest
 
 MAX_LISTED = 16
 """So many names are listed."""
-
-
-class RunDirectoryError(ValueError):
-    """What is wrong with a run directory, in a sentence for the user."""
-
-
-@dataclasses.dataclass
-class StageEntry:
-    """What the manifest knows about one stage of one iteration."""
-
-    settings: dict[str, Any]
-    """The settings under which the stage began."""
-    inputs: dict[str, str]
-    """What it reads: for each setting that names a stage, that stage's key and the digest of its artifacts."""
-    finished: bool = False
-    """Whether its artifacts are complete."""
-    files: dict[str, str] = dataclasses.field(default_factory=dict)
-    """SHA-256 of each artifact, by path relative to the stage's directory."""
-    seconds: float = 0.0
-    """Time spent in the stage, all sessions together."""
+LEFTOVERS = "leftovers"
+"""Directory, within that of a run, to which stages are moved that the manifest does not know."""
 
 
 class RunDirectory:
@@ -60,6 +49,7 @@ class RunDirectory:
         self._manifest = root / "manifest.json"
         self.entries: dict[str, StageEntry] = {}
         self.facts: dict[str, Any] = {}
+        self._is_locked = False
         self.reload()
 
     def reload(self) -> None:
@@ -68,16 +58,16 @@ class RunDirectory:
         Raises:
             RunDirectoryError: the manifest cannot be read.
         """
-        if not self._manifest.exists():
+        if not os.path.lexists(self._manifest):
             return
         try:
-            content = json.loads(self._manifest.read_text(encoding="utf-8"))
-            self.entries = {key: StageEntry(**entry) for key, entry in content["stages"].items()}
-            self.facts = content["facts"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            self.entries, self.facts = read_manifest(self._manifest)
+        except RunDirectoryError:
+            raise
+        except (ValueError, OSError) as error:
             raise RunDirectoryError(
-                f"{self._manifest} is not a manifest of this program ({error}); "
-                "restore it, or choose another directory with --run"
+                f"{self._manifest} is not a manifest of this program ({error}); restore it, remove it to begin anew "
+                "(what the stages wrote is then moved aside), or choose another directory with --run"
             ) from error
 
     @contextmanager
@@ -87,7 +77,7 @@ class RunDirectory:
         Raises:
             RunDirectoryError: another process is writing to this run.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_directory(self.root)
         owner = self.root / ".owner"
         lock = filelock.FileLock(self.root / ".lock")
         try:
@@ -99,9 +89,11 @@ class RunDirectory:
             ) from None
         try:
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+            self._is_locked = True
             self.reload()
             yield
         finally:
+            self._is_locked = False
             owner.unlink(missing_ok=True)
             lock.release()
 
@@ -120,9 +112,26 @@ class RunDirectory:
     def begin(self, key: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
         """Pin the settings and inputs of a stage that has not begun; go on with one that has."""
         if not self.begun(key):
-            self.directory(key).mkdir(parents=True, exist_ok=True)
+            make_directory(self.directory(key))
             self.entries[key] = StageEntry(settings=_plain(settings), inputs=dict(inputs))
             self._commit()
+
+    def set_aside(self, keys: Sequence[str]) -> Path | None:
+        """Move what lies in the directories of stages that the manifest does not know, so that it is never used.
+
+        Returns:
+            where it lies now; none if there was nothing.
+        """
+        unknown = [key for key in keys if key not in self.entries and _holds_something(self.directory(key))]
+        if not unknown:
+            return None
+        aside = self.root / LEFTOVERS / f"{datetime.now():%Y-%m-%dT%H-%M-%S-%f}"
+        for key in unknown:
+            target = aside / key
+            make_directory(target.parent)
+            os.replace(self.directory(key), target)
+            sync(target.parent)
+        return aside
 
     def check(
         self,
@@ -140,8 +149,14 @@ class RunDirectory:
             adjustable: settings, with dots, that may have changed as long as no other stage has read this one.
 
         Raises:
-            RunDirectoryError: they differ; the sentence names the keys, both values and the ways out.
+            RunDirectoryError: they differ; the sentence names the keys, both values and the ways out. Or the stage's
+                directory is a link.
         """
+        if link := self._link(self.directory(key)):
+            raise RunDirectoryError(
+                f"{link} is a link, and what a run has written may lie in its own directory only; put the directory "
+                "itself there (the whole run directory may be a link), or delete the link to do the stage again"
+            )
         if not self.begun(key):
             return
         entry = self.entries[key]
@@ -165,7 +180,7 @@ class RunDirectory:
         """Pin a stage that has begun to its settings of today, which `check` has allowed; it goes on if they differ."""
         entry = self.entries[key] if self.begun(key) else None
         if entry is not None and _changed(entry.settings, settings):
-            entry.settings, entry.finished, entry.files = _plain(settings), False, {}
+            entry.settings, entry.finished, entry.files, entry.stamps = _plain(settings), False, {}, {}
             self._commit()
 
     def _read(self, key: str) -> bool:
@@ -176,9 +191,18 @@ class RunDirectory:
         return any(source.split(" ")[0] == key for source in sources)
 
     def finish(self, key: str, files: Sequence[Path]) -> None:
-        """Record that the stage is complete, with the hashes of its artifacts."""
+        """Record that the stage is complete, with the hashes of its artifacts, when all of it has reached the disk.
+
+        Raises:
+            RunDirectoryError: an artifact is a link.
+        """
         entry, directory = self.entries[key], self.directory(key)
-        entry.files = {str(path.relative_to(directory)): _sha256(path) for path in files}
+        if link := next(filter(None, map(self._link, files)), None):
+            raise RunDirectoryError(f"{link}, which stage {key} has left, is a link; it must leave the file itself")
+        sync_tree(directory)
+        names = [str(path.relative_to(directory)) for path in files]
+        entry.stamps = {name: _stamp(directory / name) for name in names}
+        entry.files = {name: _sha256(directory / name) for name in names}
         entry.finished = True
         self._commit()
 
@@ -196,25 +220,58 @@ class RunDirectory:
         """A few digits that stand for all artifacts of a finished stage."""
         return hashlib.sha256(json.dumps(self.entries[key].files, sort_keys=True).encode()).hexdigest()[:12]
 
-    def verify(self, key: str) -> Path:
-        """The directory of a finished stage, after a look at every artifact.
+    def verify(self, key: str, name: str | None = None) -> Path:
+        """The directory of a finished stage, after a look at every artifact, or at one.
+
+        Args:
+            key: the stage.
+            name: of an artifact; none looks at all of them.
 
         Raises:
             RunDirectoryError: an artifact is missing or is not what the stage wrote.
         """
-        directory = self.directory(key)
-        for name, digest in self.entries[key].files.items():
-            path = directory / name
-            if not path.exists() or _sha256(path) != digest:
+        directory, entry = self.directory(key), self.entries[key]
+        before = dict(entry.stamps)
+        for one in entry.files if name is None else [name]:
+            if problem := self.problem(key, one):
                 raise RunDirectoryError(
-                    f"{path} {'is not what stage ' + key + ' wrote' if path.exists() else 'is missing'}; restore the "
-                    f"file, or delete {directory} to do the stage again"
+                    f"{directory / one} {problem}; restore the file, or delete {directory} to do the stage again"
                 )
+        if self._is_locked and entry.stamps != before:
+            self._commit()
         return directory
+
+    def problem(self, key: str, name: str, whole: bool = False) -> str:
+        """What is wrong with an artifact of a finished stage, as the rest of a sentence; empty if nothing is.
+
+        Args:
+            key: the stage.
+            name: the artifact's path, relative to the stage's directory.
+            whole: whether its hash is taken in any case.
+        """
+        entry, path = self.entries[key], self.directory(key) / name
+        if name not in entry.files:
+            return f"is not known to the manifest as a file of stage {key}"
+        if link := self._link(path):
+            return "is a link" if link == path else f"is not there itself, for {link} is a link"
+        if not path.is_file():
+            return "is no file" if path.exists() else "is missing"
+        stamp = _stamp(path)
+        if whole or stamp != entry.stamps.get(name):
+            if _sha256(path) != entry.files[name]:
+                return f"is not what stage {key} wrote"
+            entry.stamps[name] = stamp
+        return ""
+
+    def _link(self, path: Path) -> Path | None:
+        """The first link on the way from the run directory, which may be one itself, to a path within it."""
+        parts = path.relative_to(self.root).parts
+        steps = [self.root.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+        return next((step for step in steps if step.is_symlink()), None)
 
     def _commit(self) -> None:
         stages = {key: dataclasses.asdict(entry) for key, entry in self.entries.items()}
-        write_json(self._manifest, {"facts": self.facts, "stages": stages})
+        write_json(self._manifest, {"format": FORMAT, "facts": self.facts, "stages": stages})
 
 
 _ABSENT = object()
@@ -261,6 +318,16 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _holds_something(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size in bytes and time of modification in nanoseconds."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -283,6 +350,8 @@ def open_run(root: Path) -> RunDirectory:
     try:
         return RunDirectory(root)
     except RunDirectoryError as error:
+        if error.__cause__ is None:
+            raise
         raise RunDirectoryError(
             f"{root / 'manifest.json'} is not a manifest of this program ({error.__cause__}); restore it, or give "
             "another run"

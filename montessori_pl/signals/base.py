@@ -9,10 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.data.records import Example, Rejection, Score, append_records
+from montessori_pl.data.records import Example, Rejection, Score, as_lines
 from montessori_pl.estimates.estimate import StageEstimate, Work, mean, passes
 from montessori_pl.models.student import StudentModule
 from montessori_pl.run_directory.atomic import write_json
+from montessori_pl.run_directory.durable import append
 from montessori_pl.signals.scoring_data import ScoringData
 
 REPORT = "signal.json"
@@ -133,9 +134,9 @@ class SignalCallback(Callback, ABC):
         tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         examples = [_data(trainer).items[row][0] for row in batch["rows"]]
         records = self.score_batch(pl_module, examples, tensors, outputs)
-        append_records(self.output, [record for record in records if isinstance(record, Score)])
+        append(self.output, as_lines(record for record in records if isinstance(record, Score)))
         if unscored := [record for record in records if isinstance(record, Rejection)]:
-            append_records(self.unscored, unscored)
+            append(self.unscored, as_lines(unscored))
 
 
 def one_pass(what: str, count: int, upper_bound: int, data: ScoringData) -> Work:

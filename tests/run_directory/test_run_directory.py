@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -81,7 +82,11 @@ class TestJournal:
         journal.commit({EXAMPLES: [example("a")]}, candidates=4)
         journal.commit({}, candidates=5)
         size = (tmp_path / EXAMPLES).stat().st_size
-        expected = [{EXAMPLES: size, "candidates": 4}, {EXAMPLES: size, "candidates": 5}]
+        checksum = zlib.crc32((tmp_path / EXAMPLES).read_bytes())
+        expected = [
+            {EXAMPLES: size, "candidates": 4, "crc32": checksum},
+            {EXAMPLES: size, "candidates": 5, "crc32": 0},
+        ]
         assert journal.commits == expected
         assert Journal(tmp_path, [EXAMPLES]).commits == expected
 

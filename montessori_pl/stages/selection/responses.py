@@ -10,6 +10,7 @@ from torch import Tensor
 
 from montessori_pl.data.records import Example, Score, read_records
 from montessori_pl.routing import Prompt, ResponsePool, Router
+from montessori_pl.run_directory.durable import replace
 from montessori_pl.stages.base import EXAMPLES, ROUTING, SCORES, StageContext, StageError
 from montessori_pl.synthesis.repetition import TeacherRepetition
 
@@ -113,7 +114,7 @@ def in_chunks(
         if not path.exists():
             draft = path.with_suffix(".draft")
             save_file({"rows": compute(chunk).contiguous()}, draft)
-            draft.replace(path)
+            replace(draft, path)
         chunks.append(load_file(path)["rows"])
         context.progress.advance(len(chunk))
     return torch.cat(chunks)

@@ -9,7 +9,6 @@ depend on the rows alone, so that a resumed training decides as one that was nev
 """
 
 import math
-import os
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from montessori_pl.data.records import read_lines
 from montessori_pl.generation.base import Sampling
 from montessori_pl.models.loading import save_weights
 from montessori_pl.run_directory.atomic import directory_written_atomically, write_json_lines
+from montessori_pl.run_directory.durable import replace
 from montessori_pl.stages.base import WEIGHTS
 from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator, Evaluation
 from montessori_pl.synthesis.collapse import CollapseLimits
@@ -246,5 +246,5 @@ class AlignmentMonitorCallback(Callback):
             if self.save_all_checkpoints:
                 return
             shutil.rmtree(leavings, ignore_errors=True)
-            os.replace(teachers, leavings)  # all or none: half of them would be taken for all
+            replace(teachers, leavings)  # all or none: half of them would be taken for all
         shutil.rmtree(leavings, ignore_errors=True)

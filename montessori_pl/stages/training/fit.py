@@ -1,6 +1,5 @@
 """What all training stages share: fit from the last checkpoint, and leave weights and optimizer state behind."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from montessori_pl.batches.samplers import EpochBatches, ResumableLoader
 from montessori_pl.models.language_module import LanguageModule
 from montessori_pl.models.loading import save_weights
 from montessori_pl.optim import TrainingSettings
+from montessori_pl.run_directory.durable import replace
 from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, StageContext, StageError
 
 
@@ -120,7 +120,7 @@ class LastCheckpoint(Checkpoint):
         draft = self.path.with_name(self.path.name + ".draft")
         trainer.save_checkpoint(draft)
         if trainer.is_global_zero:
-            os.replace(draft, self.path)
+            replace(draft, self.path)
 
 
 def fit(
