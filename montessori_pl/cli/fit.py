@@ -54,8 +54,8 @@ ABOUT_FIT = (
 )
 OTHER_COMMANDS = (
     "Three more commands read what runs have written: compare puts runs into one table, export writes the data of a "
-    "run for other trainers, and verify says whether all files of a run are as they were written. For their options, see "
-    f"{PROGRAM} compare --help, and so on."
+    "run for other trainers, and verify says whether the files of a run are as they were written. For their options, "
+    f"see {PROGRAM} compare --help, and so on."
 )
 """What `--help` says of the commands that are not Lightning's."""
 TAKES = {"data": DataSources}

@@ -50,14 +50,14 @@ def read_run(root: Path, student: str | None) -> Run:
         student: the one whose numbers are read; none: the last of the evaluation.
 
     Raises:
-        CommandError: it is no run directory, or its manifest is damaged.
-        CompareError: no stage of it has begun, or its numbers are damaged.
+        RunDirectoryError: it is no run directory, or its manifest or the numbers of a stage are damaged.
+        CompareError: no stage of it has begun, or a number is missing.
     """
     run_directory = open_run(root)
     try:
         summary = summarize(root)
-    except (json.JSONDecodeError, KeyError) as error:
-        raise CompareError(f"the metrics of {root} cannot be read ({error}); restore them, or leave it out") from error
+    except KeyError as error:
+        raise CompareError(f"the metrics of {root} lack {error}; leave it out") from error
     begun = {key: entry.settings for key, entry in run_directory.entries.items() if run_directory.begun(key)}
     seeds = [settings[SEED] for settings in begun.values() if SEED in settings]
     if not seeds:

@@ -404,7 +404,9 @@ class TestMistakes:
     def test_damaged_manifest_and_metrics(self, runs: list[str], mistake: Compare) -> None:
         Path(runs[0], "iteration_1/evaluation/metrics.json").write_text("{")
         said = mistake(*runs)
-        assert said.startswith(f"the metrics of {runs[0]} cannot be read (Expecting property name")
+        assert said.startswith(
+            f"{runs[0]}/iteration_1/evaluation/metrics.json is not what stage iteration_1/evaluation "
+        )
         Path(runs[0], "manifest.json").write_text("[]")
         assert mistake(*runs).startswith(f"{runs[0]}/manifest.json is not a manifest of this program (")
 

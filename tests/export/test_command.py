@@ -128,6 +128,7 @@ class TestMistakes:
             ("influence/scores.jsonl", "hf"),
             ("preferences/pairs.jsonl", "dpo"),
             ("data/examples.jsonl", "dpo"),
+            ("data/metrics.json", "alpaca"),
         ],
     )
     def test_damaged_file(self, damaged: str, format: str, mistake: Export) -> None:
@@ -137,10 +138,6 @@ class TestMistakes:
         assert mistake("iter1", "--format", format) == (
             f"{path} is not what stage {key} wrote; restore the file, or delete {path.parent} to do the stage again"
         )
-
-    def test_damaged_metrics(self, mistake: Export) -> None:
-        Path("iter1/iteration_1/data/metrics.json").write_text("{")
-        assert mistake("iter1").startswith("the metrics of iteration_1/data cannot be read (Expecting property name")
 
     def test_pairs_whose_examples_were_done_again(self, run: HandMade, mistake: Export) -> None:
         """The card would tell of other examples than those that the pairs were made of."""

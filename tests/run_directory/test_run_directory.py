@@ -1,5 +1,6 @@
 """A run directory survives a kill at any byte, has one writer, and names what does not fit."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,8 +19,8 @@ from montessori_pl.run_directory.atomic import (
     write_json_lines,
     write_records,
 )
-from montessori_pl.run_directory.journal import Journal
-from montessori_pl.run_directory.run_directory import RunDirectory, RunDirectoryError
+from montessori_pl.run_directory.journal import Journal, check_journals
+from montessori_pl.run_directory.run_directory import RunDirectory, RunDirectoryError, open_run
 
 KEY = "iteration_1/warmup"
 EXAMPLES, REJECTIONS = "examples.jsonl", "rejections.jsonl"
@@ -89,6 +90,53 @@ class TestJournal:
         ]
         assert journal.commits == expected
         assert Journal(tmp_path, [EXAMPLES]).commits == expected
+
+    def test_another_content_than_was_committed(self, tmp_path: Path) -> None:
+        """Longer or of the same length: somebody has changed it, and nothing is thrown away."""
+        journal = Journal(tmp_path, [EXAMPLES])
+        for name in ("a", "b"):
+            journal.commit({EXAMPLES: [example(name)]})
+        path, whole = tmp_path / EXAMPLES, (tmp_path / EXAMPLES).read_bytes()
+        first, second = whole.splitlines(keepends=True)
+        for content in (second + first, whole.replace(b'"a"', b'"c"'), b"\n" + whole, second * 9):
+            path.write_bytes(content)
+            for read in (lambda: Journal(tmp_path, [EXAMPLES]), lambda: check_journals(tmp_path)):
+                with pytest.raises(
+                    RunDirectoryError,
+                    match=rf"{path} is not what line 1 of journal.jsonl committed; restore the file, or delete",
+                ):
+                    read()
+            assert path.read_bytes() == content
+
+    def test_commits_whose_data_are_gone_are_made_again(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        journal = Journal(tmp_path, [EXAMPLES])
+        for name in ("a", "b", "c"):
+            journal.commit({EXAMPLES: [example(name)]})
+        whole = (tmp_path / EXAMPLES).read_bytes()
+        os.truncate(tmp_path / EXAMPLES, len(whole) - len(whole) // 3 - 1)
+        with pytest.raises(RunDirectoryError, match=r"knows 3 commits, and the data of the last 2 are not there"):
+            check_journals(tmp_path)
+        again = Journal(tmp_path, [EXAMPLES])
+        assert again.commits == journal.commits[:1]
+        assert "the data of the last 2 commits are gone; they are made again" in caplog.text
+        assert check_journals(tmp_path) == 1
+
+    def test_a_line_that_is_no_commit(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path, [EXAMPLES])
+        for name in ("a", "b"):
+            journal.commit({EXAMPLES: [example(name)]})
+        path = tmp_path / "journal.jsonl"
+        first, second = path.read_text().splitlines(keepends=True)
+        for line, said in (
+            ("x\n", "line 2: not JSON"),
+            ("[]\n", "line 2: expected a JSON object"),
+            ("{}\n", "line 2: not a commit of examples.jsonl"),
+            (second.replace(EXAMPLES, REJECTIONS), "line 2: not a commit of"),
+            (first.replace(": ", ": -", 1), "line 2: not a commit of"),
+        ):
+            path.write_text(first + line)
+            with pytest.raises(RunDirectoryError, match=rf"{path}, {said}.*; restore the file, or delete {tmp_path}"):
+                Journal(tmp_path, [EXAMPLES])
 
     def test_without_a_journal_nothing_was_committed(self, tmp_path: Path) -> None:
         (tmp_path / EXAMPLES).write_text("leavings\n")
@@ -259,11 +307,178 @@ class TestStages:
         assert again.entries[KEY].seconds == 3.5
         assert RunDirectory(tmp_path).facts == {"wandb_id": "x"}
 
-    @pytest.mark.parametrize("content", ["", "{}", '{"facts": {}, "stages": {"a": {"colour": 1}}}', "[1]"])
-    def test_foreign_manifest_is_named(self, content: str, tmp_path: Path) -> None:
-        (tmp_path / "manifest.json").write_text(content)
-        with pytest.raises(RunDirectoryError, match=r"manifest\.json is not a manifest of this program .* with --run"):
+
+class TestManifest:
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            (b"", "it is empty"),
+            (b"\0" * 512, "it is empty"),
+            (b"{}", "it needs 'stages' and 'facts'"),
+            (b"[1]", "expected a JSON object, found list"),
+            (b'{"facts": {}, "stages": {"iteration_1/a"', "Expecting ':' delimiter"),
+            (b'{"facts": {}, "stages": {}}'[:-9] + b"\0" * 9, "Expecting value|Invalid control character"),
+            (b"\xff\xfe", "invalid start byte"),
+            (b'{"facts": {}, "stages": []}', "it needs 'stages' and 'facts'"),
+            (b'{"facts": {}, "stages": {"a": {}}}', "'a' is no key of a stage"),
+            (b'{"facts": {}, "stages": {"iteration_1/../../a": {}}}', "is no key of a stage"),
+            (b'{"facts": {}, "stages": {"iteration_1/a": [1]}}', r"stage iteration_1/a has the keys list"),
+            (
+                b'{"facts": {}, "stages": {"iteration_1/a": {"settings": {}, "inputs": {}, "colour": 1}}}',
+                r"has the keys \['colour', 'inputs', 'settings'\], expected some of",
+            ),
+            (
+                b'{"facts": {}, "stages": {"iteration_1/a": {"settings": [], "inputs": {}}}}',
+                "values of another kind under settings",
+            ),
+            (
+                b'{"facts": {}, "stages": {"iteration_1/a": {"settings": {}, "inputs": {}, "files": {"b": 1}}}}',
+                "values of another kind under inputs or files",
+            ),
+        ],
+    )
+    def test_foreign_manifest_is_named(self, content: bytes, why: str, tmp_path: Path) -> None:
+        (tmp_path / "manifest.json").write_bytes(content)
+        with pytest.raises(
+            RunDirectoryError, match=rf"manifest\.json is not a manifest of this program \(.*({why}).*with --run"
+        ):
             RunDirectory(tmp_path)
+
+    def test_manifest_that_is_no_file(self, tmp_path: Path) -> None:
+        (tmp_path / "directory" / "manifest.json").mkdir(parents=True)
+        with pytest.raises(RunDirectoryError, match=r"not a manifest of this program \(.*Is a directory"):
+            RunDirectory(tmp_path / "directory")
+        (tmp_path / "dangling").mkdir()
+        (tmp_path / "dangling" / "manifest.json").symlink_to("gone")
+        with pytest.raises(RunDirectoryError, match=r"not a manifest of this program \(.*No such file"):
+            RunDirectory(tmp_path / "dangling")
+
+    def test_manifest_of_a_newer_version(self, tmp_path: Path) -> None:
+        finished(tmp_path)
+        path = tmp_path / "manifest.json"
+        path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+        for read in (RunDirectory, open_run):
+            with pytest.raises(
+                RunDirectoryError, match=r"was written by a newer version .*\(format 2, this one knows 1"
+            ):
+                read(tmp_path)
+
+    def test_manifest_of_an_older_version(self, tmp_path: Path) -> None:
+        """Without a format, sizes and times: its files are read, and what was found is kept by who may write."""
+        finished(tmp_path)
+        path = tmp_path / "manifest.json"
+        content = json.loads(path.read_text())
+        del content["format"], content["stages"][KEY]["stamps"]
+        path.write_text(json.dumps(content))
+        run_directory = RunDirectory(tmp_path)
+        run_directory.verify(KEY)
+        assert "stamps" not in path.read_text()
+        with run_directory.locked():
+            run_directory.verify(KEY)
+        assert RunDirectory(tmp_path).entries[KEY].stamps.keys() == {"a.txt"}
+
+
+class TestVerify:
+    """Finished stages, before they are believed."""
+
+    def test_unchanged_files_are_not_read_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        finished(tmp_path)
+        monkeypatch.setattr("montessori_pl.run_directory.run_directory._sha256", killed)
+        assert RunDirectory(tmp_path).verify(KEY) == tmp_path / KEY
+        with pytest.raises(KeyboardInterrupt):
+            RunDirectory(tmp_path).problem(KEY, "a.txt", whole=True)
+
+    def test_a_copy_is_read_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its files have other times: their hashes decide, and the new times are kept by who holds the lock."""
+        finished(tmp_path / "run")
+        copy = tmp_path / "copy"
+        shutil.copytree(tmp_path / "run", copy, copy_function=shutil.copyfile)
+        before = (copy / "manifest.json").read_bytes()
+        RunDirectory(copy).verify(KEY)
+        assert (copy / "manifest.json").read_bytes() == before, "read by someone who may not write"
+        run_directory = RunDirectory(copy)
+        with run_directory.locked():
+            run_directory.verify(KEY)
+        monkeypatch.setattr("montessori_pl.run_directory.run_directory._sha256", killed)
+        RunDirectory(copy).verify(KEY)
+
+    @pytest.mark.parametrize("content", ["", "b", "aa"])
+    def test_another_content_is_named(self, content: str, tmp_path: Path) -> None:
+        run_directory = finished(tmp_path)
+        path = tmp_path / KEY / "a.txt"
+        path.write_text(content)
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(RunDirectoryError, match=rf"{path} is not what stage {KEY} wrote"):
+            run_directory.verify(KEY)
+
+    def test_what_is_no_file(self, tmp_path: Path) -> None:
+        run_directory = finished(tmp_path)
+        path = tmp_path / KEY / "a.txt"
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(RunDirectoryError, match=rf"{path} is no file; restore"):
+            run_directory.verify(KEY)
+        with pytest.raises(RunDirectoryError, match=r"b\.txt is not known to the manifest as a file of stage"):
+            run_directory.verify(KEY, "b.txt")
+
+
+class TestLinks:
+    """What a run has written lies in its own directory."""
+
+    def test_an_artifact(self, tmp_path: Path) -> None:
+        run_directory = finished(tmp_path / "run")
+        path = tmp_path / "run" / KEY / "a.txt"
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(RunDirectoryError, match=rf"{path} is a link; restore the file"):
+            run_directory.verify(KEY)
+
+    @pytest.mark.parametrize("linked", [KEY, "iteration_1"])
+    def test_a_directory(self, linked: str, tmp_path: Path) -> None:
+        run_directory = finished(tmp_path / "run")
+        path = tmp_path / "run" / linked
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(
+            RunDirectoryError, match=rf"{path} is a link, and what a run has written may lie in its own"
+        ):
+            run_directory.check(KEY, {"lr": 1e-3})
+        with pytest.raises(RunDirectoryError, match=rf"a\.txt is not there itself, for {path} is a link"):
+            run_directory.verify(KEY)
+
+    def test_the_run_directory_may_be_one(self, tmp_path: Path) -> None:
+        (tmp_path / "scratch").mkdir()
+        (tmp_path / "run").symlink_to(tmp_path / "scratch")
+        run_directory = finished(tmp_path / "run")
+        run_directory.check(KEY, {"lr": 1e-3})
+        run_directory.verify(KEY)
+
+    def test_a_stage_that_leaves_one(self, tmp_path: Path) -> None:
+        run_directory = RunDirectory(tmp_path)
+        run_directory.begin(KEY, {}, {})
+        path = run_directory.directory(KEY) / "a.txt"
+        path.symlink_to("/etc/hostname")
+        with pytest.raises(RunDirectoryError, match=rf"{path}, which stage {KEY} has left, is a link"):
+            run_directory.finish(KEY, [path])
+        assert not RunDirectory(tmp_path).finished(KEY)
+
+
+def test_leftovers_are_moved_aside(tmp_path: Path) -> None:
+    """The manifest is gone: what stages have written is not used, and not lost either."""
+    finished(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "iteration_1" / "empty").mkdir()
+    run_directory = RunDirectory(tmp_path)
+    keys = [KEY, "iteration_1/empty", "iteration_1/none"]
+    aside = run_directory.set_aside(keys)
+    assert aside is not None
+    assert aside.parent == tmp_path / "leftovers"
+    assert (aside / KEY / "a.txt").read_text() == "a"
+    assert not (tmp_path / KEY).exists()
+    run_directory.begin(KEY, {"lr": 5}, {})
+    assert not any((tmp_path / KEY).iterdir())
+    assert run_directory.set_aside(keys) is None, "a stage that has begun stays where it is"
+    run_directory.begin("iteration_1/empty", {}, {})
 
 
 def test_one_writer_and_the_lock_of_a_dead_process(tmp_path: Path) -> None:
