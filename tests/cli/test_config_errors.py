@@ -443,5 +443,33 @@ class TestMistakes:
             "or delete run/iteration_1/recorded to do the stage again"
         )
 
+    def test_damaged_finished_run(self, mistake: Mistake, recipe: Recipe) -> None:
+        """Nothing is left to do, and yet each file that the stage has left is looked at; a dry run looks as well."""
+        main(["fit", "--config", recipe()])
+        before, directory = contents(Path("run")), Path("run/iteration_1/recorded")
+        for name in ("examples.jsonl", "metrics.json"):
+            path, whole = directory / name, (directory / name).read_bytes()
+            again = f"restore the file, or delete {directory} to do the stage again"
+            for content in (whole + b"\n", whole[:-1], b"x" + whole[1:], b""):
+                path.write_bytes(content)
+                said = f"{path} is not what stage iteration_1/recorded wrote; {again}"
+                assert mistake("--config", "recipe.yaml") == said
+            assert mistake("--config", "recipe.yaml", "--dry_run") == said
+            path.unlink()
+            assert mistake("--config", "recipe.yaml") == f"{path} is missing; {again}"
+            path.write_bytes(whole)
+        main(["fit", "--config", "recipe.yaml"])
+        after = contents(Path("run"))
+        assert {name for name in before if before[name] != after[name]} == {"manifest.json"}, "it knows new times"
+
+    def test_linked_stage(self, mistake: Mistake, recipe: Recipe) -> None:
+        main(["fit", "--config", recipe()])
+        Path("run/iteration_1/recorded").rename("elsewhere")
+        Path("run/iteration_1/recorded").symlink_to(Path("elsewhere").absolute())
+        assert mistake("--config", "recipe.yaml") == (
+            "run/iteration_1/recorded is a link, and what a run has written may lie in its own directory only; put the "
+            "directory itself there (the whole run directory may be a link), or delete the link to do the stage again"
+        )
+
     def test_words_of_jsonargparse_that_nobody_expected_are_passed_on(self) -> None:
         assert sentence('Parser key "run":\n  Something   quite\n  else') == "run: Something quite else"

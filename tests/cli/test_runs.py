@@ -104,6 +104,26 @@ class TestRuns:
         again = recipe(**config, recipe__again=written)
         assert mistake("--config", again) == "generation: no key for classroom/teacher"
 
+    def test_without_a_manifest_nothing_is_taken_over(self, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+        """What another seed has written is moved aside, and what was paid for stays: its requests name their seed."""
+        main(["fit", "--config", recipe(seed_everything=42)])
+        Path("run/requests").mkdir()
+        Path("run/requests/answers.jsonl").touch()
+        written = contents(Path("run/iteration_1"))
+        Path("run/manifest.json").unlink()
+        Path("run/iteration_1/recorded/examples.jsonl").write_text("of seed 42\n")
+        capsys.readouterr()
+        main(["fit", "--config", recipe(seed_everything=7)])
+        said = capsys.readouterr().out
+        (aside,) = Path("run/leftovers").iterdir()
+        assert f"what the manifest does not know was moved to {aside}; its stages begin anew\n" in said
+        assert (aside / "iteration_1/recorded/examples.jsonl").read_text() == "of seed 42\n"
+        assert contents(Path("run/iteration_1")) == written
+        assert RunDirectory(Path("run")).entries["iteration_1/recorded"].settings["seed_everything"] == 7
+        assert Path("run/requests/answers.jsonl").exists()
+        main(["fit", "--config", "recipe.yaml"])
+        assert len(list(Path("run/leftovers").iterdir())) == 1
+
     def test_a_finished_stage_is_topped_up(self, mistake: Mistake, recipe: Recipe) -> None:
         """As long as nobody has read it; what there was stays, and what is added comes from later prompts."""
         settings = {
