@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from killing import Moment, die
+
 Loss = Literal["all", "data", "names"]
 """What is lost of that which was not synced: all of it; content, while names are there (NUL bytes stand where it would
 have been, as file systems do that know a size already); or names, while content is there."""
@@ -111,3 +113,25 @@ class Disk:
             content = synced.content + b"\0" * (len(content) - len(synced.content))
         target.write_bytes(content)
         os.utime(target, ns=(modified_ns, modified_ns))
+
+
+@dataclass(frozen=True)
+class PowerLoss(Moment):
+    """The power fails in a run of the program, before the sync of this number (`call`)."""
+
+    run: Path = Path()
+    """Where the run lies."""
+    loss: Loss = "all"
+    """What is lost."""
+
+    def arm(self, note: Path, end: Callable[[], None] = die) -> None:
+        """Follow the disk from now on, and wait for the moment."""
+
+        def fail(number: int) -> None:
+            if number == self.call:
+                note.write_text(self.stage, encoding="utf-8")
+                disk.lose_power(self.loss)
+                end()
+
+        disk = Disk(self.run, fail)
+        os.fsync = disk.fsync

@@ -29,6 +29,7 @@ from killing import (
     half_a_move,
     half_a_tensor_file,
 )
+from power_loss import LOSSES, PowerLoss
 
 from montessori_pl import classroom
 from montessori_pl.cli.fit import INTERRUPTED
@@ -87,6 +88,9 @@ MOMENTS = [
     Moment("", "montessori_pl.cli.fit.write_summary"),
     Moment("", OPEN, half_a_line, file="/summary.json.draft"),
 ]
+
+SYNCS = (3, 8, 21, 34, 55, 60, 75, 90, 110)
+"""At which sync of a session the power fails; each session comes further than the one before."""
 
 
 def interrupt() -> None:
@@ -148,6 +152,16 @@ def test_killed_again_and_again(program: Program, undisturbed: Path, tmp_path: P
     assert not [path for path in run.rglob("*") if ".draft" in path.name or ".part" in path.name]
     _, log = program.start(run)
     assert "nothing was left to do" in log
+
+
+def test_power_fails_again_and_again(program: Program, undisturbed: Path, tmp_path: Path) -> None:
+    """What was not synced is gone each time, in one of the ways in which it can be."""
+    run = tmp_path / "run"
+    for number, call in enumerate(SYNCS):
+        program.kill(run, PowerLoss("", "os.fsync", call=call, run=run, loss=LOSSES[number % len(LOSSES)]))
+    program.finish(run)
+    assert_same_run(run, undisturbed)
+    assert not (run / "leftovers").exists()
 
 
 def test_ctrl_c(program: Program, undisturbed: Path, tmp_path: Path) -> None:
