@@ -41,7 +41,6 @@ BETWEEN_STAGES = Moment("warmup", "montessori_pl.run_directory.run_directory.Run
 MOMENTS = [
     Moment("warmup_data", OUTSIDE, seconds=0.1),
     Moment("warmup_data", OPEN, half_a_line, file="/examples.jsonl", call=2),  # inside a record
-    Moment("warmup_data", OPEN, half_a_line, file="/rejections.jsonl"),  # examples are there, rejections are not
     Moment("warmup_data", OPEN, file="/journal.jsonl"),  # both are there, and the journal does not know it
     Moment("warmup_data", OPEN, half_a_line, file="/journal.jsonl", call=2),  # inside the journal's line
     Moment("warmup_data", OPEN, half_a_line, file="/metrics.json.draft"),  # all done, and the stage cannot say so

@@ -77,9 +77,14 @@ def _export(options: argparse.Namespace) -> None:
     source = read_source(run_directory, key, kind)
     command = [*PROGRAM.split(), str(options.run), "--stage", name, "--iteration", iteration.removeprefix("iteration_")]
     command += ["--format", options.format, *(["--license", options.license] if options.license is not None else [])]
-    with directory_written_atomically(output.absolute()) as draft:
-        write(source, draft)
-        write_card(source, draft, options.format, options.license, shlex.join(command))
+    try:
+        with directory_written_atomically(output.absolute()) as draft:
+            write(source, draft)
+            write_card(source, draft, options.format, options.license, shlex.join(command))
+    except OSError as error:  # a run directory may be read-only
+        raise ExportError(
+            f"{output} cannot be written ({error.strerror}); choose another directory with --output"
+        ) from error
     print(f"{key}: {source.count} {kind}{_left_out(source)} as {options.format} in {output}")
 
 

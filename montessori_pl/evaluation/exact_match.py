@@ -15,6 +15,7 @@ from montessori_pl.evaluation.answers import same_answer
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models.loading import ModelSource
+from montessori_pl.run_directory.durable import make_directory
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.synthesis.contamination import normalized
 
@@ -101,7 +102,7 @@ class ExactMatch(Evaluator):
     def _journal(self) -> Journal | None:
         if self.directory is None:
             return None
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
         return Journal(self.directory, [ANSWERS])
 
     def _kept(self) -> list[ItemAnswer]:

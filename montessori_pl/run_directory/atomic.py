@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from montessori_pl.data.records import Record
-from montessori_pl.run_directory.durable import replace
+from montessori_pl.run_directory.durable import make_directory, replace
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -39,7 +39,7 @@ def directory_written_atomically(path: Path) -> Iterator[Path]:
     """A draft directory that takes the place of `path` when the block ends without an error."""
     draft = path.with_name(path.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    make_directory(draft)
     yield draft
     shutil.rmtree(path, ignore_errors=True)
     replace(draft, path)

@@ -10,6 +10,7 @@ from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
 from montessori_pl.models.loading import load_chat_template
+from montessori_pl.run_directory.durable import sync_tree
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import Input, Kind, Stage, StageContext
 
@@ -79,6 +80,7 @@ class Evaluate(Stage):
         source = context.source(context.student(), f"students.{name}")
         evaluator.requests, evaluator.directory = context.requests, context.directory / place
         metrics = evaluator.evaluate(source, context.data, context.backend)
+        sync_tree(context.directory)  # what the evaluator keeps there; it is not asked again about this student
         return Evaluation(id=name, evaluator=type(evaluator).__name__, metrics=metrics)
 
     def _by_student(self, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:

@@ -120,6 +120,14 @@ class TestMistakes:
     def test_format(self, mistake: Export) -> None:
         assert mistake("iter1", "--format", "csv").startswith("argument --format: invalid choice: 'csv'")
 
+    def test_place_that_cannot_be_written(self, mistake: Export) -> None:
+        """As in a run directory that is read-only."""
+        Path("iter1/export").touch()
+        assert mistake("iter1") == (
+            "iter1/export/iteration_2/data-messages cannot be written (Not a directory); choose another directory with "
+            "--output"
+        )
+
     @pytest.mark.parametrize(
         ("damaged", "format"),
         [

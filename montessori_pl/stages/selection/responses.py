@@ -10,7 +10,7 @@ from torch import Tensor
 
 from montessori_pl.data.records import Example, Score, read_records
 from montessori_pl.routing import Prompt, ResponsePool, Router
-from montessori_pl.run_directory.durable import replace
+from montessori_pl.run_directory.durable import make_directory, replace
 from montessori_pl.stages.base import EXAMPLES, ROUTING, SCORES, StageContext, StageError
 from montessori_pl.synthesis.repetition import TeacherRepetition
 
@@ -106,7 +106,7 @@ def in_chunks(
     Returns:
         all rows, shape (N, ...).
     """
-    directory.mkdir(exist_ok=True)
+    make_directory(directory)
     context.progress.start(len(prompts))
     chunks = []
     for start in range(0, len(prompts), CHUNK):
