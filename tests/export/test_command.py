@@ -124,7 +124,7 @@ class TestMistakes:
         """As in a run directory that is read-only."""
         Path("iter1/export").touch()
         assert mistake("iter1") == (
-            "iter1/export/iteration_2/data-messages cannot be written (Not a directory); choose another directory with "
+            "iter1/export/iteration_1/data-messages cannot be written (Not a directory); choose another directory with "
             "--output"
         )
 
