@@ -133,9 +133,10 @@ class AlignTeacher(Stage):
             prompts=prompts,
             num_samples=self.monitor.num_samples,
             sampling=self.monitor.sampling,
-            read=self.synthesizer.instruction if self.over == "instruction" else whole_response,
+            read=self.synthesizer.read if self.over == "instruction" else whole_response,
             seed=context.seed,
             batch_size=self.training.batch_size,
+            stop=self.synthesizer.stop if self.over == "instruction" else "",
         )
         return AlignmentMonitorCallback(self.monitor, evaluator, context.directory, self.save_all_checkpoints)
 

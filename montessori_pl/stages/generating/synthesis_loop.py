@@ -99,7 +99,7 @@ class SynthesisLoop:
         accepted: list[Example] = []
         candidates = list(self._instructions(number, tasks, rejections))
         if not self.rules.answered:
-            return [_example(candidate, number) for candidate in candidates], rejections
+            return [self._example(candidate, number) for candidate in candidates], rejections
         for candidate, response in zip(candidates, self._responses(candidates), strict=True):
             try:
                 if response is None:
@@ -109,7 +109,7 @@ class SynthesisLoop:
             except Rejected as error:
                 rejections.append(_rejection(candidate, number, error, candidate.instruction))
                 continue
-            accepted.append(_example(candidate, number, text, response.tokens_of(text)))
+            accepted.append(self._example(candidate, number, text, response.tokens_of(text)))
         if len(accepted) < len(candidates):  # after a kill the instructions would be lost that were not answered
             self.index = self._index([*self.examples, *accepted])
         return accepted, rejections
@@ -142,7 +142,7 @@ class SynthesisLoop:
         answer = without_reasoning(candidate.completion.text)
         if answer is None:
             raise Rejected("unfinished reasoning", f"it does not end in {len(candidate.completion.text)} characters")
-        instruction = self.rules.synthesizer.instruction(answer)
+        instruction = self.rules.synthesizer.read(answer, candidate.completion.finished)
         self.rules.instruction_filter.check(instruction)
         self.held_out.check_instruction(instruction)
         match = self.index.find(instruction)
@@ -155,7 +155,7 @@ class SynthesisLoop:
         candidates: list[_Candidate] = []
         for one in tasks:
             prompt, seed_task_ids = self._prompt(one)
-            if prompt:
+            if prompt is not None:
                 ids = [f"{one.prompt_id}-{sample}" for sample in range(one.num_samples)]
                 candidates += [_Candidate(id_, one.generator, one.prompt_id, prompt, seed_task_ids) for id_ in ids]
             else:
@@ -163,16 +163,24 @@ class SynthesisLoop:
                 rejections.append(
                     _rejection(_Candidate(one.prompt_id, one.generator, one.prompt_id), number, error, "")
                 )
-        requests = [self._request(candidate.prompt, candidate.id, "instruction") for candidate in candidates]
+        synthesizer = self.rules.synthesizer
+        requests = [
+            Request(
+                messages=synthesizer.messages(candidate.prompt),
+                seed=self._seed("instruction", candidate.id),
+                stop=synthesizer.stop,
+            )
+            for candidate in candidates
+        ]
         generators = [candidate.generator for candidate in candidates]
         completions = self.generators.generate(generators, requests, self.rules.instruction_sampling)
         for candidate, completion in zip(candidates, completions, strict=True):
             candidate.completion = completion
         return candidates
 
-    def _prompt(self, task: PromptTask) -> tuple[str, tuple[str, ...]]:
-        def fits(prompt: str) -> bool:
-            return self.generators.fits(task.generator, turn(prompt), self.rules.instruction_sampling)
+    def _prompt(self, task: PromptTask) -> tuple[str | None, tuple[str, ...]]:
+        def fits(messages: list[Message]) -> bool:
+            return self.generators.fits(task.generator, messages, self.rules.instruction_sampling)
 
         return fitting_prompt(self.rules.synthesizer, task.seed, task.seed_tasks, self.examples, fits)
 
@@ -183,14 +191,37 @@ class SynthesisLoop:
             for candidate in candidates
             if self.generators.fits(candidate.generator, turn(candidate.instruction), self.rules.response_sampling)
         ]
-        requests = [self._request(candidate.instruction, candidate.id, "response") for candidate in fitting]
+        requests = [
+            Request(messages=turn(candidate.instruction), seed=self._seed("response", candidate.id))
+            for candidate in fitting
+        ]
         generators = [candidate.generator for candidate in fitting]
         answers = self.generators.generate(generators, requests, self.rules.response_sampling)
         by_id = {candidate.id: answer for candidate, answer in zip(fitting, answers, strict=True)}
         return [by_id.get(candidate.id) for candidate in candidates]
 
-    def _request(self, text: str, id_: str, what: str) -> Request:
-        return Request(messages=turn(text), seed=stable_seed(self.context.seed, what, id_))
+    def _example(
+        self, candidate: _Candidate, number: int, response: str = "", tokens: SampledTokens | None = None
+    ) -> Example:
+        return Example(
+            id=candidate.id,
+            instruction=candidate.instruction,
+            response=response,
+            prompt_id=candidate.prompt_id,
+            prompt=candidate.prompt,
+            prompt_format=self.rules.synthesizer.prompt_format,
+            prefill=self.rules.synthesizer.prefill,
+            completion=candidate.completion.text,
+            completion_finished=candidate.completion.finished,
+            completion_tokens=candidate.completion.tokens,
+            response_tokens=tokens,
+            teacher=candidate.generator.name,
+            seed_task_ids=candidate.seed_task_ids,
+            batch=number,
+        )
+
+    def _seed(self, what: str, id_: str) -> int:
+        return stable_seed(self.context.seed, what, id_)
 
 
 def fitting_prompt(
@@ -198,16 +229,16 @@ def fitting_prompt(
     seed: int,
     seed_tasks: Sequence[Example],
     written: Sequence[Example],
-    fits: Callable[[str], bool],
-) -> tuple[str, tuple[str, ...]]:
-    """The prompt of this seed with the ids of its shots, fewer where all of them do not fit; empty if none does."""
+    fits: Callable[[list[Message]], bool],
+) -> tuple[str | None, tuple[str, ...]]:
+    """The prompt of this seed with the ids of its shots, fewer where all of them do not fit; none if none does."""
     num_shots: int | None = None
     while num_shots is None or num_shots > 0:
         prompt, seed_task_ids = synthesizer.prompt(random.Random(seed), seed_tasks, written, num_shots)
-        if fits(prompt):
+        if fits(synthesizer.messages(prompt)):
             return prompt, seed_task_ids
         num_shots = len(seed_task_ids) - 1
-    return "", ()
+    return None, ()
 
 
 def _held_out(context: StageContext, decontaminate: bool | Decontamination) -> HeldOut:
@@ -226,23 +257,6 @@ def _rejection(candidate: _Candidate, number: int, error: Rejected, text: str) -
         detail=error.detail,
         text=text,
         prompt_id=candidate.prompt_id,
-        batch=number,
-    )
-
-
-def _example(candidate: _Candidate, number: int, response: str = "", tokens: SampledTokens | None = None) -> Example:
-    return Example(
-        id=candidate.id,
-        instruction=candidate.instruction,
-        response=response,
-        prompt_id=candidate.prompt_id,
-        prompt=candidate.prompt,
-        completion=candidate.completion.text,
-        completion_finished=candidate.completion.finished,
-        completion_tokens=candidate.completion.tokens,
-        response_tokens=tokens,
-        teacher=candidate.generator.name,
-        seed_task_ids=candidate.seed_task_ids,
         batch=number,
     )
 
