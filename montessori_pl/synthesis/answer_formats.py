@@ -3,7 +3,7 @@
 | format | suits | what the teacher sees | where the instruction ends |
 |---|---|---|---|
 | `tags` | teachers that follow instructions well | a request and tagged shots | at the last closing tag |
-| `prefilled_tags` | weak instruction-tuned teachers | the same; its turn begins with the opening tag | at the closing tag |
+| `prefilled_tags` | weak instruction-tuned teachers | the same; its turn begins with the tag | at the closing tag |
 | `whole_completion` | the same, and chat endpoints | a request and bare shots | with the turn |
 | `numbered_list` | base models | shots as the beginning of a list, without a chat template | at the line break |
 """

@@ -55,7 +55,7 @@ class Synthesizer(ABC):
 
     @property
     def asks_in_chat(self) -> bool:
-        """Whether a chat endpoint can be asked: nothing but a user turn stands before the completion, nothing cuts it."""
+        """Whether a chat endpoint can be asked: a user turn alone is answered, and the answer ends by itself."""
         return self.prompt_format == "chat" and not self.prefill and not self.stop
 
     def messages(self, prompt: str) -> list[Message]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
 from montessori_pl.data.records import Message
+from montessori_pl.estimates.requests import RequestEstimator, known_chat_template
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.stages.base import StageContext
@@ -24,6 +26,14 @@ class Generator:
     """The model."""
     member: str = ""
     """Its name in the pool, where it has an engine and a price of its own; empty for who is not of the pool."""
+
+    @cached_property
+    def _estimator(self) -> RequestEstimator:
+        return RequestEstimator(chat_template=known_chat_template(self.source))
+
+    def shown(self, messages: Sequence[Message]) -> str:
+        """The conversation as the model sees it; of a model whose tokenizer only an endpoint has, its last text."""
+        return self._estimator.shown(messages)
 
 
 def teacher(context: StageContext, setting: str, name: str) -> Generator:

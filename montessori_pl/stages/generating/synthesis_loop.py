@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from montessori_pl.data.reasoning import without_reasoning
 from montessori_pl.data.records import Example, Message, Rejection, SampledTokens, stable_seed
+from montessori_pl.estimates.preview import PreviewedSample
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.stages.base import StageContext
 from montessori_pl.stages.generating.generators import Generator, Generators
@@ -65,6 +66,7 @@ class _Candidate:
     seed_task_ids: tuple[str, ...] = ()
     completion: Completion = Completion(text="", finished=False, num_tokens=0)
     instruction: str = ""
+    response: str = ""
 
 
 class SynthesisLoop:
@@ -92,6 +94,7 @@ class SynthesisLoop:
         self.seed_tasks, self.examples, self.has_room = seed_tasks, examples, has_room
         self.index = self._index(examples)
         self.held_out = _held_out(context, rules.decontaminate)
+        self._asked: list[_Candidate] = []  # of the batch that was written last
 
     def write(self, number: int, tasks: Sequence[PromptTask]) -> tuple[list[Example], list[Rejection]]:
         """The examples and rejections of the batch of this number."""
@@ -104,6 +107,7 @@ class SynthesisLoop:
             try:
                 if response is None:
                     raise Rejected("too long for the context", "no room for a response")
+                candidate.response = response.text
                 text = self.rules.response_filter.kept(response.text, response.finished)
                 self.held_out.check_response(text)
             except Rejected as error:
@@ -113,6 +117,25 @@ class SynthesisLoop:
         if len(accepted) < len(candidates):  # after a kill the instructions would be lost that were not answered
             self.index = self._index([*self.examples, *accepted])
         return accepted, rejections
+
+    def preview(self, tasks: Sequence[PromptTask]) -> list[PreviewedSample]:
+        """What becomes of the completions of these prompts, in their order; they count as written."""
+        _, rejections = self.write(0, tasks)
+        problems = {rejection.id: rejection for rejection in rejections}
+        samples = []
+        for candidate in self._asked:
+            problem = problems.get(candidate.id)
+            samples.append(
+                PreviewedSample(
+                    prompt=candidate.generator.shown(self.rules.synthesizer.messages(candidate.prompt)),
+                    completion=candidate.completion.text,
+                    reason=problem.reason if problem is not None else "",
+                    detail=problem.detail if problem is not None else "",
+                    instruction=candidate.instruction,
+                    response=candidate.response,
+                )
+            )
+        return samples
 
     def _index(self, examples: Sequence[Example]) -> NearDuplicateIndex:
         """What no new instruction may repeat: the seeds, and these examples."""
@@ -176,6 +199,7 @@ class SynthesisLoop:
         completions = self.generators.generate(generators, requests, self.rules.instruction_sampling)
         for candidate, completion in zip(candidates, completions, strict=True):
             candidate.completion = completion
+        self._asked = candidates
         return candidates
 
     def _prompt(self, task: PromptTask) -> tuple[str | None, tuple[str, ...]]:
