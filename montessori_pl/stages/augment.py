@@ -9,11 +9,18 @@ from montessori_pl.data.records import Example, Rejection, read_records, stable_
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.preview import StagePreview
-from montessori_pl.generation.base import Sampling
+from montessori_pl.generation.base import GenerationBackend, Sampling
+from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext
 from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
-from montessori_pl.stages.generating.generators import Generator, Generators, teacher, usage_metrics
+from montessori_pl.stages.generating.generators import (
+    Generator,
+    Generators,
+    check_way_of_asking,
+    teacher,
+    usage_metrics,
+)
 from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer, single_turn
 from montessori_pl.synthesis.contamination import Decontamination
@@ -104,6 +111,10 @@ class Augment(Stage):
     def teacher_names(self) -> list[str]:
         """The teacher."""
         return [self.teacher]
+
+    def check_teacher(self, engine: GenerationBackend, source: ModelSource) -> None:
+        """Look at whether it can be asked as the synthesizer wants."""
+        check_way_of_asking(self.rules.synthesizer, engine, source)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The attempts that are left, as if the first examples were the ones that still lack some."""

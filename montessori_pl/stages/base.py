@@ -180,6 +180,14 @@ class Stage(ABC):
         """
         return
 
+    def check_teacher(self, engine: GenerationBackend, source: ModelSource) -> None:
+        """Look, before anything runs, at whether this teacher can be asked in the stage's way, by this engine.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        return
+
     def estimate(self, context: EstimateContext) -> StageEstimate | None:
         """What the stage will take, or what is left of it, for a dry run; none, the default, for no estimate.
 
