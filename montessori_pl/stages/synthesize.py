@@ -15,7 +15,7 @@ from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.generating.collapse_guard import FALLBACK_TEACHER, CollapseGuard, CollapseMonitor
 from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
-from montessori_pl.stages.generating.first_look import WHAT_TO_TRY, FirstLook
+from montessori_pl.stages.generating.first_look import FirstLook
 from montessori_pl.stages.generating.generators import (
     Generator,
     Generators,
@@ -313,8 +313,8 @@ class Synthesize(Stage):
         if look is not None and look.acceptance < self.min_acceptance:
             raise StageError(
                 f"{context.key} stopped early: {look.sentence()}. That is less than min_acceptance "
-                f"{self.min_acceptance:g}. {WHAT_TO_TRY}. What was accepted is kept: set min_acceptance 0 to go on as "
-                "it is"
+                f"{self.min_acceptance:g}: {look.advice()}. What was accepted is kept: set min_acceptance to 0 to go "
+                "on as it is"
             )
         candidates = sum(commit["candidates"] for commit in journal.commits)
         barren = 0

@@ -9,14 +9,12 @@ from typing import Self
 
 from montessori_pl.data.records import Example, Rejection, read_records
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS
+from montessori_pl.synthesis.base import UNFINISHED
 
 FEWEST = 64
 """Completions that are looked at, at least: of fewer, a teacher that writes well may fail most by chance."""
-WHAT_TO_TRY = (
-    "Try another way of asking under another --run, and look at it with --preview 8 first: for SelfInstruct "
-    "answer_format prefilled_tags or whole_completion (a weak teacher), numbered_list (a base model), or the "
-    "synthesizer Magpie"
-)
+NOT_SAID = ("no instruction tag", "empty instruction", UNFINISHED, "unfinished reasoning")
+"""Reasons of rejections that speak of how the teacher is asked, and not of what it writes."""
 SURPLUS = "surplus"
 """The reason of what passed and was one too many."""
 
@@ -64,3 +62,14 @@ class FirstLook:
             f"of the first {self.candidates} completions {accepted} were accepted ({self.acceptance:.0%})"
             f"{f', most others rejected: {common}' if common else ''}; for example {text!r}"
         )
+
+    def advice(self) -> str:
+        """What to try where too little was accepted."""
+        if self.reasons.most_common(1)[0][0] in NOT_SAID:
+            change = (
+                "try another way of asking: SelfInstruct with answer_format prefilled_tags or whole_completion for a "
+                "weak teacher, numbered_list for a base model, or Magpie"
+            )
+        else:
+            change = "mend the request, the sampling or the filters"
+        return f"{change}; --preview 8 shows what comes of it, and another --run begins anew"
