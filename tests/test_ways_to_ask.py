@@ -22,6 +22,7 @@ from montessori_pl.data.records import Example, PreferencePair, PromptFormat, Sc
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend, transformers_backend
 from montessori_pl.generation.base import decoded
 from montessori_pl.generation.transformers_backend import StopAtText
+from montessori_pl.generation.vllm_backend import _ends
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.pairing import pair_examples
 from montessori_pl.stages import StageContext, Synthesize
@@ -189,3 +190,12 @@ def test_a_row_is_not_sampled_beyond_its_stop(backbone: str, text: str, stop: st
     row = torch.tensor([chat_template.response_ids(text, finished=False)])
     assert StopAtText(chat_template, [stop], prompt_length=0)(row, torch.zeros(1)).tolist() == [ended]
     assert StopAtText(chat_template, [stop], prompt_length=row.shape[1])(row, torch.zeros(1)).tolist() == [False]
+
+
+def test_tokens_at_which_vllm_ends(backbone: str) -> None:
+    """The turn's end, and every token that holds the stop as a whole; a stop in several tokens is found afterwards."""
+    chat_template = load_chat_template(ModelSource(backbone))
+    ids = chat_template.tokenizer.get_vocab()
+    asked = Request(messages=WAYS["prefilled"].messages("cab"), seed=0, stop="b")
+    assert _ends(chat_template, asked) == [ids["<end>"], ids["b"], ids["ab"], ids["abc"]]
+    assert _ends(chat_template, Request(messages=[], seed=0)) == [ids["<assistant>"]]
