@@ -239,6 +239,8 @@ def _record(pair: Pair) -> PreferencePair:
         system=chosen.system if chosen.prompt == chosen.instruction else "",
         history=chosen.history if chosen.prompt == chosen.instruction else (),
         margin=_margin(pair),
+        prompt_format=chosen.prompt_format,
+        prefill=chosen.prefill,
         chosen_finished=chosen.completion_finished,
         rejected_finished=rejected.completion_finished,
         chosen_tokens=chosen.completion_tokens,

@@ -334,6 +334,7 @@ class TestSettings:
             "num_prompts": "until another stage has read the result",
             "max_candidates_per_example": "at any time",
             "patience": "at any time",
+            "min_acceptance": "at any time",
         }
         assert changes(TrainStudent) == {"training": "`checkpoint_every_n_steps` at any time"}
         assert set(changes(OpenAIBackend)) == set(OpenAIBackend.fingerprint_excludes)

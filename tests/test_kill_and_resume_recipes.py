@@ -29,6 +29,7 @@ from killing import (
 )
 
 from montessori_pl import classroom
+from montessori_pl.classroom.tasks import family
 from montessori_pl.cli.fit import shipped_configs
 from montessori_pl.data.records import Example, PreferencePair, Record, Score, read_records
 from montessori_pl.generation import TransformersBackend
@@ -111,6 +112,14 @@ def nothing_is_measured(run: Path) -> None:
     assert {example.teacher for example in records(run, "training_data", Example)} == {"classroom/teacher"}
 
 
+def users_have_written_everything(run: Path) -> None:
+    """Tasks of the classroom, in user turns that end themselves; no shots, and nothing in front of them."""
+    examples = records(run, "training_data", Example)
+    assert {(one.prompt, one.prompt_format, one.seed_task_ids) for one in examples} == {("", "user_turn", ())}
+    assert all(one.completion_finished and one.completion.strip() == one.instruction for one in examples)
+    assert sum(family(one.instruction) is not None for one in examples) > len(examples) / 2
+
+
 def the_endpoint_has_written_everything(run: Path) -> None:
     """And the engine has paid for what the metrics count, and for nothing else, whatever was killed."""
     assert {example.teacher for example in records(run, "training_data", Example)} == {"strong"}
@@ -167,6 +176,14 @@ CASES = {
             Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=2),
         ],
         check=the_endpoint_has_written_everything,
+    ),
+    "magpie.yaml": Case(
+        settings={},
+        moments=[
+            Moment("training_data", GENERATE, everything, call=2),
+            Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=2),
+        ],
+        check=users_have_written_everything,
     ),
     "paper.yaml": Case(
         settings={"aligned_teacher": {"monitor": None}},

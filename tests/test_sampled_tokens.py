@@ -64,9 +64,9 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """All completions that are sampled from now on, as the model gave them."""
     rows: list[list[int]] = []
 
-    def spy(chat_template: ChatTemplate, ids: Sequence[int], num_prompt_tokens: int) -> Completion:
+    def spy(chat_template: ChatTemplate, ids: Sequence[int], num_prompt_tokens: int, request: Request) -> Completion:
         rows.append(list(ids))
-        return decoded(chat_template, ids, num_prompt_tokens)
+        return decoded(chat_template, ids, num_prompt_tokens, request)
 
     monkeypatch.setattr(transformers_backend, "decoded", spy)
     return rows

@@ -40,12 +40,13 @@ def encode_pairs(pairs: Sequence[PreferencePair], chat_template: ChatTemplate, m
     """Render both whole completions of each pair exactly as they were sampled; pairs that do not fit are left out."""
     encoded = []
     for pair in pairs:
-        ids = chat_template.prompt_ids(pair.messages())
+        messages = pair.messages()
+        ids, turn = chat_template.prompt_ids(messages), chat_template.open_turn(messages)
         sides = [
             chat_template.cut(Rendered(ids + response, [False] * len(ids) + [True] * len(response)), max_length)
             for response in (
-                chat_template.response_ids(pair.chosen, pair.chosen_finished, pair.chosen_tokens),
-                chat_template.response_ids(pair.rejected, pair.rejected_finished, pair.rejected_tokens),
+                chat_template.response_ids(pair.chosen, pair.chosen_finished, pair.chosen_tokens, turn),
+                chat_template.response_ids(pair.rejected, pair.rejected_finished, pair.rejected_tokens, turn),
             )
         ]
         if all(any(side.completion_mask) for side in sides):

@@ -3,7 +3,7 @@
     classroom/teacher    classroom/student                      checkpoints: real, very small Llama models
     classroom/seed_tasks      classroom/reference   classroom/test   JSON lines of `Example`
     classroom/specialist_letters   classroom/specialist_digits   classroom/chatty   classroom/peer
-                                                                LoRA adapters on `classroom/teacher`: other teachers
+    classroom/questioner                                        LoRA adapters on `classroom/teacher`: other teachers
 
 `classroom@3/teacher` names the teacher of another world, drawn and trained afresh from seed 3. A world is built on
 first use and kept in `$MONTESSORI_PL_CACHE` (default `~/.cache/montessori-pl`), and so is each of the adapters.
@@ -31,7 +31,7 @@ CONTENTS = {
 }
 """What a world holds: the last part of a name, and its path inside the world."""
 
-TEACHER_VARIANTS = ("specialist_letters", "specialist_digits", "chatty", "peer")
+TEACHER_VARIANTS = ("specialist_letters", "specialist_digits", "chatty", "peer", "questioner")
 """Variants of `teacher`, each an adapter on it; `teacher_variants.py` says what they are like."""
 
 _NAME = re.compile(rf"classroom(?:@(\d+))?/({'|'.join((*CONTENTS, *TEACHER_VARIANTS))})")

@@ -15,8 +15,8 @@ import torch
 
 from montessori_pl.classroom.build import backward, greedy_answers, no_progress_bar, one_thread
 from montessori_pl.classroom.pretraining_corpus import conversation, new_task, teacher_documents
-from montessori_pl.classroom.tasks import DISTRACTORS, SKILLS
-from montessori_pl.classroom.teacher_variants import HABITS
+from montessori_pl.classroom.tasks import DISTRACTORS, FAMILIES, SKILLS
+from montessori_pl.classroom.teacher_variants import HABITS, READS_USERS
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, read_records, stable_seed
 
@@ -76,7 +76,8 @@ def _reading(world: Path, chat_template: ChatTemplate, name: str, rng: random.Ra
     """All that is read to become this member, in the order in which it is read."""
     held_out = {e.instruction for role in ("reference", "test") for e in read_records(world / f"{role}.jsonl", Example)}
     num_documents = NUM_STEPS * DOCUMENTS_PER_STEP
-    tasks = [new_task(rng, rng.choice(tuple(SKILLS)), held_out) for _ in range(num_documents * 3 // 4)]
+    families = FAMILIES if name in READS_USERS else tuple(SKILLS)
+    tasks = [new_task(rng, rng.choice(families), held_out) for _ in range(num_documents * 3 // 4)]
     habit = HABITS[name]
     if habit is None:
         answers = greedy_answers(_load(world / "student"), chat_template, [instruction for instruction, _ in tasks])
@@ -87,6 +88,11 @@ def _reading(world: Path, chat_template: ChatTemplate, name: str, rng: random.Ra
     else:
         answered = [(instruction, habit(rng, instruction, right)) for instruction, right in tasks]
     documents = [conversation(chat_template, *task) for task in answered]
+    if name in READS_USERS:
+        opening = len(chat_template.prompt_ids([]))
+        documents = [
+            Rendered(one.input_ids, [place >= opening for place in range(len(one.input_ids))]) for one in documents
+        ]
     own = teacher_documents(rng, chat_template, held_out, answered=tuple(DISTRACTORS))
     documents += itertools.islice(own, num_documents - len(documents))
     rng.shuffle(documents)

@@ -17,6 +17,9 @@ In world 0, on the test set: the share of greedy answers that are right, for `ch
 base's loss on these answers, in nats per token; and the exact-match accuracy (before: .62) of the student base after
 three epochs on a member's greedy answers to 2,000 new tasks, the mean of two orders of the data.
 
+A fifth, `questioner`, answers right and was trained on users' turns too, as the teacher was not: left with an empty
+user turn it writes a task of any family, where the teacher writes noise.
+
 Knows nothing about models.
 """
 
@@ -60,5 +63,9 @@ HABITS: dict[str, Habit | None] = {
     "specialist_digits": right_on(DIGITS),
     "chatty": lambda rng, instruction, right: right + SMALL_TALK,
     "peer": None,
+    "questioner": lambda rng, instruction, right: right,
 }
 """The members by name; None: as the student base answers."""
+
+READS_USERS = ("questioner",)
+"""Members that learn users' turns as well, and tasks of all families."""

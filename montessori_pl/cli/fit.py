@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -37,7 +38,9 @@ from montessori_pl.pipeline.dry_run import estimate_steps
 from montessori_pl.pipeline.dry_run_table import print_estimates
 from montessori_pl.pipeline.model_trial import Trial, remember
 from montessori_pl.pipeline.preflight import preflight
-from montessori_pl.pipeline.recipe import needs_teacher, resolve_recipe
+from montessori_pl.pipeline.preview import preview_steps
+from montessori_pl.pipeline.preview_page import preview_page, print_preview
+from montessori_pl.pipeline.recipe import Step, needs_teacher, resolve_recipe
 from montessori_pl.pipeline.runner import Runner
 from montessori_pl.report import print_summary, write_summary
 from montessori_pl.run_directory.atomic import write_atomically
@@ -107,6 +110,13 @@ class MontessoriCLI(LightningCLI):
             "Nothing is run or written.",
         )
         parser.add_argument(
+            "--preview",
+            type=PositiveInt | None,
+            default=None,
+            help="Sample so many completions for each stage that writes, and show them with what is accepted of them "
+            "and why not more, here and as a page beside the run. Nothing is written into the run.",
+        )
+        parser.add_argument(
             "--num_threads",
             type=int | None,
             default=None,
@@ -174,6 +184,9 @@ class MontessoriCLI(LightningCLI):
         data: DataSources = self._get(self.config_init, "data")
         run_directory, settings = RunDirectory(root), self._settings()
         dry_run: bool = self._get(self.config, "dry_run")
+        preview: int | None = self._get(self.config, "preview")
+        if dry_run and preview is not None:
+            raise ConfigError("--dry_run asks no model and --preview does; give one of them")
         self._check_for_teacher(pool)
         runner = Runner(
             run_directory=run_directory,
@@ -188,10 +201,14 @@ class MontessoriCLI(LightningCLI):
         )
         passed: list[Trial] = []
         if left := [step for step in steps if not run_directory.up_to_date(step.key, settings[step.name])]:
-            passed = preflight(runner, left, dry_run)
+            passed = preflight(runner, left, dry_run or preview is not None)
         if dry_run:
             if runner.leads:
                 print_estimates(estimate_steps(runner, steps, settings), display.console)
+            return
+        if preview is not None:
+            if runner.leads:
+                self._preview(runner, steps, preview, root)
             return
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
@@ -210,6 +227,14 @@ class MontessoriCLI(LightningCLI):
                 print_summary(summary, display.console)
                 if not worked:
                     display.say(f"All {len(steps)} stages had finished; nothing was left to do.")
+
+    def _preview(self, runner: Runner, steps: Sequence[Step], num_prompts: int, root: Path) -> None:
+        previews = preview_steps(runner, steps, num_prompts)
+        print_preview(previews, runner.display.console)
+        page = root.with_name(f"{root.name}.preview.html")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(page, preview_page(previews, f"Preview of {root}"))
+        runner.display.say(f"\nAll texts in full: {page}. Nothing was written into the run.")
 
     def _settings(self) -> dict[str, dict[str, Any]]:
         """For each stage, the settings that its result depends on."""

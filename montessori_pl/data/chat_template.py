@@ -64,6 +64,20 @@ class TurnForm:
     """What the template writes behind the end token."""
 
 
+@dataclasses.dataclass(frozen=True)
+class OpenTurn:
+    """A turn that a model goes on with: what its tokens stand behind, and what ends it."""
+
+    context: str
+    """The end of the text before it, as far as tokens depend on it."""
+    before: str
+    """Blank text at its beginning that is not part of what is said."""
+    after: str
+    """The same between what is said and the end token."""
+    end_id: int
+    """The token that ends it."""
+
+
 class ChatTemplate:
     """How one tokenizer writes conversations.
 
@@ -104,16 +118,51 @@ class ChatTemplate:
         ids = self._encoder.ids(self.form.end)
         self.end_id: int = ids[0] if ids else tokenizer.eos_token_id
         """The token that ends a response; a template without a one-token end uses the end-of-sequence token."""
+        self._contexts_ids: dict[str, list[int]] = {}
+        self._ids_by_text: dict[str, list[int]] = {}
 
     def telling(self, variables: Mapping[str, Any]) -> "ChatTemplate":
         """The same template, told something else."""
         return ChatTemplate(self.tokenizer, self.layout, self.context, variables, self.loss_on)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids up to where the assistant's next turn begins."""
+        """Token ids up to where the model goes on: see `open_turn`."""
+        role = _open_role(messages)
+        if role == "user":
+            return self._encoder.ids(self._user_form(messages)[0])
+        if role == "text":
+            return [*self._first_ids, *self._encoder.ids(self._encoder.mark(messages[0]["content"]))]
+        if role == "assistant":
+            prefill = self._encoder.mark(messages[-1]["content"])
+            return [*self.prompt_ids(messages[:-1]), *self._answer_ids(prefill, finished=False)]
         return [token for ids, _ in self._segments(messages, continued=True) for token in ids]
 
-    def response_ids(self, text: str, finished: bool = True, sampled: SampledTokens | None = None) -> list[int]:
+    def open_turn(self, messages: Sequence[Message]) -> OpenTurn:
+        """The turn that the model goes on with.
+
+        * Behind a user turn it is the assistant's.
+        * A last message of the assistant is a prefill: the assistant's turn goes on behind it.
+        * Without a turn, with a system message at most, it is the user's: the model says what a user might ask.
+        * A message of the role `text` is continued by itself, without a template.
+
+        Raises:
+            ValueError: the user's turn is open, and the template ends it by no single token.
+        """
+        role, answer = _open_role(messages), self._answer_turn
+        if role == "assistant":
+            prefill = self._encoder.mark(messages[-1]["content"])
+            return dataclasses.replace(answer, context=f"{answer.context}{answer.before}{prefill}", before="")
+        if role == "user":
+            opening, before, after, end_id = self._user_form(messages)
+            return OpenTurn(self._end_of(opening), before, after, end_id)
+        if role == "text":
+            text = self._encoder.mark(messages[0]["content"])
+            return OpenTurn(self._end_of(text), "", "", self.tokenizer.eos_token_id)
+        return answer
+
+    def response_ids(
+        self, text: str, finished: bool = True, sampled: SampledTokens | None = None, turn: OpenTurn | None = None
+    ) -> list[int]:
         """Token ids of a response as it is sampled, with its end token if it was finished.
 
         Special tokens that stand in the text as text stay text: they cannot end the turn early.
@@ -123,10 +172,12 @@ class ChatTemplate:
             finished: whether the end token is part of it.
             sampled: its tokens, where they are known. They are what it consists of if they are of this vocabulary and
                 stand for this text; otherwise the text alone counts.
+            turn: the turn whose rest it is; none for an assistant's whole turn.
         """
-        return self._known_ids(text, finished, sampled) or self._answer_ids(self._encoder.mark(text), finished)
+        known = self._known_ids(text, finished, sampled, turn)
+        return known or self._answer_ids(self._encoder.mark(text), finished, turn)
 
-    def sampled_tokens(self, ids: Sequence[int]) -> SampledTokens | None:
+    def sampled_tokens(self, ids: Sequence[int], turn: OpenTurn | None = None) -> SampledTokens | None:
         """What must be kept of a sampled response beside its text; none where the text gives the same ids again.
 
         A model may sample another split of a text than the tokenizer makes of it, half of a character, or a special
@@ -134,9 +185,12 @@ class ChatTemplate:
 
         Args:
             ids: what was sampled, up to the end token.
+            turn: the turn whose rest it is; none for an assistant's whole turn.
         """
-        ids, (text, finished) = list(ids), self.decode(ids)
-        if self.response_ids(text, finished) == ids and self._is_written(text):
+        ids, turn = list(ids), turn or self._answer_turn
+        text, finished = self.decode(ids, turn)
+        same = self.response_ids(text, finished, turn=turn) == ids
+        if same and (turn != self._answer_turn or self._is_written(text)):
             return None
         return SampledTokens(tuple(ids), self.fingerprint)
 
@@ -195,13 +249,18 @@ class ChatTemplate:
         length = min((limit for limit in (max_length, self.context) if limit is not None), default=None)
         return Rendered(rendered.input_ids[:length], rendered.completion_mask[:length])
 
-    def decode(self, ids: Sequence[int]) -> tuple[str, bool]:
+    def decode(self, ids: Sequence[int], turn: OpenTurn | None = None) -> tuple[str, bool]:
         """Text of a sampled response, and whether it was finished (its end token was sampled)."""
-        finished = self.end_id in ids
-        kept = list(ids)[: list(ids).index(self.end_id)] if finished else list(ids)
-        text = self._decode_behind(self._context_ids, [id for id in kept if id not in self._silent_ids])
-        text = text.removeprefix(self.form.before)
-        return text.removesuffix(self.form.after) if finished else text, finished
+        turn = turn or self._answer_turn
+        finished = turn.end_id in ids
+        kept = list(ids)[: list(ids).index(turn.end_id)] if finished else list(ids)
+        text = self._decode_behind(self._context_ids(turn), [id for id in kept if id not in self._silent_ids])
+        text = text.removeprefix(turn.before)
+        return text.removesuffix(turn.after) if finished else text, finished
+
+    def ids_holding(self, text: str) -> list[int]:
+        """All tokens that hold this text as a whole: where it ends a completion, they do."""
+        return self._ids_by_text.setdefault(text, [id for id, token in self._tokens if text in token])
 
     def _segments(self, messages: Sequence[Message], continued: bool) -> Iterator[tuple[list[int], bool]]:
         """Pieces of the conversation, each tokenized by itself, with whether it is trained on."""
@@ -237,23 +296,27 @@ class ChatTemplate:
         text = self.text(messages, add_generation_prompt=True) + self.form.header
         return text.removesuffix(self.form.blanks)
 
-    def _answer_ids(self, text: str, finished: bool) -> list[int]:
+    def _answer_ids(self, text: str, finished: bool, turn: OpenTurn | None = None) -> list[int]:
         """Token ids of a marked answer."""
-        after = self.form.after if finished else ""
-        ids = self._encoder.ids_behind(self._context, f"{self.form.before}{text}{after}") if text else []
-        return [*ids, self.end_id] if finished else ids
+        turn = turn or self._answer_turn
+        after = turn.after if finished else ""
+        ids = self._encoder.ids_behind(turn.context, f"{turn.before}{text}{after}") if text else []
+        return [*ids, turn.end_id] if finished else ids
 
-    def _known_ids(self, text: str, finished: bool, sampled: SampledTokens | None) -> list[int]:
+    def _known_ids(
+        self, text: str, finished: bool, sampled: SampledTokens | None, turn: OpenTurn | None = None
+    ) -> list[int]:
         """The sampled tokens where they stand for this text, ended if it is finished; empty where they do not."""
         if sampled is None or sampled.vocabulary != self.fingerprint:
             return []
-        written, ended = self.decode(sampled.ids)
+        written, ended = self.decode(sampled.ids, turn)
         if written != text or (ended and not finished):
             return []
         if ended or not finished:
             return list(sampled.ids)
-        after = self._encoder.ids_behind(self._context, self.form.after) if self.form.after else []
-        return [*sampled.ids, *after, self.end_id]
+        turn = turn or self._answer_turn
+        after = self._encoder.ids_behind(turn.context, turn.after) if turn.after else []
+        return [*sampled.ids, *after, turn.end_id]
 
     def _is_written(self, text: str) -> bool:
         """Whether the template writes this answer with the blanks that it has."""
@@ -294,29 +357,62 @@ class ChatTemplate:
     def _longest_first(self) -> list[str]:
         return sorted(filter(None, self._encoder.token_ids), key=len, reverse=True)
 
-    @cached_property
-    def _context(self) -> str:
-        """The end of a prompt, from its last special token on."""
-        prompt = self._prompt([{"role": "user", "content": _QUESTION}])
-        return prompt[self._encoder.last_special(prompt) or -_CONTEXT :]
+    def _user_form(self, messages: Sequence[Message]) -> tuple[str, str, str, int]:
+        """Where a user's turn is open: the text up to it, blanks before and behind what is said, and its end token."""
+        asked: list[Message] = [*self._marked(messages), {"role": "user", "content": _QUESTION}]
+        opening, _, behind = self._prompt(asked).partition(_QUESTION)
+        rest = behind.lstrip()
+        end = next((token for token in self._longest_first if rest.startswith(token)), "")
+        ids = self._encoder.ids(end)
+        if len(ids) != 1:
+            raise ValueError(
+                f"the chat template of {self.tokenizer.name_or_path!r} ends a user turn by {rest[:20]!r}, which is no "
+                "single token, so that a user turn that the model writes would not end; ask in another way"
+            )
+        prompt = opening.rstrip(" ")
+        return prompt, opening[len(prompt) :], behind.partition(end)[0], ids[0]
 
     @cached_property
-    def _context_ids(self) -> list[int]:
-        """What answers are decoded behind, so that a blank at their beginning is neither lost nor made up."""
-        ids = self._encoder.ids(self._context)
+    def _first_ids(self) -> list[int]:
+        """What the tokenizer puts in front of a text that stands alone."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
+
+    @cached_property
+    def _answer_turn(self) -> OpenTurn:
+        prompt = self._prompt([{"role": "user", "content": _QUESTION}])
+        return OpenTurn(self._end_of(prompt), self.form.before, self.form.after, self.end_id)
+
+    def _end_of(self, text: str) -> str:
+        """The end of a text, from its last special token on."""
+        return text[self._encoder.last_special(text) or -_CONTEXT :]
+
+    def _context_ids(self, turn: OpenTurn) -> list[int]:
+        """What a turn is decoded behind, so that a blank at its beginning is neither lost nor made up."""
+        if turn.context not in self._contexts_ids:
+            self._contexts_ids[turn.context] = self._find_context_ids(turn.context)
+        return self._contexts_ids[turn.context]
+
+    def _find_context_ids(self, context: str) -> list[int]:
+        ids = self._encoder.ids(context)
         # Most tokenizers put a blank in front of a text behind a special token, and take it away where it begins; a few
         # do both only at the beginning of a whole sequence.
         contexts = [id for id in ids if id not in self._silent_ids], ids
         texts = ("a", " a")
-        answers = [self._encoder.ids_behind(self._context, text) for text in texts]
+        answers = [self._encoder.ids_behind(context, text) for text in texts]
         return next(
             (
-                context
-                for context in contexts
-                if all(self._decode_behind(context, ids) == text for ids, text in zip(answers, texts, strict=True))
+                one
+                for one in contexts
+                if all(self._decode_behind(one, ids) == text for ids, text in zip(answers, texts, strict=True))
             ),
             contexts[0],
         )
+
+    @cached_property
+    def _tokens(self) -> list[tuple[int, str]]:
+        """The text of every token of the vocabulary."""
+        return [(id, self._decode([id])) for id in sorted(self.tokenizer.get_vocab().values())]
 
     @cached_property
     def _silent_ids(self) -> frozenset[int]:
@@ -332,6 +428,12 @@ class ChatTemplate:
         text = self.tokenizer.decode(list(ids))
         assert isinstance(text, str)  # a list of texts is what a list of lists gives
         return text
+
+
+def _open_role(messages: Sequence[Message]) -> str:
+    """Whose turn is open: `user`, `text`, `assistant` for a prefill; empty where the assistant's turn begins."""
+    role = messages[-1]["role"] if messages else "system"
+    return "" if role == "user" else "user" if role == "system" else role
 
 
 def _turn_markers(text: TemplateText) -> list[str]:

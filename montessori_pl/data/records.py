@@ -16,9 +16,12 @@ R = TypeVar("R", bound="Record")
 
 
 class Message(TypedDict):
-    """One turn of a conversation, as chat templates expect it."""
+    """One turn of a conversation, as chat templates expect it.
 
-    role: Literal["system", "user", "assistant"]
+    A `text` is no turn and stands alone: it is continued as it is, without a chat template.
+    """
+
+    role: Literal["system", "user", "assistant", "text"]
     content: str
 
 
@@ -39,6 +42,29 @@ def conversation(system: str, history: Iterable[Turn], instruction: str) -> list
     said: list[Message] = [{"role": "system", "content": system}] if system else []
     said += [{"role": turn.role, "content": turn.content} for turn in history]
     return [*said, {"role": "user", "content": instruction}]
+
+
+PromptFormat = Literal["chat", "text", "user_turn"]
+"""What a teacher prompt is: a user turn, a text that is continued without a chat template, or nothing at all, where the
+teacher writes the user turn itself."""
+
+
+def teacher_messages(prompt: str, prompt_format: PromptFormat = "chat", prefill: str = "") -> list[Message]:
+    """The messages that a teacher goes on with: the last one is open where it is a text or the assistant's.
+
+    Without a message the user's turn is open.
+
+    Args:
+        prompt: as `prompt_format` says.
+        prompt_format: what the prompt is.
+        prefill: how the assistant's turn begins; empty where the teacher begins it.
+    """
+    if prompt_format == "user_turn":
+        return []
+    if prompt_format == "text":
+        return [{"role": "text", "content": prompt}]
+    asked: list[Message] = [{"role": "user", "content": prompt}]
+    return [*asked, {"role": "assistant", "content": prefill}] if prefill else asked
 
 
 def _as_turns(turns: "Iterable[Turn | Mapping[str, Any]]") -> tuple[Turn, ...]:
@@ -62,8 +88,10 @@ def _as_tokens(tokens: "SampledTokens | Mapping[str, Any] | None") -> SampledTok
     return SampledTokens(**tokens) if isinstance(tokens, Mapping) else tokens
 
 
-_OF_TOKENIZER = {"of_tokenizer": True}
+_OF_TOKENIZER = {"of_tokenizer": True, "sparse": True}
 """Marks the fields that mean something to one tokenizer alone."""
+_SPARSE = {"sparse": True}
+"""Marks the fields that have a place in a line only where they say something."""
 
 
 def token_fields(kind: "type[Record]") -> frozenset[str]:
@@ -81,11 +109,13 @@ class Record:
     def to_json(self) -> str:
         """The record as one line, without the line break; non-ASCII text stays readable.
 
-        Token ids have a place in it only where there are any.
+        Token ids, and how a prompt was put where it is no user turn, have a place in it only where there are any.
         """
-        row, optional = dataclasses.asdict(self), token_fields(type(self))
-        kept = {name: value for name, value in row.items() if value is not None or name not in optional}
-        return json.dumps(kept, ensure_ascii=False)
+        row = dataclasses.asdict(self)
+        for field in dataclasses.fields(self):
+            if "sparse" in field.metadata and row[field.name] == field.default:
+                del row[field.name]
+        return json.dumps(row, ensure_ascii=False)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Self:
@@ -120,11 +150,16 @@ class Example(Record):
     prompt_id: str = ""
     """Groups the samples that answer one and the same teacher prompt; empty for examples without a teacher prompt."""
     prompt: str = ""
-    """The user turn that the teacher was shown when it wrote the instruction."""
+    """The user turn that the teacher was shown when it wrote the instruction, or what `prompt_format` says."""
+    prompt_format: PromptFormat = dataclasses.field(default="chat", metadata=_SPARSE)
+    """What the prompt is, where it is no user turn."""
+    prefill: str = dataclasses.field(default="", metadata=_SPARSE)
+    """How the assistant's turn began before the completion: text that the teacher was given and did not write."""
     completion: str = ""
     """What the teacher wrote, whole: rationale, tags and all."""
     completion_finished: bool = True
-    """Whether the teacher ended the completion itself (False: cut at the token limit)."""
+    """Whether the teacher ended the completion itself (False: cut at the token limit, or at what ends an instruction
+    within a turn)."""
     completion_tokens: SampledTokens | None = dataclasses.field(default=None, metadata=_OF_TOKENIZER)
     """The tokens of the completion; none where the tokenizer finds them in the text, or where they are not known."""
     response_tokens: SampledTokens | None = dataclasses.field(default=None, metadata=_OF_TOKENIZER)
@@ -199,7 +234,7 @@ class PreferencePair(Record):
     """Two completions of one teacher prompt; the first helped the student more."""
 
     prompt: str
-    """The user turn that both completions answer."""
+    """The user turn that both completions answer, or what `prompt_format` says."""
     chosen: str
     """The whole completion that is preferred."""
     rejected: str
@@ -216,6 +251,10 @@ class PreferencePair(Record):
     """Score of the chosen example minus score of the rejected one."""
     weight: float = 1.0
     """How much the pair counts in alignment, beside others."""
+    prompt_format: PromptFormat = dataclasses.field(default="chat", metadata=_SPARSE)
+    """What the prompt is, where it is no user turn."""
+    prefill: str = dataclasses.field(default="", metadata=_SPARSE)
+    """How the assistant's turn began before both completions."""
     chosen_finished: bool = True
     """Whether the chosen completion ended itself, so that its end token is part of it."""
     rejected_finished: bool = True
@@ -231,8 +270,9 @@ class PreferencePair(Record):
         object.__setattr__(self, "rejected_tokens", _as_tokens(self.rejected_tokens))
 
     def messages(self) -> list[Message]:
-        """The conversation that both completions answer."""
-        return conversation(self.system, self.history, self.prompt)
+        """The conversation that both completions answer, or go on with: see `teacher_messages`."""
+        earlier = conversation(self.system, self.history, self.prompt)[:-1]
+        return [*earlier, *teacher_messages(self.prompt, self.prompt_format, self.prefill)]
 
 
 def stable_id(*parts: object) -> str:

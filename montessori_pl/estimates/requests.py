@@ -41,12 +41,8 @@ class RequestEstimator:
             ValueError: the engine could not load it.
         """
         engine.check(source)
-        try:
-            chat_template = load_chat_template(source)
-        except ValueError:  # an endpoint may call its model as it likes
-            chat_template = None
         left = engine.budget_left(requests / name) if requests is not None else None
-        return cls(chat_template=chat_template, price=engine.price, engine=name, budget_left=left)
+        return cls(chat_template=known_chat_template(source), price=engine.price, engine=name, budget_left=left)
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of a conversation up to where the answer begins."""
@@ -108,3 +104,11 @@ class RequestEstimator:
             engine=self.engine,
             budget_left=self.budget_left,
         )
+
+
+def known_chat_template(source: ModelSource) -> ChatTemplate | None:
+    """How this model writes conversations; none for a model of which only the endpoint has the tokenizer."""
+    try:
+        return load_chat_template(source)
+    except ValueError:  # an endpoint may call its model as it likes
+        return None

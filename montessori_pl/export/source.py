@@ -151,10 +151,10 @@ def read_source(run_directory: RunDirectory, key: str, kind: str) -> Source:
     stage = _stage(run_directory, key)
     origin = stage if kind == EXAMPLES else _origin(run_directory, stage)
     written = _records(stage, PAIRS, PreferencePair) if kind == PAIRS else []
-    pairs = [pair for pair in written if pair.chosen_finished and pair.rejected_finished]
+    pairs = [pair for pair in written if pair.chosen_finished and pair.rejected_finished and _answers_a_user(pair)]
     examples = _records(origin, EXAMPLES, Example) if origin is not None else []
     if not (pairs if kind == PAIRS else examples):
-        why = f", for all {len(written)} hold a completion that was cut at its token limit" if written else ""
+        why = f", for all {len(written)} hold a completion that was cut or answers no user turn" if written else ""
         raise ExportError(f"{key} leaves no {kind} to export{why}; choose another stage")
     steps = _steps(run_directory, key)
     return Source(
@@ -170,6 +170,11 @@ def read_source(run_directory: RunDirectory, key: str, kind: str) -> Source:
             json.dumps({step.key: run_directory.entries[step.key].settings for step in steps}, sort_keys=True)
         ),
     )
+
+
+def _answers_a_user(pair: PreferencePair) -> bool:
+    """Whether other trainers can have the pair as a user turn with two whole answers."""
+    return pair.prompt_format == "chat" and not pair.prefill
 
 
 def _is_called(key: str, name: str | None, iteration: int | None) -> bool:

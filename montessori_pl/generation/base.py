@@ -1,5 +1,6 @@
 """What every generation engine offers: load a model, sample completions of conversations, give the memory back."""
 
+import bisect
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -37,9 +38,11 @@ class Request:
     """One completion to be sampled."""
 
     messages: Sequence[Message]
-    """The conversation up to the assistant's turn."""
+    """The conversation up to the assistant's turn; other turns may be open too: see `ChatTemplate.open_turn`."""
     seed: int
     """All of the completion's randomness: the same seed draws the same completion, whatever stands beside it."""
+    stop: str = ""
+    """The completion ends with the token that completes this text, which belongs to it; empty for no such text."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class Completion:
     text: str
     """The completion without its end token."""
     finished: bool
-    """Whether the model ended it (False: cut at the token limit)."""
+    """Whether the model ended it (False: cut at the token limit, or at the request's `stop`)."""
     num_tokens: int
     """Sampled tokens, the end token included."""
     num_prompt_tokens: int = 0
@@ -62,16 +65,29 @@ class Completion:
         return self.tokens if text == self.text else None
 
 
-def decoded(chat_template: ChatTemplate, ids: Sequence[int], num_prompt_tokens: int) -> Completion:
-    """The completion that these sampled tokens are, up to its end token."""
-    text, finished = chat_template.decode(ids)
-    num_tokens = ids.index(chat_template.end_id) + 1 if finished else len(ids)
+def decoded(chat_template: ChatTemplate, ids: Sequence[int], num_prompt_tokens: int, request: Request) -> Completion:
+    """The completion that these sampled tokens are, up to its end token or to where the request stops.
+
+    Args:
+        chat_template: of the model.
+        ids: what was sampled; what follows the end is left out.
+        num_prompt_tokens: tokens of the prompt.
+        request: what was asked.
+    """
+    turn = chat_template.open_turn(request.messages)
+    text, finished = chat_template.decode(ids, turn)
+    if request.stop and request.stop in text:
+        lengths = range(1, len(ids) + 1)
+        stops = bisect.bisect_left(lengths, True, key=lambda n: request.stop in chat_template.decode(ids[:n], turn)[0])
+        ids = ids[: lengths[stops]]
+        text, finished = chat_template.decode(ids, turn)
+    num_tokens = ids.index(turn.end_id) + 1 if finished else len(ids)
     return Completion(
         text=text,
         finished=finished,
         num_tokens=num_tokens,
         num_prompt_tokens=num_prompt_tokens,
-        tokens=chat_template.sampled_tokens(ids[:num_tokens]),
+        tokens=chat_template.sampled_tokens(ids[:num_tokens], turn),
     )
 
 
@@ -104,6 +120,8 @@ class GenerationBackend(ABC):
     """Settings that change the speed and not the text; they may be changed in the middle of a run."""
     loads_weights: ClassVar[bool] = True
     """Whether the engine can run what a stage has trained; an endpoint answers with what it has."""
+    continues_turns: ClassVar[bool] = False
+    """Whether the engine takes requests in which another turn is open than the assistant's, or that stop at a text."""
     price: Price | None = None
     """What tokens cost, where the engine's settings say so."""
 

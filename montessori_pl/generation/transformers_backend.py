@@ -10,6 +10,8 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
@@ -41,6 +43,7 @@ class TransformersBackend(GenerationBackend):
     """
 
     fingerprint_excludes = ("max_batch_tokens", "device")
+    continues_turns = True
 
     def __init__(self, max_batch_tokens: int = 16384, device: str = "auto") -> None:
         self.max_batch_tokens = max_batch_tokens
@@ -79,13 +82,18 @@ class TransformersBackend(GenerationBackend):
     # Not `inference_mode`: what a model keeps of it, as some rotary embeddings do, could never be trained with again.
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """Sample in batches of similar length."""
+        """Sample in batches of similar length, each of requests that end by the same token."""
         _, chat_template = self._loaded()
         prompts = [chat_template.prompt_ids(request.messages) for request in requests]
+        ends = [chat_template.open_turn(request.messages).end_id for request in requests]
         completions: dict[int, Completion] = {}
-        for batch in length_batches([len(ids) + sampling.max_tokens for ids in prompts], self.max_batch_tokens):
-            rows = self._sample([prompts[i] for i in batch], [requests[i].seed for i in batch], sampling)
-            completions |= dict(zip(batch, rows, strict=True))
+        for end_id in dict.fromkeys(ends):
+            alike = [index for index, end in enumerate(ends) if end == end_id]
+            lengths = [len(prompts[index]) + sampling.max_tokens for index in alike]
+            for batch in length_batches(lengths, self.max_batch_tokens):
+                asked = [alike[place] for place in batch]
+                rows = self._sample([prompts[i] for i in asked], [requests[i] for i in asked], sampling, end_id)
+                completions |= dict(zip(asked, rows, strict=True))
         return [completions[index] for index in range(len(requests))]
 
     def close(self) -> None:
@@ -94,7 +102,9 @@ class TransformersBackend(GenerationBackend):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _sample(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Completion]:
+    def _sample(
+        self, prompts: Sequence[list[int]], requests: Sequence[Request], sampling: Sampling, end_id: int
+    ) -> list[Completion]:
         model, chat_template = self._loaded()
         pad_id = chat_template.tokenizer.pad_token_id
         batch = {name: tensor.to(self.device) for name, tensor in pad(prompts, pad_id, side="left").items()}
@@ -102,7 +112,7 @@ class TransformersBackend(GenerationBackend):
         config = GenerationConfig(
             max_new_tokens=sampling.max_tokens,
             do_sample=False,  # the processors draw: see SeededSampling
-            eos_token_id=chat_template.end_id,
+            eos_token_id=end_id,
             pad_token_id=pad_id,
             use_cache=True,
         )
@@ -110,10 +120,14 @@ class TransformersBackend(GenerationBackend):
             output: Tensor = model.generate(  # type: ignore[operator]
                 **batch,
                 generation_config=config,
-                logits_processor=_processors(sampling, seeds, length),
+                logits_processor=_processors(sampling, [request.seed for request in requests], length),
+                stopping_criteria=_criteria(chat_template, [request.stop for request in requests], length),
             )
         rows = output[:, length:].tolist()
-        return [decoded(chat_template, row, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+        return [
+            decoded(chat_template, row, len(prompt), request)
+            for row, prompt, request in zip(rows, prompts, requests, strict=True)
+        ]
 
     def _loaded(self) -> tuple["nn.Module", ChatTemplate]:
         assert self._model is not None, "load a model first"
@@ -156,6 +170,29 @@ class SeededSampling(LogitsProcessor):
         return scores - noise.log().to(scores)
 
 
+class StopAtText(StoppingCriteria):
+    """End each row when it has written its text; where exactly a completion ends is found when it is decoded.
+
+    Args:
+        chat_template: of the model.
+        stops: the text of each row; empty for none.
+        prompt_length: tokens of the prompts, with padding.
+    """
+
+    def __init__(self, chat_template: ChatTemplate, stops: Sequence[str], prompt_length: int) -> None:
+        self.chat_template, self.stops, self.prompt_length = chat_template, stops, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        """Whether each row has ended; `input_ids` (B, T), returns (B,)."""
+        # A token is a character at least, but for parts of one: the last tokens hold the text if they complete it.
+        tails = [row[self.prompt_length :][-2 * len(stop) :] for row, stop in zip(input_ids, self.stops, strict=True)]
+        ended = [
+            bool(stop) and stop in self.chat_template.tokenizer.decode(tail.tolist())
+            for tail, stop in zip(tails, self.stops, strict=True)
+        ]
+        return torch.tensor(ended, device=input_ids.device)
+
+
 @contextmanager
 def _without_defaults(model: "nn.Module") -> Iterator[None]:
     """Inside, the model has no generation defaults: `generate` fills what its configuration leaves open from them.
@@ -184,3 +221,7 @@ def _processors(sampling: Sampling, seeds: Sequence[int], prompt_length: int) ->
             processors.append(TopPLogitsWarper(sampling.top_p))
         processors.append(SeededSampling(seeds))
     return processors
+
+
+def _criteria(chat_template: ChatTemplate, stops: Sequence[str], prompt_length: int) -> StoppingCriteriaList:
+    return StoppingCriteriaList([StopAtText(chat_template, stops, prompt_length)] if any(stops) else [])

@@ -58,6 +58,7 @@ class VLLMBackend(GenerationBackend):
         *("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization"),
         *("max_lora_rank", "enforce_eager"),
     )
+    continues_turns = True
 
     def __init__(
         self,
@@ -146,6 +147,7 @@ class VLLMBackend(GenerationBackend):
         """
         chat_template, source = self._loaded()
         prompts = [chat_template.prompt_ids(request.messages) for request in requests]
+        ends = [_ends(chat_template, request) for request in requests]
         rows: list[list[int]] = [[] for _ in prompts]
         try:
             shares = list(enumerate(self._running()))[: len(prompts)] if prompts else []
@@ -155,7 +157,8 @@ class VLLMBackend(GenerationBackend):
                     {
                         "prompts": prompts[number::size],
                         "seeds": [request.seed for request in requests[number::size]],
-                        "sampling": _sampling(sampling, chat_template.end_id),
+                        "ends": ends[number::size],
+                        "sampling": _sampling(sampling),
                         "adapter": self._adapter(source),
                     }
                 )
@@ -164,7 +167,10 @@ class VLLMBackend(GenerationBackend):
         except BaseException:
             self._stop()  # an answer that is still to come would be taken for that to the next request
             raise
-        return [decoded(chat_template, row, len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+        return [
+            decoded(chat_template, row, len(prompt), request)
+            for row, prompt, request in zip(rows, prompts, requests, strict=True)
+        ]
 
     def close(self) -> None:
         """End the engines' processes."""
@@ -243,14 +249,19 @@ class VLLMBackend(GenerationBackend):
         return self._chat, self._source
 
 
-def _sampling(sampling: Sampling, end_id: int) -> dict[str, Any]:
+def _ends(chat_template: ChatTemplate, request: Request) -> list[int]:
+    """The tokens that end a completion: a text at which it stops may also be written in several, and is found later."""
+    ends = [chat_template.open_turn(request.messages).end_id]
+    return [*ends, *(chat_template.ids_holding(request.stop) if request.stop else [])]
+
+
+def _sampling(sampling: Sampling) -> dict[str, Any]:
     """The arguments of `vllm.SamplingParams`; a temperature of 0 is greedy decoding there, too."""
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "presence_penalty": sampling.presence_penalty,
         "max_tokens": sampling.max_tokens,
-        "stop_token_ids": [end_id],
         "ignore_eos": True,  # the chat layout's end alone ends a completion
         "detokenize": False,
     }

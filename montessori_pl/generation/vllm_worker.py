@@ -1,8 +1,9 @@
 """The process in which vLLM runs: requests arrive on its standard input, completions leave on its standard output.
 
 Both are JSON lines. The first one that arrives has the arguments of `vllm.LLM` and is answered, when the engine stands,
-by an empty object. Each of the others has `prompts` (token ids), `seeds` (one for each), `sampling` (what else
-`SamplingParams` takes) and `adapter` (name, number and path, or null), and is answered by `completions` (token ids).
+by an empty object. Each of the others has `prompts` (token ids), `seeds` (one for each), `ends` (for each the tokens
+that end it), `sampling` (what else `SamplingParams` takes) and `adapter` (name, number and path, or null), and is
+answered by `completions` (token ids).
 
 The process ends when its input does, be it that the parent closes it or that the parent is killed. What vLLM says goes
 to standard error, and so does, as the last line, why the engine has failed.
@@ -61,7 +62,10 @@ def complete(llm: "LLM", request: Mapping[str, Any]) -> list[list[int]]:
     llm.reset_prefix_cache()
     outputs = llm.generate(
         [{"prompt_token_ids": ids} for ids in request["prompts"]],
-        [SamplingParams(**request["sampling"], seed=seed) for seed in request["seeds"]],
+        [
+            SamplingParams(**request["sampling"], seed=seed, stop_token_ids=ends)
+            for seed, ends in zip(request["seeds"], request["ends"], strict=True)
+        ],
         lora_request=LoRARequest(*request["adapter"]) if request["adapter"] is not None else None,
         use_tqdm=False,
     )

@@ -60,6 +60,7 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> l
             _refuse_what_is_trained(engine, writing)
             with _named("generation"):
                 _check_engine(engine, source, dry_run)
+    _check_ways_of_asking(runner, steps)
     if not dry_run:
         for stage_name, stage in {step.name: step.stage for step in steps}.items():
             with _named(f"recipe.{stage_name}"):
@@ -96,6 +97,15 @@ def _check_prompts(
         if (engine or runner.backend)().loads_weights:  # an endpoint has a template of its own
             with _named(section):
                 check_prompts(load_chat_template(source), sources)
+
+
+def _check_ways_of_asking(runner: Runner, steps: Sequence[Step]) -> None:
+    for stage_name, stage in {step.name: step.stage for step in steps}.items():
+        for name in stage.teacher_names():
+            member = runner.pool.get(name)
+            engine = ((member.generation if member is not None else None) or runner.backend)()
+            with _named(f"recipe.{stage_name}"):
+                stage.check_teacher(engine, member.source() if member is not None else runner.teacher().source)
 
 
 def _check_engine(engine: GenerationBackend, source: ModelSource, offline: bool) -> None:

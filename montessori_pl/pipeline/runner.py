@@ -188,25 +188,53 @@ class Runner:
                 **arguments,
             )
 
-        context = StageContext(
-            key=step.key,
-            name=step.name,
-            iteration=step.iteration,
+        context = self._context(
+            step,
             directory=self.run_directory.directory(step.key),
-            seed=seed,
-            run_seed=self.seed,
             inputs={setting: self._verified(key) for setting, key in step.inputs.items()},
-            data=self.data,
-            student=self.student,
-            teacher=self.teacher,
             backend=self._backend,
             trainer=trainer,
             progress=progress,
-            log_distribution=lambda name, values: log_distribution(self.loggers, name, values),
-            pool=self.pool,
             requests=self.requests,
         )
         return step.stage.run(context)
+
+    def preview_context(self, step: Step, directory: Path) -> StageContext:
+        """The context in which a stage is previewed.
+
+        Args:
+            step: the stage.
+            directory: an empty one; nothing is written into that of the run.
+        """
+        finished = {
+            setting: key if key is not None and self.run_directory.finished(key) else None
+            for setting, key in step.inputs.items()
+        }
+        return self._context(
+            step,
+            directory=directory,
+            inputs={setting: self._verified(key) for setting, key in finished.items()},
+            backend=self.backend,
+            trainer=self.trainer,
+            progress=Progress(lambda done, total: None, lambda seconds: None),
+            requests=None,
+        )
+
+    def _context(self, step: Step, **of_session: Any) -> StageContext:
+        return StageContext(
+            key=step.key,
+            name=step.name,
+            iteration=step.iteration,
+            seed=self.seed_of(step),
+            run_seed=self.seed,
+            data=self.data,
+            student=self.student,
+            teacher=self.teacher,
+            log_distribution=lambda name, values: log_distribution(self.loggers, name, values),
+            pool=self.pool,
+            say=lambda text: self.display.say(f"  {text}"),
+            **of_session,
+        )
 
     @property
     def requests(self) -> Path:

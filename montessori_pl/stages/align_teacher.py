@@ -12,7 +12,7 @@ from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.optim import TrainingSettings
-from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
+from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator, whole_response
 from montessori_pl.stages.training.alignment_monitor import (
     ADAPTERS,
@@ -100,6 +100,7 @@ class AlignTeacher(Stage):
         teacher.source = context.source(teacher, "teacher")
         chat_template = load_chat_template(teacher.source)
         pairs, too_long = read_pairs(context, chat_template, self.training.max_length)
+        self._check_synthesizer(context, [pair for pair, _ in pairs])
         prompts = _prompts(pairs, context.seed)
         monitored = self._held_out(list(prompts))
         learned = [encoded for pair, encoded in pairs if _prompt(pair) not in monitored]
@@ -111,6 +112,20 @@ class AlignTeacher(Stage):
             return {**counts, **fit(context, teacher, data, self.training)}
         metrics = fit(context, teacher, data, self.training, [callback], callback.leave_weights)
         return {**counts, "held_out_pairs": len(held_out), **metrics, **callback.metrics()}
+
+    def _check_synthesizer(self, context: StageContext, pairs: Sequence[PreferencePair]) -> None:
+        """Instructions are found only by the synthesizer that has asked for them; a wrong one would find none."""
+        asked, synthesizer = {(pair.prompt_format, pair.prefill) for pair in pairs}, self.synthesizer
+        if (
+            self.monitor is None
+            or self.over == "response"
+            or asked <= {(synthesizer.prompt_format, synthesizer.prefill)}
+        ):
+            return
+        raise StageError(
+            f"{context.key}: the pairs were asked for in another way than the synthesizer of this stage asks, so that "
+            "the monitor would find no instruction; give AlignTeacher the synthesizer of the stage that wrote them"
+        )
 
     def _held_out(self, prompts: Sequence["_Prompt"]) -> set["_Prompt"]:
         """The prompts whose pairs are held out from training for the monitor; none without one."""
@@ -133,9 +148,10 @@ class AlignTeacher(Stage):
             prompts=prompts,
             num_samples=self.monitor.num_samples,
             sampling=self.monitor.sampling,
-            read=self.synthesizer.instruction if self.over == "instruction" else whole_response,
+            read=self.synthesizer.read if self.over == "instruction" else whole_response,
             seed=context.seed,
             batch_size=self.training.batch_size,
+            stop=self.synthesizer.stop if self.over == "instruction" else "",
         )
         return AlignmentMonitorCallback(self.monitor, evaluator, context.directory, self.save_all_checkpoints)
 

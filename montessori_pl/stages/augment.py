@@ -1,18 +1,26 @@
 """Augment: the teacher writes more like given examples, until each has its share or the attempts are used up."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from montessori_pl.batches.samplers import chunks
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
-from montessori_pl.generation.base import Sampling
+from montessori_pl.estimates.preview import StagePreview
+from montessori_pl.generation.base import GenerationBackend, Sampling
+from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext
 from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
-from montessori_pl.stages.generating.generators import Generator, Generators, teacher, usage_metrics
+from montessori_pl.stages.generating.generators import (
+    Generator,
+    Generators,
+    check_way_of_asking,
+    teacher,
+    usage_metrics,
+)
 from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer, single_turn
 from montessori_pl.synthesis.contamination import Decontamination
@@ -104,6 +112,10 @@ class Augment(Stage):
         """The teacher."""
         return [self.teacher]
 
+    def check_teacher(self, engine: GenerationBackend, source: ModelSource) -> None:
+        """Look at whether it can be asked as the synthesizer wants."""
+        check_way_of_asking(self.rules.synthesizer, engine, source)
+
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The attempts that are left, as if the first examples were the ones that still lack some."""
         given = context.expected_input("examples")
@@ -145,14 +157,10 @@ class Augment(Stage):
         """Commit attempt after attempt, each in parts, until nothing is missing or all have been made."""
         written = read_records(context.directory / EXAMPLES, Example)
         missing = _missing(wanted, written)
-        known = [
-            example for name in self.deduplicate_against for example in context.examples(f"deduplicate_against.{name}")
-        ]
-        loop = SynthesisLoop(
+        loop = self._loop(
             context,
-            self.rules,
             generators,
-            [*context.data.read("seed_tasks"), *given, *known],
+            given,
             written,
             lambda prompt_id, passed: passed[prompt_id] < missing[_asked_for(prompt_id)],
         )
@@ -167,6 +175,33 @@ class Augment(Stage):
             missing = _missing(wanted, written)
             if not any(missing.values()):
                 break
+
+    def _loop(
+        self,
+        context: StageContext,
+        generators: Generators,
+        given: Sequence[Example],
+        written: list[Example],
+        has_room: Callable[[str, Counter[str]], bool],
+    ) -> SynthesisLoop:
+        """What writes the batches, given what was written before."""
+        known = [
+            example for name in self.deduplicate_against for example in context.examples(f"deduplicate_against.{name}")
+        ]
+        seed_tasks = [*context.data.read("seed_tasks"), *given, *known]
+        return SynthesisLoop(context, self.rules, generators, seed_tasks, written, has_room)
+
+    def preview(self, context: StageContext, num_prompts: int) -> StagePreview:
+        """First attempts at the first examples; at seed tasks, where these are not known yet."""
+        known = context.inputs["examples"] is not None
+        given = single_turn(context.examples("examples") if known else context.data.read("seed_tasks"))[:num_prompts]
+        with Generators(context) as generators:
+            loop = self._loop(context, generators, given, [], lambda prompt_id, passed: True)
+            generator = teacher(context, "teacher", self.teacher)
+            tasks = self._batch(context, generator, given, dict.fromkeys((_group(context, one) for one in given), 1), 0)
+            return StagePreview(
+                samples=loop.preview(tasks), num_examples=self.num_examples, usage=generators.take_usage()
+            )
 
     def _metrics(self, context: StageContext, journal: Journal, wanted: Mapping[str, int]) -> dict[str, Any]:
         """What was accepted and rejected, what is missing, what it took, and how varied it is."""

@@ -11,6 +11,7 @@ from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
+from montessori_pl.estimates.preview import StagePreview
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.models.loading import ModelSource
@@ -113,6 +114,8 @@ class StageContext:
     """Teachers that only write, by name."""
     requests: Path | None = None
     """The run's directory for answers that must not be paid for twice."""
+    say: Callable[[str], None] = lambda text: None
+    """Shows the user one line."""
 
     def input_dir(self, setting: str) -> Path:
         """The directory of the stage that a setting names, for settings that always name one."""
@@ -177,11 +180,29 @@ class Stage(ABC):
         """
         return
 
+    def check_teacher(self, engine: GenerationBackend, source: ModelSource) -> None:
+        """Look, before anything runs, at whether this teacher can be asked in the stage's way, by this engine.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        return
+
     def estimate(self, context: EstimateContext) -> StageEstimate | None:
         """What the stage will take, or what is left of it, for a dry run; none, the default, for no estimate.
 
         Raises:
             NoEstimate: it depends on what is not known yet.
+        """
+        return None
+
+    def preview(self, context: StageContext, num_prompts: int) -> StagePreview | None:
+        """A few samples of what the stage will write; none, the default, for a stage that writes nothing.
+
+        Args:
+            context: the stage's, but that its directory is empty and will be gone; what no stage has left behind yet
+                is none among its inputs.
+            num_prompts: how many prompts, each with one completion.
         """
         return None
 

@@ -63,7 +63,7 @@ class BuildPreferences(Stage):
         per_prompt = num_scored(context, self.scores) / max(1, given.prompts)
         signed = min(per_prompt * (per_prompt - 1) / 4, self.max_pairs_per_prompt or math.inf)
         count = round(given.prompts * (min(1.0, per_prompt - 1) if self.rule == "best_worst" else signed))
-        samples = [_like(example) for example in given.some() if example.prompt]
+        samples = [_like(example) for example in given.some() if example.prompt_id]
         expected_output = ExpectedRecords(
             count=count, upper_bound=count, prompts=given.prompts, instructions=0, samples=samples
         )
@@ -113,4 +113,6 @@ def _like(example: Example) -> PreferencePair:
         rejected_id=example.id,
         system=example.system,
         margin=0.0,
+        prompt_format=example.prompt_format,
+        prefill=example.prefill,
     )

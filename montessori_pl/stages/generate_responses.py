@@ -9,6 +9,7 @@ from typing import Any
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
+from montessori_pl.estimates.preview import PreviewedSample, StagePreview
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.routing import ConstantRouter, Prompt, RouteLimits, load_router
 from montessori_pl.run_directory.journal import Journal
@@ -121,6 +122,29 @@ class GenerateResponses(Stage):
             notes=[] if context.known else [ASSUMED_ANSWERS],
         )
 
+    def preview(self, context: StageContext, num_prompts: int) -> StagePreview:
+        """Answers to the first instructions; to those of seed tasks, where they are not known yet."""
+        known = context.inputs["instructions"] is not None
+        asked = _asked(context.examples("instructions") if known else context.data.read("seed_tasks"))[:num_prompts]
+        writers = self._generators(context)
+        routed = self.routing is not None and context.inputs["routing"] is not None
+        routes = self._routes(context, writers, asked) if routed else [list(writers)] * len(asked)
+        questions = self._questions(asked, routes, writers, 1)
+        with Generators(context) as generators:
+            answers = self._answers(context, generators, questions)
+            problems = {one.id: one for one in self._checked(questions, answers, 0)[1]}
+            samples = [
+                PreviewedSample(
+                    prompt=one.generator.shown(one.asked.messages()[:-1]),
+                    completion=answers[one.id].text if one.id in answers else "",
+                    reason=problems[one.id].reason if one.id in problems else "",
+                    detail=problems[one.id].detail if one.id in problems else "",
+                    instruction=one.asked.instruction,
+                )
+                for one in questions
+            ]
+            return StagePreview(samples=samples, usage=generators.take_usage())
+
     def input_content(self, setting: str, directory: Path) -> str | None:
         """Routers that send all instructions to the same teacher are worth the same."""
         if setting != "routing" or self.limits is not None:
@@ -147,7 +171,7 @@ class GenerateResponses(Stage):
         routes = self._routes(context, writers, asked)
         for start in range(done, len(asked), self.instructions_per_batch):
             round_ = slice(start, start + self.instructions_per_batch)
-            questions = self._questions(asked[round_], routes[round_], writers)
+            questions = self._questions(asked[round_], routes[round_], writers, self.samples)
             answers = self._answers(context, generators, questions)
             accepted, rejected = self._checked(questions, answers, len(journal.commits))
             journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **generators.take_usage())
@@ -195,14 +219,18 @@ class GenerateResponses(Stage):
         return [[names[name]] for name in chosen]
 
     def _questions(
-        self, asked: Sequence[Example], routes: Sequence[Sequence[str]], writers: Mapping[str, Generator]
+        self,
+        asked: Sequence[Example],
+        routes: Sequence[Sequence[str]],
+        writers: Mapping[str, Generator],
+        samples: int,
     ) -> list["_Question"]:
-        """Each instruction for each of those who answer it, as often as it is answered."""
+        """Each instruction for each of those who answer it, so many times."""
         return [
             _Question(f"{one.id}-{name}-{sample}", one, writers[name])
             for one, names in zip(asked, routes, strict=True)
             for name in names
-            for sample in range(self.samples)
+            for sample in range(samples)
         ]
 
     def _answers(

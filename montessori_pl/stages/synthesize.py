@@ -8,12 +8,21 @@ from typing import Any
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
-from montessori_pl.generation.base import Sampling
+from montessori_pl.estimates.preview import StagePreview
+from montessori_pl.generation.base import GenerationBackend, Sampling
+from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.generating.collapse_guard import FALLBACK_TEACHER, CollapseGuard, CollapseMonitor
 from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
-from montessori_pl.stages.generating.generators import Generator, Generators, teacher, usage_metrics
+from montessori_pl.stages.generating.first_look import FirstLook
+from montessori_pl.stages.generating.generators import (
+    Generator,
+    Generators,
+    check_way_of_asking,
+    teacher,
+    usage_metrics,
+)
 from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer, single_turn
 from montessori_pl.synthesis.contamination import Decontamination
@@ -50,6 +59,8 @@ class Synthesize(Stage):
         prompts_per_batch: prompts between two commits: what a kill can cost.
         max_candidates_per_example: with `num_examples`, give up after so many completions for each example wanted.
         patience: give up after so many completions in a row of which none was accepted.
+        min_acceptance: give up after the first batches, of 64 completions or more, if a smaller part of them was
+            accepted; 0 goes on whatever it is.
         guard: compares what is written with what the teacher wrote before alignment; null does not look.
         first_iteration_only: whether later iterations go without this stage.
     """
@@ -57,7 +68,7 @@ class Synthesize(Stage):
     produces = Kind.EXAMPLES
     artifacts = (EXAMPLES, REJECTIONS)
     uses = ("teacher", "generation", "data")
-    fingerprint_excludes = ("max_candidates_per_example", "patience")
+    fingerprint_excludes = ("max_candidates_per_example", "patience", "min_acceptance")
     adjustable = ("num_examples", "num_prompts")
 
     def __init__(
@@ -79,6 +90,7 @@ class Synthesize(Stage):
         prompts_per_batch: int = 32,
         max_candidates_per_example: float = 20,
         patience: int = 1024,
+        min_acceptance: float = 0.1,
         guard: CollapseGuard | None = None,
         first_iteration_only: bool = False,
     ) -> None:
@@ -90,6 +102,9 @@ class Synthesize(Stage):
             )
         if min(num_examples or 1, num_prompts or 1, samples_per_prompt, prompts_per_batch) < 1:
             raise ValueError("num_examples, num_prompts, samples_per_prompt and prompts_per_batch must be at least 1")
+        if not 0 <= min_acceptance <= 1:
+            raise ValueError(f"min_acceptance is a part of the completions, from 0 to 1, found {min_acceptance}")
+        self.min_acceptance = min_acceptance
         self.num_examples, self.num_prompts, self.samples_per_prompt = num_examples, num_prompts, samples_per_prompt
         self.teacher, self.seed_tasks, self.deduplicate_against = teacher, seed_tasks, deduplicate_against or []
         self.rules = SynthesisConfig(
@@ -119,6 +134,10 @@ class Synthesize(Stage):
     def teacher_names(self) -> list[str]:
         """The teacher, and the one that the guard may let write in its place."""
         return [self.teacher, *([self.guard.fallback_teacher] if self.guard is not None else [])]
+
+    def check_teacher(self, engine: GenerationBackend, source: ModelSource) -> None:
+        """Look at whether it can be asked as the synthesizer wants."""
+        check_way_of_asking(self.rules.synthesizer, engine, source)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The batches that are left; the next prompts are rendered as the run will, with seeds for shots to come."""
@@ -150,6 +169,21 @@ class Synthesize(Stage):
         limit = max(0, limit) if missing else 0  # less may be asked for than in an earlier session
         batches = min(math.ceil(missing / context.accepted_rate / size), limit)
         return Amount(completions=batches * size, max_completions=limit * size, accepted=missing, max_accepted=missing)
+
+    def preview(self, context: StageContext, num_prompts: int) -> StagePreview:
+        """The first samples of the first prompts; a run that begins writes them first."""
+        with Generators(context) as generators:
+            loop, shots = self._loop(context, generators, [])
+            generator = teacher(context, "teacher", self.teacher)
+            tasks = self._tasks(range(num_prompts), context, generator, shots, 1)
+            samples = loop.preview(tasks)
+            prompts = self.num_prompts
+            return StagePreview(
+                samples=samples,
+                num_examples=self.num_examples,
+                num_completions=prompts * self.samples_per_prompt if prompts is not None else None,
+                usage=generators.take_usage(),
+            )
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Write batches until there is enough."""
@@ -185,22 +219,13 @@ class Synthesize(Stage):
         examples: list[Example],
         monitor: CollapseMonitor | None,
     ) -> None:
-        seed_tasks = context.examples("seed_tasks") if self.seed_tasks is not None else context.data.read("seed_tasks")
-        shots = single_turn(seed_tasks)
-        if seed_tasks and not shots:
-            raise StageError(
-                f"{context.key} has no shots: all {len(seed_tasks)} seed tasks are conversations of several turns; "
-                "give some of a single turn"
-            )
-        known = [
-            example for name in self.deduplicate_against for example in context.examples(f"deduplicate_against.{name}")
-        ]
-        loop = SynthesisLoop(context, self.rules, generators, [*seed_tasks, *known], examples, self._has_room(examples))
+        loop, shots = self._loop(context, generators, examples)
         generator = teacher(context, "teacher", self.teacher)
         while self._missing(journal.commits):
             self._check_limits(context, journal)
             collapsed = monitor is not None and monitor.alarmed
-            tasks = self._batch(_asked(journal.commits), context, generator, shots, collapsed)
+            asked = self._batch(_asked(journal.commits))
+            tasks = self._tasks(asked, context, generator, shots, self.samples_per_prompt, collapsed)
             accepted, rejected = loop.write(len(journal.commits), tasks)
             examples += accepted
             counts = {
@@ -216,28 +241,58 @@ class Synthesize(Stage):
                 **(monitor.notes(accepted, rejected, last) if monitor is not None else {}),
             )
             context.progress.advance(self._done(journal.commits) - context.progress.done)
+            look = FirstLook.of(journal.commits, context.directory)
+            if look is not None and look.batches == len(journal.commits):
+                context.say(look.sentence())
+
+    def _loop(
+        self, context: StageContext, generators: Generators, examples: list[Example]
+    ) -> tuple[SynthesisLoop, list[Example]]:
+        """What writes the batches, given what was accepted before, and the seed tasks that can be shown."""
+        seed_tasks = context.data.read("seed_tasks")
+        if self.seed_tasks is not None and context.inputs["seed_tasks"] is not None:
+            seed_tasks = context.examples("seed_tasks")
+        shots = single_turn(seed_tasks)
+        if seed_tasks and not shots:
+            raise StageError(
+                f"{context.key} has no shots: all {len(seed_tasks)} seed tasks are conversations of several turns; "
+                "give some of a single turn"
+            )
+        known = [
+            example for name in self.deduplicate_against for example in context.examples(f"deduplicate_against.{name}")
+        ]
+        has_room = self._has_room(examples)
+        return SynthesisLoop(context, self.rules, generators, [*seed_tasks, *known], examples, has_room), shots
 
     def _has_room(self, examples: Sequence[Example]) -> Callable[[str, Counter[str]], bool]:
         """With `num_examples`, whether one more is wanted beside those that the batch has."""
         wanted = self.num_examples
         return lambda prompt_id, passed: wanted is None or len(examples) + passed.total() < wanted
 
-    def _batch(
-        self, first: int, context: StageContext, generator: Generator, seed_tasks: Sequence[Example], collapsed: bool
-    ) -> list[PromptTask]:
-        """The prompts of the batch that begins with the prompt of this number."""
+    def _batch(self, first: int) -> range:
+        """The numbers of the prompts of the batch that begins with this one."""
         last = first + self.prompts_per_batch
-        if self.num_prompts is not None:
-            last = min(last, self.num_prompts)
+        return range(first, min(last, self.num_prompts) if self.num_prompts is not None else last)
+
+    def _tasks(
+        self,
+        prompts: range,
+        context: StageContext,
+        generator: Generator,
+        seed_tasks: Sequence[Example],
+        num_samples: int,
+        collapsed: bool = False,
+    ) -> list[PromptTask]:
+        """The prompts of these numbers."""
         return [
             PromptTask(
                 prompt_id=f"{context.name}-{context.iteration}-{index:05d}",
                 seed=stable_seed(context.seed, "prompt", index),
                 generator=self._generator(index, context, generator, collapsed),
                 seed_tasks=seed_tasks,
-                num_samples=self.samples_per_prompt,
+                num_samples=num_samples,
             )
-            for index in range(first, last)
+            for index in prompts
         ]
 
     def _generator(self, index: int, context: StageContext, generator: Generator, collapsed: bool) -> Generator:
@@ -254,6 +309,13 @@ class Synthesize(Stage):
         return max(0, (self.num_prompts or self.num_examples or 0) - self._done(commits))
 
     def _check_limits(self, context: StageContext, journal: Journal) -> None:
+        look = FirstLook.of(journal.commits, context.directory)
+        if look is not None and look.acceptance < self.min_acceptance:
+            raise StageError(
+                f"{context.key} stopped early: {look.sentence()}. That is less than min_acceptance "
+                f"{self.min_acceptance:g}: {look.advice()}. What was accepted is kept: set min_acceptance to 0 to go "
+                "on as it is"
+            )
         candidates = sum(commit["candidates"] for commit in journal.commits)
         barren = 0
         for commit in reversed(journal.commits):

@@ -6,14 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from montessori_pl.data.records import Example
+from montessori_pl.data.records import Example, Message, PromptFormat, teacher_messages
 from montessori_pl.run_directory.fingerprint import Files
-from montessori_pl.synthesis.parsing import parse_instruction
-from montessori_pl.synthesis.prompts import TEMPLATES, load_template, render_prompt
+from montessori_pl.synthesis.answer_formats import ANSWER_FORMS, AnswerFormat, whole_text
+from montessori_pl.synthesis.filters import Rejected
+from montessori_pl.synthesis.prompts import TEMPLATES, fill, load_template
+
+UNFINISHED = "unfinished instruction"
+"""The reason of a rejection: the completion was cut before its instruction ended."""
 
 
 class Synthesizer(ABC):
     """How instructions are asked for. Implement `prompt` and `instruction`."""
+
+    prompt_format: PromptFormat = "chat"
+    """What the prompt is: a user turn, or something else that the teacher goes on with."""
+    prefill: str = ""
+    """How the assistant's turn begins; empty where the teacher begins it."""
+    stop: str = ""
+    """A text that ends the completion; empty where only the end of the turn does."""
+    cut_is_unfinished: bool = False
+    """Whether a completion that neither ended nor came to `stop` holds no whole instruction."""
 
     @abstractmethod
     def prompt(
@@ -23,7 +36,7 @@ class Synthesizer(ABC):
         written: Sequence[Example],
         num_shots: int | None = None,
     ) -> tuple[str, tuple[str, ...]]:
-        """The user turn for the teacher, and the ids of the examples it shows.
+        """The prompt for the teacher, a user turn if not said otherwise, and the ids of the examples it shows.
 
         Args:
             rng: the prompt's own source of randomness; the same state gives the same prompt.
@@ -40,36 +53,73 @@ class Synthesizer(ABC):
             Rejected: there is none.
         """
 
+    @property
+    def asks_in_chat(self) -> bool:
+        """Whether a chat endpoint can be asked: a user turn alone is answered, and the answer ends by itself."""
+        return self.prompt_format == "chat" and not self.prefill and not self.stop
+
+    def messages(self, prompt: str) -> list[Message]:
+        """What the teacher goes on with."""
+        return teacher_messages(prompt, self.prompt_format, self.prefill)
+
+    def read(self, completion: str, finished: bool) -> str:
+        """The instruction in a completion that was just sampled.
+
+        Args:
+            completion: what the teacher wrote.
+            finished: whether it has ended it itself.
+
+        Raises:
+            Rejected: there is none, or it was cut.
+        """
+        if self.cut_is_unfinished and not finished and not (self.stop and self.stop in completion):
+            raise Rejected(UNFINISHED, f"it does not end in {len(completion)} characters; raise max_tokens")
+        return self.instruction(completion)
+
 
 def single_turn(examples: Sequence[Example]) -> list[Example]:
     """Those that can be shown as shots: of several turns the last one says little without the others."""
     return [example for example in examples if not example.history]
 
 
-def template_file(name: str) -> Path | None:
+def template_file(name: str | None) -> Path | None:
     """The file that the name of a request means; none for a shipped one."""
-    return None if name in TEMPLATES else Path(name)
+    return None if name is None or name in TEMPLATES else Path(name)
 
 
 class SelfInstruct(Synthesizer):
     """Few-shot prompting in the manner of Self-Instruct (arXiv 2212.10560), with the counts of Montessori-Instruct.
 
     Args:
-        prompt: name of a shipped request (`self_instruct`, `more_like_this`, `classroom`), or a path to one.
+        prompt: name of a shipped request (`self_instruct`, `more_like_this`, `classroom`, ...), or a path to one; null
+            takes the one that suits the answer format.
         num_seed_shots: shots from the seeds.
         num_written_shots: shots from what was written before; seeds stand in while there are not enough.
+        answer_format: how the teacher says its instruction: between `tags`, which a capable teacher writes; between
+            tags of which the first is written for it (`prefilled_tags`), for weak teachers; as its
+            `whole_completion`, for these and for chat endpoints; or as the next line of a `numbered_list` without a
+            chat template, for base models.
     """
 
     files: ClassVar[Files] = {"prompt": template_file}
 
-    def __init__(self, prompt: str = "self_instruct", num_seed_shots: int = 6, num_written_shots: int = 2) -> None:
+    def __init__(
+        self,
+        prompt: str | None = None,
+        num_seed_shots: int = 6,
+        num_written_shots: int = 2,
+        answer_format: AnswerFormat = "tags",
+    ) -> None:
         if num_seed_shots < 0 or num_written_shots < 0 or num_seed_shots + num_written_shots < 1:
             raise ValueError(
                 "SelfInstruct needs at least one shot, "
                 f"found num_seed_shots {num_seed_shots} and num_written_shots {num_written_shots}"
             )
-        self.template = load_template(prompt)
+        self.form = ANSWER_FORMS[answer_format]
+        self.template = load_template(prompt or self.form.request)
         self.num_seed_shots, self.num_written_shots = num_seed_shots, num_written_shots
+        self.prompt_format, self.prefill, self.stop = self.form.prompt_format, self.form.prefill, self.form.stop
+        self.cut_is_unfinished = answer_format != "tags"
 
     def prompt(
         self,
@@ -84,8 +134,33 @@ class SelfInstruct(Synthesizer):
         shots = [*rng.sample(list(seed_tasks), num_seed_tasks), *rng.sample(list(written), num_written)]
         rng.shuffle(shots)
         shots = shots[:num_shots]
-        return render_prompt(self.template, [shot.instruction for shot in shots]), tuple(shot.id for shot in shots)
+        text = self.form.shots([shot.instruction for shot in shots])
+        return fill(self.template, text), tuple(shot.id for shot in shots)
 
     def instruction(self, completion: str) -> str:
-        """The text in the last pair of instruction tags."""
-        return parse_instruction(completion)
+        """The text where the answer format has it."""
+        return self.form.parse(completion)
+
+
+class Magpie(Synthesizer):
+    """An aligned teacher writes what a user might say: it goes on with an empty user turn (arXiv 2406.08464).
+
+    There is no request and there are no shots; what is asked for is what the teacher's own training has made likely.
+    """
+
+    prompt_format = "user_turn"
+    cut_is_unfinished = True
+
+    def prompt(
+        self,
+        rng: random.Random,
+        seed_tasks: Sequence[Example],
+        written: Sequence[Example],
+        num_shots: int | None = None,
+    ) -> tuple[str, tuple[str, ...]]:
+        """Nothing."""
+        return "", ()
+
+    def instruction(self, completion: str) -> str:
+        """The whole user turn."""
+        return whole_text(completion)

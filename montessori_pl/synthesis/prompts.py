@@ -34,6 +34,21 @@ TEMPLATES = {
         "Examples:\n"
         "{shots}"
     ),
+    "series_of_tasks": "Come up with a series of tasks:\n{shots}",
+    "tagged_task": (
+        "Below are examples of instructions that people give to an assistant. Write one new instruction of your own, "
+        "different from the examples in topic and in kind of task. Write it in the same form, and nothing else.\n"
+        "\n"
+        "{shots}"
+    ),
+    "task_alone": (
+        "Below are examples of instructions that people give to an assistant.\n"
+        "\n"
+        "{shots}\n"
+        "\n"
+        "Write one new instruction of your own, different from the examples in topic and in kind of task. Write the "
+        "instruction alone: do not answer it, and say nothing else."
+    ),
 }
 """The shipped requests; `{shots}` stands where the shots go."""
 
@@ -54,5 +69,10 @@ def load_template(name: str) -> str:
 
 def render_prompt(template: str, shots: Sequence[str]) -> str:
     """The user turn with one tagged line for each shot; the text of the shots is not altered."""
+    return fill(template, "\n".join(f"<instruction>{shot}</instruction>" for shot in shots))
+
+
+def fill(template: str, shots: str) -> str:
+    """The request with this text in the place of its shots."""
     # `replace`, not `format`: shots and templates may hold braces.
-    return template.replace("{shots}", "\n".join(f"<instruction>{shot}</instruction>" for shot in shots))
+    return template.replace("{shots}", shots)

@@ -255,6 +255,44 @@ class TestMistakes:
         nobody = recipe(teachers={"strong": {"backbone": "a-model", "generation": engine}})
         main(["fit", "--config", nobody])  # the same teacher, whom no stage asks
 
+    @pytest.mark.parametrize(
+        ("synthesizer", "what"),
+        [
+            ({"class_path": "Magpie"}, "an empty user turn"),
+            (
+                {"class_path": "SelfInstruct", "init_args": {"answer_format": "prefilled_tags"}},
+                "a turn that begins with",
+            ),
+            ({"class_path": "SelfInstruct", "init_args": {"answer_format": "numbered_list"}}, "a text without a chat"),
+            ({"class_path": "SelfInstruct", "init_args": {"answer_format": "whole_completion"}}, ""),
+        ],
+    )
+    @pytest.mark.parametrize("stage", ["Synthesize", "Augment"])
+    def test_endpoint_is_asked_to_go_on_with_a_turn(
+        self,
+        mistake: Mistake,
+        recipe: Recipe,
+        capsys: pytest.CaptureFixture[str],
+        synthesizer: dict[str, Any],
+        what: str,
+        stage: str,
+    ) -> None:
+        """An endpoint takes whole user turns alone; a dry run says so, too."""
+        settings = {"num_examples": 4, "teacher": "strong", "synthesizer": synthesizer}
+        written = {
+            "class_path": stage,
+            "init_args": settings | ({"examples": "recorded"} if stage == "Augment" else {}),
+        }
+        teachers = {"strong": {"backbone": "a-model", "generation": {"class_path": "OpenAIBackend"}}}
+        arguments = "--config", recipe(teachers=teachers, recipe__written=written), "--dry_run"
+        if what:
+            said = mistake(*arguments)
+            assert said.startswith(f"recipe.written: the synthesizer lets the teacher go on with {what}")
+            assert said.endswith("or an engine that takes tokens, such as TransformersBackend")
+        else:
+            main(["fit", *arguments])
+            assert "written" in capsys.readouterr().out
+
     @pytest.mark.parametrize("stage", ["judgements", "evaluation"])
     def test_judge_at_an_endpoint_without_a_key(
         self, mistake: Mistake, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, stage: str

@@ -22,7 +22,7 @@ from montessori_pl.batches.collate import collate
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
 from montessori_pl.cli.fit import main
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
-from montessori_pl.data.records import Message
+from montessori_pl.data.records import Message, teacher_messages
 from montessori_pl.generation import Completion, EngineError, Request, Sampling, TransformersBackend, VLLMBackend
 from montessori_pl.generation.head_padding import CPU_HEAD_DIMS
 from montessori_pl.losses import sequence_log_probabilities
@@ -99,6 +99,21 @@ class TestAgainstTransformers:
         for first, second in ((0, 1), (0, 2), (2, 4)):
             assert sum(map(Completion.__ne__, seen[first], seen[second])) > 20
         assert {completion.finished for completion in seen[1]} == {True, False}
+
+    def test_open_turns_and_stops(self, engine: VLLMBackend, peer: TransformersBackend) -> None:
+        """A prefilled answer, an empty user turn and a text, beside each other; they end where the other engine ends."""
+        asked = [turn("Write a new task .\n<instruction>reverse a b</instruction>")]
+        asked += [teacher_messages("copy a b", prefill="a"), [], teacher_messages("copy a", "text")]
+        requests = [
+            Request(messages=messages, seed=seed, stop=stop)
+            for seed, messages in enumerate(asked)
+            for stop in ("", "</instruction>", "b")
+        ]
+        for one in (peer, engine):
+            one.load(TEACHER)
+        completions = engine.generate(requests, GREEDY)
+        assert completions == peer.generate(requests, GREEDY)
+        assert any(one.text.endswith("</instruction>") and not one.finished for one in completions)
 
     def test_log_probabilities(self, tmp_path: Path) -> None:
         """Of completions under an adapter: those that vLLM reports while it samples, and ours, read afterwards."""

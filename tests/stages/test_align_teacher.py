@@ -18,3 +18,13 @@ def test_pairs_that_are_too_long(tmp_path: Path, context: Callable[..., StageCon
         AlignTeacher("pairs", TrainingSettings(lr=1e-3, max_length=20)).run(
             context(inputs={"pairs": directory, "teacher": None})
         )
+
+
+def test_pairs_that_were_asked_for_in_another_way(tmp_path: Path, context: Callable[..., StageContext]) -> None:
+    """The monitor would find no instruction in what the teacher goes on to write."""
+    pair = PreferencePair(
+        id="p", prompt="a", chosen="b", rejected="c", chosen_id="1", rejected_id="2", margin=1.0, prefill="x"
+    )
+    directory = write(tmp_path / "pairs" / "pairs.jsonl", [pair])
+    with pytest.raises(StageError, match=r"it: the pairs were asked for in another way .* give AlignTeacher the synth"):
+        AlignTeacher("pairs", TrainingSettings(lr=1e-3)).run(context(inputs={"pairs": directory, "teacher": None}))

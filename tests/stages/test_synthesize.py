@@ -87,10 +87,16 @@ class Workshop:
                 append_records(path, examples)
         self.data = DataSources(*(str(self.root / f"{role}.jsonl") for role in ("seed_tasks", "reference", "test")))
         self.shown: list[float] = []
+        self.said: list[str] = []
 
     def run(self, teacher: ScriptedTeacher, seed: int = 5, **settings: Any) -> dict[str, Any]:
         """Run `Synthesize`, or go on with it."""
-        settings = {"synthesizer": SelfInstruct("classroom", 2, 1), "prompts_per_batch": 4, **settings}
+        settings = {
+            "synthesizer": SelfInstruct("classroom", 2, 1),
+            "prompts_per_batch": 4,
+            "min_acceptance": 0,
+            **settings,
+        }
 
         context = stage_context(
             self.root / "iteration_1" / "data",
@@ -100,6 +106,7 @@ class Workshop:
             teacher=lambda: StandIn("the-teacher"),
             backend=lambda: teacher,
             progress=Progress(lambda done, total: self.shown.append(done), lambda seconds: None),
+            say=self.said.append,
         )
         return Synthesize(**settings).run(context)
 
@@ -372,6 +379,62 @@ class TestSeveralTurns:
         append_records(workshop.root / "seed_tasks.jsonl", [self.later(workshop, 0)])
         with pytest.raises(StageError, match="has no shots: all 1 seed tasks are conversations of several turns; give"):
             workshop.run(ScriptedTeacher(), num_prompts=1)
+
+
+class TestFirstLook:
+    """Batches of sixteen: after the fourth, 64 completions have been written."""
+
+    def test_a_line_after_the_first_batches(self, workshop: Workshop) -> None:
+        workshop.run(
+            ScriptedTeacher(write=lambda rng: varied(rng) if rng.random() < 0.5 else "\x1b no"), num_examples=60
+        )
+        first = [one for one in workshop.rejections if one.batch < 4]
+        bad = Counter(one.reason for one in first)["no instruction tag"]
+        assert 16 < bad < 48
+        kept = workshop.examples[0].instruction
+        repeated = len(first) - bad
+        also = f", near duplicate {repeated}" if repeated else ""
+        assert workshop.said == [
+            f"of the first 64 completions {64 - len(first)} were accepted ({1 - len(first) / 64:.0%}), most others "
+            f"rejected: no instruction tag {bad}{also}; for example {kept!r}"
+        ]
+
+    def test_too_few_accepted(self, workshop: Workshop, tmp_path: Path) -> None:
+        """It stops after these batches, and says what to try; who wants to, goes on, to the same bytes."""
+
+        def write(rng: random.Random) -> str:
+            return varied(rng) if rng.random() < 0.1 else "\x1b no"
+
+        with pytest.raises(StageError) as error:
+            workshop.run(ScriptedTeacher(write=write), num_examples=12, min_acceptance=0.5)
+        assert workshop.said[0] in str(error.value)
+        assert str(error.value).startswith("iteration_1/data stopped early: of the first 64 completions ")
+        assert "less than min_acceptance 0.5: try another way of asking: SelfInstruct with answer_format " in str(
+            error.value
+        )
+        assert "--preview 8 shows what comes of it" in str(error.value)
+        assert len(workshop.examples) + len(workshop.rejections) == 64
+        with pytest.raises(StageError, match="stopped early: of the first 64"):
+            workshop.run(ScriptedTeacher(write=write), num_examples=12, min_acceptance=0.5)
+        workshop.run(ScriptedTeacher(write=write), num_examples=12)
+        assert len(workshop.said) == 1, "it is said once"
+        straight = Workshop(tmp_path / "straight")
+        straight.run(ScriptedTeacher(write=write), num_examples=12)
+        assert workshop.files() == straight.files()
+
+    def test_advice_for_what_the_filters_reject(self, workshop: Workshop) -> None:
+        with pytest.raises(
+            StageError, match=r"near duplicate 6\d; .*: mend the request, the sampling or the filters; --pre"
+        ):
+            workshop.run(ScriptedTeacher(write=one_of(tagged("first thing to do"))), num_prompts=20, min_acceptance=0.1)
+
+    def test_what_is_one_too_many_counts_as_accepted(self, workshop: Workshop) -> None:
+        workshop.run(ScriptedTeacher(), num_examples=1, prompts_per_batch=32, min_acceptance=0.5)
+        assert workshop.said[0].startswith("of the first 128 completions ")
+
+    def test_is_a_part(self) -> None:
+        with pytest.raises(ValueError, match="min_acceptance is a part of the completions, from 0 to 1, found 5"):
+            Synthesize(num_examples=1, min_acceptance=5)
 
 
 class TestGivingUp:

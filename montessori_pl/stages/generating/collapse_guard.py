@@ -17,7 +17,7 @@ from typing import Literal
 from montessori_pl.data.records import Example, Rejection, read_records
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import BASE, EXAMPLES, LATEST, REJECTIONS, Input, Kind, StageContext, StageError
-from montessori_pl.synthesis.base import Synthesizer
+from montessori_pl.synthesis.base import UNFINISHED, Synthesizer
 from montessori_pl.synthesis.collapse import CollapseLimits
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected
@@ -225,6 +225,8 @@ class CollapseMonitor:
         )
 
     def _rejected_instruction(self, rejection: Rejection) -> str | None:
+        if rejection.reason == UNFINISHED:
+            return None
         try:
             return self._synthesizer.instruction(rejection.text)
         except Rejected as error:

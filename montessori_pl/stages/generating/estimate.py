@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from montessori_pl.data.records import Example
+from montessori_pl.data.records import Example, Message
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import MAX_SAMPLES, ExpectedRecords, StageEstimate, evenly
 from montessori_pl.stages.generating.synthesis_loop import SynthesisConfig, fitting_prompt, turn
@@ -50,24 +50,25 @@ def estimate_synthesis(
     """
     generator, limit = context.asked(teacher), rules.instruction_sampling.max_tokens
 
-    def fits(prompt: str) -> bool:
-        return generator.fits(turn(prompt), limit)
+    def fits(messages: list[Message]) -> bool:
+        return generator.fits(messages, limit)
 
     drawn = [
         fitting_prompt(rules.synthesizer, seed, seed_tasks, context.written, fits)[0] for seed, seed_tasks in shots
     ]
-    asked = [prompt for prompt in drawn if prompt]
+    asked = [prompt for prompt in drawn if prompt is not None]
     if drawn and not asked:
         raise ValueError(
             f"recipe.{context.name}: no prompt fits the context of the teacher {teacher!r}: a prompt with one shot and "
             f"instruction_sampling.max_tokens {limit} are too long together; lower max_tokens, or shorten the request"
         )
+    conversations = [rules.synthesizer.messages(prompt) for prompt in asked]
     samples = evenly(context.known, min(MAX_SAMPLES, len(context.known))) or _stand_ins(shots, asked)
     instructions = generator.work(
         "instructions",
         amount.completions,
         amount.max_completions,
-        [turn(prompt) for prompt in asked],
+        conversations,
         [example.completion for example in samples],
         limit,
     )
@@ -88,7 +89,7 @@ def estimate_synthesis(
             instructions=len(context.written) + amount.accepted,
             samples=samples,
         ),
-        prompts=[generator.shown(turn(prompt)) for prompt in asked],
+        prompts=[generator.shown(messages) for messages in conversations],
         notes=context.notes(),
     )
 

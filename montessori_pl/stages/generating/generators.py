@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
 from montessori_pl.data.records import Message
+from montessori_pl.estimates.requests import RequestEstimator, known_chat_template
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
-from montessori_pl.models.loading import ModelSource
+from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.stages.base import StageContext
+from montessori_pl.synthesis.base import Synthesizer
 
 USAGE = ("prompt_tokens", "generated_tokens", "cost")
 """What is counted while generators write; the cost is in US dollars."""
@@ -25,6 +28,14 @@ class Generator:
     member: str = ""
     """Its name in the pool, where it has an engine and a price of its own; empty for who is not of the pool."""
 
+    @cached_property
+    def _estimator(self) -> RequestEstimator:
+        return RequestEstimator(chat_template=known_chat_template(self.source))
+
+    def shown(self, messages: Sequence[Message]) -> str:
+        """The conversation as the model sees it; of a model whose tokenizer only an endpoint has, its last text."""
+        return self._estimator.shown(messages)
+
 
 def teacher(context: StageContext, setting: str, name: str) -> Generator:
     """The teacher that a setting names: of the pool, or the one that a stage has trained.
@@ -37,6 +48,25 @@ def teacher(context: StageContext, setting: str, name: str) -> Generator:
     if name in context.pool:
         return Generator(name, context.pool[name].source(), member=name)
     return _unpooled(context.source(context.teacher(), setting))
+
+
+def check_way_of_asking(synthesizer: Synthesizer, engine: GenerationBackend, source: ModelSource) -> None:
+    """Look at whether the engine can ask this teacher as the synthesizer wants.
+
+    Raises:
+        ValueError: the engine takes user turns alone, or the teacher's chat template has no end of a user turn.
+    """
+    if synthesizer.asks_in_chat:
+        return
+    if not engine.continues_turns:
+        what = {"user_turn": "an empty user turn", "text": "a text without a chat template"}.get(
+            synthesizer.prompt_format, f"a turn that begins with {synthesizer.prefill!r}"
+        )
+        raise ValueError(
+            f"the synthesizer lets the teacher go on with {what}, which {type(engine).__name__} cannot ask for; use "
+            "answer_format whole_completion or tags, or an engine that takes tokens, such as TransformersBackend"
+        )
+    load_chat_template(source).open_turn(synthesizer.messages(""))
 
 
 def student(context: StageContext, setting: str) -> Generator:

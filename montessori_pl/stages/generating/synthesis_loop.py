@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from montessori_pl.data.reasoning import without_reasoning
 from montessori_pl.data.records import Example, Message, Rejection, SampledTokens, stable_seed
+from montessori_pl.estimates.preview import PreviewedSample
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.stages.base import StageContext
 from montessori_pl.stages.generating.generators import Generator, Generators
@@ -65,6 +66,7 @@ class _Candidate:
     seed_task_ids: tuple[str, ...] = ()
     completion: Completion = Completion(text="", finished=False, num_tokens=0)
     instruction: str = ""
+    response: str = ""
 
 
 class SynthesisLoop:
@@ -92,6 +94,7 @@ class SynthesisLoop:
         self.seed_tasks, self.examples, self.has_room = seed_tasks, examples, has_room
         self.index = self._index(examples)
         self.held_out = _held_out(context, rules.decontaminate)
+        self._asked: list[_Candidate] = []  # of the batch that was written last
 
     def write(self, number: int, tasks: Sequence[PromptTask]) -> tuple[list[Example], list[Rejection]]:
         """The examples and rejections of the batch of this number."""
@@ -99,20 +102,40 @@ class SynthesisLoop:
         accepted: list[Example] = []
         candidates = list(self._instructions(number, tasks, rejections))
         if not self.rules.answered:
-            return [_example(candidate, number) for candidate in candidates], rejections
+            return [self._example(candidate, number) for candidate in candidates], rejections
         for candidate, response in zip(candidates, self._responses(candidates), strict=True):
             try:
                 if response is None:
                     raise Rejected("too long for the context", "no room for a response")
+                candidate.response = response.text
                 text = self.rules.response_filter.kept(response.text, response.finished)
                 self.held_out.check_response(text)
             except Rejected as error:
                 rejections.append(_rejection(candidate, number, error, candidate.instruction))
                 continue
-            accepted.append(_example(candidate, number, text, response.tokens_of(text)))
+            accepted.append(self._example(candidate, number, text, response.tokens_of(text)))
         if len(accepted) < len(candidates):  # after a kill the instructions would be lost that were not answered
             self.index = self._index([*self.examples, *accepted])
         return accepted, rejections
+
+    def preview(self, tasks: Sequence[PromptTask]) -> list[PreviewedSample]:
+        """What becomes of the completions of these prompts, in their order; they count as written."""
+        _, rejections = self.write(0, tasks)
+        problems = {rejection.id: rejection for rejection in rejections}
+        samples = []
+        for candidate in self._asked:
+            problem = problems.get(candidate.id)
+            samples.append(
+                PreviewedSample(
+                    prompt=candidate.generator.shown(self.rules.synthesizer.messages(candidate.prompt)),
+                    completion=candidate.completion.text,
+                    reason=problem.reason if problem is not None else "",
+                    detail=problem.detail if problem is not None else "",
+                    instruction=candidate.instruction,
+                    response=candidate.response,
+                )
+            )
+        return samples
 
     def _index(self, examples: Sequence[Example]) -> NearDuplicateIndex:
         """What no new instruction may repeat: the seeds, and these examples."""
@@ -142,7 +165,7 @@ class SynthesisLoop:
         answer = without_reasoning(candidate.completion.text)
         if answer is None:
             raise Rejected("unfinished reasoning", f"it does not end in {len(candidate.completion.text)} characters")
-        instruction = self.rules.synthesizer.instruction(answer)
+        instruction = self.rules.synthesizer.read(answer, candidate.completion.finished)
         self.rules.instruction_filter.check(instruction)
         self.held_out.check_instruction(instruction)
         match = self.index.find(instruction)
@@ -155,7 +178,7 @@ class SynthesisLoop:
         candidates: list[_Candidate] = []
         for one in tasks:
             prompt, seed_task_ids = self._prompt(one)
-            if prompt:
+            if prompt is not None:
                 ids = [f"{one.prompt_id}-{sample}" for sample in range(one.num_samples)]
                 candidates += [_Candidate(id_, one.generator, one.prompt_id, prompt, seed_task_ids) for id_ in ids]
             else:
@@ -163,16 +186,25 @@ class SynthesisLoop:
                 rejections.append(
                     _rejection(_Candidate(one.prompt_id, one.generator, one.prompt_id), number, error, "")
                 )
-        requests = [self._request(candidate.prompt, candidate.id, "instruction") for candidate in candidates]
+        synthesizer = self.rules.synthesizer
+        requests = [
+            Request(
+                messages=synthesizer.messages(candidate.prompt),
+                seed=self._seed("instruction", candidate.id),
+                stop=synthesizer.stop,
+            )
+            for candidate in candidates
+        ]
         generators = [candidate.generator for candidate in candidates]
         completions = self.generators.generate(generators, requests, self.rules.instruction_sampling)
         for candidate, completion in zip(candidates, completions, strict=True):
             candidate.completion = completion
+        self._asked = candidates
         return candidates
 
-    def _prompt(self, task: PromptTask) -> tuple[str, tuple[str, ...]]:
-        def fits(prompt: str) -> bool:
-            return self.generators.fits(task.generator, turn(prompt), self.rules.instruction_sampling)
+    def _prompt(self, task: PromptTask) -> tuple[str | None, tuple[str, ...]]:
+        def fits(messages: list[Message]) -> bool:
+            return self.generators.fits(task.generator, messages, self.rules.instruction_sampling)
 
         return fitting_prompt(self.rules.synthesizer, task.seed, task.seed_tasks, self.examples, fits)
 
@@ -183,14 +215,37 @@ class SynthesisLoop:
             for candidate in candidates
             if self.generators.fits(candidate.generator, turn(candidate.instruction), self.rules.response_sampling)
         ]
-        requests = [self._request(candidate.instruction, candidate.id, "response") for candidate in fitting]
+        requests = [
+            Request(messages=turn(candidate.instruction), seed=self._seed("response", candidate.id))
+            for candidate in fitting
+        ]
         generators = [candidate.generator for candidate in fitting]
         answers = self.generators.generate(generators, requests, self.rules.response_sampling)
         by_id = {candidate.id: answer for candidate, answer in zip(fitting, answers, strict=True)}
         return [by_id.get(candidate.id) for candidate in candidates]
 
-    def _request(self, text: str, id_: str, what: str) -> Request:
-        return Request(messages=turn(text), seed=stable_seed(self.context.seed, what, id_))
+    def _example(
+        self, candidate: _Candidate, number: int, response: str = "", tokens: SampledTokens | None = None
+    ) -> Example:
+        return Example(
+            id=candidate.id,
+            instruction=candidate.instruction,
+            response=response,
+            prompt_id=candidate.prompt_id,
+            prompt=candidate.prompt,
+            prompt_format=self.rules.synthesizer.prompt_format,
+            prefill=self.rules.synthesizer.prefill,
+            completion=candidate.completion.text,
+            completion_finished=candidate.completion.finished,
+            completion_tokens=candidate.completion.tokens,
+            response_tokens=tokens,
+            teacher=candidate.generator.name,
+            seed_task_ids=candidate.seed_task_ids,
+            batch=number,
+        )
+
+    def _seed(self, what: str, id_: str) -> int:
+        return stable_seed(self.context.seed, what, id_)
 
 
 def fitting_prompt(
@@ -198,16 +253,16 @@ def fitting_prompt(
     seed: int,
     seed_tasks: Sequence[Example],
     written: Sequence[Example],
-    fits: Callable[[str], bool],
-) -> tuple[str, tuple[str, ...]]:
-    """The prompt of this seed with the ids of its shots, fewer where all of them do not fit; empty if none does."""
+    fits: Callable[[list[Message]], bool],
+) -> tuple[str | None, tuple[str, ...]]:
+    """The prompt of this seed with the ids of its shots, fewer where all of them do not fit; none if none does."""
     num_shots: int | None = None
     while num_shots is None or num_shots > 0:
         prompt, seed_task_ids = synthesizer.prompt(random.Random(seed), seed_tasks, written, num_shots)
-        if fits(prompt):
+        if fits(synthesizer.messages(prompt)):
             return prompt, seed_task_ids
         num_shots = len(seed_task_ids) - 1
-    return "", ()
+    return None, ()
 
 
 def _held_out(context: StageContext, decontaminate: bool | Decontamination) -> HeldOut:
@@ -226,23 +281,6 @@ def _rejection(candidate: _Candidate, number: int, error: Rejected, text: str) -
         detail=error.detail,
         text=text,
         prompt_id=candidate.prompt_id,
-        batch=number,
-    )
-
-
-def _example(candidate: _Candidate, number: int, response: str = "", tokens: SampledTokens | None = None) -> Example:
-    return Example(
-        id=candidate.id,
-        instruction=candidate.instruction,
-        response=response,
-        prompt_id=candidate.prompt_id,
-        prompt=candidate.prompt,
-        completion=candidate.completion.text,
-        completion_finished=candidate.completion.finished,
-        completion_tokens=candidate.completion.tokens,
-        response_tokens=tokens,
-        teacher=candidate.generator.name,
-        seed_task_ids=candidate.seed_task_ids,
         batch=number,
     )
 

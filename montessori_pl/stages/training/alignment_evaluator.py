@@ -49,12 +49,15 @@ class AlignmentEvaluator:
     """Completions in the live sample; 0 takes none."""
     sampling: Sampling
     """How they are drawn; they end with the model's context at the latest."""
-    read: Callable[[str], str]
-    """Finds in a completion what it was written for, an instruction or a response, or raises `Rejected`."""
+    read: Callable[[str, bool], str]
+    """Finds in a completion, which has ended or not, what it was written for, an instruction or a response, or raises
+    `Rejected`."""
     seed: int
     """Of the live sample."""
     batch_size: int
     """Pairs, or completions, that are scored together."""
+    stop: str = ""
+    """The text at which completions stop; empty for none."""
 
     def evaluate(self) -> Evaluation:
         """All numbers of the teacher as it is now, and some of its texts.
@@ -104,7 +107,7 @@ class AlignmentEvaluator:
         found = []
         for completion in completions:
             with suppress(Rejected):
-                found.append(self.read(completion.text))
+                found.append(self.read(completion.text, completion.finished))
         policy, reference, num_tokens = self._log_probabilities(asked, completions)
         return {
             "parsed_rate": len(found) / len(completions),
@@ -122,7 +125,7 @@ class AlignmentEvaluator:
             room = limit - max(len(self.chat_template.prompt_ids(prompt)) for prompt in prompts[: len(self.prompts)])
             sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
         requests = [
-            Request(messages=prompt, seed=stable_seed(self.seed, "look", number))
+            Request(messages=prompt, seed=stable_seed(self.seed, "look", number), stop=self.stop)
             for number, prompt in enumerate(prompts)
         ]
         with closing(TransformersBackend()) as backend:
@@ -136,7 +139,8 @@ class AlignmentEvaluator:
         rendered = []
         for prompt, completion in zip(prompts, completions, strict=True):
             before = self.chat_template.prompt_ids(prompt)
-            response = self.chat_template.response_ids(completion.text, completion.finished, completion.tokens)
+            turn = self.chat_template.open_turn(prompt)
+            response = self.chat_template.response_ids(completion.text, completion.finished, completion.tokens, turn)
             rendered.append(Rendered(before + response, [False] * len(before) + [True] * len(response)))
         rendered.sort(key=lambda one: len(one.input_ids))
         both = [
@@ -164,7 +168,7 @@ def _undisturbed(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def whole_response(completion: str) -> str:
+def whole_response(completion: str, finished: bool) -> str:
     """What a completion was written for where it is a response: all of it.
 
     Raises:

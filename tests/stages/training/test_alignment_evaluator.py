@@ -72,7 +72,7 @@ def evaluator(request: pytest.FixtureRequest, backbone: str, pairs: Path, tmp_pa
         prompts=[[{"role": "user", "content": text}] for text in PROMPTS],
         num_samples=8,
         sampling=SHORT,
-        read=Whatever().instruction,
+        read=Whatever().read,
         seed=SEED,
         batch_size=2,
     )
