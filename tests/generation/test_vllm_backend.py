@@ -101,7 +101,7 @@ class TestAgainstTransformers:
         assert {completion.finished for completion in seen[1]} == {True, False}
 
     def test_open_turns_and_stops(self, engine: VLLMBackend, peer: TransformersBackend) -> None:
-        """A prefilled answer, an empty user turn and a text, beside each other; they end where the other engine ends."""
+        """A prefilled answer, an empty user turn and a text, beside each other; both engines end them alike."""
         asked = [turn("Write a new task .\n<instruction>reverse a b</instruction>")]
         asked += [teacher_messages("copy a b", prefill="a"), [], teacher_messages("copy a", "text")]
         requests = [
