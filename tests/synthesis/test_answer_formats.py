@@ -23,7 +23,7 @@ def asked(answer_format: AnswerFormat) -> tuple[SelfInstruct, str]:
 
 def test_tags() -> None:
     synthesizer, prompt = asked("tags")
-    assert prompt.endswith("<instruction>Say 2.</instruction>\n<instruction>Name a\nriver.</instruction>")
+    assert prompt.endswith("<instruction>Name a\nriver.</instruction>\n<instruction>Say 2.</instruction>")
     assert synthesizer.messages(prompt) == [{"role": "user", "content": prompt}]
     assert synthesizer.asks_in_chat
     assert synthesizer.read("So: <instruction>Go.</instruction>", finished=False) == "Go."
@@ -31,7 +31,7 @@ def test_tags() -> None:
 
 def test_prefilled_tags() -> None:
     synthesizer, prompt = asked("prefilled_tags")
-    assert "<instruction>Say 2.</instruction>\n<instruction>Name a\nriver.</instruction>" in prompt
+    assert "<instruction>Name a\nriver.</instruction>\n<instruction>Say 2.</instruction>" in prompt
     assert synthesizer.messages(prompt) == [
         {"role": "user", "content": prompt},
         {"role": "assistant", "content": "<instruction>"},
@@ -44,7 +44,7 @@ def test_prefilled_tags() -> None:
 
 def test_whole_completion() -> None:
     synthesizer, prompt = asked("whole_completion")
-    assert "\n\nSay 2.\n\nName a\nriver.\n\n" in prompt
+    assert "\n\nName a\nriver.\n\nSay 2.\n\n" in prompt
     assert "<instruction>" not in prompt
     assert synthesizer.asks_in_chat
     assert synthesizer.read("Go.\n\nNow. ", finished=True) == "Go.\n\nNow."
@@ -53,7 +53,7 @@ def test_whole_completion() -> None:
 def test_numbered_list() -> None:
     """Self-Instruct's own, a line each."""
     synthesizer, prompt = asked("numbered_list")
-    assert prompt == "Come up with a series of tasks:\n1. Say 2.\n2. Name a river.\n3."
+    assert prompt == "Come up with a series of tasks:\n1. Name a river.\n2. Say 2.\n3."
     assert synthesizer.messages(prompt) == [{"role": "text", "content": prompt}]
     assert not synthesizer.asks_in_chat
     assert synthesizer.read(" Go.\n4", finished=False) == "Go."
