@@ -209,7 +209,7 @@ class Program:
         Returns:
             their numbers, that of the first process first, which is the number of the group.
         """
-        self.log.unlink(missing_ok=True)
+        self.log.write_text("", encoding="utf-8")
         if run not in self._servers:
             self._servers[run] = self._serve(run, self.log)
         self._servers[run].send((processes, moment, end))

@@ -110,7 +110,8 @@ class MontessoriCLI(LightningCLI):
         parser.add_argument(
             "--requeue",
             action="store_true",
-            help="Under Slurm, put the job back into the queue when SIGUSR1 has stopped it (#SBATCH --signal=USR1@120).",
+            help="Under Slurm, put the job back into the queue when SIGUSR1 has stopped it, of which "
+            "`#SBATCH --signal=USR1@120` takes care.",
         )
         parser.add_argument(
             "--num_threads",

@@ -2,12 +2,12 @@
 
 | the main thread | what becomes of it |
 |---|---|
-| runs Python, sleeps, or waits for a file or a socket | `Stopped` is raised there at once; the step at hand is dropped |
-| trains (`STOP.postponed`) | it ends its step, saves a checkpoint and raises `Stopped` itself; after `PATIENCE` as above |
+| runs Python, sleeps, or waits for a file or a socket | `Stopped` is raised there; the step at hand is dropped |
+| trains (`STOP.postponed`) | it ends its step, saves and raises `Stopped` itself; after `PATIENCE` seconds as above |
 | is in native code, or has swallowed `Stopped` | after `LIMIT` seconds the process ends without it |
 
-The last of these is no more than `kill -9` does, which every file of a run survives: it is replaced as a whole, or has a
-journal that says where its last good byte is. So nothing is lost that was finished.
+The last of these is no more than `kill -9` does, which every file of a run survives: it is replaced as a whole, or has
+a journal that says where its last good byte is. So nothing is lost that was finished.
 
 Python runs a signal's handler in the main thread alone, once it is back from native code. A thread therefore has the
 clock. It learns of a signal by the pipe into which the C part of the handler writes (`signal.set_wakeup_fd`).
@@ -33,10 +33,12 @@ PATIENCE = 5.0
 LIMIT = 9.0
 """Seconds after which the process ends without its main thread."""
 LAST_STEPS = 5.0
-"""Seconds more at most for what is done at the end: other processes are ended, Slurm is asked to start the job again."""
+"""Seconds more at most for what is done at the end: ending other processes, and putting a job back into the queue."""
 SAME_SIGNAL = 1.0
 """Seconds in which another signal counts as the same: a terminal, a launcher and the first process may all send it."""
 GOES_ON = "; the same command goes on from here"
+_MASK = threading.local()
+"""Which signals waited in a thread before it forked."""
 _WAKE = 0
 """What is written into the pipe where there is no signal."""
 
@@ -70,9 +72,9 @@ class Stop:
         self.resumes = False
         """Whether the same command goes on from here."""
         self.when_asked: list[Callable[[], None]] = []
-        """Called by a thread as soon as the process is to end."""
+        """Called once, as soon as the process is to end, by a thread."""
         self.at_the_end: list[Callable[[], None]] = []
-        """Called when nothing else is left to do; all of them together take no longer than `LAST_STEPS`."""
+        """Called once, when nothing else is left to do; all together take no longer than `LAST_STEPS`."""
         self._handlers: dict[int, Any] = {}
         self._forget()
 
@@ -81,6 +83,7 @@ class Stop:
         self._since = 0.0
         self._postponed = self._raised = self._said = self._ending = False
         self._own_signals = 0
+        self._telling = threading.Lock()
 
     @contextmanager
     def handled(self, resumes: bool) -> Iterator[None]:
@@ -130,12 +133,21 @@ class Stop:
 
     _reading = _writing = -1
 
+    def before_fork(self) -> None:
+        """Let signals wait: the child would tell of its own by the parent's pipe until it has left it."""
+        _MASK.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def after_fork(self) -> None:
+        """In the parent."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, _MASK.before)
+
     def leave_parent(self) -> None:
-        """In a forked child: the parent's pipe would tell the parent of the child's signals."""
+        """In the child, which handles signals as if there were no parent."""
         if self._writing >= 0:
             os.close(self._reading)
             self.uninstall()
             self._forget()
+        self.after_fork()
 
     def ask(self, reason: Reason) -> None:
         """End the process, where it is `handled`; any thread may ask, and the first reason counts."""
@@ -191,7 +203,7 @@ class Stop:
             if interrupted == 0:
                 self._interrupt()  # also where another thread has received the signal
                 interrupted = 1
-                _call(self.when_asked)
+                self._tell()
             if interrupted == 1 and elapsed > PATIENCE:
                 self._interrupt()  # which was postponed
                 interrupted = 2
@@ -213,8 +225,15 @@ class Stop:
             self._own_signals += 1
             signal.pthread_kill(ident, next(iter(self._handlers)))
 
+    def _tell(self) -> None:
+        """By the thread, or by the main thread if it is faster."""
+        with self._telling:
+            _call(self.when_asked)
+            self.when_asked = []
+
     def _end(self) -> None:
         """The end in order, by the main thread; not the interpreter's own, which waits for threads and may hang."""
+        self._tell()
         self._say()
         atexit._run_exitfuncs()
         self._ending = True
@@ -274,4 +293,4 @@ def _flush() -> None:
 
 
 STOP = Stop()
-os.register_at_fork(after_in_child=STOP.leave_parent)
+os.register_at_fork(before=STOP.before_fork, after_in_parent=STOP.after_fork, after_in_child=STOP.leave_parent)
