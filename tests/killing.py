@@ -158,6 +158,7 @@ def _follow_stages() -> Callable[[], str]:
     return lambda: now
 
 
+TWO_PROCESSES = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 OPEN, REPLACE = "builtins.open", "os.replace"
 STUDENT_STEP = "montessori_pl.models.student.StudentModule.training_step"
 SAVE_WEIGHTS = "montessori_pl.stages.training.fit.save_weights"

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from killing import Program, assert_same_run
+from killing import TWO_PROCESSES, Program, assert_same_run
 
 from montessori_pl import classroom
 from montessori_pl.run_directory.run_directory import RunDirectory
@@ -28,7 +28,6 @@ TO = {"alone": 1, "first": 2, "second": 2, "both": 2}
 """Who gets a signal, and how many processes there are."""
 TIMES = 5
 MOST_SECONDS = 15.0
-TWO_PROCESSES = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 @dataclasses.dataclass(frozen=True)

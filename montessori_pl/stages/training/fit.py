@@ -107,7 +107,7 @@ class LastCheckpoint(Checkpoint):
         step = trainer.global_step
         if step == self._step_before or trainer.is_last_batch:
             return
-        if STOP.reason is not None and trainer.is_global_zero:
+        if STOP.reason is not None and trainer.is_global_zero:  # the others go on as long as it needs them
             self._save_alone(trainer)
             STOP.check()
         if step % self.every_n_steps == 0:
@@ -116,6 +116,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
         self.save(trainer)
+        if trainer.is_global_zero:
+            STOP.check()
 
     def save(self, trainer: Trainer) -> None:
         """Replace the checkpoint; all processes must call this.
