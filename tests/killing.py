@@ -12,18 +12,23 @@ import os
 import pkgutil
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
-from montessori_pl.cli.fit import MontessoriCLI, main
+from montessori_pl.__main__ import main
+from montessori_pl.cli.fit import MontessoriCLI
+from montessori_pl.processes import peers
+from montessori_pl.processes.stop import STOP
 from montessori_pl.run_directory.run_directory import RunDirectory
 
 IMPORTED_ONCE = [
@@ -153,11 +158,22 @@ def _follow_stages() -> Callable[[], str]:
     return lambda: now
 
 
+TWO_PROCESSES = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 OPEN, REPLACE = "builtins.open", "os.replace"
 STUDENT_STEP = "montessori_pl.models.student.StudentModule.training_step"
 SAVE_WEIGHTS = "montessori_pl.stages.training.fit.save_weights"
 GENERATE = "montessori_pl.generation.TransformersBackend.generate"
 OUTSIDE = "(from outside)"
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """The end of a process."""
+
+    status: int
+    """The exit status; of a process that a signal has ended, minus the signal."""
+    time: float
+    """When, by the clock of `time.monotonic`, which is the same in all processes."""
 
 
 @dataclasses.dataclass
@@ -168,12 +184,14 @@ class Program:
     """The recipe."""
     directory: Path
     """Where logs are written."""
+    options: Sequence[str] = ()
+    """More of the command line."""
     _servers: dict[Path, Connection] = dataclasses.field(default_factory=dict)
     """The connection to the server of each run."""
 
     def arguments(self, run: Path) -> list[str]:
         """The command line."""
-        return ["fit", "--config", str(self.recipe), "--run", str(run)]
+        return ["fit", "--config", str(self.recipe), "--run", str(run), *self.options]
 
     def start(self, run: Path, moment: Moment | None = None, end: Callable[[], None] = die) -> tuple[int, str]:
         """Run it in a process that is forked from the server of this run.
@@ -181,16 +199,39 @@ class Program:
         Returns:
             the exit status, and what the program has said.
         """
-        log = self.directory / "log.txt"
-        log.unlink(missing_ok=True)
+        self.launch(run, 1, moment, end)
+        return self.ends(run)[0].status, self.log.read_text(encoding="utf-8")
+
+    def launch(
+        self, run: Path, processes: int, moment: Moment | None = None, end: Callable[[], None] = die
+    ) -> list[int]:
+        """Begin to run it in processes that are forked from the server of this run, and form a group of their own.
+
+        Returns:
+            their numbers, that of the first process first, which is the number of the group.
+        """
+        self.log.write_text("", encoding="utf-8")
         if run not in self._servers:
-            self._servers[run] = self._serve(run, log)
-        self._servers[run].send((moment, end))
+            self._servers[run] = self._serve(run, self.log)
+        self._servers[run].send((processes, moment, end))
+        numbers: list[int] = self._answer(run)
+        return numbers
+
+    def ends(self, run: Path) -> "list[End]":
+        """Wait until all processes have ended that were launched last."""
+        ends: list[End] = self._answer(run)
+        return ends
+
+    def _answer(self, run: Path) -> Any:
         try:
-            status: int = self._servers[run].recv()
+            return self._servers[run].recv()
         except EOFError:
-            raise AssertionError(f"the server has ended\n{log.read_text(encoding='utf-8')}") from None
-        return status, log.read_text(encoding="utf-8")
+            raise AssertionError(f"the server has ended\n{self.log.read_text(encoding='utf-8')}") from None
+
+    @property
+    def log(self) -> Path:
+        """What the processes say that were launched last."""
+        return self.directory / "log.txt"
 
     def _serve(self, run: Path, log: Path) -> Connection:
         """Start a server, which ends when the connection to it does."""
@@ -243,16 +284,28 @@ def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) ->
     def fit_at_request(self: MontessoriCLI) -> None:
         while True:
             try:
-                moment, end = requests.recv()
+                processes, moment, end = requests.recv()
             except EOFError:
                 sys.exit()  # nobody will ask again
-            child = os.fork()
-            if child == 0:
+            port = _free_port()
+            children: list[int] = []
+            while len(children) < processes and (child := os.fork()):
+                children.append(child)
+            if len(children) < processes:
                 break
-            requests.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            requests.send(children)
+            ends = {}
+            for _ in children:
+                child, status = os.wait()
+                ends[child] = End(os.waitstatus_to_exitcode(status), time.monotonic())
+            requests.send([ends[child] for child in children])
+        os.setpgid(0, children[0] if children else 0)
         _write_into(log)
         # Started in the background of a script, the tests are deaf to Ctrl-C, and so would be what they start.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        STOP.install()
+        if processes > 1:
+            _be_one_of(processes, len(children), port)
         if moment is not None:
             moment.arm(note, end)
         fit(self)
@@ -260,6 +313,20 @@ def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) ->
     _write_into(log)
     MontessoriCLI.fit = fit_at_request  # type: ignore[method-assign]
     main(arguments)
+
+
+def _be_one_of(processes: int, number: int, port: int) -> None:
+    """What Lightning's launcher tells the processes that it starts."""
+    names = {"LOCAL_RANK": number, "NODE_RANK": 0, "WORLD_SIZE": processes, "MASTER_PORT": port, peers.SESSION: port}
+    os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    rank_zero_only.rank = number  # which Lightning has looked for when it was imported
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        number: int = one.getsockname()[1]
+        return number
 
 
 def _write_into(log: Path) -> None:

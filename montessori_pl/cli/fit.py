@@ -42,6 +42,10 @@ from montessori_pl.pipeline.preview import preview_steps
 from montessori_pl.pipeline.preview_page import preview_page, print_preview
 from montessori_pl.pipeline.recipe import Step, needs_teacher, resolve_recipe
 from montessori_pl.pipeline.runner import Runner
+from montessori_pl.processes.peers import Peers
+from montessori_pl.processes.slurm import requeue_after_warning
+from montessori_pl.processes.stop import STOP
+from montessori_pl.processes.trainers import take_over
 from montessori_pl.report import print_summary, write_summary
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.run_directory.fingerprint import pinned
@@ -63,8 +67,6 @@ OTHER_COMMANDS = (
 """What `--help` says of the commands that are not Lightning's."""
 TAKES = {"data": DataSources}
 """The class that takes the settings of a section, where the section does not say so by `class_path`."""
-INTERRUPTED = "interrupted; the same command goes on from here"
-"""What is said after Ctrl-C."""
 
 
 class MontessoriCLI(LightningCLI):
@@ -115,6 +117,12 @@ class MontessoriCLI(LightningCLI):
             default=None,
             help="Sample so many completions for each stage that writes, and show them with what is accepted of them "
             "and why not more, here and as a page beside the run. Nothing is written into the run.",
+        )
+        parser.add_argument(
+            "--requeue",
+            action="store_true",
+            help="Under Slurm, put the job back into the queue when SIGUSR1 has stopped it, of which "
+            "`#SBATCH --signal=USR1@120` takes care.",
         )
         parser.add_argument(
             "--num_threads",
@@ -174,7 +182,14 @@ class MontessoriCLI(LightningCLI):
         self.fit()
 
     def fit(self) -> None:
-        """Run the recipe, or what is left of it."""
+        """Run the recipe, or what is left of it; the processes of a run end together."""
+        self._peers = Peers(Path(self._get(self.config, "run")))
+        with self._peers.together() if not self._get(self.config, "dry_run") else nullcontext():
+            if self._get(self.config, "requeue"):
+                STOP.at_the_end.append(requeue_after_warning)
+            self._fit()
+
+    def _fit(self) -> None:
         root = Path(self._get(self.config, "run"))
         check_trainer_arguments(_as_dict(self._get(self.config, "trainer")))
         display = ConsoleDisplay()
@@ -212,6 +227,7 @@ class MontessoriCLI(LightningCLI):
             return
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
+                self._peers.forget_earlier()
                 remember(run_directory, passed)
                 if left:
                     run_directory.remember(data=data.account())
@@ -278,7 +294,9 @@ class MontessoriCLI(LightningCLI):
             "enable_model_summary": False,
             **arguments,
         }
-        return self.trainer_class(**configured)
+        trainer = self.trainer_class(**configured)
+        take_over(trainer, self._peers)
+        return trainer
 
     _loggers: Sequence[Logger] = ()
 
@@ -389,26 +407,19 @@ def main(arguments: list[str] | None = None) -> None:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # plugins beside the recipe are found by the console command too
     load_shipped_plugins()
-    try:
-        with errors_end_in_a_sentence(DEBUG in (sys.argv if arguments is None else arguments)):
-            MontessoriCLI(
-                args=arguments,
-                parser_class=SentenceParser,
-                parser_kwargs={
-                    "prog": PROGRAM,
-                    "description": ABOUT,
-                    "epilog": OTHER_COMMANDS,
-                    "allow_abbrev": False,
-                    "fit": {"description": ABOUT_FIT},
-                },
-                seed_everything_default=42,
-                save_config_callback=None,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's trainer exits without a word
-            sys.exit(INTERRUPTED)
-        raise
+    with errors_end_in_a_sentence(DEBUG in (sys.argv if arguments is None else arguments)):
+        MontessoriCLI(
+            args=arguments,
+            parser_class=SentenceParser,
+            parser_kwargs={
+                "prog": PROGRAM,
+                "description": ABOUT,
+                "epilog": OTHER_COMMANDS,
+                "allow_abbrev": False,
+                "fit": {"description": ABOUT_FIT},
+            },
+            seed_everything_default=42,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )

@@ -20,6 +20,7 @@ from montessori_pl.generation.endpoint import Endpoint, EndpointError, Retryable
 from montessori_pl.generation.request_journal import RequestJournal, request_id, usage_of
 from montessori_pl.generation.usage import Usage, prompt_tokens
 from montessori_pl.models.loading import ModelSource
+from montessori_pl.processes.stop import Stopped
 from montessori_pl.run_directory.atomic import write_json
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ FIRST_WAIT = 0.5
 LONGEST_WAIT = 120.0
 """Seconds before a repetition at most; who is asked to wait longer stops."""
 BETWEEN_LOOKS = 0.1
-"""Seconds after which Ctrl-C is noticed at the latest."""
+"""Seconds after which a signal is noticed at the latest."""
 MAX_SEED = 2**31
 """Seeds of the API are smaller: servers differ in how many bits they take."""
 
@@ -193,7 +194,7 @@ class OpenAIBackend(GenerationBackend):
                 # In turns: a signal that another thread has received does not wake one that waits for ever.
                 while wait(futures, timeout=BETWEEN_LOOKS).not_done:
                     pass
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Stopped):
                 stop.set()
                 log.warning("waiting for the requests in flight, which are paid for")
                 raise

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,12 +17,13 @@ from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.pipeline.equal_work import equal_stage, take_result
 from montessori_pl.pipeline.recipe import Step
+from montessori_pl.processes.stop import STOP
 from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.run_directory.journal import check_journals
 from montessori_pl.run_directory.progress import ConsoleDisplay, Progress, ProgressCallback
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.run_directory.tracking import log_distribution, log_numbers
-from montessori_pl.stages.base import StageContext, StageError
+from montessori_pl.stages.base import StageContext
 from montessori_pl.stages.generating.generators import USAGE
 
 if TYPE_CHECKING:
@@ -67,8 +67,6 @@ class Runner:
     """Where metrics go: to all of them."""
     pool: Mapping[str, PoolTeacher] = dataclasses.field(default_factory=dict)
     """Teachers that only write, by name."""
-    parent: int = dataclasses.field(default_factory=os.getppid)
-    """The process that started this one; for all but the first, whose end ends them too."""
 
     @property
     def leads(self) -> bool:
@@ -104,11 +102,13 @@ class Runner:
                     self.display.say(f"{title}: finished before")
                 continue
             worked = True
+            STOP.place = step.key
             done_by = equal_stage(self.run_directory, step, settings[step.name], inputs)
             if self.leads:
                 self._lead(step, settings[step.name], inputs, title, done_by)
             else:
                 self._follow(step, done_by is None)
+            STOP.place = ""
         return worked
 
     def check(self, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -165,17 +165,12 @@ class Runner:
     def _follow(self, step: Step, runs: bool) -> None:
         if step.stage.distributed and runs:
             while not self.run_directory.begun(step.key):
-                self._wait()
+                time.sleep(SECONDS_BETWEEN_LOOKS)
                 self.run_directory.reload()
             self._run(step, Progress(lambda done, total: None, lambda seconds: None))
         while not self.run_directory.finished(step.key):
-            self._wait()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
             self.run_directory.reload()
-
-    def _wait(self) -> None:
-        if os.getppid() != self.parent:
-            raise StageError("the process that started this one has ended, and with it this run")
-        time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _run(self, step: Step, progress: Progress) -> dict[str, Any]:
         seed = self.seed_of(step)

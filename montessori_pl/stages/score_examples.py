@@ -187,8 +187,6 @@ class ScoreExamples(Stage):
             return_predictions=False,
             ckpt_path=str(trained / CHECKPOINT) if trained is not None else None,
         )
-        if trainer.interrupted:
-            raise KeyboardInterrupt
         trainer.strategy.barrier()
 
     def _metrics(
