@@ -5,6 +5,7 @@ does, Lightning's launcher starts them, as for a user.
 """
 
 import json
+import operator
 import os
 import shutil
 import signal
@@ -77,6 +78,10 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 @pytest.fixture(scope="module")
 def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process."""
@@ -107,11 +112,11 @@ def test_one_process_goes_on_where_two_were_killed(recipe: Path, finished: Path,
     shutil.rmtree((run / SCORES).parent)
     parts = [(run / SCORES).with_name(f"scores.part{rank}.jsonl") for rank in range(2)]
     for killed, status in ((1, 1), (0, -signal.SIGKILL)):
-        sizes = [path.stat().st_size if path.exists() else 0 for path in parts]
+        sizes = [_size(path) for path in parts]
         with subprocess.Popen(
             command(recipe, run, *TWO_PROCESSES), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as process:
-            wait_for(lambda: all(path.exists() and path.stat().st_size > size for path, size in zip(parts, sizes)), 300)
+            wait_for(lambda before=sizes: all(map(operator.gt, map(_size, parts), before)), 300)
             first, second = sorted(members(run), key=lambda number: number != process.pid)
             os.kill((first, second)[killed], signal.SIGKILL)
             wait_for(lambda: not members(run), 15)
@@ -218,7 +223,7 @@ def test_two_processes_train_as_one(recipe: Path, tmp_path: Path) -> None:
     assert largest_difference(weights["half"], weights["one"]) > 1e-3
 
 
-def test_whole_recipe_by_two_processes(recipe: Path, tmp_path: Path) -> None:
+def test_whole_recipe_by_two_processes(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All stages finish, one process speaks, and nothing is left to do."""
     run = tmp_path / "run"
     said = fit_by_two(recipe, run)
