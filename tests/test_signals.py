@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,12 @@ class Case:
     to: str
 
     def send(self, processes: list[int]) -> None:
-        """To one process, or to the group."""
-        if self.to == "both":
-            os.killpg(processes[0], self.signum)
-        else:
-            os.kill(processes[1 if self.to == "second" else 0], self.signum)
+        """To one process, or to the group; they may have ended."""
+        with suppress(ProcessLookupError):
+            if self.to == "both":
+                os.killpg(processes[0], self.signum)
+            else:
+                os.kill(processes[1 if self.to == "second" else 0], self.signum)
 
     def statuses(self) -> list[int]:
         """With which the processes must end."""
@@ -51,7 +53,7 @@ class Case:
         killed, failed = -signal.SIGKILL, 1
         return {"alone": [killed], "first": [killed, failed], "second": [failed, killed], "both": [killed] * 2}[self.to]
 
-    def sentence(self, stage: str) -> str:
+    def sentence(self) -> str:
         """What is said: by the first process, or of it."""
         if self.signum != signal.SIGKILL:
             return f"stopped by {self.signum.name}"
@@ -82,32 +84,41 @@ def test_hundred_signals(processes: int, recipe: Path, tmp_path: Path) -> None:
     stages = [key.removeprefix("iteration_1/") for key in RunDirectory(whole).entries]
     for number, stage in enumerate(stages):
         for case in cases[number :: len(stages)]:
-            if RunDirectory(run).finished(f"iteration_1/{stage}"):
-                for later in stages[number:]:
-                    shutil.rmtree(run / "iteration_1" / later, ignore_errors=True)  # which undoes it
             seconds = moments.uniform(0, RunDirectory(whole).entries[f"iteration_1/{stage}"].seconds)
-            stop(program, run, stage, seconds, case)
+            while not stop(program, run, stages[number:], seconds, case):
+                seconds /= 2
     program.launch(run, processes)
     assert [end.status for end in program.ends(run)] == [0] * processes, program.log.read_text()
     assert_same_run(run, whole)
 
 
-def stop(program: Program, run: Path, stage: str, seconds: float, case: Case) -> None:
-    """Run it, and send the signal so many seconds after the stage has begun, or has gone on."""
+def stop(program: Program, run: Path, stages: list[str], seconds: float, case: Case) -> bool:
+    """Run it, and send the signal so many seconds after the first of these stages has begun, or has gone on.
+
+    Returns:
+        whether it was in time; a process may have finished before.
+    """
+    key = f"iteration_1/{stages[0]}"
+    if RunDirectory(run).finished(key):
+        for stage in stages:
+            shutil.rmtree(run / "iteration_1" / stage, ignore_errors=True)  # which undoes it
     processes = program.launch(run, TO[case.to])
     patience = time.monotonic() + 240
-    while not re.search(rf"iteration_1/{stage}: (?!finished)", program.log.read_text()):
+    while not re.search(rf"{key}: (?!finished)", program.log.read_text()):
         assert time.monotonic() < patience, program.log.read_text()
         time.sleep(0.02)
     time.sleep(seconds)
     sent = time.monotonic()
     case.send(processes)
     ends = program.ends(run)
-    said = f"{case} after {seconds:.3f} s in {stage}: {ends}\n{program.log.read_text()}"
-    print(case, f"{seconds:.2f}", stage, [round(end.time - sent, 2) for end in ends])
+    said = f"{case} {seconds:.3f} s after {key}: {ends}\n{program.log.read_text()}"
+    if any(end.status == 0 for end in ends):
+        assert "evaluation: done" in said
+        return False
     assert [end.status for end in ends] == case.statuses(), said
     assert max(end.time for end in ends) - sent < MOST_SECONDS, said
-    assert case.sentence(stage) in said
+    assert case.sentence() in said
     assert "Traceback" not in said
     with pytest.raises(ProcessLookupError):
         os.killpg(processes[0], 0)
+    return True
