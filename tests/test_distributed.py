@@ -5,7 +5,6 @@ does, Lightning's launcher starts them, as for a user.
 """
 
 import json
-import operator
 import os
 import shutil
 import signal
@@ -78,10 +77,6 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 @pytest.fixture(scope="module")
 def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process."""
@@ -105,6 +100,11 @@ def test_two_processes_score_as_one(recipe: Path, finished: Path, tmp_path: Path
     assert [path.name for path in (run / SCORES).parent.glob("*.part*")] == []
 
 
+def lengths(paths: Sequence[Path]) -> list[int]:
+    """Of files, in bytes; those that do not exist yet are empty."""
+    return [path.stat().st_size if path.exists() else 0 for path in paths]
+
+
 def test_one_process_goes_on_where_two_were_killed(recipe: Path, finished: Path, tmp_path: Path) -> None:
     """When one of two processes is killed, the other ends too, and says why; what both have scored is kept."""
     run = tmp_path / "run"
@@ -112,11 +112,13 @@ def test_one_process_goes_on_where_two_were_killed(recipe: Path, finished: Path,
     shutil.rmtree((run / SCORES).parent)
     parts = [(run / SCORES).with_name(f"scores.part{rank}.jsonl") for rank in range(2)]
     for killed, status in ((1, 1), (0, -signal.SIGKILL)):
-        sizes = [_size(path) for path in parts]
+        sizes = lengths(parts)
         with subprocess.Popen(
             command(recipe, run, *TWO_PROCESSES), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as process:
-            wait_for(lambda before=sizes: all(map(operator.gt, map(_size, parts), before)), 300)
+            wait_for(
+                lambda before=sizes: all(now > size for now, size in zip(lengths(parts), before, strict=True)), 300
+            )
             first, second = sorted(members(run), key=lambda number: number != process.pid)
             os.kill((first, second)[killed], signal.SIGKILL)
             wait_for(lambda: not members(run), 15)
