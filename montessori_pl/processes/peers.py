@@ -193,7 +193,7 @@ def started_together() -> bool:
 def _session() -> str | None:
     """The name that this start has in all of its processes, if it has one."""
     for names in SESSIONS:
-        if os.environ.get(names[0], "none") != "none":
+        if os.environ.get(names[0]) not in (None, "", "none"):
             return "-".join(os.environ.get(name, "0") for name in names).replace("/", "-")
     return None
 
