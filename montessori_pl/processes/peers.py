@@ -37,6 +37,8 @@ SESSIONS = (
 SECONDS_BETWEEN_LOOKS = 1.0
 FAREWELL = 2.0
 """Seconds that the others have when the first process ends, before it kills those that it has started."""
+BEGAN = time.time()
+"""When this process did; nearly, for this is among the first modules that it imports."""
 FINISHED: dict[str, Any] = {"finished": True}
 
 
@@ -127,8 +129,8 @@ class Peers:
             words = self._words(other)
             if locked:
                 self._seen.add(other)
-            elif not self._named and other not in self._seen:
-                continue  # it may be an earlier start's
+            elif not self._named and other not in self._seen and self._older(other):
+                continue  # it is an earlier start's
             if words != FINISHED and (words or not locked):
                 return self._reason(other, words, "ended without a word, as by SIGKILL or for lack of memory")
         for number, child in enumerate(self._children, start=1):
@@ -137,6 +139,11 @@ class Peers:
                 how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
                 return self._reason(number, words, how)
         return None
+
+    def _older(self, other: int) -> bool:
+        """Whether a file was written last before this process began: no launcher is as slow as the imports are."""
+        assert self._directory is not None
+        return (self._directory / str(other)).stat().st_mtime < BEGAN
 
     def _words(self, other: int) -> dict[str, Any] | None:
         """What another process has written before its end."""

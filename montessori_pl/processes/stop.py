@@ -81,7 +81,7 @@ class Stop:
     def _forget(self) -> None:
         self.reason: Reason | None = None
         self._since = 0.0
-        self._postponed = self._raised = self._said = self._ending = False
+        self._postponed = self._raised = self._lost = self._said = self._ending = False
         self._own_signals = 0
         self._telling = threading.Lock()
 
@@ -117,6 +117,7 @@ class Stop:
             if signal.getsignal(signum) not in (signal.SIG_IGN, None):
                 self._handlers[signum] = signal.signal(signum, self._handle)
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._lose
         threading.Thread(target=self._watch, args=(self._reading,), name="signals", daemon=True).start()
 
     def uninstall(self) -> None:
@@ -129,6 +130,7 @@ class Stop:
         if self._writing >= 0:
             os.close(self._writing)  # which ends the thread
             self._writing = -1
+            sys.unraisablehook = self._hook
         self.place, self.when_asked, self.at_the_end = "", [], []
 
     _reading = _writing = -1
@@ -182,6 +184,13 @@ class Stop:
         if not self._raised and not (self._postponed and time.monotonic() < self._since + PATIENCE):
             self.check()
 
+    def _lose(self, unraisable: Any) -> None:
+        """`Stopped` was raised in a finalizer, which Python lets nothing leave: raise it once more."""
+        if isinstance(unraisable.exc_value, Stopped):
+            self._raised, self._lost = False, True
+        else:
+            self._hook(unraisable)
+
     def _wake(self) -> None:
         with suppress(OSError):  # it is full, and the thread wakes anyway
             os.write(self._writing, bytes([_WAKE]))
@@ -204,6 +213,9 @@ class Stop:
                 self._interrupt()  # also where another thread has received the signal
                 interrupted = 1
                 self._tell()
+            if self._lost:
+                self._lost = False
+                self._interrupt()
             if interrupted == 1 and elapsed > PATIENCE:
                 self._interrupt()  # which was postponed
                 interrupted = 2

@@ -209,3 +209,21 @@ with STOP.handled(resumes=True):
 """
     ended = Program(lines).end()
     assert (ended.status, ended.err) == (0, "")
+
+
+def test_a_finalizer_swallows_nothing() -> None:
+    """Python prints what is raised in `__del__` and goes on."""
+    lines = """
+class Slow:
+    def __del__(self):
+        ready()
+        time.sleep(1)
+
+with STOP.handled(resumes=False):
+    slow = Slow()
+    del slow
+    time.sleep(60)
+"""
+    ended = Program(lines).ready().end(signal.SIGTERM)
+    assert (ended.status, ended.err) == (143, "stopped by SIGTERM\n")
+    assert ended.seconds < 1
