@@ -94,7 +94,12 @@ def test_success_ends_nobody(tmp_path: Path) -> None:
 def test_what_an_earlier_start_has_left_says_nothing(tmp_path: Path) -> None:
     """Where nothing names a start, its parent does, which may have started others."""
     unnamed = {"MONTESSORI_PL_SESSION": "", "SLURM_JOB_ID": "", "TORCHELASTIC_RUN_ID": "none"}
-    ends([program.ready() for program in start(tmp_path, "raise ValueError('earlier')", SLEEPS, **unnamed)])
+    ends(
+        [
+            program.ready()
+            for program in start(tmp_path, "time.sleep(1); raise ValueError('earlier')", SLEEPS, **unnamed)
+        ]
+    )
     second = Program(BODY.format("time.sleep(1)"), [str(tmp_path)], {**NAMED, **unnamed, "RANK": "1"})
     assert second.end().status == 0
 
