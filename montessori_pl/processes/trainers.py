@@ -16,10 +16,12 @@ def take_over(trainer: "Trainer", peers: Peers) -> None:
     would kill this one without a word.
     """
     trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+    from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
     launcher = trainer.strategy.launcher
-    start = getattr(launcher, "_call_children_scripts", None)
-    if launcher is None or start is None:
+    if not isinstance(launcher, _SubprocessScriptLauncher):
         return
+    start = launcher._call_children_scripts
 
     def start_and_watch() -> None:
         peers.before_children()
@@ -27,7 +29,7 @@ def take_over(trainer: "Trainer", peers: Peers) -> None:
         peers.watch_children(launcher.procs)
         launcher.procs = []
 
-    launcher._call_children_scripts = start_and_watch
+    launcher._call_children_scripts = start_and_watch  # type: ignore[method-assign]
 
 
 def _nothing() -> None:
