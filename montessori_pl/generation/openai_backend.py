@@ -52,7 +52,8 @@ class OpenAIBackend(GenerationBackend):
         api_key_env: name of the environment variable that holds the key; null for a server that needs none.
         model: name of the model at the endpoint; null takes the backbone's.
         max_concurrency: requests that are sent at the same time.
-        timeout: seconds without a sign of life after which an attempt is given up; it may be billed all the same.
+        timeout: seconds without a sign of life after which an attempt is given up; after four times as many it is given
+            up however slowly its answer still comes in. It may be billed all the same.
         max_retries: how often a request is repeated after rate limits, server errors, timeouts and torn answers.
         context_length: positions of the model; prompts are estimated as a token for each four bytes, and those that do
             not fit are made shorter. Null lets everything fit.
