@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from montessori_pl.cli.common import DEBUG
+from montessori_pl.cli.common import DEBUG, show_on_any_terminal
 
 BESIDE = {"compare": "montessori_pl.cli.compare", "export": "montessori_pl.cli.export"}
 """Commands without what `fit` needs, and without the seconds that importing it takes; each module has a `main`."""
@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the command line without the program's name; none takes the process's own.
     """
+    show_on_any_terminal()
     given = sys.argv[1:] if arguments is None else arguments
     command = next((place for place, argument in enumerate(given) if argument != DEBUG), 0)
     if given and given[command] in BESIDE:

@@ -17,14 +17,13 @@ from typing import Any, Literal
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.endpoint import Endpoint, EndpointError, RetryableError, find_key
-from montessori_pl.generation.request_journal import RequestJournal, request_id, usage_of
+from montessori_pl.generation.request_journal import SPENDING, RequestJournal, request_id, usage_of
 from montessori_pl.generation.usage import Usage, prompt_tokens
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.atomic import write_json
 
 log = logging.getLogger(__name__)
 
-SPENDING = "usage.json"
 FIRST_WAIT = 0.5
 """Seconds before the first repetition; they double with each further one."""
 LONGEST_WAIT = 120.0
@@ -103,6 +102,7 @@ class OpenAIBackend(GenerationBackend):
 
     def set_cache_dir(self, directory: Path) -> None:
         """Keep answers and their cost in this directory, and go on from those that lie there."""
+        self.refuse_other_processes()
         self._directory, self._journal = directory, RequestJournal(directory)
 
     def budget_left(self, directory: Path) -> float | None:

@@ -17,6 +17,11 @@ from montessori_pl.generation.base import Completion
 from montessori_pl.generation.usage import Usage
 
 ANSWERS = "answers.jsonl"
+SPENDING = "usage.json"
+JUDGE = "judge"
+"""Directory, within that of the run's answers, of those of judges; those of a teacher lie in one of its name."""
+RESERVED = (JUDGE, ANSWERS, SPENDING)
+"""Names in that directory that no teacher may have."""
 MOST_TOKENS = 10**12
 """No answer has so many."""
 
