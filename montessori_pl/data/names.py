@@ -21,7 +21,7 @@ def check_name(name: object, what: str, taken: Collection[str] = ()) -> None:
     fits = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) and len(name.encode()) <= LONGEST_NAME
     if fits and name not in taken:
         return
-    but = f"; {', '.join(map(repr, taken))} are taken" if taken else ""
+    but = f"; {' and '.join(map(repr, taken))} are taken" if taken else ""
     raise ValueError(
         f"{what} cannot be called {name!r}: the name becomes a directory, so use letters, digits, '_', '-' and '.', at "
         f"most {LONGEST_NAME} bytes, and begin with a letter or digit{but}"

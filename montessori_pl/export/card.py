@@ -1,15 +1,17 @@
 """The data card: `README.md` as the Hugging Face hub reads it, made from the run directory alone."""
 
 import hashlib
+import textwrap
 from pathlib import Path
 
 import yaml
 
 from montessori_pl import __version__
 from montessori_pl.data.markup import code_span, in_markdown
+from montessori_pl.data.text import printable
 from montessori_pl.export.account import how_made, how_scored, what_came_out
 from montessori_pl.export.formats import TRAIN
-from montessori_pl.export.markdown import code, prose, table
+from montessori_pl.export.markdown import prose, table
 from montessori_pl.export.source import Source
 from montessori_pl.export.usage import usage
 
@@ -97,7 +99,8 @@ def _licences(license: str | None) -> str:
 def _again(source: Source, command: str) -> str:
     settings = f"""from files of the run whose hashes were as its manifest says. The settings of all stages above, their
         seeds included, have the digest `{source.settings_digest}`."""
-    return f"Montessori PL {__version__} wrote this with\n\n{code(command, 'sh')}\n\n{prose(settings)}"
+    indented = textwrap.indent(printable(command), "    ", lambda line: True)
+    return f"Montessori PL {__version__} wrote this with\n\n{indented}\n\n{prose(settings)}"
 
 
 def _sha256(path: Path) -> str:

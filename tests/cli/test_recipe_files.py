@@ -53,7 +53,6 @@ def test_on_the_command_line(mistake: Mistake, recipe: Recipe) -> None:
     assert "values with those that its aliases" in mistake("--config", recipe(), "--config", "bomb.yaml")
     Path("loop.yaml").write_text("a: &a [*a]\n")
     assert "alias in it stands within itself" in mistake("--config=loop.yaml")
-    assert "too deeply" in mistake("--config", recipe(), "--trainer", "[" * 5_000)
 
 
 def test_names_of_teachers_stay_in_the_run(mistake: Mistake, recipe: Recipe) -> None:

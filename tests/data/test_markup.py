@@ -22,7 +22,7 @@ def test_markdown() -> None:
     assert in_markdown("<img src=x onerror=f()> &amp; [a](b) `c` **d** \\e") == (
         "&lt;img src=x onerror=f()> &amp;amp; \\[a\\](b) \\`c\\` \\*\\*d\\*\\* \\\\e"
     )
-    assert in_markdown("a\n\n# b\x1b") == "a # b\\x1b"
+    assert in_markdown("a\n\n# b\x1b") == "a # b\\\\x1b"
     assert in_cell(in_markdown("a|b")) == "a\\|b"
 
 

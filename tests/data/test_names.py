@@ -23,5 +23,5 @@ def test_what_is_no_name(name: object) -> None:
 
 
 def test_names_that_are_taken() -> None:
-    with pytest.raises(ValueError, match=r"a stage cannot be called 'base': .*; 'latest', 'base' are taken"):
+    with pytest.raises(ValueError, match=r"a stage cannot be called 'base': .*; 'latest' and 'base' are taken"):
         check_name("base", "a stage", taken=("latest", "base"))
