@@ -20,6 +20,7 @@ from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.judge_prompts import MAX_SCORE, load_prompt, parse_score, prompt_file, render_prompt
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.generation.request_journal import JUDGE
 from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.models.student import StudentModule
@@ -73,6 +74,7 @@ class JudgeSignal(SignalCallback):
     ) -> None:
         self.prompt, self.judgements, self.sampling, self.judge = prompt, judgements, sampling, judge
         self.needs_student = judge is None
+        self.distributed = engine is None or not engine.one_per_run
         self.max_same_rate, self.max_failed_rate, self.min_examples = max_same_rate, max_failed_rate, min_examples
         self._template = load_prompt(prompt)
         self.engine = engine
@@ -109,7 +111,7 @@ class JudgeSignal(SignalCallback):
         """The judgements; their length is not known, so each is counted at its largest."""
         engine = self.engine or TransformersBackend()
         if self.judge is not None:
-            judge = RequestEstimator.of(self.judge, engine, "judge", self.requests)
+            judge = RequestEstimator.of(self.judge, engine, JUDGE, self.requests)
         else:
             judge = RequestEstimator(chat_template=chat_template)
         asked: list[list[Message]] = [
@@ -134,7 +136,7 @@ class JudgeSignal(SignalCallback):
         self._running = engine = self.engine or TransformersBackend()
         if self.judge is not None:
             if self.requests is not None:
-                engine.set_cache_dir(self.requests / "judge")
+                engine.set_cache_dir(self.requests / JUDGE)
             engine.load(self.judge)
         else:
             assert isinstance(engine, TransformersBackend)

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from montessori_pl.cli.common import DEBUG
+from montessori_pl.cli.common import DEBUG, show_on_any_terminal
 from montessori_pl.processes.stop import STOP
 
 BESIDE = {name: f"montessori_pl.cli.{name}" for name in ("compare", "export", "verify")}
@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the command line without the program's name; none takes the process's own.
     """
+    show_on_any_terminal()
     given = sys.argv[1:] if arguments is None else arguments
     command = next((place for place, argument in enumerate(given) if argument != DEBUG), 0)
     beside = BESIDE.get(given[command]) if given else None

@@ -25,9 +25,17 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.classroom.names import with_versions
-from montessori_pl.cli.common import DEBUG, add_debug, errors_end_in_a_sentence, expand_home, path_argument
+from montessori_pl.cli.common import (
+    DEBUG,
+    PrintableFormatter,
+    add_debug,
+    errors_end_in_a_sentence,
+    expand_home,
+    path_argument,
+)
 from montessori_pl.cli.plugins import load_shipped_plugins
-from montessori_pl.cli.trainer_arguments import as_list, check_trainer_arguments, pinned_arguments
+from montessori_pl.cli.recipe_files import check_recipe_file
+from montessori_pl.cli.trainer_arguments import as_list, check_trainer_arguments, one_process, pinned_arguments
 from montessori_pl.config_errors import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
 from montessori_pl.data.records import stable_id
 from montessori_pl.generation import GenerationBackend
@@ -283,13 +291,20 @@ class MontessoriCLI(LightningCLI):
             for name, stage in stages.items()
         }
 
-    def _trainer(self, callbacks: list[Any], **arguments: Any) -> Trainer:
-        """A trainer as the `trainer` section says, with fresh callbacks, the stage's own, and no bars or tables."""
+    def _trainer(self, callbacks: list[Any], alone: bool = False, **arguments: Any) -> Trainer:
+        """A trainer as the `trainer` section says, with fresh callbacks, the stage's own, and no bars or tables.
+
+        Args:
+            callbacks: the stage's own.
+            alone: whether it works in this process alone, however many the section names.
+            **arguments: the stage's own.
+        """
         configured = self._get(self.parser.instantiate_classes(self.config), "trainer").as_dict()
         configured |= {
             "callbacks": [*as_list(configured.get("callbacks")), *callbacks],
             "logger": self._loggers or False,
             "use_distributed_sampler": False,  # our loaders deal out the work themselves
+            **(one_process(configured) if alone else {}),
             "enable_progress_bar": False,
             "enable_model_summary": False,
             **arguments,
@@ -349,6 +364,7 @@ def find_configs(arguments: list[str]) -> list[str]:
             continue
         path = path_argument(value)
         if path.exists():
+            check_recipe_file(path)
             found[at] = f"{option}={path}" if equals else str(path)
             continue
         shipped = shipped_configs() / value
@@ -370,7 +386,7 @@ def _error_kept(root: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        path.write_text(traceback.format_exc(), encoding="utf-8")
+        path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         error.add_note(f"the traceback is in {path}")
         raise
 
@@ -403,7 +419,9 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the command line, `fit` included, without the program's name; none takes the process's own.
     """
     _quiet()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # plugins beside the recipe are found by the console command too
     load_shipped_plugins()

@@ -300,10 +300,14 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON from column {error.colno} on") from error
+            except (ValueError, RecursionError) as error:  # numbers of thousands of digits
+                raise ValueError(
+                    f"{path}, line {number}: nested too deeply, or a number too long, to be read"
+                ) from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
             yield row

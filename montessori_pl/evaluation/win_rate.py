@@ -15,6 +15,7 @@ from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.evaluation.judge_prompts import load_prompt, parse_score, prompt_file, render_prompt
 from montessori_pl.generation.base import GenerationBackend, Request, Sampling
+from montessori_pl.generation.request_journal import JUDGE
 from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.fingerprint import Files
@@ -64,7 +65,7 @@ class WinRate(Evaluator):
     ) -> list[Work]:
         """An answer to each item, and the judgements of both sides; each as long as it may be."""
         test = data.read("test")
-        judge = RequestEstimator.of(self.judge, self.engine or backend(), "judge", self.requests)
+        judge = RequestEstimator.of(self.judge, self.engine or backend(), JUDGE, self.requests)
         asked: list[list[Message]] = [
             [{"role": "user", "content": render_prompt(self.template, example)}] for example in test
         ]
@@ -89,7 +90,7 @@ class WinRate(Evaluator):
         answers = self._answers(test, student, backend())
         engine = self.engine or backend()
         if self.requests is not None:
-            engine.set_cache_dir(self.requests / "judge")
+            engine.set_cache_dir(self.requests / JUDGE)
         engine.load(self.judge)
         scores = self._scores([one for pair in zip(answers, test, strict=True) for one in pair], engine)
         engine.close()

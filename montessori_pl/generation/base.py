@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message, SampledTokens
 from montessori_pl.models.loading import ModelSource
@@ -122,6 +124,9 @@ class GenerationBackend(ABC):
     """Whether the engine can run what a stage has trained; an endpoint answers with what it has."""
     continues_turns: ClassVar[bool] = False
     """Whether the engine takes requests in which another turn is open than the assistant's, or that stop at a text."""
+    one_per_run: ClassVar[bool] = True
+    """Whether one process asks for all where a run has several: what they would share, as a journal of paid answers, a
+    budget or the first GPU, has room for one. False where each may have an engine of its own on its own device."""
     price: Price | None = None
     """What tokens cost, where the engine's settings say so."""
 
@@ -172,3 +177,15 @@ class GenerationBackend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the memory back; `load` may follow."""
+
+    def refuse_other_processes(self) -> None:
+        """Let the first process of a run alone go on, for engines of which there is one.
+
+        Raises:
+            ValueError: this is another one.
+        """
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            raise ValueError(
+                f"{type(self).__name__} is asked by the first of several processes alone; a signal that asks it must "
+                "have distributed = False"
+            )

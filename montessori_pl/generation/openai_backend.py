@@ -17,7 +17,7 @@ from typing import Any, Literal
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.endpoint import Endpoint, EndpointError, RetryableError, find_key
-from montessori_pl.generation.request_journal import RequestJournal, request_id, usage_of
+from montessori_pl.generation.request_journal import SPENDING, RequestJournal, request_id, usage_of
 from montessori_pl.generation.usage import Usage, prompt_tokens
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.processes.stop import Stopped
@@ -25,7 +25,6 @@ from montessori_pl.run_directory.atomic import write_json
 
 log = logging.getLogger(__name__)
 
-SPENDING = "usage.json"
 FIRST_WAIT = 0.5
 """Seconds before the first repetition; they double with each further one."""
 LONGEST_WAIT = 120.0
@@ -53,7 +52,8 @@ class OpenAIBackend(GenerationBackend):
         api_key_env: name of the environment variable that holds the key; null for a server that needs none.
         model: name of the model at the endpoint; null takes the backbone's.
         max_concurrency: requests that are sent at the same time.
-        timeout: seconds without a sign of life after which an attempt is given up; it may be billed all the same.
+        timeout: seconds without a sign of life after which an attempt is given up; after four times as many it is given
+            up however slowly its answer still comes in. It may be billed all the same.
         max_retries: how often a request is repeated after rate limits, server errors, timeouts and torn answers.
         context_length: positions of the model; prompts are estimated as a token for each four bytes, and those that do
             not fit are made shorter. Null lets everything fit.
@@ -103,6 +103,7 @@ class OpenAIBackend(GenerationBackend):
 
     def set_cache_dir(self, directory: Path) -> None:
         """Keep answers and their cost in this directory, and go on from those that lie there."""
+        self.refuse_other_processes()
         self._directory, self._journal = directory, RequestJournal(directory)
 
     def budget_left(self, directory: Path) -> float | None:

@@ -44,6 +44,7 @@ class TransformersBackend(GenerationBackend):
 
     fingerprint_excludes = ("max_batch_tokens", "device")
     continues_turns = True
+    one_per_run = False
 
     def __init__(self, max_batch_tokens: int = 16384, device: str = "auto") -> None:
         self.max_batch_tokens = max_batch_tokens

@@ -180,6 +180,7 @@ class VLLMBackend(GenerationBackend):
 
     def _running(self) -> list[EngineProcess]:
         if not self._engines:
+            self.refuse_other_processes()
             lora = {"enable_lora": True, "max_lora_rank": self._rank} if self._rank else {}
             for devices in self._devices():
                 self._engines.append(EngineProcess(self._name, devices))

@@ -62,7 +62,7 @@ class Runner:
     backend: Callable[[], GenerationBackend]
     """Makes a generation engine."""
     trainer: "Callable[..., Trainer]"
-    """Makes a trainer; takes arguments that go on top of the configured ones."""
+    """Makes a trainer; takes arguments that go on top of the configured ones, and whether it works in one process."""
     loggers: "Sequence[Logger]" = ()
     """Where metrics go: to all of them."""
     pool: Mapping[str, PoolTeacher] = dataclasses.field(default_factory=dict)
@@ -179,6 +179,7 @@ class Runner:
         def trainer(callbacks: list[Any], **arguments: Any) -> "Trainer":
             return self.trainer(
                 callbacks=[*callbacks, ProgressCallback(progress)],
+                alone=not step.stage.distributed,
                 default_root_dir=self.run_directory.directory(step.key),
                 **arguments,
             )

@@ -34,6 +34,9 @@ class SignalCallback(Callback, ABC):
     needs_student: bool = True
     """Whether scores depend on the student. A signal that looks at the examples alone sets it to False: then no student
     is loaded for it, the losses are NaN, and no example is left out because it is too long for the student."""
+    distributed: bool = True
+    """Whether each of several processes scores a share of the examples. A signal that asks an engine of which there is
+    one for a run (`GenerationBackend.one_per_run`) sets it to False: then the first process scores all of them."""
     needs_gradients: ClassVar[bool] = False
     """Whether gradients of single examples are taken: then a short trial before the run tells whether the student's
     architecture allows it."""

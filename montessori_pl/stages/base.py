@@ -158,7 +158,7 @@ class Stage(ABC):
     """Settings that say how fast or how long, not what: they may be changed after the stage has begun."""
     adjustable: ClassVar[tuple[str, ...]] = ()
     """Settings that say how much: they may be changed as long as no other stage has read the result."""
-    distributed: ClassVar[bool] = False
+    distributed: bool = False
     """Whether all processes of a multi-process run take part; otherwise the first works and the others wait."""
 
     def __init__(self, first_iteration_only: bool = False) -> None:

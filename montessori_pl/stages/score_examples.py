@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class ScoreExamples(Stage):
-    """Score examples with a signal, inside `Trainer.predict`, each process its share.
+    """Score examples with a signal, inside `Trainer.predict`: each process its share, or the first all of them.
 
     A signal that needs no student scores every example, however long. Then no student is loaded, and no loss on the
     reference set is reported.
@@ -58,7 +58,6 @@ class ScoreExamples(Stage):
 
     produces = Kind.SCORES
     artifacts = (SCORES, UNSCORED, REPORT)
-    distributed = True
     fingerprint_excludes = ("batch_tokens",)
 
     def __init__(
@@ -73,6 +72,7 @@ class ScoreExamples(Stage):
     ) -> None:
         super().__init__(first_iteration_only)
         self.examples, self.signal, self.student = examples, signal, student
+        self.distributed = signal.distributed
         self.max_examples, self.max_length, self.batch_tokens = max_examples, max_length, batch_tokens
         # The student's tokenizer makes the batches of every signal.
         self.uses = ("student", "data", "trainer") if signal.needs_student else ("student",)
