@@ -32,8 +32,8 @@ class TestMistakes:
     def test_misspelt_key(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(iteratons=3)) == (
             "the recipe file has no key 'iteratons'; did you mean 'iterations'? there are: seed_everything, run, "
-            "iterations, dry_run, preview, requeue, num_threads, student, teacher, teachers, trainer, generation, data, "
-            "recipe"
+            "iterations, dry_run, preview, requeue, num_threads, student, teacher, teachers, trainer, generation, "
+            "data, recipe"
         )
         assert not Path("run").exists()
 
