@@ -159,8 +159,8 @@ class TestMistakes:
     def test_nothing_left(self, run: HandMade, mistake: Export) -> None:
         run.add("iteration_2/preferences", "BuildPreferences", {"pairs": [PAIRS[1], PAIRS[3]]}, {})
         assert mistake("iter1", "--format", "dpo") == (
-            "iteration_2/preferences leaves no pairs to export, for all 2 hold a completion that was cut at its token "
-            "limit; choose another stage"
+            "iteration_2/preferences leaves no pairs to export, for all 2 hold a completion that was cut or answers "
+            "no user turn; choose another stage"
         )
 
 
