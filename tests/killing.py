@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,6 +37,9 @@ IMPORTED_ONCE = [
     "transformers.optimization",
 ]
 """What the server imports, so that its children need not."""
+
+NO_RUN = Path("/dev/null/run")
+"""The run of the server, in which nothing can be written: its children are given theirs."""
 
 Action = Callable[..., Any]
 """What is still done of a call before the kill; gets the function that was called, and its arguments."""
@@ -168,36 +171,38 @@ class Program:
     """The recipe."""
     directory: Path
     """Where logs are written."""
-    _servers: dict[Path, Connection] = dataclasses.field(default_factory=dict)
-    """The connection to the server of each run."""
+    _server: Connection | None = None
+    """The connection to the server, which has read the recipe."""
 
     def arguments(self, run: Path) -> list[str]:
         """The command line."""
         return ["fit", "--config", str(self.recipe), "--run", str(run)]
 
-    def start(self, run: Path, moment: Moment | None = None, end: Callable[[], None] = die) -> tuple[int, str]:
-        """Run it in a process that is forked from the server of this run.
+    def start(
+        self, run: Path, moment: Moment | None = None, end: Callable[[], None] = die, donors: Sequence[Path] = ()
+    ) -> tuple[int, str]:
+        """Run it in a process that is forked from the server.
 
         Returns:
             the exit status, and what the program has said.
         """
         log = self.directory / "log.txt"
         log.unlink(missing_ok=True)
-        if run not in self._servers:
-            self._servers[run] = self._serve(run, log)
-        self._servers[run].send((moment, end))
+        if self._server is None:
+            self._server = self._serve(log)
+        self._server.send((run, moment, end, donors))
         try:
-            status: int = self._servers[run].recv()
+            status: int = self._server.recv()
         except EOFError:
             raise AssertionError(f"the server has ended\n{log.read_text(encoding='utf-8')}") from None
         return status, log.read_text(encoding="utf-8")
 
-    def _serve(self, run: Path, log: Path) -> Connection:
+    def _serve(self, log: Path) -> Connection:
         """Start a server, which ends when the connection to it does."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTED_ONCE)
         ours, theirs = context.Pipe()
-        context.Process(target=_serve, args=(self.arguments(run), log, self.note, theirs), daemon=True).start()
+        context.Process(target=_serve, args=(self.arguments(NO_RUN), log, self.note, theirs), daemon=True).start()
         theirs.close()
         return ours
 
@@ -230,9 +235,14 @@ class Program:
         assert process.returncode == -signal.SIGKILL
         assert not RunDirectory(run).finished(f"iteration_1/{stage}")
 
-    def finish(self, run: Path) -> None:
-        """Run it to its end."""
-        status, log = self.start(run)
+    def finish(self, run: Path, donors: Sequence[Path] = ()) -> None:
+        """Run it to its end.
+
+        Args:
+            run: the run's directory.
+            donors: finished runs of other recipes; stages that both have alike are copied, and not done again.
+        """
+        status, log = self.start(run, donors=donors)
         assert status == 0, log
 
 
@@ -243,7 +253,7 @@ def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) ->
     def fit_at_request(self: MontessoriCLI) -> None:
         while True:
             try:
-                moment, end = requests.recv()
+                run, moment, end, donors = requests.recv()
             except EOFError:
                 sys.exit()  # nobody will ask again
             child = os.fork()
@@ -255,11 +265,31 @@ def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) ->
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if moment is not None:
             moment.arm(note, end)
+        self.config["fit"]["run"] = str(run)
+        for donor in donors:
+            copy_equal_stages(donor, run, self._settings())
         fit(self)
 
     _write_into(log)
     MontessoriCLI.fit = fit_at_request  # type: ignore[method-assign]
     main(arguments)
+
+
+def copy_equal_stages(donor: Path, run: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Begin a run with the stages of a finished run that it would do alike: same settings, and inputs of this kind.
+
+    When the run goes on, the program compares the settings and the hashes of what was copied once more.
+    """
+    source, target = RunDirectory(donor), RunDirectory(run)
+    run.mkdir(exist_ok=True)
+    for key, entry in source.entries.items():
+        stage = key.split("/")[1]
+        makers = [text.split(" ")[0] for text in entry.inputs.values()]
+        equal = stage in settings and entry.settings == json.loads(json.dumps(settings[stage], default=str))
+        if equal and key not in target.entries and all(one in ("base", *target.entries) for one in makers):
+            shutil.copytree(donor / key, run / key)
+            target.entries[key] = entry
+    target.remember()
 
 
 def _write_into(log: Path) -> None:
