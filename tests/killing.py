@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -42,6 +42,9 @@ IMPORTED_ONCE = [
     "transformers.optimization",
 ]
 """What the server imports, so that its children need not."""
+
+NO_RUN = Path("/dev/null/run")
+"""The run of the server, in which nothing can be written: its children are given theirs."""
 
 Action = Callable[..., Any]
 """What is still done of a call before the kill; gets the function that was called, and its arguments."""
@@ -186,45 +189,53 @@ class Program:
     """Where logs are written."""
     options: Sequence[str] = ()
     """More of the command line."""
-    _servers: dict[Path, Connection] = dataclasses.field(default_factory=dict)
-    """The connection to the server of each run."""
+    _server: Connection | None = None
+    """The connection to the server, which has read the recipe."""
 
     def arguments(self, run: Path) -> list[str]:
         """The command line."""
         return ["fit", "--config", str(self.recipe), "--run", str(run), *self.options]
 
-    def start(self, run: Path, moment: Moment | None = None, end: Callable[[], None] = die) -> tuple[int, str]:
-        """Run it in a process that is forked from the server of this run.
+    def start(
+        self, run: Path, moment: Moment | None = None, end: Callable[[], None] = die, donors: Sequence[Path] = ()
+    ) -> tuple[int, str]:
+        """Run it in a process that is forked from the server.
 
         Returns:
             the exit status, and what the program has said.
         """
-        self.launch(run, 1, moment, end)
-        return self.ends(run)[0].status, self.log.read_text(encoding="utf-8")
+        self.launch(run, 1, moment, end, donors)
+        return self.ends()[0].status, self.log.read_text(encoding="utf-8")
 
     def launch(
-        self, run: Path, processes: int, moment: Moment | None = None, end: Callable[[], None] = die
+        self,
+        run: Path,
+        processes: int,
+        moment: Moment | None = None,
+        end: Callable[[], None] = die,
+        donors: Sequence[Path] = (),
     ) -> list[int]:
-        """Begin to run it in processes that are forked from the server of this run, and form a group of their own.
+        """Begin to run it in processes that are forked from the server, and form a group of their own.
 
         Returns:
             their numbers, that of the first process first, which is the number of the group.
         """
         self.log.write_text("", encoding="utf-8")
-        if run not in self._servers:
-            self._servers[run] = self._serve(run, self.log)
-        self._servers[run].send((processes, moment, end))
-        numbers: list[int] = self._answer(run)
+        if self._server is None:
+            self._server = self._serve(self.log)
+        self._server.send((run, processes, moment, end, donors))
+        numbers: list[int] = self._answer()
         return numbers
 
-    def ends(self, run: Path) -> "list[End]":
+    def ends(self) -> "list[End]":
         """Wait until all processes have ended that were launched last."""
-        ends: list[End] = self._answer(run)
+        ends: list[End] = self._answer()
         return ends
 
-    def _answer(self, run: Path) -> Any:
+    def _answer(self) -> Any:
+        assert self._server is not None
         try:
-            return self._servers[run].recv()
+            return self._server.recv()
         except EOFError:
             raise AssertionError(f"the server has ended\n{self.log.read_text(encoding='utf-8')}") from None
 
@@ -233,12 +244,12 @@ class Program:
         """What the processes say that were launched last."""
         return self.directory / "log.txt"
 
-    def _serve(self, run: Path, log: Path) -> Connection:
+    def _serve(self, log: Path) -> Connection:
         """Start a server, which ends when the connection to it does."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTED_ONCE)
         ours, theirs = context.Pipe()
-        context.Process(target=_serve, args=(self.arguments(run), log, self.note, theirs), daemon=True).start()
+        context.Process(target=_serve, args=(self.arguments(NO_RUN), log, self.note, theirs), daemon=True).start()
         theirs.close()
         return ours
 
@@ -271,9 +282,14 @@ class Program:
         assert process.returncode == -signal.SIGKILL
         assert not RunDirectory(run).finished(f"iteration_1/{stage}")
 
-    def finish(self, run: Path) -> None:
-        """Run it to its end."""
-        status, log = self.start(run)
+    def finish(self, run: Path, donors: Sequence[Path] = ()) -> None:
+        """Run it to its end.
+
+        Args:
+            run: the run's directory.
+            donors: finished runs of other recipes; stages that both have alike are copied, and not done again.
+        """
+        status, log = self.start(run, donors=donors)
         assert status == 0, log
 
 
@@ -284,7 +300,7 @@ def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) ->
     def fit_at_request(self: MontessoriCLI) -> None:
         while True:
             try:
-                processes, moment, end = requests.recv()
+                run, processes, moment, end, donors = requests.recv()
             except EOFError:
                 sys.exit()  # nobody will ask again
             port = _free_port()
@@ -308,6 +324,9 @@ def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) ->
             _be_one_of(processes, len(children), port)
         if moment is not None:
             moment.arm(note, end)
+        self.config["fit"]["run"] = str(run)
+        for donor in donors:
+            copy_equal_stages(donor, run, self._settings())
         fit(self)
 
     _write_into(log)
@@ -327,6 +346,23 @@ def _free_port() -> int:
         one.bind(("127.0.0.1", 0))
         number: int = one.getsockname()[1]
         return number
+
+
+def copy_equal_stages(donor: Path, run: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Begin a run with the stages of a finished run that it would do alike: same settings, and inputs of this kind.
+
+    When the run goes on, the program compares the settings and the hashes of what was copied once more.
+    """
+    source, target = RunDirectory(donor), RunDirectory(run)
+    run.mkdir(exist_ok=True)
+    for key, entry in source.entries.items():
+        stage = key.split("/")[1]
+        makers = [text.split(" ")[0] for text in entry.inputs.values()]
+        equal = stage in settings and entry.settings == json.loads(json.dumps(settings[stage], default=str))
+        if equal and key not in target.entries and all(one in ("base", *target.entries) for one in makers):
+            shutil.copytree(donor / key, run / key)
+            target.entries[key] = entry
+    target.remember()
 
 
 def _write_into(log: Path) -> None:

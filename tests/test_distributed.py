@@ -48,7 +48,7 @@ def fit_by_two(recipe: Path, run: Path, *options: str) -> str:
     """Run the program to its end by two processes that are forked; returns what they have said."""
     program = Program(recipe, run.parent, [*options, *TWO_PROCESSES])
     program.launch(run, 2)
-    assert [end.status for end in program.ends(run)] == [0, 0], program.log.read_text()
+    assert [end.status for end in program.ends()] == [0, 0], program.log.read_text()
     return program.log.read_text()
 
 
@@ -144,7 +144,7 @@ def test_second_process_does_not_outlive_the_first(
     first, _ = program.launch(run, 2)
     wait_for(lambda: (run / "iteration_1" / "training_data" / "examples.jsonl").exists(), 300)
     os.kill(first, signal.SIGKILL)
-    one, two = program.ends(run)
+    one, two = program.ends()
     assert [one.status, two.status] == [-signal.SIGKILL, 1]
     assert two.time - one.time < 15
     assert not RunDirectory(run).finished("iteration_1/training_data")

@@ -80,7 +80,7 @@ def test_hundred_signals(processes: int, recipe: Path, tmp_path: Path) -> None:
     program = Program(recipe, tmp_path, TWO_PROCESSES if processes > 1 else ())
     whole, run = tmp_path / "whole", tmp_path / "run"
     program.launch(whole, processes)
-    assert [end.status for end in program.ends(whole)] == [0] * processes, program.log.read_text()
+    assert [end.status for end in program.ends()] == [0] * processes, program.log.read_text()
     stages = [key.removeprefix("iteration_1/") for key in RunDirectory(whole).entries]
     for number, stage in enumerate(stages):
         for case in cases[number :: len(stages)]:
@@ -88,7 +88,7 @@ def test_hundred_signals(processes: int, recipe: Path, tmp_path: Path) -> None:
             while not stop(program, run, stages[number:], seconds, case):
                 seconds /= 2
     program.launch(run, processes)
-    assert [end.status for end in program.ends(run)] == [0] * processes, program.log.read_text()
+    assert [end.status for end in program.ends()] == [0] * processes, program.log.read_text()
     assert_same_run(run, whole)
 
 
@@ -110,7 +110,7 @@ def stop(program: Program, run: Path, stages: list[str], seconds: float, case: C
     time.sleep(seconds)
     sent = time.monotonic()
     case.send(processes)
-    ends = program.ends(run)
+    ends = program.ends()
     said = f"{case} {seconds:.3f} s after {key}: {ends}\n{program.log.read_text()}"
     if any(end.status == 0 for end in ends):
         assert "evaluation: done" in said
