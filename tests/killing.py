@@ -307,6 +307,7 @@ def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) ->
             children: list[int] = []
             while len(children) < processes and (child := os.fork()):
                 children.append(child)
+                os.setpgid(child, children[0])  # the group is there before the next one would join it
             if len(children) < processes:
                 break
             requests.send(children)
@@ -315,8 +316,8 @@ def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) ->
                 child, status = os.wait()
                 ends[child] = End(os.waitstatus_to_exitcode(status), time.monotonic())
             requests.send([ends[child] for child in children])
-        os.setpgid(0, children[0] if children else 0)
         _write_into(log)
+        os.setpgid(0, children[0] if children else 0)
         # Started in the background of a script, the tests are deaf to Ctrl-C, and so would be what they start.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         STOP.install()

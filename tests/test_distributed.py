@@ -30,13 +30,15 @@ from montessori_pl.run_directory.run_directory import RunDirectory
 pytestmark = pytest.mark.slow
 
 SCORES = Path("iteration_1/influence/scores.jsonl")
+SCORED: dict[str, Any] = {"probing_data": {"samples_per_prompt": 4}}
+"""So many examples that both processes have some left after a kill."""
 
 
 @pytest.fixture(scope="module")
 def recipe(tiny_recipe: Callable[..., Path]) -> Path:
     """The tiny recipe; its world is built once, in this process."""
     classroom.resolve("classroom/teacher")
-    return tiny_recipe()
+    return tiny_recipe(**SCORED)
 
 
 def command(recipe: Path, run: Path, *options: str) -> list[str]:
@@ -137,7 +139,7 @@ def test_second_process_does_not_outlive_the_first(
     tiny_recipe: Callable[..., Path], finished: Path, tmp_path: Path
 ) -> None:
     """The first is killed while it writes data alone, more than it has time for, and the second waits for it."""
-    program = Program(tiny_recipe(training_data={"num_examples": 20_000}), tmp_path, TWO_PROCESSES)
+    program = Program(tiny_recipe(**SCORED, training_data={"num_examples": 20_000}), tmp_path, TWO_PROCESSES)
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     shutil.rmtree(run / "iteration_1" / "training_data")

@@ -186,7 +186,7 @@ CASES = {
         check=users_have_written_everything,
     ),
     "paper.yaml": Case(
-        settings={"aligned_teacher": {"monitor": None}},
+        settings={"aligned_teacher": {"monitor": None}, "probing_data": {"samples_per_prompt": 4}},
         moments=[Moment("preferences", OPEN, half_a_line, file="/pairs.jsonl.draft")],
     ),
     "random_pairs.yaml": Case(
