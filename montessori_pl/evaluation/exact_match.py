@@ -44,6 +44,7 @@ class ExactMatch(Evaluator):
         items_per_batch: items that are answered between two commits: what a kill can cost.
     """
 
+    needs_test: ClassVar[bool] = True
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ("items_per_batch",)
 
     def __init__(
@@ -53,6 +54,11 @@ class ExactMatch(Evaluator):
             raise ValueError(f"items_per_batch must be at least 1, found {items_per_batch}")
         self.sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
         self.answers, self.items_per_batch = answers, items_per_batch
+
+    def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
+        """Whether any item of the test set leaves room for an answer."""
+        asked = [example.messages()[:-1] for example in data.read("test")]
+        RequestEstimator(chat_template=chat_template).check_room(asked, "max_tokens", self.sampling.max_tokens)
 
     def estimate(
         self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]

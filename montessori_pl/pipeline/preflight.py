@@ -61,9 +61,10 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> l
             with _named("generation"):
                 _check_engine(engine, source, dry_run)
     if not dry_run:
-        for stage_name, stage in {step.name: step.stage for step in steps}.items():
-            with _named(f"recipe.{stage_name}"):
-                stage.check_environment()
+        for step in _first_of_each_stage(steps):
+            with _named(f"recipe.{step.name}"):
+                step.stage.check_environment()
+                step.stage.check_inputs(runner.estimate_context(step))
     try:
         runner.trainer(callbacks=[])
     except (TypeError, ValueError, MisconfigurationException) as error:
@@ -73,6 +74,14 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> l
         with _named(section):
             try_model(of_section)
     return wanted
+
+
+def _first_of_each_stage(steps: Sequence[Step]) -> Iterator[Step]:
+    names = set()
+    for step in steps:
+        if step.name not in names:
+            names.add(step.name)
+            yield step
 
 
 def _recorded(steps: Sequence[Step]) -> dict[str, list[Example]]:
@@ -128,4 +137,6 @@ def _named(section: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        if str(error).startswith(f"{section}: "):
+            raise
         raise ValueError(f"{section}: {error}") from error

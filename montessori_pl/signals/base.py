@@ -51,6 +51,17 @@ class SignalCallback(Callback, ABC):
         """
         return
 
+    def check_inputs(self, chat_template: ChatTemplate) -> None:
+        """Look, before a run begins, at whether anything has room in the models that are asked; by default nothing.
+
+        Args:
+            chat_template: how the student writes conversations.
+
+        Raises:
+            ValueError: nothing could be scored.
+        """
+        return
+
     def estimate(self, count: int, upper_bound: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
         """What scoring will take, for a dry run; by default a pass over each example, if the student is needed.
 

@@ -11,7 +11,7 @@ from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.generation.base import Sampling
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext
-from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
+from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, check_room, estimate_synthesis
 from montessori_pl.stages.generating.generators import Generator, Generators, teacher, usage_metrics
 from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer, single_turn
@@ -103,6 +103,10 @@ class Augment(Stage):
     def teacher_names(self) -> list[str]:
         """The teacher."""
         return [self.teacher]
+
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether a short prompt has room in the teacher."""
+        check_room(context, self.rules, self.teacher)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The attempts that are left, as if the first examples were the ones that still lack some."""

@@ -54,6 +54,17 @@ class Evaluate(Stage):
         for evaluator in self.evaluators:
             evaluator.check_environment()
 
+    def check_inputs(self, context: EstimateContext) -> None:
+        """The test set, where an evaluator needs one, and what of the data has room in a student."""
+        chat_template = load_chat_template(context.student().source)
+        for evaluator in self.evaluators:
+            if evaluator.needs_test and context.data.test is None:
+                raise ValueError(
+                    f"{type(evaluator).__name__} needs a test set, and data.test is not set: name one, or leave the "
+                    "evaluator out"
+                )
+            evaluator.check_inputs(context.data, chat_template)
+
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """What the evaluators say that they will take for each student that has not been evaluated."""
         chat_template = load_chat_template(context.student().source)

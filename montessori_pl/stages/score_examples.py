@@ -86,6 +86,13 @@ class ScoreExamples(Stage):
         """What the signal needs."""
         self.signal.check_environment()
 
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether any reference has room in the student, and anything in what else the signal asks."""
+        chat_template = load_chat_template(context.student().source)
+        references = self._references(context, chat_template)
+        self._refuse_no_reference(f"recipe.{context.name}", references, chat_template)
+        self.signal.check_inputs(chat_template)
+
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """What the signal says that it will take."""
         given, chat_template = context.expected_input("examples"), load_chat_template(context.student().source)
@@ -111,7 +118,7 @@ class ScoreExamples(Stage):
         chat_template = load_chat_template(student.source)
         examples = self._encode(self._chosen(context), chat_template)
         references = self._references(context, chat_template)
-        self._refuse_no_reference(context, references, chat_template)
+        self._refuse_no_reference(context.key, references, chat_template)
         trainer = context.trainer(callbacks=[self.signal], inference_mode=False)
         data = self._scoring_data(examples, references, chat_template, files.done())
         self._score_rest(context, trainer, student, data)
@@ -154,10 +161,10 @@ class ScoreExamples(Stage):
             too_long=len(examples) - len(kept),
         )
 
-    def _refuse_no_reference(self, context: StageContext, references: "_Encoded", chat_template: ChatTemplate) -> None:
+    def _refuse_no_reference(self, key: str, references: "_Encoded", chat_template: ChatTemplate) -> None:
         if self.signal.needs_student and not references.examples:
             raise StageError(
-                f"{context.key}: none of the {references.too_long} examples of the reference set has a response "
+                f"{key}: none of the {references.too_long} examples of the reference set has a response "
                 f"within max_length {self.max_length} tokens and the model's context ({chat_template.context} tokens)"
             )
 
