@@ -1,5 +1,6 @@
 """Local data influence as a signal: how much one optimizer step on an example lowers the reference loss."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -166,7 +167,7 @@ class InfluenceProbeCallback(SignalCallback):
         return Score(
             id=example.id,
             value=influence.centred if self.centred else influence.plain,
-            standard_error=error,
+            standard_error=error if math.isfinite(error) else None,
             method=f"{influence.method} influence, {self.optimizer}, {'centred' if self.centred else 'plain'}",
             details={"centred": influence.centred, "plain": influence.plain, "loss": loss},
             terms=tuple(float(f"{term:.7g}") for term in terms.tolist()) if terms is not None else (),

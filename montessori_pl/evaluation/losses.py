@@ -71,7 +71,8 @@ class ResponseLoss(Evaluator):
             if left_out := len(examples) - len(losses):
                 metrics[f"{role}_left_out"] = float(left_out)
             metrics[f"{role}_loss"] = losses.mean().item()
-            metrics[f"{role}_loss_standard_error"] = losses.std().item() / math.sqrt(len(losses))
+            if len(losses) > 1:
+                metrics[f"{role}_loss_standard_error"] = losses.std().item() / math.sqrt(len(losses))
         return metrics
 
     def _roles(self, data: DataSources) -> list[str]:

@@ -1,12 +1,11 @@
 """Append-only records that move forward together, one commit at a time."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.data.records import Record, append_records, read_lines
+from montessori_pl.data.records import Record, append_records, json_text, read_lines
 
 
 class Journal:
@@ -43,7 +42,7 @@ class Journal:
 
 
 def _line(row: Mapping[str, float]) -> bytes:
-    return (json.dumps(row) + "\n").encode()
+    return (json_text(row) + "\n").encode()
 
 
 def _truncate(path: Path, size: int) -> None:

@@ -110,7 +110,9 @@ class AlignTeacher(Stage):
         if callback is None:
             return {**counts, **fit(context, teacher, data, self.training)}
         metrics = fit(context, teacher, data, self.training, [callback], callback.leave_weights)
-        return {**counts, "held_out_pairs": len(held_out), **metrics, **callback.metrics()}
+        seen = callback.metrics()
+        warnings = [*metrics.get("warnings", []), *seen["warnings"]]
+        return {**counts, "held_out_pairs": len(held_out), **metrics, **seen, "warnings": warnings}
 
     def _held_out(self, prompts: Sequence["_Prompt"]) -> set["_Prompt"]:
         """The prompts whose pairs are held out from training for the monitor; none without one."""

@@ -1,7 +1,9 @@
 """Evaluate: what the students are worth, by one evaluator after another."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.run_directory.journal import Journal
-from montessori_pl.stages.base import Input, Kind, Stage, StageContext
+from montessori_pl.stages.base import BASE, Input, Kind, Stage, StageContext, StageError
 
 EVALUATIONS = "evaluations.jsonl"
 """File of what each evaluator says about each student, in the order in which they were asked."""
+
+SIGNIFICANT = 2.0
+"""So many standard errors are more than chance."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,13 +88,19 @@ class Evaluate(Stage):
         for name, evaluator, place in work[done:]:
             journal.commit({EVALUATIONS: [self._evaluation(context, name, evaluator, place)]})
             context.progress.advance()
-        return {"students": self._by_student(read_records(context.directory / EVALUATIONS, Evaluation))}
+        students = self._by_student(read_records(context.directory / EVALUATIONS, Evaluation))
+        return {"students": students, "warnings": _worse_than_base(students)}
 
     def _evaluation(self, context: StageContext, name: str, evaluator: Evaluator, place: Path) -> Evaluation:
         """What this evaluator says about the student of this name."""
         source = context.source(context.student(), f"students.{name}")
         evaluator.requests, evaluator.directory = context.requests, context.directory / place
         metrics = evaluator.evaluate(source, context.data, context.backend)
+        if lost := [metric for metric, value in metrics.items() if not math.isfinite(value)]:
+            raise StageError(
+                f"{context.key}: {type(evaluator).__name__} finds no finite {', '.join(lost)} for the student "
+                f"{name!r}; its training may have diverged: look at its loss, and train it with a lower training.lr"
+            )
         return Evaluation(id=name, evaluator=type(evaluator).__name__, metrics=metrics)
 
     def _by_student(self, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
@@ -109,3 +120,19 @@ class Evaluate(Stage):
             for name in self.students
             for evaluator, place in zip(self.evaluators, places, strict=True)
         ]
+
+
+def _worse_than_base(students: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A sentence for each student whose loss on a held-out set is above the base's by more than both are uncertain."""
+    base, found = students.get(BASE, {}), []
+    for (name, metrics), role in itertools.product(students.items(), ("reference", "test")):
+        loss, error = f"{role}_loss", f"{role}_loss_standard_error"
+        if loss not in base or loss not in metrics:
+            continue
+        margin = SIGNIFICANT * math.hypot(base.get(error, 0.0), metrics.get(error, 0.0))
+        if metrics[loss] > base[loss] + margin:
+            found.append(
+                f"the student {name!r} is worse than it was before training: its loss on the {role} set is "
+                f"{metrics[loss]:.4g}, and that of the base {base[loss]:.4g}"
+            )
+    return found

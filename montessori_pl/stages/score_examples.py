@@ -17,7 +17,7 @@ from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.models.loading import holds_adapter, load_chat_template
 from montessori_pl.models.student import StudentModule
 from montessori_pl.run_directory.atomic import write_json
-from montessori_pl.signals.base import REPORT, SignalCallback
+from montessori_pl.signals.base import NO_NUMBER, REPORT, SignalCallback
 from montessori_pl.signals.scoring_data import ScoringData
 from montessori_pl.signals.unloaded_student import UnloadedStudent
 from montessori_pl.stages.base import (
@@ -125,6 +125,7 @@ class ScoreExamples(Stage):
         if not trainer.is_global_zero:
             return {}
         scores, unscored = files.finish(examples.examples)
+        _refuse_no_numbers(context.key, scores, unscored)
         return self._metrics(context, student, examples, references, scores, unscored)
 
     def _student(self, context: StageContext) -> StudentModule:
@@ -265,6 +266,16 @@ class _Encoded:
     """The same as the student sees them."""
     too_long: int
     """How many more there were, which are left out."""
+
+
+def _refuse_no_numbers(key: str, scores: Sequence[ScoreRecord], unscored: Sequence[Rejection]) -> None:
+    """Stop where what was scored has no number: of a student that has diverged, or by far too long a step."""
+    lost = [one for one in unscored if one.reason == NO_NUMBER]
+    if lost and not scores:
+        raise StageError(
+            f"{key}: none of {len(lost)} scores is a number, for {lost[0].id} {lost[0].detail}; look whether the "
+            "student's training diverged, and, of a signal that takes steps, whether its lr is far too high"
+        )
 
 
 def _ties(examples: Sequence[Example], scores: Sequence[ScoreRecord]) -> dict[str, int]:

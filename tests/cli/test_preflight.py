@@ -16,8 +16,8 @@ def stage(class_path: str, **arguments: Any) -> dict[str, Any]:
     return {"class_path": class_path, "init_args": arguments}
 
 
-def scored(signal: dict[str, Any]) -> dict[str, Any]:
-    return stage("ScoreExamples", examples=EXAMPLES, student="base", signal=signal)
+def scored(signal: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+    return stage("ScoreExamples", examples=EXAMPLES, student="base", signal=signal, **arguments)
 
 
 @pytest.mark.parametrize("evaluator", ["ExactMatch", "WinRate"])
@@ -36,8 +36,7 @@ def test_a_test_set_that_a_late_stage_wants(recipe: Recipe, mistake: Mistake, ev
     ("late", "expected"),
     [
         (
-            scored({"class_path": "callbacks.TrainingLossSignal", "init_args": {"direction": "low"}})
-            | {"max_length": 4},
+            scored({"class_path": "callbacks.TrainingLossSignal", "init_args": {"direction": "low"}}, max_length=4),
             r"none of the 8 examples of the reference set has a response within max_length 4 tokens",
         ),
         (
@@ -49,7 +48,12 @@ def test_a_test_set_that_a_late_stage_wants(recipe: Recipe, mistake: Mistake, ev
             r"no prompt has room: the shortest of 8 takes \d+ tokens, max_tokens is 4000, and the model has \d+ positi",
         ),
         (
-            stage("Synthesize", num_examples=4, response_sampling={"max_tokens": 4000}),
+            stage(
+                "Synthesize",
+                num_examples=4,
+                instruction_sampling={"max_tokens": 16},
+                response_sampling={"max_tokens": 4000},
+            ),
             r"no prompt has room: .* response_sampling.max_tokens is 4000",
         ),
         (
@@ -64,8 +68,6 @@ def test_a_test_set_that_a_late_stage_wants(recipe: Recipe, mistake: Mistake, ev
     ids=["no reference", "no loss", "no answer", "no response", "no generated response", "no judgement"],
 )
 def test_what_leaves_no_room(recipe: Recipe, mistake: Mistake, late: dict[str, Any], expected: str) -> None:
-    if "max_length" in late:
-        late["init_args"]["max_length"] = late.pop("max_length")
     said = mistake("--config", recipe(recipe__late=late))
     assert said.startswith("recipe.late: ")
     assert re.search(expected, said)

@@ -14,6 +14,7 @@ from montessori_pl.models.language_module import LanguageModule
 from montessori_pl.models.loading import save_weights
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, StageContext, StageError
+from montessori_pl.stages.training.divergence import StopAtDivergence, refuse_diverged_weights
 
 
 class TrainingData(LightningDataModule):
@@ -112,11 +113,12 @@ class LastCheckpoint(Checkpoint):
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Replace the checkpoint; all processes must call this.
+        """Replace the checkpoint, by none whose weights are no numbers; all processes must call this.
 
         Lightning alone would write into the temporary directory and move the file from there, and if that is another
         file system, a kill in the middle leaves half a checkpoint.
         """
+        refuse_diverged_weights(trainer, trainer.lightning_module)
         draft = self.path.with_name(self.path.name + ".draft")
         trainer.save_checkpoint(draft)
         if trainer.is_global_zero:
@@ -143,13 +145,16 @@ def fit(
             those of the last step.
 
     Returns:
-        the number of optimizer steps, and the metrics of the last logged step.
+        the number of optimizer steps, the metrics of the last logged step, and `warnings` if the loss rose.
+
+    Raises:
+        StageError: the training diverged.
     """
     module.training_settings, module.seed = training, context.seed
     module.log_prefix = f"{context.key}/"
     path = context.directory / CHECKPOINT
-    checkpoint = LastCheckpoint(path, training.checkpoint_every_n_steps)
-    trainer = context.trainer(callbacks=[*callbacks, checkpoint], **training.trainer_arguments())
+    checkpoint, divergence = LastCheckpoint(path, training.checkpoint_every_n_steps), StopAtDivergence()
+    trainer = context.trainer(callbacks=[divergence, *callbacks, checkpoint], **training.trainer_arguments())
     trainer.fit(module, datamodule=data, ckpt_path=str(path) if path.exists() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -159,4 +164,5 @@ def fit(
     elif trainer.is_global_zero:
         save_weights(module.language_model, context.directory / WEIGHTS)
     metrics = {name.removeprefix(module.log_prefix): value for name, value in module.last_metrics().items()}
-    return {"steps": trainer.global_step, **metrics}
+    warnings = divergence.warnings(training.lr)
+    return {"steps": trainer.global_step, **metrics, **({"warnings": warnings} if warnings else {})}
