@@ -176,9 +176,9 @@ class ChatTemplate:
         Args:
             messages: the conversation.
             max_length: the longest that it may be.
-            learned: for each assistant turn, whether the mask is on it; none puts it on all of them. A template may rewrite
-                earlier turns when the conversation goes on, as those do that drop earlier reasoning: turns of which
-                nothing is learned are read as the last of them leaves them, which is what the model is asked.
+            learned: for each assistant turn, whether the mask is on it; none puts it on all of them. A template may
+                rewrite earlier turns when the conversation goes on, as those do that drop earlier reasoning: turns
+                before the first learned one are read as they stand then, which is what the model is asked.
             sampled: the tokens of the last answer, where they are known: see `response_ids`.
         """
         input_ids: list[int] = []

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.data.reasoning import REASONING_TAGS
+from montessori_pl.data.reasoning import REASONING_TAGS, without_reasoning
 from montessori_pl.data.records import Example, Message
 from montessori_pl.data.template_text import CHAT_TEMPLATES
 
@@ -116,13 +116,18 @@ def _parting(chat_template: ChatTemplate, prompt: str, ours: str, own: str) -> s
 def _missing(
     chat_template: ChatTemplate, messages: Sequence[Message], add_generation_prompt: bool = False
 ) -> str | None:
-    """What the template does not write of a conversation, or why it refuses it; blanks do not count."""
+    """What the template does not write of a conversation, or why it refuses it.
+
+    Blanks do not count, nor does the reasoning of earlier answers, which templates of reasoning models drop.
+    """
     try:
         own = _without_blanks(chat_template.text(messages, add_generation_prompt=add_generation_prompt))
     except ValueError as error:
         return str(error)
-    for message in messages:
-        if _without_blanks(message["content"]) not in own:
+    for place, message in enumerate(messages):
+        earlier_answer = message["role"] == "assistant" and place + 1 < len(messages)
+        said = without_reasoning(message["content"]) if earlier_answer else message["content"]
+        if _without_blanks(said or "") not in own:
             return f"the chat template does not write what the {message['role']} says, {_shown(message['content'])}"
     return None
 

@@ -18,8 +18,9 @@ from montessori_pl.stages.base import StageError
 
 WINDOW, MAX_WINDOW = 0.1, 50
 """The part of the batches whose mean loss counts as that of the beginning, and of the end; and so many at most."""
-MUCH = 0.2
-"""A loss that has risen by this part is no chance of the last batches."""
+MUCH = 1.0
+"""A loss that has doubled, and risen by so many nats, is no chance of the last batches; smaller differences may be, for
+batches hold examples of like lengths. Whether a student became better is for an evaluation to say."""
 
 
 class StopAtDivergence(Callback):
@@ -81,7 +82,7 @@ class StopAtDivergence(Callback):
         if not self._first:
             return []
         first, last = (sum(map(float, losses)) / len(losses) for losses in (self._first, self._last))
-        if last <= first + MUCH * abs(first):
+        if last - first <= max(MUCH, abs(first)):
             return []
         return [
             f"the training made the model worse: its loss is {last:.4g} over the last {len(self._last)} batches, and "
