@@ -57,7 +57,8 @@ class InfluenceProbeCallback(SignalCallback):
             standard deviations of the method's error are scored exactly; 0 never does.
         reduction: how the losses of the references are averaged; `batches_of_8` is the original code's way.
         reference_batch_tokens: tokens of one pass over references or examples, padding included.
-        memory_budget: bytes that gradients may take; null takes half of what is free on the device when scoring begins.
+        memory_budget: bytes that gradients may take; null takes half of what is free on the device when scoring begins,
+            or, on a CPU, of what the container may still take.
             What does not fit is computed in blocks. Where there is no room for the gradients of 32 references, fewer
             are kept, and standard errors and corrections are taken from these; the report says how many.
     """

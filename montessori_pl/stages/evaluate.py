@@ -89,7 +89,8 @@ class Evaluate(Stage):
             journal.commit({EVALUATIONS: [self._evaluation(context, name, evaluator, place)]})
             context.progress.advance()
         students = self._by_student(read_records(context.directory / EVALUATIONS, Evaluation))
-        return {"students": students, "warnings": _worse_than_base(students)}
+        warnings = _worse_than_base(students)
+        return {"students": students, **({"warnings": warnings} if warnings else {})}
 
     def _evaluation(self, context: StageContext, name: str, evaluator: Evaluator, place: Path) -> Evaluation:
         """What this evaluator says about the student of this name."""

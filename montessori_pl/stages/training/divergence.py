@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from montessori_pl.models.language_module import LanguageModule
 from montessori_pl.stages.base import StageError
 
+LOSSES = "montessori_losses"
+"""Key of the checkpoint entry that holds the losses of the first batches and of the last ones."""
 WINDOW, MAX_WINDOW = 0.1, 50
 """The part of the batches whose mean loss counts as that of the beginning, and of the end; and so many at most."""
 MUCH = 1.0
@@ -65,13 +67,15 @@ class StopAtDivergence(Callback):
             self._first.append(loss)
         self._last.append(loss)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The losses, for a training that is resumed."""
-        return {"first": [float(one) for one in self._first], "last": [float(one) for one in self._last]}
+    # Not as the callback's own state: Lightning would miss the callback where others read the checkpoint.
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the losses for a training that is resumed."""
+        checkpoint[LOSSES] = [[float(one) for one in losses] for losses in (self._first, self._last)]
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with them."""
-        self._first, self._last = list(state_dict["first"]), deque(state_dict["last"])
+        first, last = checkpoint.get(LOSSES, ([], []))
+        self._first, self._last = list(first), deque(last)
 
     def warnings(self, lr: float) -> list[str]:
         """A sentence where the loss ended much higher than it began.
