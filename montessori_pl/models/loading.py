@@ -259,7 +259,7 @@ def attach_lora(model: "PreTrainedModel", lora: LoraSettings) -> "PeftModel":
     )
     try:
         adapted = get_peft_model(model, config)
-        _check_all_adapted(lora, adapted.base_model.targeted_module_names)
+        _check_all_adapted(lora, cast("list[str]", adapted.base_model.targeted_module_names))
     except ValueError as error:
         raise ValueError(f"lora does not fit {type(model).__name__}: {error}") from error
     return adapted

@@ -1,5 +1,6 @@
 """Checks before anything runs, for mistakes that would otherwise show after days: data, models, engines, trainer."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -7,6 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from montessori_pl.batches.sources import ROLES
 from montessori_pl.data.records import Example
+from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.pipeline.model_trial import Trial, by_section, trials, try_model
@@ -60,11 +62,12 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> l
             _refuse_what_is_trained(engine, writing)
             with _named("generation"):
                 _check_engine(engine, source, dry_run)
+    looked_at: dict[str, RequestEstimator] = {}
     if not dry_run:
         for step in _first_of_each_stage(steps):
             with _named(f"recipe.{step.name}"):
                 step.stage.check_environment()
-                step.stage.check_inputs(runner.estimate_context(step))
+                step.stage.check_inputs(dataclasses.replace(runner.estimate_context(step), models=looked_at))
     try:
         runner.trainer(callbacks=[])
     except (TypeError, ValueError, MisconfigurationException) as error:

@@ -11,7 +11,6 @@ from montessori_pl.data.records import Record, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
-from montessori_pl.models.loading import load_chat_template
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import BASE, Input, Kind, Stage, StageContext, StageError
 
@@ -61,7 +60,7 @@ class Evaluate(Stage):
 
     def check_inputs(self, context: EstimateContext) -> None:
         """The test set, where an evaluator needs one, and what of the data has room in a student."""
-        chat_template = load_chat_template(context.student().source)
+        chat_template = context.student_template()
         for evaluator in self.evaluators:
             if evaluator.needs_test and context.data.test is None:
                 raise ValueError(
@@ -72,7 +71,7 @@ class Evaluate(Stage):
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """What the evaluators say that they will take for each student that has not been evaluated."""
-        chat_template = load_chat_template(context.student().source)
+        chat_template = context.student_template()
         work = []
         for _, evaluator, place in self._work()[len(context.commits) :]:
             evaluator.requests = context.requests

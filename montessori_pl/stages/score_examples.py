@@ -88,14 +88,14 @@ class ScoreExamples(Stage):
 
     def check_inputs(self, context: EstimateContext) -> None:
         """Whether any reference has room in the student, and anything in what else the signal asks."""
-        chat_template = load_chat_template(context.student().source)
+        chat_template = context.student_template()
         references = self._references(context, chat_template)
         self._refuse_no_reference(f"recipe.{context.name}", references, chat_template)
         self.signal.check_inputs(chat_template)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """What the signal says that it will take."""
-        given, chat_template = context.expected_input("examples"), load_chat_template(context.student().source)
+        given, chat_template = context.expected_input("examples"), context.student_template()
         count, upper_bound = (min(number, self.max_examples or number) for number in (given.count, given.upper_bound))
         data = self._scoring_data(
             self._encode(given.some(), chat_template), self._references(context, chat_template), chat_template
