@@ -1,5 +1,6 @@
 """Local data influence as a signal: how much one optimizer step on an example lowers the reference loss."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -56,7 +57,8 @@ class InfluenceProbeCallback(SignalCallback):
             standard deviations of the method's error are scored exactly; 0 never does.
         reduction: how the losses of the references are averaged; `batches_of_8` is the original code's way.
         reference_batch_tokens: tokens of one pass over references or examples, padding included.
-        memory_budget: bytes that gradients may take; null takes half of what is free on the device when scoring begins.
+        memory_budget: bytes that gradients may take; null takes half of what is free on the device when scoring begins,
+            or, on a CPU, of what the container may still take.
             What does not fit is computed in blocks. Where there is no room for the gradients of 32 references, fewer
             are kept, and standard errors and corrections are taken from these; the report says how many.
     """
@@ -166,7 +168,7 @@ class InfluenceProbeCallback(SignalCallback):
         return Score(
             id=example.id,
             value=influence.centred if self.centred else influence.plain,
-            standard_error=error,
+            standard_error=error if math.isfinite(error) else None,
             method=f"{influence.method} influence, {self.optimizer}, {'centred' if self.centred else 'plain'}",
             details={"centred": influence.centred, "plain": influence.plain, "loss": loss},
             terms=tuple(float(f"{term:.7g}") for term in terms.tolist()) if terms is not None else (),

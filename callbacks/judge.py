@@ -107,6 +107,15 @@ class JudgeSignal(SignalCallback):
             engine.check_environment(self.judge)
             engine.check(self.judge)
 
+    def check_inputs(self, chat_template: ChatTemplate) -> None:
+        """Whether a prompt for a short example has room in the judge, beside a judgement."""
+        example = Example(id="short", instruction="?", response="?")
+        asked: list[list[Message]] = [[{"role": "user", "content": render_prompt(self._template, example)}]]
+        judge = RequestEstimator(chat_template=chat_template)
+        if self.judge is not None:
+            judge = RequestEstimator.of(self.judge, self.engine or TransformersBackend())
+        judge.check_room(asked, "signal.init_args.sampling.max_tokens", self.sampling.max_tokens)
+
     def estimate(self, count: int, upper_bound: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
         """The judgements; their length is not known, so each is counted at its largest."""
         engine = self.engine or TransformersBackend()

@@ -242,3 +242,41 @@ def test_whole_recipe_by_two_processes(recipe: Path, tmp_path: Path, capsys: pyt
     assert "nothing was left to do" in fit_by_two(recipe, run)
     main(command(recipe, run)[3:])
     assert "nothing was left to do" in capsys.readouterr().out
+
+
+def test_both_processes_stop_where_one_diverges(tmp_path: Path) -> None:
+    """One sees NaN in its half of the first step alone; neither takes the step, and both say so."""
+    training = {"lr": 1e-3, "batch_size": 4, "gradient_clip_val": None}
+    config = {
+        "run": str(tmp_path / "run"),
+        "num_threads": 1,
+        "student": {"class_path": "StudentModule", "init_args": {"backbone": "classroom/student"}},
+        "generation": {"class_path": "TransformersBackend"},
+        "data": {role: f"classroom/{role}[:8]" for role in ("seed_tasks", "reference")},
+        "trainer": {"logger": False, "callbacks": [{"class_path": "astray.LoseLoss"}]},
+        "recipe": {
+            "recorded": {"class_path": "RecordedExamples", "init_args": {"source": "classroom/seed_tasks[:32]"}},
+            "trained": {"class_path": "TrainStudent", "init_args": {"examples": "recorded", "training": training}},
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "astray.py").write_text(
+        "from lightning.pytorch import Callback\n\n\n"
+        "class LoseLoss(Callback):\n"
+        "    def on_before_backward(self, trainer, pl_module, loss):\n"
+        "        if trainer.global_rank == 1:\n"
+        "            loss.data.fill_(float('nan'))\n"
+    )
+    done = subprocess.run(
+        command(tmp_path / "recipe.yaml", tmp_path / "run", *TWO_PROCESSES),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    said = done.stderr.count(
+        "error: iteration_1/trained diverged at optimizer step 1 of 4, with training.lr 0.001: the "
+    )
+    assert (done.returncode, said) == (2, 2), done.stderr
+    assert not list((tmp_path / "run/iteration_1/trained").glob("*.ckpt"))

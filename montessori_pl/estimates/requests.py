@@ -12,6 +12,9 @@ from montessori_pl.generation.base import GenerationBackend, Price
 from montessori_pl.generation.usage import prompt_tokens, text_tokens
 from montessori_pl.models.loading import ModelSource, load_chat_template
 
+SHORT: Sequence[Message] = ({"role": "user", "content": "?"},)
+"""A conversation that is hardly longer than what the chat template puts around it."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestEstimator:
@@ -58,6 +61,26 @@ class RequestEstimator:
         """Whether the conversation and a completion of full length fit the model's context, where it is known."""
         context = self.chat_template.context if self.chat_template is not None else None
         return context is None or self.prompt_tokens(messages) + max_tokens <= context
+
+    def check_room(self, conversations: Sequence[Sequence[Message]], setting: str, max_tokens: int) -> None:
+        """Refuse a length of completions beside which no conversation has room.
+
+        Args:
+            conversations: some that requests will be like.
+            setting: what says how long a completion may be, for a sentence.
+            max_tokens: longest completion.
+
+        Raises:
+            ValueError: none of them has room.
+        """
+        if conversations and not any(self.fits(messages, max_tokens) for messages in conversations):
+            assert self.chat_template is not None
+            shortest = min(self.prompt_tokens(messages) for messages in conversations)
+            raise ValueError(
+                f"no prompt has room: the shortest of {len(conversations)} takes {shortest} tokens, {setting} is "
+                f"{max_tokens}, and the model has {self.chat_template.context} positions; lower {setting}, or take a "
+                "model with a longer context"
+            )
 
     def shown(self, messages: Sequence[Message]) -> str:
         """The conversation as the model sees it, template and all; its last text where only the endpoint knows."""

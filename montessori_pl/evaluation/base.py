@@ -20,6 +20,8 @@ class Evaluator(ABC):
 
     generates: ClassVar[bool] = True
     """Whether students are asked, with an engine of the recipe's kind."""
+    needs_test: ClassVar[bool] = False
+    """Whether nothing can be measured without a test set."""
     requests: Path | None = None
     """Directory in which an engine of the evaluator may keep answers that were paid for; the stage sets it."""
     directory: Path | None = None
@@ -31,6 +33,18 @@ class Evaluator(ABC):
 
         Raises:
             ValueError: something is missing.
+        """
+        return
+
+    def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
+        """Look, before a run begins, at whether anything of the data has room in a student; by default nothing.
+
+        Args:
+            data: seeds, reference and test set.
+            chat_template: how the student writes conversations.
+
+        Raises:
+            ValueError: nothing could be measured.
         """
         return
 

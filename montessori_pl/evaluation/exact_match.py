@@ -11,13 +11,12 @@ from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Record, read_records
 from montessori_pl.estimates.estimate import Work
 from montessori_pl.estimates.requests import RequestEstimator
-from montessori_pl.evaluation.answers import same_answer
+from montessori_pl.evaluation.answers import same_answer, same_text
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.durable import make_directory
 from montessori_pl.run_directory.journal import Journal
-from montessori_pl.synthesis.contamination import normalized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +34,9 @@ class ItemAnswer(Record):
 class ExactMatch(Evaluator):
     """Greedy answers to the test set, compared with its responses.
 
-    An item whose prompt leaves no room for an answer in the student's context counts as answered wrong. All answers are
-    kept in `answers.jsonl`, in the order of the test set, so that students can be compared item by item.
+    An item whose prompt leaves no room for an answer in the student's context counts as answered wrong. Reasoning in
+    `<think>...</think>` is not compared, and an answer that does not get beyond it is wrong. All answers are kept in
+    `answers.jsonl`, whole and in the order of the test set, so that students can be compared item by item.
 
     Args:
         max_tokens: longest answer in tokens; an answer that is cut there is compared as far as it goes.
@@ -45,6 +45,7 @@ class ExactMatch(Evaluator):
         items_per_batch: items that are answered between two commits: what a kill can cost.
     """
 
+    needs_test: ClassVar[bool] = True
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ("items_per_batch",)
 
     def __init__(
@@ -54,6 +55,11 @@ class ExactMatch(Evaluator):
             raise ValueError(f"items_per_batch must be at least 1, found {items_per_batch}")
         self.sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
         self.answers, self.items_per_batch = answers, items_per_batch
+
+    def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
+        """Whether any item of the test set leaves room for an answer."""
+        asked = [example.messages()[:-1] for example in data.read("test")]
+        RequestEstimator(chat_template=chat_template).check_room(asked, "max_tokens", self.sampling.max_tokens)
 
     def estimate(
         self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
@@ -120,10 +126,6 @@ class ExactMatch(Evaluator):
     def _judged(self, item: Example, completion: Completion | None) -> ItemAnswer:
         if completion is None:
             return ItemAnswer(id=item.id, answer=None, right=False, cut=False)
-        same = same_answer if self.answers == "final" else _same_text
+        same = same_answer if self.answers == "final" else same_text
         right = same(completion.text, item.response)
         return ItemAnswer(id=item.id, answer=completion.text, right=right, cut=not completion.finished)
-
-
-def _same_text(given: str, expected: str) -> bool:
-    return normalized(given) == normalized(expected)

@@ -37,6 +37,7 @@ class WinRate(Evaluator):
         max_tokens: longest answer of the student in tokens.
     """
 
+    needs_test: ClassVar[bool] = True
     files: ClassVar[Files] = {"prompt": prompt_file, "judge.chat_template": chat_template_file}
 
     def __init__(
@@ -59,6 +60,11 @@ class WinRate(Evaluator):
         engine = self.engine or TransformersBackend()  # the recipe's finds a model where Transformers does
         engine.check_environment(self.judge)
         engine.check(self.judge)
+
+    def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
+        """Whether any item of the test set leaves room for an answer."""
+        asked = [example.messages()[:-1] for example in data.read("test")]
+        RequestEstimator(chat_template=chat_template).check_room(asked, "max_tokens", self.answering.max_tokens)
 
     def estimate(
         self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]

@@ -21,7 +21,7 @@ from montessori_pl.batches.samplers import length_batches
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
-from montessori_pl.models.loading import ModelSource, load_chat_template, load_model, move_to
+from montessori_pl.models.loading import ModelSource, check_loadable, load_chat_template, load_model, move_to
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,6 +59,10 @@ class TransformersBackend(GenerationBackend):
         if source.weights is not None and not source.weights.is_dir():
             raise ValueError(f"no adapter or trained model in {source.weights}: there is no such directory")
 
+    def check_environment(self, source: ModelSource) -> None:
+        """Look at the files of the weights, and at the packages that read them."""
+        check_loadable(source)
+
     def load(self, source: ModelSource) -> None:
         """Load the model with its adapter, unmerged."""
         self.close()  # or both models would be in memory while this one is loaded
@@ -76,8 +80,8 @@ class TransformersBackend(GenerationBackend):
 
     def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
         """Whether prompt and completion stay within the model's positions."""
-        model, chat_template = self._loaded()
-        limit = getattr(model.config, "max_position_embeddings", None)
+        _, chat_template = self._loaded()
+        limit = chat_template.context
         return limit is None or len(chat_template.prompt_ids(messages)) + sampling.max_tokens <= limit
 
     # Not `inference_mode`: what a model keeps of it, as some rotary embeddings do, could never be trained with again.

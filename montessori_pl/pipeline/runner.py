@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import stable_seed
+from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.pipeline.equal_work import equal_stage, take_result
@@ -126,6 +127,23 @@ class Runner:
     def seed_of(self, step: Step) -> int:
         """Seed of a step: depends on the run's seed, the iteration and the stage's name."""
         return stable_seed(self.seed, step.iteration, step.name)
+
+    def estimate_context(self, step: Step) -> EstimateContext:
+        """What a step may know before anything has run; nothing is known of what others will leave."""
+        return EstimateContext(
+            key=step.key,
+            name=step.name,
+            iteration=step.iteration,
+            seed=self.seed_of(step),
+            inputs={setting: key for setting, key in step.inputs.items() if key is not None},
+            expected_output=lambda key: None,
+            data=self.data,
+            student=self.student,
+            teacher=self.teacher,
+            backend=self.backend,
+            pool=self.pool,
+            requests=self.requests,
+        )
 
     def _lead(
         self, step: Step, settings: Mapping[str, Any], inputs: Mapping[str, str], title: str, done_by: str | None

@@ -142,7 +142,9 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
         lines.append(f"{metrics['count']} examples scored{references}")
     if "chosen" in metrics.get("signal", {}):
         chosen = metrics["signal"]["chosen"]
-        lines.append(f"by {chosen['method']}, rank correlation with exact {chosen['agreement']['spearman']:.3f}")
+        agreed = chosen["agreement"]["spearman"]  # none where all scores of the sample are alike
+        beside = f", rank correlation with exact {agreed:.3f}" if agreed is not None else ""
+        lines.append(f"by {chosen['method']}{beside}")
     if "mean_margin" in metrics:
         lines.append(
             f"{metrics['pairs']} pairs from {metrics['prompts_with_pairs']} of {metrics['prompts']} prompts, "

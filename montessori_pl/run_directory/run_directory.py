@@ -300,8 +300,8 @@ def _shown(settings: Mapping[str, Any], name: str) -> str:
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as JSON gives them back: tuples as lists, everything else as text."""
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    """The settings as JSON gives them back: tuples as lists, everything else, infinity too, as text."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str), parse_constant=str)
     return plain
 
 

@@ -1,5 +1,6 @@
 """Preference signals: Lightning callbacks that say, during `Trainer.predict`, how good an example is."""
 
+import math
 from abc import ABC
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +21,17 @@ REPORT = "signal.json"
 """File beside the scores in which a signal says how it computed them."""
 
 
+NO_NUMBER = "score is no number"
+"""The reason of a rejection: what was computed is NaN or infinite."""
+
+
 class SignalCallback(Callback, ABC):
     """Scores examples; higher is better for the student.
 
     Implement `score`, or `score_batch` where a batch is cheaper than its examples, and `prepare` where something must
     be computed once. Scores are appended to a file of this process as they come, so that a killed run goes on at the
     next batch. An example that the signal cannot score gets a `Rejection` with its id in place of a score: it is not
-    asked about again, and no pair is made of it.
+    asked about again, and no pair is made of it. So does one whose score is NaN or infinite.
     """
 
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ()
@@ -52,6 +57,17 @@ class SignalCallback(Callback, ABC):
 
         Raises:
             ValueError: something is missing.
+        """
+        return
+
+    def check_inputs(self, chat_template: ChatTemplate) -> None:
+        """Look, before a run begins, at whether anything has room in the models that are asked; by default nothing.
+
+        Args:
+            chat_template: how the student writes conversations.
+
+        Raises:
+            ValueError: nothing could be scored.
         """
         return
 
@@ -136,10 +152,24 @@ class SignalCallback(Callback, ABC):
         assert isinstance(pl_module, StudentModule)
         tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         examples = [_data(trainer).items[row][0] for row in batch["rows"]]
-        records = self.score_batch(pl_module, examples, tensors, outputs)
+        scored = self.score_batch(pl_module, examples, tensors, outputs)
+        records = [_without_number(one, example) for one, example in zip(scored, examples, strict=True)]
         append(self.output, as_lines(record for record in records if isinstance(record, Score)))
         if unscored := [record for record in records if isinstance(record, Rejection)]:
             append(self.unscored, as_lines(unscored))
+
+
+def _without_number(record: Score | Rejection, example: Example) -> Score | Rejection:
+    """The record, or a rejection in place of a score that is no number, of which no pair can be made."""
+    if isinstance(record, Rejection) or math.isfinite(record.value):
+        return record
+    return Rejection(
+        id=record.id,
+        reason=NO_NUMBER,
+        detail=f"it is {record.value} ({record.method})",
+        text=example.instruction,
+        prompt_id=example.prompt_id,
+    )
 
 
 def one_pass(what: str, count: int, upper_bound: int, data: ScoringData) -> Work:

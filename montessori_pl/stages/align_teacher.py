@@ -111,7 +111,9 @@ class AlignTeacher(Stage):
         if callback is None:
             return {**counts, **fit(context, teacher, data, self.training)}
         metrics = fit(context, teacher, data, self.training, [callback], callback.leave_weights)
-        return {**counts, "held_out_pairs": len(held_out), **metrics, **callback.metrics()}
+        seen = callback.metrics()
+        warnings = [*metrics.get("warnings", []), *seen["warnings"]]
+        return {**counts, "held_out_pairs": len(held_out), **metrics, **seen, "warnings": warnings}
 
     def _check_synthesizer(self, context: StageContext, pairs: Sequence[PreferencePair]) -> None:
         """Instructions are found only by the synthesizer that has asked for them; a wrong one would find none."""

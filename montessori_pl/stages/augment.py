@@ -13,7 +13,7 @@ from montessori_pl.generation.base import GenerationBackend, Sampling
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext
-from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
+from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, check_room, estimate_synthesis
 from montessori_pl.stages.generating.generators import (
     Generator,
     Generators,
@@ -115,6 +115,10 @@ class Augment(Stage):
     def check_teacher(self, engine: GenerationBackend, source: ModelSource) -> None:
         """Look at whether it can be asked as the synthesizer wants."""
         check_way_of_asking(self.rules.synthesizer, engine, source)
+
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether a short prompt has room in the teacher."""
+        check_room(context, self.rules, self.teacher)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The attempts that are left, as if the first examples were the ones that still lack some."""

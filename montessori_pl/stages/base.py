@@ -188,6 +188,17 @@ class Stage(ABC):
         """
         return
 
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Look, before a run begins, at whether data and models leave the stage anything to do; by default nothing.
+
+        Args:
+            context: what is known before anything has run; of what earlier stages will leave, nothing.
+
+        Raises:
+            ValueError: it would fail, or do nothing, when its turn comes: data is not set, or nothing has room.
+        """
+        return
+
     def estimate(self, context: EstimateContext) -> StageEstimate | None:
         """What the stage will take, or what is left of it, for a dry run; none, the default, for no estimate.
 

@@ -10,6 +10,7 @@ from montessori_pl.data.records import Example, Rejection, read_records, stable_
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.estimates.preview import PreviewedSample, StagePreview
+from montessori_pl.estimates.requests import SHORT
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.routing import ConstantRouter, Prompt, RouteLimits, load_router
 from montessori_pl.run_directory.journal import Journal
@@ -88,6 +89,12 @@ class GenerateResponses(Stage):
     def teacher_names(self) -> list[str]:
         """The teachers."""
         return self.teachers
+
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether a short instruction has room in each model that is asked."""
+        asked = [context.asked(name) for name in self.teachers] or [context.answering()]
+        for one in asked:
+            one.check_room([SHORT], "sampling.max_tokens", self.sampling.max_tokens)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The answers that are left; a router is expected to send as many instructions to each teacher."""

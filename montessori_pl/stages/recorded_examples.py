@@ -34,10 +34,6 @@ class RecordedExamples(Stage):
         super().__init__(first_iteration_only)
         self.source = source
 
-    def check_environment(self) -> None:
-        """Read the source, so that a file that cannot be read shows before anything has run."""
-        self.read()
-
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work, but the examples."""
         return StageEstimate(expected_output=real(self.read().examples))

@@ -17,7 +17,7 @@ from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.models.loading import holds_adapter, load_chat_template
 from montessori_pl.models.student import StudentModule
 from montessori_pl.run_directory.atomic import write_json
-from montessori_pl.signals.base import REPORT, SignalCallback
+from montessori_pl.signals.base import NO_NUMBER, REPORT, SignalCallback
 from montessori_pl.signals.scoring_data import ScoringData
 from montessori_pl.signals.unloaded_student import UnloadedStudent
 from montessori_pl.stages.base import (
@@ -86,9 +86,16 @@ class ScoreExamples(Stage):
         """What the signal needs."""
         self.signal.check_environment()
 
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether any reference has room in the student, and anything in what else the signal asks."""
+        chat_template = context.student_template()
+        references = self._references(context, chat_template)
+        self._refuse_no_reference(f"recipe.{context.name}", references, chat_template)
+        self.signal.check_inputs(chat_template)
+
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """What the signal says that it will take."""
-        given, chat_template = context.expected_input("examples"), load_chat_template(context.student().source)
+        given, chat_template = context.expected_input("examples"), context.student_template()
         count, upper_bound = (min(number, self.max_examples or number) for number in (given.count, given.upper_bound))
         data = self._scoring_data(
             self._encode(given.some(), chat_template), self._references(context, chat_template), chat_template
@@ -111,13 +118,14 @@ class ScoreExamples(Stage):
         chat_template = load_chat_template(student.source)
         examples = self._encode(self._chosen(context), chat_template)
         references = self._references(context, chat_template)
-        self._refuse_no_reference(context, references, chat_template)
+        self._refuse_no_reference(context.key, references, chat_template)
         trainer = context.trainer(callbacks=[self.signal], inference_mode=False)
         data = self._scoring_data(examples, references, chat_template, files.done())
         self._score_rest(context, trainer, student, data)
         if not trainer.is_global_zero:
             return {}
         scores, unscored = files.finish(examples.examples)
+        _refuse_no_numbers(context.key, scores, unscored)
         return self._metrics(context, student, examples, references, scores, unscored)
 
     def _student(self, context: StageContext) -> StudentModule:
@@ -154,10 +162,10 @@ class ScoreExamples(Stage):
             too_long=len(examples) - len(kept),
         )
 
-    def _refuse_no_reference(self, context: StageContext, references: "_Encoded", chat_template: ChatTemplate) -> None:
+    def _refuse_no_reference(self, key: str, references: "_Encoded", chat_template: ChatTemplate) -> None:
         if self.signal.needs_student and not references.examples:
             raise StageError(
-                f"{context.key}: none of the {references.too_long} examples of the reference set has a response "
+                f"{key}: none of the {references.too_long} examples of the reference set has a response "
                 f"within max_length {self.max_length} tokens and the model's context ({chat_template.context} tokens)"
             )
 
@@ -256,6 +264,16 @@ class _Encoded:
     """The same as the student sees them."""
     too_long: int
     """How many more there were, which are left out."""
+
+
+def _refuse_no_numbers(key: str, scores: Sequence[ScoreRecord], unscored: Sequence[Rejection]) -> None:
+    """Stop where what was scored has no number: of a student that has diverged, or by far too long a step."""
+    lost = [one for one in unscored if one.reason == NO_NUMBER]
+    if lost and not scores:
+        raise StageError(
+            f"{key}: none of {len(lost)} scores is a number, for {lost[0].id} {lost[0].detail}; look whether the "
+            "student's training diverged, and, of a signal that takes steps, whether its lr is far too high"
+        )
 
 
 def _ties(examples: Sequence[Example], scores: Sequence[ScoreRecord]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from montessori_pl.batches.samplers import chunks
 from montessori_pl.data.records import Example, Record, Score, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate, Work, mean, passes
+from montessori_pl.estimates.requests import SHORT
 from montessori_pl.evaluation.answers import same_answer
 from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.generation.base import Request, Sampling
@@ -96,6 +97,11 @@ class SelectHardExamples(Stage):
         else:
             decides = Input("student", self.student, Kind.STUDENT)
         return [Input("examples", self.examples, Kind.EXAMPLES), decides]
+
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether a short instruction has room in a student that answers."""
+        if self.by == "exact_match":
+            context.answering().check_room([SHORT], "max_tokens", self.sampling.max_tokens)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The look at what has not been looked at; as many mistakes as in the iteration before, or all examples."""

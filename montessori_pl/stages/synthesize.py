@@ -14,7 +14,13 @@ from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.generating.collapse_guard import FALLBACK_TEACHER, CollapseGuard, CollapseMonitor
-from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
+from montessori_pl.stages.generating.estimate import (
+    NUM_PROMPTS,
+    Amount,
+    check_room,
+    estimate_synthesis,
+    fitting_prompts,
+)
 from montessori_pl.stages.generating.first_look import FirstLook
 from montessori_pl.stages.generating.generators import (
     Generator,
@@ -139,6 +145,14 @@ class Synthesize(Stage):
         """Look at whether it can be asked as the synthesizer wants."""
         check_way_of_asking(self.rules.synthesizer, engine, source)
 
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether prompts have room in the teacher; with shots, where these are seed tasks."""
+        check_room(context, self.rules, self.teacher)
+        if self.seed_tasks is None:
+            seed_tasks = self._shots(context.key, context.data.read("seed_tasks"))
+            shots = [(stable_seed(context.seed, "prompt", index), seed_tasks) for index in range(NUM_PROMPTS)]
+            fitting_prompts(context, self.rules, self.teacher, shots)
+
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The batches that are left; the next prompts are rendered as the run will, with seeds for shots to come."""
         seed_tasks = single_turn(
@@ -252,17 +266,26 @@ class Synthesize(Stage):
         seed_tasks = context.data.read("seed_tasks")
         if self.seed_tasks is not None and context.inputs["seed_tasks"] is not None:
             seed_tasks = context.examples("seed_tasks")
-        shots = single_turn(seed_tasks)
-        if seed_tasks and not shots:
-            raise StageError(
-                f"{context.key} has no shots: all {len(seed_tasks)} seed tasks are conversations of several turns; "
-                "give some of a single turn"
-            )
+        shots = self._shots(context.key, seed_tasks)
         known = [
             example for name in self.deduplicate_against for example in context.examples(f"deduplicate_against.{name}")
         ]
         has_room = self._has_room(examples)
         return SynthesisLoop(context, self.rules, generators, [*seed_tasks, *known], examples, has_room), shots
+
+    def _shots(self, key: str, seed_tasks: Sequence[Example]) -> list[Example]:
+        """The seed tasks that can be shown as shots.
+
+        Raises:
+            StageError: none can.
+        """
+        shots = single_turn(seed_tasks)
+        if seed_tasks and not shots:
+            raise StageError(
+                f"{key} has no shots: all {len(seed_tasks)} seed tasks are conversations of several turns; "
+                "give some of a single turn"
+            )
+        return shots
 
     def _has_room(self, examples: Sequence[Example]) -> Callable[[str, Counter[str]], bool]:
         """With `num_examples`, whether one more is wanted beside those that the batch has."""

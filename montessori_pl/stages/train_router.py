@@ -16,7 +16,7 @@ from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate, mean, passes
 from montessori_pl.estimates.training import estimate_training
-from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat_template
+from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat_template, load_model, make_trainable
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, ResponsePool
 from montessori_pl.routing.encoder import PromptEncoder, encode_prompts
@@ -142,6 +142,14 @@ class TrainRouter(Stage):
             Input("quality", self.quality, Kind.SCORES),
             Input("learnability", self.learnability, Kind.SCORES),
         ]
+
+    def check_inputs(self, context: EstimateContext) -> None:
+        """The encoder's files and chat template, and whether its adapter fits it."""
+        source = self._source(context)
+        load_chat_template(source)
+        encoder = load_model(source, weights=False)
+        if self.training is not None:
+            make_trainable(encoder, self.lora)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The encoder's pass over all prompts, and its training where it is trained."""

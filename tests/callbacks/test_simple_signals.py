@@ -295,7 +295,9 @@ def test_conversations_are_cut_to_the_reward_models_context(score: Scoring, tmp_
 
 
 def test_reward_models_that_are_none_are_refused(score: Scoring, backbone: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no reward model '.*nowhere': give a hub id or a local directory"):
+    with pytest.raises(
+        ValueError, match=r"no reward model for the backbone '.*nowhere': give a hub id, a local directory"
+    ):
         score(RewardModelSignal(str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match="has 3 labels, so that it gives no single reward"):
         score(RewardModelSignal(save_tiny_reward_model(tmp_path / "three", num_labels=3)))
@@ -303,7 +305,7 @@ def test_reward_models_that_are_none_are_refused(score: Scoring, backbone: str, 
     save_tiny_model(headless)
     config = json.loads((headless / "config.json").read_text())
     (headless / "config.json").write_text(json.dumps({**config, "id2label": {"0": "reward"}}))
-    with pytest.raises(ValueError, match=r"lacks weights of a reward model \(score\.weight\)"):
+    with pytest.raises(ValueError, match=r"no weights for 1 parameters of the reward model \(first: score\.weight\)"):
         score(RewardModelSignal(str(headless)))
     silent = save_tiny_reward_model(tmp_path / "silent")
     (tmp_path / "silent" / "chat_template.jinja").unlink()

@@ -25,6 +25,7 @@ from montessori_pl.run_directory.atomic import directory_written_atomically, wri
 from montessori_pl.run_directory.durable import replace
 from montessori_pl.stages.base import WEIGHTS
 from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator, Evaluation
+from montessori_pl.stages.training.divergence import refuse_diverged_weights
 from montessori_pl.synthesis.collapse import CollapseLimits
 
 P = TypeVar("P", bound=tuple[Any, ...])
@@ -84,7 +85,7 @@ class AlignmentMonitor:
         clauses = self.limits.crossed(before=first, after=evaluation)
         if self.max_margin is not None and evaluation.get("margin", 0.0) > self.max_margin:
             clauses.append(f"margin of the held-out pairs {evaluation['margin']:.2f} nats, limit {self.max_margin:.2f}")
-        if lost := [name for name, value in numbers(evaluation).items() if not math.isfinite(value)]:
+        if lost := _lost(evaluation):
             clauses.append(f"no finite number for {', '.join(lost)}")
         return clauses
 
@@ -120,6 +121,11 @@ def num_held_out(num_prompts: int, share: float) -> int:
 def numbers(evaluation: Evaluation | Mapping[str, Any]) -> dict[str, float]:
     """What can be plotted of an evaluation."""
     return {name: value for name, value in evaluation.items() if isinstance(value, int | float) and name != "step"}
+
+
+def _lost(evaluation: Mapping[str, Any]) -> list[str]:
+    """The numbers of an evaluation that are none: what overflowed."""
+    return [name for name, value in numbers(evaluation).items() if not math.isfinite(value)]
 
 
 class AlignmentMonitorCallback(Callback):
@@ -224,8 +230,11 @@ class AlignmentMonitorCallback(Callback):
 
     def _evaluate(self, trainer: Trainer) -> None:
         step, teacher = trainer.global_step, self.evaluator.teacher
+        refuse_diverged_weights(trainer, teacher)
         evaluation: Evaluation = trainer.strategy.broadcast({"step": step, **self.evaluator.evaluate()})
         evaluation["beyond"] = self.monitor.beyond(self.evaluations[0], evaluation) if self.evaluations else []
+        for name in _lost(evaluation):  # as if it had not been measured: JSON has no place for NaN
+            del evaluation[name]
         self.evaluations.append(evaluation)
         for logger in trainer.loggers:
             named = {f"{teacher.log_prefix}monitor/{name}": value for name, value in numbers(evaluation).items()}

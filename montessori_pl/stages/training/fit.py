@@ -15,6 +15,7 @@ from montessori_pl.optim import TrainingSettings
 from montessori_pl.processes.stop import STOP
 from montessori_pl.run_directory.durable import replace
 from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, StageContext, StageError
+from montessori_pl.stages.training.divergence import StopAtDivergence, refuse_diverged_weights
 
 
 class TrainingData(LightningDataModule):
@@ -120,11 +121,12 @@ class LastCheckpoint(Checkpoint):
             STOP.check()
 
     def save(self, trainer: Trainer) -> None:
-        """Replace the checkpoint; all processes must call this.
+        """Replace the checkpoint, by none whose weights are no numbers; all processes must call this.
 
         Lightning alone would write into the temporary directory and move the file from there, and if that is another
         file system, a kill in the middle leaves half a checkpoint.
         """
+        refuse_diverged_weights(trainer, trainer.lightning_module)
         trainer.save_checkpoint(self._draft)
         if trainer.is_global_zero:
             replace(self._draft, self.path)
@@ -163,13 +165,16 @@ def fit(
             those of the last step.
 
     Returns:
-        the number of optimizer steps, and the metrics of the last logged step.
+        the number of optimizer steps, the metrics of the last logged step, and `warnings` if the loss rose.
+
+    Raises:
+        StageError: the training diverged.
     """
     module.training_settings, module.seed = training, context.seed
     module.log_prefix = f"{context.key}/"
     path = context.directory / CHECKPOINT
-    checkpoint = LastCheckpoint(path, training.checkpoint_every_n_steps)
-    trainer = context.trainer(callbacks=[*callbacks, checkpoint], **training.trainer_arguments())
+    checkpoint, divergence = LastCheckpoint(path, training.checkpoint_every_n_steps), StopAtDivergence()
+    trainer = context.trainer(callbacks=[divergence, *callbacks, checkpoint], **training.trainer_arguments())
     with STOP.postponed():  # until a step has ended, see `LastCheckpoint`
         trainer.fit(module, datamodule=data, ckpt_path=str(path) if path.exists() else None)
     checkpoint.save(trainer)  # once more: callbacks such as weight averaging change the weights when training ends
@@ -178,4 +183,5 @@ def fit(
     elif trainer.is_global_zero:
         save_weights(module.language_model, context.directory / WEIGHTS)
     metrics = {name.removeprefix(module.log_prefix): value for name, value in module.last_metrics().items()}
-    return {"steps": trainer.global_step, **metrics}
+    warnings = divergence.warnings(training.lr)
+    return {"steps": trainer.global_step, **metrics, **({"warnings": warnings} if warnings else {})}
