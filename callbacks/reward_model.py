@@ -9,6 +9,7 @@ from torch import Tensor
 
 from montessori_pl.batches.collate import pad
 from montessori_pl.batches.samplers import chunks
+from montessori_pl.bounds import PositiveInt, Text
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score
@@ -45,14 +46,12 @@ class RewardModelSignal(ScalarSignal):
 
     def __init__(
         self,
-        model: str,
-        batch_size: int = 8,
+        model: Text,
+        batch_size: PositiveInt = 8,
         precision: BaseDtype = "float32",
-        device: str | None = None,
+        device: Text | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
         self.model, self.batch_size, self.precision, self.device = model, batch_size, precision, device
         self.trust_remote_code = trust_remote_code
 

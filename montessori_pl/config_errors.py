@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from montessori_pl.renames import CLASSES, NOTES, SETTINGS
@@ -68,28 +67,6 @@ def sentence(message: str, names: Iterable[str] = ()) -> str:
             return f"{place}: {said}" if place else said
     leaf = " ".join(leaf.split())
     return f"{place}: {leaf}" if place else leaf
-
-
-def find_in_stages(recipe: Mapping[str, Any], stage_type: type) -> ConfigError | None:
-    """The first mistake in a stage, with its name, which jsonargparse does not say; none if each can be built.
-
-    Args:
-        recipe: the recipe as it was written, stage by stage.
-        stage_type: what a stage must be.
-    """
-    known = [kind.__name__ for kind in _subclasses(stage_type)]
-    for name, settings in recipe.items():
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_argument("--stage", type=stage_type)
-        try:
-            parser.instantiate(parser.parse_object({"stage": settings}))
-        except ArgumentError as problem:
-            return ConfigError(sentence(str(problem), known).replace("stage", f"recipe.{name}", 1))
-        except ValueError as problem:
-            # Of a setting that may be null, jsonargparse says on many lines that null would have been possible.
-            said = str(problem) if "\n" not in str(problem) else sentence(str(problem), known)
-            return ConfigError(f"recipe.{name}: {said}")
-    return None
 
 
 def name_overridden(error: ConfigError, recipe: Mapping[str, Any], arguments: Sequence[str]) -> ConfigError:
@@ -137,6 +114,8 @@ def _walk(message: str) -> tuple[str, type | None, str]:
             place.append(match[1])
         elif match := re.fullmatch(r"Problem with given class_path '(.+)':", line):
             owner = _import(match[1]) or owner
+        elif leaf := _no_member(lines[number:]):
+            return ".".join(place), owner, leaf
         elif line.startswith(("Does not validate against any of the Union", "Subtypes:", "Errors:", "Given value")):
             continue
         else:
@@ -150,6 +129,33 @@ def _walk(message: str) -> tuple[str, type | None, str]:
     return ".".join(place), owner, " ".join(lines)
 
 
+def _no_member(lines: Sequence[str]) -> str | None:
+    """What jsonargparse says on many lines of a value that is of none of several plain types, as if of one type.
+
+        Does not validate against any of the Union subtypes
+        Errors:
+          - Expected a <class 'float'>
+          - Expected a <class 'NoneType'>
+        Given value: many
+
+    becomes `Expected a float or null. Got value: many`; of other lines, nothing.
+    """
+    if not lines[0].startswith("Does not validate against any of the Union"):
+        return None
+    expected = (re.fullmatch(r"- Expected an? (.+?)(\. Got value: .*)?", line) for line in lines)
+    wanted = [match[1] for match in expected if match]
+    value = re.search(r"^Given value: (.*)", "\n".join(lines), re.DOTALL | re.MULTILINE)
+    if value is None or len(wanted) < sum(line.startswith("- ") for line in lines):
+        return None
+    return f"Expected a {' or '.join(map(_plain_type, wanted))}. Got value: {' '.join(value[1].split())}"
+
+
+def _plain_type(name: str) -> str:
+    """A type as a recipe calls it: `<class 'NoneType'>` -> `null`."""
+    name = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", name)
+    return "null" if name == "NoneType" else name
+
+
 def _no_setting(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     key, group = match["key"], match.groupdict().get("group") or ""
     if owner is None:
@@ -159,7 +165,7 @@ def _no_setting(match: re.Match[str], place: str, owner: type | None, names: Seq
         return f"{section or 'the recipe file'} has no key {last!r}{_what_exists(last, known)}"
     kind = owner
     for part in group.split(".") if group else []:
-        kind = next(_classes(_parameters(kind).get(part)), kind)
+        kind = next(classes_in(_parameters(kind).get(part)), kind)
     where = f"{owner.__name__}.{group}" if group else owner.__name__
     if renamed := _renamed(key, _parameters(kind)):
         return f"{where} has no setting {key!r} any more; {renamed}"
@@ -179,7 +185,7 @@ def _missing(match: re.Match[str], place: str, owner: type | None, names: Sequen
 
 def _wrong_type(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     wanted, value = match["type"], match["value"]
-    wanted = re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", wanted)
+    wanted = _plain_type(wanted)
     if literal := re.fullmatch(r"(?:typing\.)?Literal(\[.*\])", wanted):
         wanted = "one of " + ", ".join(map(str, ast.literal_eval(literal[1])))
     return f"expected {wanted}, found {value}"
@@ -187,8 +193,8 @@ def _wrong_type(match: re.Match[str], place: str, owner: type | None, names: Seq
 
 def _no_class(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     key = place.rpartition(".")[2]
-    family = next(_classes(_parameters(owner).get(key)), None) if owner is not None else None
-    known = [kind.__name__ for kind in _subclasses(family)] if family is not None else names
+    family = next(classes_in(_parameters(owner).get(key)), None) if owner is not None else None
+    known = [kind.__name__ for kind in subclasses(family)] if family is not None else names
     if (new := CLASSES.get(match["name"].rpartition(".")[2])) is not None:
         return f"there is no class {match['name']!r} any more; it is called {new!r}"
     return (
@@ -284,19 +290,19 @@ def _parameters(kind: type) -> dict[str, Any]:
     return {name: parameter.annotation for name, parameter in signature.parameters.items()}
 
 
-def _classes(hint: Any) -> Iterator[type]:
+def classes_in(hint: Any) -> Iterator[type]:
     """The classes in a type hint, whatever they are nested in."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is not None:
         for inner in typing.get_args(hint):
-            yield from _classes(inner)
+            yield from classes_in(inner)
     elif inspect.isclass(hint) and hint is not types.NoneType:
         yield hint
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def subclasses(kind: type) -> Iterator[type]:
     """The classes below this one that can be built."""
     one: type
     for one in kind.__subclasses__():
         if not inspect.isabstract(one):
             yield one
-        yield from _subclasses(one)
+        yield from subclasses(one)

@@ -16,6 +16,7 @@ from transformers import (
 
 from montessori_pl.batches.collate import pad
 from montessori_pl.batches.samplers import length_batches
+from montessori_pl.bounds import PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
@@ -42,7 +43,7 @@ class TransformersBackend(GenerationBackend):
 
     fingerprint_excludes = ("max_batch_tokens", "device")
 
-    def __init__(self, max_batch_tokens: int = 16384, device: str = "auto") -> None:
+    def __init__(self, max_batch_tokens: PositiveInt = 16384, device: Text = "auto") -> None:
         self.max_batch_tokens = max_batch_tokens
         accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
         self.device = torch.device(device) if device != "auto" else accelerator or torch.device("cpu")

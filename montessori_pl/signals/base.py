@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from montessori_pl.bounds import Checked
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score, append_records
 from montessori_pl.estimates.estimate import StageEstimate, Work, mean, passes
@@ -19,7 +20,7 @@ REPORT = "signal.json"
 """File beside the scores in which a signal says how it computed them."""
 
 
-class SignalCallback(Callback, ABC):
+class SignalCallback(Checked, Callback, ABC):
     """Scores examples; higher is better for the student.
 
     Implement `score`, or `score_batch` where a batch is cheaper than its examples, and `prepare` where something must

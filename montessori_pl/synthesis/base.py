@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from montessori_pl.bounds import Checked, NonNegativeInt, Text
 from montessori_pl.data.records import Example
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.synthesis.parsing import parse_instruction
 from montessori_pl.synthesis.prompts import TEMPLATES, load_template, render_prompt
 
 
-class Synthesizer(ABC):
+class Synthesizer(Checked, ABC):
     """How instructions are asked for. Implement `prompt` and `instruction`."""
 
     @abstractmethod
@@ -62,8 +63,10 @@ class SelfInstruct(Synthesizer):
 
     files: ClassVar[Files] = {"prompt": template_file}
 
-    def __init__(self, prompt: str = "self_instruct", num_seed_shots: int = 6, num_written_shots: int = 2) -> None:
-        if num_seed_shots < 0 or num_written_shots < 0 or num_seed_shots + num_written_shots < 1:
+    def __init__(
+        self, prompt: Text = "self_instruct", num_seed_shots: NonNegativeInt = 6, num_written_shots: NonNegativeInt = 2
+    ) -> None:
+        if num_seed_shots + num_written_shots < 1:
             raise ValueError(
                 "SelfInstruct needs at least one shot, "
                 f"found num_seed_shots {num_seed_shots} and num_written_shots {num_written_shots}"
