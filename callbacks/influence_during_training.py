@@ -9,7 +9,7 @@ from torch import Tensor
 
 from montessori_pl.batches.collate import collate
 from montessori_pl.batches.encoding import encode_examples
-from montessori_pl.bounds import PositiveInt, Text, checked
+from montessori_pl.bounds import Count, PositiveInt, Text, checked
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.formats import read_examples
 from montessori_pl.influence import AdamW, InfluenceScorer, Method
@@ -42,7 +42,7 @@ class InfluenceDuringTraining(Callback):
         reference: Text = "classroom/reference",
         every_n_steps: PositiveInt = 50,
         method: Method = "first_order",
-        max_length: PositiveInt = 1024,
+        max_length: Count = 1024,
         reference_batch_tokens: PositiveInt = 8192,
     ) -> None:
         self.reference, self.every_n_steps, self.method = reference, every_n_steps, method

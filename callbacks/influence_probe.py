@@ -1,12 +1,12 @@
 """Local data influence as a signal: how much one optimizer step on an example lowers the reference loss."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from montessori_pl.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from montessori_pl.bounds import Bounds, NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Score
 from montessori_pl.estimates.estimate import StageEstimate, mean, passes
@@ -67,7 +67,7 @@ class InfluenceProbeCallback(SignalCallback):
 
     def __init__(
         self,
-        lr: PositiveFloat | None = None,
+        lr: Annotated[float, Bounds(gt=0, le=1000)] | None = None,
         optimizer: Literal["adamw", "sgd"] = "adamw",
         moments: Literal["warm", "fresh"] = "warm",
         gradient_clip_val: PositiveFloat | None = None,

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
-from montessori_pl.bounds import PositiveInt, Share, Text
+from montessori_pl.bounds import Count, PositiveInt, Share, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, Rejection, Score, read_records, stable_seed
 from montessori_pl.data.template_text import chat_template_file
@@ -64,7 +64,7 @@ class JudgeSignal(SignalCallback):
     def __init__(
         self,
         prompt: Text = "additive",
-        judgements: PositiveInt = 3,
+        judgements: Count = 3,
         sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=512),
         judge: ModelSource | None = None,
         engine: GenerationBackend | None = None,

@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 C = TypeVar("C", bound=type)
@@ -81,8 +82,11 @@ class OneOf:
 
 
 _CONSTRAINTS = (Bounds, NotEmpty, OneOf)
+_PLAIN = (types.NoneType, bool, int, float, str, list, tuple, Mapping)
 
 PositiveInt = Annotated[int, Bounds(ge=1)]
+Count = Annotated[int, Bounds(ge=1, le=1_000_000)]
+"""Of what is held in memory at once."""
 NonNegativeInt = Annotated[int, Bounds(ge=0)]
 PositiveFloat = Annotated[float, Bounds(gt=0)]
 NonNegativeFloat = Annotated[float, Bounds(ge=0)]
@@ -105,13 +109,11 @@ class Part(NamedTuple):
     """An object of Python, or settings as they were parsed, in which a class is a mapping with its `class_path`."""
 
     def problem(self) -> str | None:
-        """What is wrong with the value itself, a clause. Types are not checked: that is done by who parses."""
-        value, (base, *extra) = self.value, _unwrapped(self.hint)
-        constraints = [one for one in extra if isinstance(one, _CONSTRAINTS)]
-        if get_origin(base) is Literal and value not in get_args(base):
-            return f"expected one of {', '.join(map(str, get_args(base)))}, found {value!r}"
-        if _accepts(base, value) and not all(one.allow(value) for one in constraints):
-            return f"expected {_described(base, constraints, value)}, found {value!r}"
+        """What is wrong with the value itself, a clause; not what is wrong inside it."""
+        value, constraints = self.value, [one for one in _unwrapped(self.hint)[1:] if isinstance(one, _CONSTRAINTS)]
+        if not _accepts(self.hint, value) or not all(one.allow(value) for one in constraints):
+            finite = "finite " if isinstance(value, float) and not math.isfinite(value) else ""
+            return f"expected {finite}{_described(self.hint)}, found {'null' if value is None else repr(value)}"
         if isinstance(value, int) and abs(value) > MAX_INT:
             return f"expected an integer of at most 64 bits, found {value}"
         allowed = any(isinstance(one, Bounds) and one.infinite for one in constraints)
@@ -226,31 +228,42 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _member(hint: Any, value: Any) -> Any:
-    """The member of a union that a value belongs to; where there is none, a choice that it should be one of."""
-    members = _members(hint)
-    fitting = [one for one in members if _accepts(one, value)]
-    return next(iter([*fitting, *(one for one in members if get_origin(one) is Literal)]), hint)
+    """The member of a union that a value belongs to, or the union where it belongs to none."""
+    return next((one for one in _members(hint) if _accepts(one, value)), hint)
 
 
 def _accepts(hint: Any, value: Any) -> bool:
-    """Whether a value is of this type, as far as the members of unions have to be told apart."""
+    """Whether a value is of this type; an object that is no plain value is left to type checkers."""
     base = _unwrapped(hint)[0]
-    origin = get_origin(base)
-    if origin is Literal:
-        return value in get_args(base)
+    origin, inner = get_origin(base), get_args(base)
     if len(_members(base)) > 1:
-        return any(_accepts(one, value) for one in _members(base))
+        return any(_accepts(one, value) for one in inner)
+    if base is Any or not isinstance(value, _PLAIN):
+        return True
+    if origin is Literal:
+        return value in inner
     if base in (int, float):
         return isinstance(value, int | base) and not isinstance(value, bool)
-    if isinstance(value, Mapping):
-        return origin in (dict, Mapping, Callable) or base not in (str, bool, types.NoneType)
+    if base in (str, bool, types.NoneType):
+        return isinstance(value, base)
+    if origin is tuple and inner[-1] is not ...:
+        return isinstance(value, list | tuple) and len(value) == len(inner)
     if origin in (list, tuple, Sequence):
         return isinstance(value, list | tuple)
-    return base is Any or origin is not None or isinstance(value, base)
+    if base is Path or origin is Callable:  # or where to import it from
+        return isinstance(value, str | Mapping)
+    return isinstance(value, Mapping)
 
 
-def _described(base: Any, constraints: Sequence[Any], value: Any) -> str:
-    name = getattr(get_origin(base) or base, "__name__", str(base))
-    if isinstance(value, float) and not math.isfinite(value):
-        name = f"finite {name}"
+def _described(hint: Any) -> str:
+    """A type with its bounds, in a few words."""
+    base, *constraints = _unwrapped(hint)
+    origin, inner = get_origin(base), get_args(base)
+    if len(_members(base)) > 1:
+        return " or ".join(map(_described, inner))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is tuple and inner[-1] is not ...:
+        return f"list of {len(inner)}"
+    name = {types.NoneType: "null", tuple: "list"}.get(origin or base) or getattr(origin or base, "__name__", str(base))
     return name + "".join(f" {one}" if isinstance(one, Bounds) else f", {one}" for one in constraints)

@@ -18,6 +18,7 @@ import types
 import typing
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -140,18 +141,21 @@ def _no_member(lines: Sequence[str]) -> str | None:
 
     becomes `Expected a float or null. Got value: many`; of other lines, nothing.
     """
-    if not lines[0].startswith("Does not validate against any of the Union"):
+    end = next((number for number, line in enumerate(lines) if line.startswith("Given value:")), None)
+    if end is None or not lines[0].startswith("Does not validate against any of the Union"):
         return None
-    expected = (re.fullmatch(r"- Expected an? (.+?)(\. Got value: .*)?", line) for line in lines)
-    wanted = [match[1] for match in expected if match]
-    value = re.search(r"^Given value: (.*)", "\n".join(lines), re.DOTALL | re.MULTILINE)
-    if value is None or len(wanted) < sum(line.startswith("- ") for line in lines):
+    members = [line for line in lines[:end] if line.startswith("- ") and not re.match("- a (class path|dict)", line)]
+    pattern = r"- (?:Expected an?|Not a valid subclass of) (.+?)(\. Got value:.*)?"
+    wanted = [match[1] for one in members if (match := re.fullmatch(pattern, one))]
+    if len(wanted) < len(members):
         return None
-    return f"Expected a {' or '.join(map(_plain_type, wanted))}. Got value: {' '.join(value[1].split())}"
+    return f"Expected a {' or '.join(map(_plain_type, wanted))}. Got value:{lines[end].removeprefix('Given value:')}"
 
 
 def _plain_type(name: str) -> str:
     """A type as a recipe calls it: `<class 'NoneType'>` -> `null`."""
+    if literal := re.fullmatch(r"(?:typing\.)?Literal(\[.*\])", name):
+        return f"one of {', '.join(map(str, ast.literal_eval(literal[1])))}"
     name = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", name)
     return "null" if name == "NoneType" else name
 
@@ -184,16 +188,14 @@ def _missing(match: re.Match[str], place: str, owner: type | None, names: Sequen
 
 
 def _wrong_type(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
-    wanted, value = match["type"], match["value"]
-    wanted = _plain_type(wanted)
-    if literal := re.fullmatch(r"(?:typing\.)?Literal(\[.*\])", wanted):
-        wanted = "one of " + ", ".join(map(str, ast.literal_eval(literal[1])))
-    return f"expected {wanted}, found {value}"
+    return f"expected {_plain_type(match['type'])}, found {match['value'] or repr('')}"
 
 
 def _no_class(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     key = place.rpartition(".")[2]
     family = next(classes_in(_parameters(owner).get(key)), None) if owner is not None else None
+    if is_dataclass(family):
+        return f"expected {family.__name__}, a mapping of its settings, found {match['name'] or repr('')}"
     known = [kind.__name__ for kind in subclasses(family)] if family is not None else names
     if (new := CLASSES.get(match["name"].rpartition(".")[2])) is not None:
         return f"there is no class {match['name']!r} any more; it is called {new!r}"
@@ -239,8 +241,13 @@ _FORMS: tuple[tuple[str, _Form], ...] = (
     (r"Group '(?P<group>.+?)' does not accept option '(?P<key>.+?)'.*", _no_setting),
     (r"Option '(?P<key>.+?)' is not accepted.*", _no_setting),
     (r"the following arguments are required: (?P<keys>.+)", _missing),
-    (r"Expected an? (?P<type>.+?)\. Got value: (?P<value>.*)", _wrong_type),
-    (r"Expected a dot import path string: (?P<name>.*)", _no_class),
+    (
+        r"(?:Expected an?|Not a valid subclass of) (?P<type>.+?)\. Got value: ?(?P<value>.*?)(?: Subclass types .*)?",
+        _wrong_type,
+    ),
+    (r"Expected an (?P<type>import path) or a subclass spec, but got (?P<value>.*)", _wrong_type),
+    (r"Dict must include a (?P<type>class_path) and optionally init_args, but got (?P<value>.*)", _wrong_type),
+    (r"Expected a dot import path string: ?(?P<name>.*)", _no_class),
     (r"No module named '(?P<name>.*)'", _not_importable),
     (r"module '(?P<module>.*)' has no attribute '(?P<name>.*)'", _no_attribute),
     (r"expected \"subcommand\" to be one of .*", _no_command),

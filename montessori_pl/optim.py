@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from montessori_pl.bounds import Bounds, NonNegativeFloat, PositiveFloat, PositiveInt, Share, checked
+from montessori_pl.bounds import Bounds, Count, NonNegativeFloat, PositiveFloat, PositiveInt, Share, checked
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -37,13 +37,13 @@ class TrainingSettings:
     """Where `wsd` ends, as a share of the peak learning rate."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
-    eps: PositiveFloat = 1e-8
+    eps: Annotated[float, Bounds(gt=0, le=1)] = 1e-8
     """AdamW's epsilon."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's decoupled weight decay per step, times the learning rate."""
     gradient_clip_val: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null does not clip."""
-    max_length: PositiveInt = 1024
+    max_length: Count = 1024
     """Longest sequence in tokens; longer ones are cut on the right."""
     checkpoint_every_n_steps: PositiveInt = 100
     """Optimizer steps between two checkpoints: what a kill can cost."""
@@ -51,6 +51,11 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.schedule == "wsd" and abs(sum(self.wsd) - 1) > 1e-6:
             raise ValueError(f"the shares of wsd must sum to 1, found {self.wsd}")
+        if self.lr * self.weight_decay >= 1:
+            raise ValueError(
+                f"a weight_decay of {self.weight_decay:g} at an lr of {self.lr:g} leaves nothing of the weights in one "
+                "step; their product must be less than 1"
+            )
 
     def optimizer(self, parameters: "Iterable[Parameter]") -> "AdamW":
         """AdamW over these parameters, in one group."""

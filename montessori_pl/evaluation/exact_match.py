@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from montessori_pl.batches.samplers import chunks
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.bounds import PositiveInt
+from montessori_pl.bounds import Count, PositiveInt
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Record, read_records
 from montessori_pl.estimates.estimate import Work
@@ -49,7 +49,7 @@ class ExactMatch(Evaluator):
 
     def __init__(
         self,
-        max_tokens: PositiveInt = 64,
+        max_tokens: Count = 64,
         answers: Literal["text", "final"] = "text",
         items_per_batch: PositiveInt = 256,
     ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.bounds import PositiveInt, Text
+from montessori_pl.bounds import Count, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, stable_seed
 from montessori_pl.data.template_text import chat_template_file
@@ -44,9 +44,9 @@ class WinRate(Evaluator):
         judge: ModelSource,
         engine: GenerationBackend | None = None,
         prompt: Text = "additive",
-        judgements: PositiveInt = 3,
+        judgements: Count = 3,
         sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=512),
-        max_tokens: PositiveInt = 512,
+        max_tokens: Count = 512,
     ) -> None:
         self.judge, self.engine, self.judgements, self.sampling = judge, engine, judgements, sampling
         self.template = load_prompt(prompt)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from montessori_pl.bounds import Bounds, Checked, NonNegativeFloat, PositiveInt, PositiveShare, checked
+from montessori_pl.bounds import Bounds, Checked, Count, NonNegativeFloat, PositiveShare, checked
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message, SampledTokens
 from montessori_pl.models.loading import ModelSource
@@ -17,13 +17,13 @@ from montessori_pl.models.loading import ModelSource
 class Sampling:
     """How completions are drawn."""
 
-    temperature: NonNegativeFloat = 1.0
+    temperature: Annotated[float, Bounds(ge=0, le=100)] = 1.0
     """Divides the logits; 0 takes the most likely token each time."""
     top_p: PositiveShare = 0.9
     """Keeps the smallest set of tokens whose probabilities reach this sum."""
     presence_penalty: Annotated[float, Bounds(ge=-2, le=2)] = 0.0
     """Subtracted from the logits of every token that the completion already holds; the paper samples with 1."""
-    max_tokens: PositiveInt = 1024
+    max_tokens: Count = 1024
     """Longest completion, in tokens."""
 
 

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from montessori_pl.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Text
+from montessori_pl.bounds import Bounds, NonNegativeFloat, PositiveInt, Text
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.endpoint import Endpoint, EndpointError, RetryableError, find_key
@@ -72,9 +72,9 @@ class OpenAIBackend(GenerationBackend):
         base_url: Text | None = None,
         api_key_env: str | None = "OPENAI_API_KEY",
         model: Text | None = None,
-        max_concurrency: PositiveInt = 16,
-        timeout: PositiveFloat = 300.0,
-        max_retries: NonNegativeInt = 8,
+        max_concurrency: Annotated[int, Bounds(ge=1, le=10_000)] = 16,
+        timeout: Annotated[float, Bounds(gt=0, le=86_400)] = 300.0,
+        max_retries: Annotated[int, Bounds(ge=0, le=1000)] = 8,
         context_length: PositiveInt | None = None,
         limit_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         price: Price | None = None,

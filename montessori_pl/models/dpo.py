@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from montessori_pl.bounds import Bounds, NonNegativeFloat, PositiveFloat, Text, checked
+from montessori_pl.bounds import Bounds, Text, checked
 from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss, sequence_log_probabilities
 from montessori_pl.models.language_module import OF_PREFERENCES, LanguageModule
 from montessori_pl.models.loading import BaseDtype, LoraSettings
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 """Name of the frozen adapter that holds the model as it was before this training."""
+Beta = Annotated[float, Bounds(gt=0, le=1000)]
+SFTWeight = Annotated[float, Bounds(ge=0, le=1000)]
 Smoothing = Annotated[float, Bounds(ge=0, lt=0.5)]
 """A share of pairs believed to be the wrong way round: of half of them, nothing would be learned."""
 
@@ -221,10 +223,10 @@ class TeacherDPOModule(DPOModule):
         self,
         backbone: Text = "classroom/teacher",
         lora: LoraSettings = LoraSettings(r=16, alpha=32),
-        beta: PositiveFloat = 0.1,
+        beta: Beta = 0.1,
         loss_type: PairLoss = "sigmoid",
         label_smoothing: Smoothing = 0.0,
-        sft_weight: NonNegativeFloat = 0.0,
+        sft_weight: SFTWeight = 0.0,
         chat_template: Text = "auto",
         chat_template_kwargs: dict[str, Any] | None = None,
         base_dtype: BaseDtype = "float32",

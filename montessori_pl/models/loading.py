@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
-from montessori_pl.bounds import Bounds, NonNegativeInt, NotEmpty, PositiveFloat, Text, Texts, checked
+from montessori_pl.bounds import Bounds, NonNegativeInt, NotEmpty, Text, Texts, checked
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate, LossOn
 from montessori_pl.models.backbones import (
@@ -43,7 +43,7 @@ class LoraSettings:
 
     r: Annotated[int, Bounds(ge=1, le=4096)] = 8
     """Rank of the update."""
-    alpha: PositiveFloat = 16
+    alpha: Annotated[float, Bounds(gt=0, le=10_000)] = 16
     """The update is scaled by alpha / r."""
     dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Dropout in front of the adapter while training."""

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from montessori_pl.bounds import NonNegativeFloat, PositiveFloat, Text
+from montessori_pl.bounds import Text
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.losses import PairLoss
-from montessori_pl.models.dpo import DPOModule, Smoothing, check_smoothing
+from montessori_pl.models.dpo import Beta, DPOModule, SFTWeight, Smoothing, check_smoothing
 from montessori_pl.models.loading import holds_adapter, load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
@@ -44,10 +44,10 @@ class AlignStudent(Stage):
         pairs: Text,
         training: TrainingSettings,
         student: Text = LATEST,
-        beta: PositiveFloat = 0.1,
+        beta: Beta = 0.1,
         loss_type: PairLoss = "sigmoid",
         label_smoothing: Smoothing = 0.0,
-        sft_weight: NonNegativeFloat = 0.0,
+        sft_weight: SFTWeight = 0.0,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)

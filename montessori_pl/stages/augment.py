@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from montessori_pl.batches.samplers import chunks
-from montessori_pl.bounds import PositiveInt, Share, Text
+from montessori_pl.bounds import Count, PositiveInt, Share, Text
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -57,7 +57,7 @@ class Augment(Stage):
     def __init__(
         self,
         examples: Text,
-        per_example: PositiveInt | None = None,
+        per_example: Count | None = None,
         num_examples: PositiveInt | None = None,
         max_attempts: PositiveInt = 5,
         deduplicate_against: list[Text] | None = None,
@@ -69,7 +69,7 @@ class Augment(Stage):
         response_filter: ResponseFilter = ResponseFilter(),
         max_similarity: Share | None = 0.95,
         decontaminate: bool | Decontamination = True,
-        prompts_per_batch: PositiveInt = 32,
+        prompts_per_batch: Count = 32,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)

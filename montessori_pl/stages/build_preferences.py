@@ -1,9 +1,9 @@
 """Pair: scores become preferences between completions of one prompt."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from montessori_pl.bounds import NonNegativeFloat, PositiveInt, PositiveShare, Text
+from montessori_pl.bounds import Bounds, PositiveInt, PositiveShare, Text
 from montessori_pl.data.records import Example, PreferencePair
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
@@ -41,7 +41,7 @@ class BuildPreferences(Stage):
         scores: ScoreStages,
         rule: Literal["best_worst", "signed"] = "signed",
         max_pairs_per_prompt: PositiveInt | None = None,
-        noise_margin: NonNegativeFloat = 0.0,
+        noise_margin: Annotated[float, Bounds(ge=0, le=100)] = 0.0,
         weights: Literal["equal", "margin"] = "equal",
         max_first_word_rate: PositiveShare | None = None,
         at_random: bool = False,

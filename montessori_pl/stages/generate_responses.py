@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.bounds import PositiveInt, Text, Texts
+from montessori_pl.bounds import Count, PositiveInt, Text, Texts
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
@@ -52,7 +52,7 @@ class GenerateResponses(Stage):
         routing: Text | None = None,
         limits: RouteLimits | None = None,
         student: Text | None = None,
-        samples: PositiveInt = 1,
+        samples: Count = 1,
         sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
         response_filter: ResponseFilter = ResponseFilter(),
         instructions_per_batch: PositiveInt = 64,

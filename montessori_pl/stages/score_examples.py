@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from montessori_pl.bounds import PositiveInt, Text
+from montessori_pl.bounds import Count, PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, Rejection, drop_torn_line
 from montessori_pl.data.records import Score as ScoreRecord
@@ -68,7 +68,7 @@ class ScoreExamples(Stage):
         signal: SignalCallback,
         student: Text = LATEST,
         max_examples: PositiveInt | None = None,
-        max_length: PositiveInt = 1024,
+        max_length: Count = 1024,
         batch_tokens: PositiveInt = 4096,
         first_iteration_only: bool = False,
     ) -> None:

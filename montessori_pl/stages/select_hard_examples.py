@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.batches.samplers import chunks
-from montessori_pl.bounds import PositiveInt, PositiveShare, Text
+from montessori_pl.bounds import Count, PositiveInt, PositiveShare, Text
 from montessori_pl.data.records import Example, Record, Score, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate, Work, mean, passes
@@ -67,8 +67,8 @@ class SelectHardExamples(Stage):
         share: PositiveShare = 0.5,
         scores: Text | None = None,
         below: float | None = None,
-        max_tokens: PositiveInt = 64,
-        max_length: PositiveInt = 1024,
+        max_tokens: Count = 64,
+        max_length: Count = 1024,
         examples_per_batch: PositiveInt = 256,
         first_iteration_only: bool = False,
     ) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from montessori_pl.bounds import PositiveFloat, PositiveInt, Share, Text
+from montessori_pl.bounds import Count, PositiveFloat, PositiveInt, Share, Text
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -65,7 +65,7 @@ class Synthesize(Stage):
         self,
         num_examples: PositiveInt | None = None,
         num_prompts: PositiveInt | None = None,
-        samples_per_prompt: PositiveInt = 4,
+        samples_per_prompt: Count = 4,
         teacher: Text = LATEST,
         seed_tasks: Text | None = None,
         deduplicate_against: list[Text] | None = None,
@@ -77,7 +77,7 @@ class Synthesize(Stage):
         answered: bool = True,
         max_similarity: Share | None = 0.7,
         decontaminate: bool | Decontamination = True,
-        prompts_per_batch: PositiveInt = 32,
+        prompts_per_batch: Count = 32,
         max_candidates_per_example: PositiveFloat = 20,
         patience: PositiveInt = 1024,
         guard: CollapseGuard | None = None,

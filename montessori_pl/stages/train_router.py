@@ -11,15 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from montessori_pl.bounds import (
-    Bounds,
-    NonNegativeFloat,
-    NotEmpty,
-    PositiveFloat,
-    PositiveInt,
-    Share,
-    Text,
-)
+from montessori_pl.bounds import Bounds, Count, NonNegativeFloat, NotEmpty, PositiveFloat, PositiveInt, Share, Text
 from montessori_pl.data.records import stable_id
 from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.estimates.context import EstimateContext
@@ -115,7 +107,7 @@ class TrainRouter(Stage):
         fallback_to_constant: bool = True,
         encoder: Text | None = None,
         encoder_chat: Text = "auto",
-        max_length: PositiveInt = 1024,
+        max_length: Count = 1024,
         batch_tokens: PositiveInt = 8192,
         penalties: Annotated[tuple[PositiveFloat, ...], NotEmpty()] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         training: TrainingSettings | None = None,

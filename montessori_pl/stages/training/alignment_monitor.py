@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from montessori_pl.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, checked
+from montessori_pl.bounds import Bounds, PositiveFloat, PositiveInt, checked
 from montessori_pl.data.records import read_lines
 from montessori_pl.generation.base import Sampling
 from montessori_pl.models.loading import save_weights
@@ -45,7 +45,7 @@ class AlignmentMonitor:
     """Part of the prompts whose pairs are evaluated and not trained on; 0 holds out no pairs."""
     every_n_steps: PositiveInt = 10
     """Optimizer steps between two evaluations; there is also one before the first step, and one at the end."""
-    num_samples: NonNegativeInt = 128
+    num_samples: Annotated[int, Bounds(ge=0, le=1_000_000)] = 128
     """Completions that each evaluation samples from the teacher, one for each of so many prompts of the pairs, held-out
     prompts first; prompts repeat where there are fewer. 0 takes no sample."""
     sampling: Sampling = Sampling(temperature=1.0, top_p=0.9, presence_penalty=1.0)
