@@ -14,7 +14,7 @@ from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score
 from montessori_pl.estimates.estimate import StageEstimate
-from montessori_pl.models.loading import BaseDtype, move_to
+from montessori_pl.models.loading import BaseDtype, device_of, move_to
 from montessori_pl.models.student import StudentModule
 from montessori_pl.signals.base import one_pass
 from montessori_pl.signals.scalar import Columns, ScalarSignal
@@ -52,7 +52,8 @@ class RewardModelSignal(ScalarSignal):
         device: Text | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        self.model, self.batch_size, self.precision, self.device = model, batch_size, precision, device
+        self.model, self.batch_size, self.precision = model, batch_size, precision
+        self.device = device_of(device) if device is not None else None
         self.trust_remote_code = trust_remote_code
 
     def estimate(self, count: int, most: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:

@@ -119,6 +119,8 @@ def _walk(message: str) -> tuple[str, type | None, str]:
             return ".".join(place), owner, leaf
         elif line.startswith(("Does not validate against any of the Union", "Subtypes:", "Errors:", "Given value")):
             continue
+        elif lines[number].startswith("- Expected a") and any(one.startswith("- Problem") for one in lines[number:]):
+            continue  # the member of the union that was meant says more
         else:
             leaf = " ".join([line, *lines[number + 1 :]])
             if " Given value type:" in leaf:  # the other members of a union

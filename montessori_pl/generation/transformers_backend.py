@@ -20,7 +20,7 @@ from montessori_pl.bounds import PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
-from montessori_pl.models.loading import ModelSource, load_chat_template, load_model, move_to
+from montessori_pl.models.loading import ModelSource, device_of, load_chat_template, load_model, move_to
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +46,7 @@ class TransformersBackend(GenerationBackend):
     def __init__(self, max_batch_tokens: PositiveInt = 16384, device: Text = "auto") -> None:
         self.max_batch_tokens = max_batch_tokens
         accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
-        self.device = torch.device(device) if device != "auto" else accelerator or torch.device("cpu")
+        self.device = device_of(device) if device != "auto" else accelerator or torch.device("cpu")
         self._model: nn.Module | None = None
         self._chat: ChatTemplate | None = None
 

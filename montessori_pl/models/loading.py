@@ -172,6 +172,20 @@ def load_model(
         return PeftModel.from_pretrained(model, str(source.weights), is_trainable=trainable_adapter).eval()
 
 
+def device_of(name: str) -> "device":
+    """The device of this name, such as `cpu` or `cuda:1`; whether it is there is not looked at.
+
+    Raises:
+        ValueError: no device has such a name.
+    """
+    import torch
+
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device names no device of PyTorch, found {name!r}; write cpu, cuda or cuda:1") from error
+
+
 def move_to(device: "str | device", model: M) -> M:
     """Move a model; the signature of `PreTrainedModel.to` itself has lost its `self` under a decorator."""
     return model.to(device)
