@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from montessori_pl.bounds import Bounds, NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Score
 from montessori_pl.estimates.estimate import StageEstimate, mean, passes
@@ -68,24 +69,20 @@ class InfluenceProbeCallback(SignalCallback):
 
     def __init__(
         self,
-        lr: float | None = None,
+        lr: Annotated[float, Bounds(gt=0, le=1000)] | None = None,
         optimizer: Literal["adamw", "sgd"] = "adamw",
         moments: Literal["warm", "fresh"] = "warm",
-        gradient_clip_val: float | None = None,
+        gradient_clip_val: PositiveFloat | None = None,
         centred: bool = True,
         method: Method = "auto",
-        min_agreement: float = 0.99,
-        calibration_examples: int = 48,
-        num_references: int = 8,
-        refine: float = 2.0,
+        min_agreement: Share = 0.99,
+        calibration_examples: PositiveInt = 48,
+        num_references: PositiveInt = 8,
+        refine: NonNegativeFloat = 2.0,
         reduction: Reduction = "examples",
-        reference_batch_tokens: int = 8192,
-        memory_budget: int | None = None,
+        reference_batch_tokens: PositiveInt = 8192,
+        memory_budget: PositiveInt | None = None,
     ) -> None:
-        if gradient_clip_val is not None and gradient_clip_val <= 0:
-            raise ValueError(f"gradient_clip_val must be positive, or null not to clip, found {gradient_clip_val}")
-        if memory_budget is not None and memory_budget <= 0:
-            raise ValueError(f"memory_budget must be positive, or null for what is free, found {memory_budget}")
         self.lr, self.optimizer, self.moments, self.centred = lr, optimizer, moments, centred
         self.method, self.min_agreement, self.calibration_examples = method, min_agreement, calibration_examples
         self.num_references, self.refine, self.reduction = num_references, refine, reduction

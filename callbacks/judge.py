@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
+from montessori_pl.bounds import Count, PositiveInt, Share, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, Rejection, Score, read_records, stable_seed
 from montessori_pl.data.template_text import chat_template_file
@@ -63,14 +64,14 @@ class JudgeSignal(SignalCallback):
 
     def __init__(
         self,
-        prompt: str = "additive",
-        judgements: int = 3,
+        prompt: Text = "additive",
+        judgements: Count = 3,
         sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=512),
         judge: ModelSource | None = None,
         engine: GenerationBackend | None = None,
-        max_same_rate: float = 0.95,
-        max_failed_rate: float = 0.5,
-        min_examples: int = 64,
+        max_same_rate: Share = 0.95,
+        max_failed_rate: Share = 0.5,
+        min_examples: PositiveInt = 64,
     ) -> None:
         self.prompt, self.judgements, self.sampling, self.judge = prompt, judgements, sampling, judge
         self.needs_student = judge is None
@@ -79,11 +80,6 @@ class JudgeSignal(SignalCallback):
         self._template = load_prompt(prompt)
         self.engine = engine
         self._running: GenerationBackend | None = None
-        if judgements < 1 or min_examples < 1:
-            raise ValueError(
-                f"judgements and min_examples must be at least 1, found judgements {judgements} and "
-                f"min_examples {min_examples}"
-            )
         if judgements > 1 and sampling.temperature == 0:
             raise ValueError(
                 f"{judgements} judgements at temperature 0 would all be the same: sample with a higher temperature, or "

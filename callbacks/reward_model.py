@@ -9,6 +9,7 @@ from torch import Tensor
 
 from montessori_pl.batches.collate import pad
 from montessori_pl.batches.samplers import chunks
+from montessori_pl.bounds import PositiveInt, Text
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score
@@ -20,7 +21,7 @@ from montessori_pl.models.backbones import (
     check_weights,
     errors_in_a_sentence,
 )
-from montessori_pl.models.loading import BaseDtype, move_to, num_positions
+from montessori_pl.models.loading import BaseDtype, device_of, move_to, num_positions
 from montessori_pl.models.student import StudentModule
 from montessori_pl.signals.base import one_pass
 from montessori_pl.signals.scalar import Columns, ScalarSignal
@@ -52,15 +53,14 @@ class RewardModelSignal(ScalarSignal):
 
     def __init__(
         self,
-        model: str,
-        batch_size: int = 8,
+        model: Text,
+        batch_size: PositiveInt = 8,
         precision: BaseDtype = "float32",
-        device: str | None = None,
+        device: Text | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
-        self.model, self.batch_size, self.precision, self.device = model, batch_size, precision, device
+        self.model, self.batch_size, self.precision = model, batch_size, precision
+        self.device = device_of(device) if device is not None else None
         self.trust_remote_code = trust_remote_code
 
     def check_environment(self) -> None:

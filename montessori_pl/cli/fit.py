@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -24,6 +24,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Bounds, Text
 from montessori_pl.classroom.names import with_versions
 from montessori_pl.cli.common import (
     DEBUG,
@@ -33,10 +34,12 @@ from montessori_pl.cli.common import (
     expand_home,
     path_argument,
 )
+from montessori_pl.cli.help import ReadableTypes
 from montessori_pl.cli.plugins import load_shipped_plugins
 from montessori_pl.cli.recipe_files import check_recipe_file
+from montessori_pl.cli.settings_check import check_bounds, find_in_stages, find_not_built
 from montessori_pl.cli.trainer_arguments import as_list, check_trainer_arguments, one_process, pinned_arguments
-from montessori_pl.config_errors import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
+from montessori_pl.config_errors import ConfigError, SentenceParser, name_overridden, read_recipe
 from montessori_pl.data.records import stable_id
 from montessori_pl.generation import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
@@ -73,6 +76,20 @@ OTHER_COMMANDS = (
     f"see {PROGRAM} compare --help, and so on."
 )
 """What `--help` says of the commands that are not Lightning's."""
+TYPES: dict[str, Any] = {
+    "seed_everything": Annotated[int, Bounds(ge=0, le=2**32 - 1)],
+    "run": Text,
+    "iterations": Annotated[int, Bounds(ge=1, le=1000)],
+    "num_threads": Annotated[int, Bounds(ge=1, le=1024)] | None,
+    "student": Callable[[], StudentModule],
+    "teacher": Callable[[], TeacherDPOModule] | None,
+    "teachers": dict[str, PoolTeacher],
+    "trainer": Any,
+    "generation": Callable[[], GenerationBackend],
+    "data": DataSources,
+    "recipe": dict[str, Stage],
+}
+"""What the keys at the top of a recipe file hold; Lightning knows what its trainer takes."""
 TAKES = {"data": DataSources}
 """The class that takes the settings of a section, where the section does not say so by `class_path`."""
 
@@ -102,14 +119,26 @@ class MontessoriCLI(LightningCLI):
         for listed in self.parser._subcommands_action._choices_actions:
             listed.help = "Run a recipe, or continue a run."
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed, which cannot be left to chance: a run that is started again would have another one."""
+        parser.add_argument(
+            "--seed_everything",
+            type=TYPES["seed_everything"],
+            default=self.seed_everything_default,
+            help="The random seed; each stage derives its own from it, from the iteration and from its name.",
+        )
+
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The sections of a recipe file."""
         parser.add_argument(
-            "--run", type=str, required=True, help="Directory of the run. A run that is started again continues there."
+            "--run",
+            type=TYPES["run"],
+            required=True,
+            help="Directory of the run. A run that is started again continues there.",
         )
         parser.add_argument(
             "--iterations",
-            type=int,
+            type=TYPES["iterations"],
             default=1,
             help="How many times the stages of the recipe are run, one after another.",
         )
@@ -134,33 +163,33 @@ class MontessoriCLI(LightningCLI):
         )
         parser.add_argument(
             "--num_threads",
-            type=int | None,
+            type=TYPES["num_threads"],
             default=None,
             help="CPU threads of PyTorch. With null, PyTorch chooses. Very small models are fastest with 1.",
         )
         parser.add_argument(
-            "--student", type=Callable[[], StudentModule], required=True, help="The model that the data is made for."
+            "--student", type=TYPES["student"], required=True, help="The model that the data is made for."
         )
         parser.add_argument(
             "--teacher",
-            type=Callable[[], TeacherDPOModule] | None,
+            type=TYPES["teacher"],
             default=None,
             help="The model that writes the data and learns to write better. With null, only the teachers of the pool "
             "write.",
         )
         parser.add_argument(
             "--teachers",
-            type=dict[str, PoolTeacher],
+            type=TYPES["teachers"],
             default={},
             help="The pool: teachers by name that write and are not trained.",
         )
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.add_argument(
-            "--generation", type=Callable[[], GenerationBackend], required=True, help="The engine that generates text."
+            "--generation", type=TYPES["generation"], required=True, help="The engine that generates text."
         )
         parser.add_class_arguments(DataSources, "data")
         parser.add_argument(
-            "--recipe", type=dict[str, Stage], required=True, help="The stages by name, in the order in which they run."
+            "--recipe", type=TYPES["recipe"], required=True, help="The stages by name, in the order in which they run."
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -173,6 +202,7 @@ class MontessoriCLI(LightningCLI):
             if not str(error).startswith("recipe"):
                 raise
             raise find_in_stages(recipe, Stage) or name_overridden(error, recipe, arguments) from None
+        check_bounds(self._sections(), TYPES)
 
     def instantiate_classes(self) -> None:
         """Build the plugins of the recipe; trainers are built for each stage."""
@@ -181,10 +211,17 @@ class MontessoriCLI(LightningCLI):
             os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))  # or Lightning sets another number under DDP
         try:
             self.config_init = self.parser.instantiate_classes(self.config)
+            for section in ("student", "teacher", "generation"):
+                if (make := self._get(self.config_init, section)) is not None:
+                    make()
         except ValueError as error:
-            recipe = {name: _as_dict(stage) for name, stage in self._get(self.config, "recipe").items()}
-            raise find_in_stages(recipe, Stage) or error from None
+            raise find_not_built(self._sections(), TYPES) or error from None
         self.datamodule = self.model = None
+
+    def _sections(self) -> dict[str, Any]:
+        """The recipe file as it was parsed, section by section."""
+        sections: dict[str, Any] = self.config["fit"].as_dict()
+        return sections
 
     def _run_subcommand(self, subcommand: str) -> None:
         self.fit()
@@ -434,6 +471,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "description": ABOUT,
                 "epilog": OTHER_COMMANDS,
                 "allow_abbrev": False,
+                "formatter_class": ReadableTypes,
                 "fit": {"description": ABOUT_FIT},
             },
             seed_everything_default=42,

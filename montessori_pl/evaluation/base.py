@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Checked
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.estimates.estimate import Work
 from montessori_pl.generation.base import GenerationBackend
@@ -15,7 +16,7 @@ ANSWERS = "answers.jsonl"
 """File of an evaluator's directory in which it may leave what a student answers, an item a line, for users to read."""
 
 
-class Evaluator(ABC):
+class Evaluator(Checked, ABC):
     """Measures a student. Implement `evaluate`."""
 
     generates: ClassVar[bool] = True

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from montessori_pl.batches.samplers import chunks
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Count, PositiveInt
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Record, read_records
 from montessori_pl.estimates.estimate import Work
@@ -49,10 +50,11 @@ class ExactMatch(Evaluator):
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ("items_per_batch",)
 
     def __init__(
-        self, max_tokens: int = 64, answers: Literal["text", "final"] = "text", items_per_batch: int = 256
+        self,
+        max_tokens: Count = 64,
+        answers: Literal["text", "final"] = "text",
+        items_per_batch: PositiveInt = 256,
     ) -> None:
-        if items_per_batch < 1:
-            raise ValueError(f"items_per_batch must be at least 1, found {items_per_batch}")
         self.sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
         self.answers, self.items_per_batch = answers, items_per_batch
 

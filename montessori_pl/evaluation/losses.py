@@ -10,6 +10,7 @@ from montessori_pl.batches.collate import collate
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.batches.samplers import length_batches
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Count, PositiveInt
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example
 from montessori_pl.estimates.estimate import Work, passes
@@ -31,7 +32,7 @@ class ResponseLoss(Evaluator):
     generates: ClassVar[bool] = False
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ("batch_tokens",)
 
-    def __init__(self, batch_tokens: int = 8192, max_length: int = 1024) -> None:
+    def __init__(self, batch_tokens: PositiveInt = 8192, max_length: Count = 1024) -> None:
         self.batch_tokens, self.max_length = batch_tokens, max_length
 
     def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:

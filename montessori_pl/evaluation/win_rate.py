@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Count, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, stable_seed
 from montessori_pl.data.template_text import chat_template_file
@@ -44,13 +45,11 @@ class WinRate(Evaluator):
         self,
         judge: ModelSource,
         engine: GenerationBackend | None = None,
-        prompt: str = "additive",
-        judgements: int = 3,
+        prompt: Text = "additive",
+        judgements: Count = 3,
         sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=512),
-        max_tokens: int = 512,
+        max_tokens: Count = 512,
     ) -> None:
-        if judgements < 1:
-            raise ValueError(f"judgements must be at least 1, found {judgements}")
         self.judge, self.engine, self.judgements, self.sampling = judge, engine, judgements, sampling
         self.template = load_prompt(prompt)
         self.answering = Sampling(temperature=0.0, max_tokens=max_tokens)

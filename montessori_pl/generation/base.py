@@ -5,34 +5,29 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from montessori_pl.bounds import Bounds, Checked, Count, NonNegativeFloat, PositiveShare, checked
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message, SampledTokens
 from montessori_pl.models.loading import ModelSource
 
 
+@checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How completions are drawn."""
 
-    temperature: float = 1.0
+    temperature: Annotated[float, Bounds(ge=0, le=100)] = 1.0
     """Divides the logits; 0 takes the most likely token each time."""
-    top_p: float = 0.9
+    top_p: PositiveShare = 0.9
     """Keeps the smallest set of tokens whose probabilities reach this sum."""
-    presence_penalty: float = 0.0
+    presence_penalty: Annotated[float, Bounds(ge=-2, le=2)] = 0.0
     """Subtracted from the logits of every token that the completion already holds; the paper samples with 1."""
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
     """Longest completion, in tokens."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
-            raise ValueError(
-                "sampling needs temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1, "
-                f"found temperature {self.temperature}, top_p {self.top_p}, max_tokens {self.max_tokens}"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,25 +88,22 @@ def decoded(chat_template: ChatTemplate, ids: Sequence[int], num_prompt_tokens: 
     )
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Price:
     """What an engine's tokens cost."""
 
-    input: float
+    input: NonNegativeFloat
     """US dollars for a million prompt tokens; discounts for cached prompts are not counted."""
-    output: float
+    output: NonNegativeFloat
     """US dollars for a million sampled tokens."""
-
-    def __post_init__(self) -> None:
-        if self.input < 0 or self.output < 0:
-            raise ValueError(f"a price must not be negative, found input {self.input} and output {self.output}")
 
     def cost(self, num_prompt_tokens: int, num_tokens: int) -> float:
         """US dollars for so many prompt tokens and sampled tokens."""
         return (num_prompt_tokens * self.input + num_tokens * self.output) / 1_000_000
 
 
-class GenerationBackend(ABC):
+class GenerationBackend(Checked, ABC):
     """An engine that samples completions from a causal language model.
 
     Implement `load`, `fits`, `generate` and `close`. Completions must come back in the order of the requests, and must

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from montessori_pl.bounds import Bounds, NonNegativeFloat, PositiveInt, Text
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.endpoint import Endpoint, EndpointError, RetryableError, find_key
@@ -69,27 +70,22 @@ class OpenAIBackend(GenerationBackend):
 
     def __init__(
         self,
-        base_url: str | None = None,
+        base_url: Text | None = None,
         api_key_env: str | None = "OPENAI_API_KEY",
-        model: str | None = None,
-        max_concurrency: int = 16,
-        timeout: float = 300.0,
-        max_retries: int = 8,
-        context_length: int | None = None,
+        model: Text | None = None,
+        max_concurrency: Annotated[int, Bounds(ge=1, le=10_000)] = 16,
+        timeout: Annotated[float, Bounds(gt=0, le=86_400)] = 300.0,
+        max_retries: Annotated[int, Bounds(ge=0, le=1000)] = 8,
+        context_length: PositiveInt | None = None,
         limit_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         price: Price | None = None,
-        budget: float | None = None,
+        budget: NonNegativeFloat | None = None,
         extra_body: dict[str, Any] | None = None,
     ) -> None:
         if base_url is not None and not re.match(r"https?://", base_url):
             raise ValueError(f"base_url must begin with http:// or https://, found {base_url!r}")
         if api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
             raise ValueError("api_key_env is the name of an environment variable, and not the key itself")
-        if max_concurrency < 1 or timeout <= 0 or max_retries < 0:
-            raise ValueError(
-                "an endpoint needs max_concurrency >= 1, timeout > 0 and max_retries >= 0, "
-                f"found max_concurrency {max_concurrency}, timeout {timeout}, max_retries {max_retries}"
-            )
         if budget is not None and price is None:
             raise ValueError(f"a budget of {budget} dollars needs a price: set price.input and price.output")
         self.base_url, self.api_key_env, self.model = base_url, api_key_env, model

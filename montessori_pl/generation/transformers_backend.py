@@ -18,10 +18,18 @@ from transformers import (
 
 from montessori_pl.batches.collate import pad
 from montessori_pl.batches.samplers import length_batches
+from montessori_pl.bounds import PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
-from montessori_pl.models.loading import ModelSource, check_loadable, load_chat_template, load_model, move_to
+from montessori_pl.models.loading import (
+    ModelSource,
+    check_loadable,
+    device_of,
+    load_chat_template,
+    load_model,
+    move_to,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,10 +54,10 @@ class TransformersBackend(GenerationBackend):
     continues_turns = True
     one_per_run = False
 
-    def __init__(self, max_batch_tokens: int = 16384, device: str = "auto") -> None:
+    def __init__(self, max_batch_tokens: PositiveInt = 16384, device: Text = "auto") -> None:
         self.max_batch_tokens = max_batch_tokens
         accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
-        self.device = torch.device(device) if device != "auto" else accelerator or torch.device("cpu")
+        self.device = device_of(device) if device != "auto" else accelerator or torch.device("cpu")
         self._model: nn.Module | None = None
         self._chat: ChatTemplate | None = None
 

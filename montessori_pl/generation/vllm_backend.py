@@ -5,10 +5,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from montessori_pl.bounds import OneOf, PositiveInt, PositiveShare
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
@@ -62,23 +63,15 @@ class VLLMBackend(GenerationBackend):
 
     def __init__(
         self,
-        tensor_parallel_size: int = 1,
-        data_parallel_size: int = 1,
+        tensor_parallel_size: PositiveInt = 1,
+        data_parallel_size: PositiveInt = 1,
         dtype: BaseDtype | None = None,
-        gpu_memory_utilization: float = 0.9,
-        max_model_len: int | None = None,
-        max_lora_rank: int | None = None,
+        gpu_memory_utilization: PositiveShare = 0.9,
+        max_model_len: PositiveInt | None = None,
+        max_lora_rank: Annotated[int, OneOf(LORA_RANKS)] | None = None,
         enforce_eager: bool = False,
         engine_args: dict[str, Any] | None = None,
     ) -> None:
-        if min(tensor_parallel_size, data_parallel_size) < 1 or not 0 < gpu_memory_utilization <= 1:
-            raise ValueError(
-                "VLLMBackend needs sizes >= 1 and 0 < gpu_memory_utilization <= 1, found tensor_parallel_size "
-                f"{tensor_parallel_size}, data_parallel_size {data_parallel_size} and gpu_memory_utilization "
-                f"{gpu_memory_utilization:g}"
-            )
-        if max_lora_rank is not None and max_lora_rank not in LORA_RANKS:
-            raise ValueError(f"vLLM makes room for adapters of rank {_listed(LORA_RANKS)}, found {max_lora_rank}")
         if own := sorted(set(engine_args or {}) & set(OWN_ARGUMENTS)):
             raise ValueError(
                 f"engine_args must not hold {_listed(own)}: what VLLMBackend has no setting of this name for follows "

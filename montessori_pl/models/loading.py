@@ -6,8 +6,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
+from montessori_pl.bounds import Bounds, NonNegativeInt, NotEmpty, Text, Texts, checked
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate, LossOn
 from montessori_pl.models.backbones import (
@@ -37,19 +38,20 @@ BYPASSED_IN_MAMBA = ("conv1d", "dt_proj", "out_proj", "x_proj")
 would do nothing."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LoraSettings:
     """Low-rank adaptation (LoRA, arXiv 2106.09685) by PEFT."""
 
-    r: int = 8
+    r: Annotated[int, Bounds(ge=1, le=4096)] = 8
     """Rank of the update."""
-    alpha: float = 16
+    alpha: Annotated[float, Bounds(gt=0, le=10_000)] = 16
     """The update is scaled by alpha / r."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Dropout in front of the adapter while training."""
-    target_modules: str | list[str] = ALL_LINEAR
+    target_modules: Text | Texts = ALL_LINEAR
     """Which modules are adapted: PEFT's `all-linear`, a list of module names, or a regular expression."""
-    layers: list[int] | None = None
+    layers: Annotated[list[NonNegativeInt], NotEmpty(distinct=True)] | None = None
     """Indices of the layers that are adapted; null adapts all of them."""
 
     def __post_init__(self) -> None:
@@ -65,15 +67,16 @@ class LoraSettings:
 BaseDtype = Literal["float32", "bfloat16"]
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
     """A model that can be loaded: a backbone, and what a stage has trained on top of it."""
 
-    backbone: str
+    backbone: Text
     """Hub id, local directory, or a name of the embedded classroom such as `classroom/teacher`."""
     weights: Path | None = None
     """Directory of a LoRA adapter, or of a whole fine-tuned model; none for the backbone as it is."""
-    chat_template: str = "auto"
+    chat_template: Text = "auto"
     """Chat layout: `auto`, the name of a shipped one or of one of several of the tokenizer's, or the path of a file."""
     base_dtype: BaseDtype = "float32"
     """BaseDtype of the frozen weights; adapters are in float32 whatever it is."""
@@ -216,6 +219,20 @@ def _with_adapter(model: "PreTrainedModel", source: ModelSource, trainable: bool
         return PeftModel.from_pretrained(
             model, str(source.weights), is_trainable=trainable, low_cpu_mem_usage=not weights
         )
+
+
+def device_of(name: str) -> "device":
+    """The device of this name, such as `cpu` or `cuda:1`; whether it is there is not looked at.
+
+    Raises:
+        ValueError: no device has such a name.
+    """
+    import torch
+
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device names no device of PyTorch, found {name!r}; write cpu, cuda or cuda:1") from error
 
 
 def move_to(device: "str | device", model: M) -> M:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from montessori_pl.bounds import Checked
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score, as_lines
 from montessori_pl.estimates.estimate import StageEstimate, Work, mean, passes
@@ -25,7 +26,7 @@ NO_NUMBER = "score is no number"
 """The reason of a rejection: what was computed is NaN or infinite."""
 
 
-class SignalCallback(Callback, ABC):
+class SignalCallback(Checked, Callback, ABC):
     """Scores examples; higher is better for the student.
 
     Implement `score`, or `score_batch` where a batch is cheaper than its examples, and `prepare` where something must

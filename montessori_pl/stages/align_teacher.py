@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from montessori_pl.batches.encoding import EncodedPair
+from montessori_pl.bounds import Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message, PreferencePair, Turn
 from montessori_pl.estimates.context import EstimateContext
@@ -53,9 +54,9 @@ class AlignTeacher(Stage):
 
     def __init__(
         self,
-        pairs: str,
+        pairs: Text,
         training: TrainingSettings,
-        teacher: str = LATEST,
+        teacher: Text = LATEST,
         monitor: AlignmentMonitor | None = AlignmentMonitor(),
         save_all_checkpoints: bool = False,
         over: Literal["instruction", "response"] = "instruction",

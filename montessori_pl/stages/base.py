@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Checked
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -135,7 +136,7 @@ class StageContext:
         return dataclasses.replace(module.source, weights=weights)
 
 
-class Stage(ABC):
+class Stage(Checked, ABC):
     """One step of a recipe.
 
     Implement `run`, and `reads` where the stage names others. `run` is called again after a kill and goes on from what

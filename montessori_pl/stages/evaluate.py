@@ -5,8 +5,9 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from montessori_pl.bounds import NotEmpty, Texts
 from montessori_pl.data.records import Record, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -44,7 +45,12 @@ class Evaluate(Stage):
     produces = Kind.REPORT
     artifacts = (EVALUATIONS, f"*/*/{ANSWERS}")
 
-    def __init__(self, students: list[str], evaluators: list[Evaluator], first_iteration_only: bool = False) -> None:
+    def __init__(
+        self,
+        students: Texts,
+        evaluators: Annotated[list[Evaluator], NotEmpty()],
+        first_iteration_only: bool = False,
+    ) -> None:
         super().__init__(first_iteration_only)
         self.students, self.evaluators = students, evaluators
         asked = any(evaluator.generates for evaluator in evaluators)

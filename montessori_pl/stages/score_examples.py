@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from montessori_pl.bounds import Count, PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, Rejection, drop_torn_line
 from montessori_pl.data.records import Score as ScoreRecord
@@ -62,12 +63,12 @@ class ScoreExamples(Stage):
 
     def __init__(
         self,
-        examples: str,
+        examples: Text,
         signal: SignalCallback,
-        student: str = LATEST,
-        max_examples: int | None = None,
-        max_length: int = 1024,
-        batch_tokens: int = 4096,
+        student: Text = LATEST,
+        max_examples: PositiveInt | None = None,
+        max_length: Count = 1024,
+        batch_tokens: PositiveInt = 4096,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)

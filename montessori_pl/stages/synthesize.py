@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from montessori_pl.bounds import Count, PositiveFloat, PositiveInt, Share, Text
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -79,24 +80,24 @@ class Synthesize(Stage):
 
     def __init__(
         self,
-        num_examples: int | None = None,
-        num_prompts: int | None = None,
-        samples_per_prompt: int = 4,
-        teacher: str = LATEST,
-        seed_tasks: str | None = None,
-        deduplicate_against: list[str] | None = None,
+        num_examples: PositiveInt | None = None,
+        num_prompts: PositiveInt | None = None,
+        samples_per_prompt: Count = 4,
+        teacher: Text = LATEST,
+        seed_tasks: Text | None = None,
+        deduplicate_against: list[Text] | None = None,
         synthesizer: Synthesizer | None = None,
         instruction_sampling: Sampling = Sampling(temperature=1.0, top_p=0.9, presence_penalty=1.0),
         response_sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
         instruction_filter: InstructionFilter = InstructionFilter(),
         response_filter: ResponseFilter = ResponseFilter(),
         answered: bool = True,
-        max_similarity: float | None = 0.7,
+        max_similarity: Share | None = 0.7,
         decontaminate: bool | Decontamination = True,
-        prompts_per_batch: int = 32,
-        max_candidates_per_example: float = 20,
-        patience: int = 1024,
-        min_acceptance: float = 0.1,
+        prompts_per_batch: Count = 32,
+        max_candidates_per_example: PositiveFloat = 20,
+        patience: PositiveInt = 1024,
+        min_acceptance: Share = 0.1,
         guard: CollapseGuard | None = None,
         first_iteration_only: bool = False,
     ) -> None:
@@ -106,10 +107,6 @@ class Synthesize(Stage):
                 "Synthesize needs either num_examples or num_prompts, "
                 f"found num_examples {num_examples} and num_prompts {num_prompts}"
             )
-        if min(num_examples or 1, num_prompts or 1, samples_per_prompt, prompts_per_batch) < 1:
-            raise ValueError("num_examples, num_prompts, samples_per_prompt and prompts_per_batch must be at least 1")
-        if not 0 <= min_acceptance <= 1:
-            raise ValueError(f"min_acceptance is a part of the completions, from 0 to 1, found {min_acceptance}")
         self.min_acceptance = min_acceptance
         self.num_examples, self.num_prompts, self.samples_per_prompt = num_examples, num_prompts, samples_per_prompt
         self.teacher, self.seed_tasks, self.deduplicate_against = teacher, seed_tasks, deduplicate_against or []
