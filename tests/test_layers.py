@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "montessori_pl"
 LAYERS = [
-    {"data", "losses", "optim", "processes", "renames", "stats"},
-    {"config_errors", "influence", "pairing", "run_directory"},
+    {"bounds", "data", "losses", "processes", "renames", "stats"},
+    {"config_errors", "influence", "optim", "pairing", "run_directory"},
     {"export", "report", "synthesis"},
     {"classroom"},
     {"batches", "models"},

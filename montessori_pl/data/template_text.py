@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from montessori_pl.data.bounds import TooSlowError, memory_at_most, seconds_at_most
+from montessori_pl.data.limits import TooSlowError, memory_at_most, seconds_at_most
 from montessori_pl.data.records import Message
 from montessori_pl.data.text_files import read_text
 

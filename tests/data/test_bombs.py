@@ -12,7 +12,7 @@ import pytest
 from test_template_text import text_of
 
 from montessori_pl.data import template_text, text_files
-from montessori_pl.data.bounds import TooSlowError, memory_at_most, seconds_at_most
+from montessori_pl.data.limits import TooSlowError, memory_at_most, seconds_at_most
 from montessori_pl.data.formats import read_source
 from montessori_pl.data.records import read_lines
 from montessori_pl.evaluation.judge_prompts import load_prompt
