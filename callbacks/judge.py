@@ -107,7 +107,7 @@ class JudgeSignal(SignalCallback):
         """Whether a prompt for a short example has room in the judge, beside a judgement."""
         example = Example(id="short", instruction="?", response="?")
         asked: list[list[Message]] = [[{"role": "user", "content": render_prompt(self._template, example)}]]
-        judge = RequestEstimator(chat_template=chat_template)
+        judge = RequestEstimator.of_template(chat_template)
         if self.judge is not None:
             judge = RequestEstimator.of(self.judge, self.engine or TransformersBackend())
         judge.check_room(asked, "signal.init_args.sampling.max_tokens", self.sampling.max_tokens)
@@ -118,7 +118,7 @@ class JudgeSignal(SignalCallback):
         if self.judge is not None:
             judge = RequestEstimator.of(self.judge, engine, JUDGE, self.requests)
         else:
-            judge = RequestEstimator(chat_template=chat_template)
+            judge = RequestEstimator.of_template(chat_template)
         asked: list[list[Message]] = [
             [{"role": "user", "content": render_prompt(self._template, example)}] for example, _ in data.items
         ]

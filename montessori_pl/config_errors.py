@@ -151,7 +151,8 @@ def _no_member(lines: Sequence[str]) -> str | None:
     wanted = [match[1] for one in members if (match := re.fullmatch(pattern, one))]
     if len(wanted) < len(members):
         return None
-    return f"Expected a {' or '.join(map(_plain_type, wanted))}. Got value:{lines[end].removeprefix('Given value:')}"
+    value = lines[end].removeprefix("Given value:").partition(". Got value: Namespace(")[0]  # what it stands in
+    return f"Expected a {' or '.join(map(_plain_type, wanted))}. Got value:{value}"
 
 
 def _plain_type(name: str) -> str:

@@ -119,8 +119,12 @@ def test_one_process_goes_on_where_two_were_killed(recipe: Path, finished: Path,
             command(recipe, run, *TWO_PROCESSES), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as process:
             wait_for(
-                lambda before=sizes: all(now > size for now, size in zip(lengths(parts), before, strict=True)), 300
+                lambda before=sizes, one=process: (
+                    one.poll() is not None or all(now > size for now, size in zip(lengths(parts), before, strict=True))
+                ),
+                300,
             )
+            assert process.poll() is None, process.stderr and process.stderr.read()
             first, second = sorted(members(run), key=lambda number: number != process.pid)
             os.kill((first, second)[killed], signal.SIGKILL)
             wait_for(lambda: not members(run), 15)
@@ -147,7 +151,7 @@ def test_second_process_does_not_outlive_the_first(
     wait_for(lambda: (run / "iteration_1" / "training_data" / "examples.jsonl").exists(), 300)
     os.kill(first, signal.SIGKILL)
     one, two = program.ends()
-    assert [one.status, two.status] == [-signal.SIGKILL, 1]
+    assert [one.status, two.status] == [-signal.SIGKILL, 1], program.log.read_text()
     assert two.time - one.time < 15
     assert not RunDirectory(run).finished("iteration_1/training_data")
 

@@ -273,10 +273,15 @@ class MontessoriCLI(LightningCLI):
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
                 self._peers.forget_earlier()
+                runner.open(steps, settings)
                 remember(run_directory, passed)
                 if left:
                     run_directory.remember(data=data.account())
                 runner.loggers = self._loggers = self._make_loggers(run_directory)
+                self._peers.open()
+            else:
+                self._peers.wait_until_open()
+                run_directory.reload()
             worked = runner.run(steps, settings)
             if runner.leads:
                 # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.

@@ -106,7 +106,7 @@ class EstimateContext:
     def student_template(self) -> ChatTemplate:
         """How the student writes conversations."""
         if "student" not in self.models:
-            self.models["student"] = RequestEstimator(chat_template=load_chat_template(self.student().source))
+            self.models["student"] = RequestEstimator.of_template(load_chat_template(self.student().source))
         chat_template = self.models["student"].chat_template
         assert chat_template is not None
         return chat_template

@@ -23,6 +23,8 @@ class RequestEstimator:
     chat_template: ChatTemplate | None
     """How it writes conversations; none for a model of which only the endpoint has the tokenizer, whose tokens are
     estimated from the length of the text."""
+    context: int | None
+    """How many tokens a prompt and its completion may have; none where there is no limit, or none that is known."""
     price: Price | None = None
     """What its tokens cost."""
     engine: str = ""
@@ -45,7 +47,14 @@ class RequestEstimator:
         """
         engine.check(source)
         left = engine.budget_left(requests / name) if requests is not None else None
-        return cls(chat_template=known_chat_template(source), price=engine.price, engine=name, budget_left=left)
+        chat_template = known_chat_template(source)
+        context = engine.context(chat_template)
+        return cls(chat_template=chat_template, context=context, price=engine.price, engine=name, budget_left=left)
+
+    @classmethod
+    def of_template(cls, chat_template: ChatTemplate | None) -> Self:
+        """The estimator for a model that runs here, by its chat template."""
+        return cls(chat_template=chat_template, context=chat_template.context if chat_template is not None else None)
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of a conversation up to where the answer begins."""
@@ -59,8 +68,7 @@ class RequestEstimator:
 
     def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
         """Whether the conversation and a completion of full length fit the model's context, where it is known."""
-        context = self.chat_template.context if self.chat_template is not None else None
-        return context is None or self.prompt_tokens(messages) + max_tokens <= context
+        return self.context is None or self.prompt_tokens(messages) + max_tokens <= self.context
 
     def check_room(self, conversations: Sequence[Sequence[Message]], setting: str, max_tokens: int) -> None:
         """Refuse a length of completions beside which no conversation has room.
@@ -74,11 +82,10 @@ class RequestEstimator:
             ValueError: none of them has room.
         """
         if conversations and not any(self.fits(messages, max_tokens) for messages in conversations):
-            assert self.chat_template is not None
             shortest = min(self.prompt_tokens(messages) for messages in conversations)
             raise ValueError(
                 f"no prompt has room: the shortest of {len(conversations)} takes {shortest} tokens, {setting} is "
-                f"{max_tokens}, and the model has {self.chat_template.context} positions; lower {setting}, or take a "
+                f"{max_tokens}, and the model has {self.context} positions; lower {setting}, or take a "
                 "model with a longer context"
             )
 

@@ -61,7 +61,7 @@ class ExactMatch(Evaluator):
     def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
         """Whether any item of the test set leaves room for an answer."""
         asked = [example.messages()[:-1] for example in data.read("test")]
-        RequestEstimator(chat_template=chat_template).check_room(asked, "max_tokens", self.sampling.max_tokens)
+        RequestEstimator.of_template(chat_template).check_room(asked, "max_tokens", self.sampling.max_tokens)
 
     def estimate(
         self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
@@ -71,7 +71,7 @@ class ExactMatch(Evaluator):
         left = len(test) - len(self._kept())
         asked, expected = [example.messages()[:-1] for example in test], [example.response for example in test]
         return [
-            RequestEstimator(chat_template=chat_template).work(
+            RequestEstimator.of_template(chat_template).work(
                 "answers", left, left, asked, expected, self.sampling.max_tokens
             )
         ]

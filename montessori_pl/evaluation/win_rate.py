@@ -63,7 +63,7 @@ class WinRate(Evaluator):
     def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
         """Whether any item of the test set leaves room for an answer."""
         asked = [example.messages()[:-1] for example in data.read("test")]
-        RequestEstimator(chat_template=chat_template).check_room(asked, "max_tokens", self.answering.max_tokens)
+        RequestEstimator.of_template(chat_template).check_room(asked, "max_tokens", self.answering.max_tokens)
 
     def estimate(
         self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
@@ -77,7 +77,7 @@ class WinRate(Evaluator):
         judgements = 2 * self.judgements * len(test)
         answered = [example.messages()[:-1] for example in test], [example.response for example in test]
         return [
-            RequestEstimator(chat_template=chat_template).work(
+            RequestEstimator.of_template(chat_template).work(
                 "answers", len(test), len(test), *answered, self.answering.max_tokens
             ),
             judge.work("judgements", judgements, judgements, asked, None, self.sampling.max_tokens),

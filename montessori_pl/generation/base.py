@@ -154,6 +154,17 @@ class GenerationBackend(Checked, ABC):
         """
         return None
 
+    def context(self, chat_template: ChatTemplate | None) -> int | None:
+        """How many tokens a prompt and its completion may have, as far as it is known before the model is loaded.
+
+        Args:
+            chat_template: of the model, where it can be read here.
+
+        Returns:
+            by default the model's positions; none where there is no limit, or none that is known.
+        """
+        return chat_template.context if chat_template is not None else None
+
     @abstractmethod
     def load(self, source: ModelSource) -> None:
         """Make this model the one that `generate` samples from, in the place of an earlier one."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from montessori_pl.bounds import Share
 from montessori_pl.classroom.tasks import SKILLS, family, solve
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message, stable_seed
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models.loading import ModelSource
@@ -43,6 +44,10 @@ class ClassroomJudge(GenerationBackend):
                 f"error_rate {error_rate:g} and silence_rate {silence_rate:g}"
             )
         self.error_rate, self.silence_rate = error_rate, silence_rate
+
+    def context(self, chat_template: ChatTemplate | None) -> None:
+        """A program has none."""
+        return
 
     def load(self, source: ModelSource) -> None:
         """Nothing: there is no model, whatever the source is called."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from montessori_pl.bounds import Bounds, NonNegativeFloat, PositiveInt, Text
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.endpoint import Endpoint, EndpointError, RetryableError, find_key
@@ -110,6 +111,10 @@ class OpenAIBackend(GenerationBackend):
     def check_environment(self, source: ModelSource) -> None:
         """Look for the client and for the key, though all answers may have been kept; nothing is sent."""
         find_key(self.api_key_env)
+
+    def context(self, chat_template: ChatTemplate | None) -> int | None:
+        """What the settings say: the model may lie here under the same name, and be served with another length."""
+        return self.context_length
 
     def load(self, source: ModelSource) -> None:
         """Make this the model that is asked for by name.

@@ -115,6 +115,10 @@ class VLLMBackend(GenerationBackend):
                 f"{source.backbone!r} has {chat_template.context} positions, found max_model_len {self.max_model_len}"
             )
 
+    def context(self, chat_template: ChatTemplate | None) -> int | None:
+        """`max_model_len`, or the model's positions."""
+        return self.max_model_len or super().context(chat_template)
+
     def load(self, source: ModelSource) -> None:
         """Take this model; an engine that can serve it stays, another one is closed."""
         chat_template, rank, name = load_chat_template(source), self._lora_rank(source), source.backbone

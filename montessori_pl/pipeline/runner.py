@@ -45,7 +45,8 @@ class Runner:
 
     In a run of several processes all of them come here. The first one works and keeps the manifest; the others take
     part in the stages that are distributed, and wait for the rest by looking at the manifest: there is no collective
-    operation that could time out while the first process generates for hours.
+    operation that could time out while the first process generates for hours. The first one opens the run before any
+    other comes, so that what the manifest says is what the first one means to do.
     """
 
     run_directory: RunDirectory
@@ -74,8 +75,25 @@ class Runner:
         """Whether this is the first process, which keeps the manifest."""
         return getattr(rank_zero_only, "rank", 0) == 0
 
+    def open(self, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Bring the manifest to what is asked for today; for the first process, before any other runs.
+
+        Args:
+            steps: as for `run`.
+            settings: as for `run`.
+
+        Raises:
+            RunDirectoryError: the run directory does not fit the settings, or is damaged.
+        """
+        self.check(steps, settings)
+        self.run_directory.forget_undone()
+        if aside := self.run_directory.set_aside([step.key for step in steps]):
+            self.display.say(f"what the manifest does not know was moved to {aside}; its stages begin anew")
+        for step in steps:
+            self.run_directory.adjust(step.key, settings[step.name])
+
     def run(self, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Run all steps that have not finished.
+        """Run all steps that have not finished, of a run that is open.
 
         Args:
             steps: from `recipe.resolve_recipe`.
@@ -85,18 +103,14 @@ class Runner:
             whether there was anything to do.
 
         Raises:
-            RunDirectoryError: the run directory does not fit the settings, is damaged or is in use.
+            RunDirectoryError: the inputs of a stage are not those that it has begun with.
             StageError: a stage cannot go on.
         """
         worked = False
-        self.check(steps, settings)
-        if self.leads and (aside := self.run_directory.set_aside([step.key for step in steps])):
-            self.display.say(f"what the manifest does not know was moved to {aside}; its stages begin anew")
         for number, step in enumerate(steps, start=1):
             inputs = {setting: self._identity(key) for setting, key in step.inputs.items()}
-            self.run_directory.check(step.key, settings[step.name], inputs, _adjustable(step))
             if self.leads:
-                self.run_directory.adjust(step.key, settings[step.name])
+                self.run_directory.check(step.key, settings[step.name], inputs)
             title = f"[{number}/{len(steps)}] {step.key}"
             if self.run_directory.finished(step.key):
                 if self.leads:
@@ -121,7 +135,7 @@ class Runner:
         for step in steps:
             self.run_directory.check(step.key, settings[step.name], adjustable=_adjustable(step))
         for step in steps:
-            if self.leads and self.run_directory.finished(step.key):
+            if self.run_directory.finished(step.key):
                 self.run_directory.verify(step.key)
 
     def seed_of(self, step: Step) -> int:

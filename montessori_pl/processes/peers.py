@@ -40,6 +40,8 @@ FAREWELL = 2.0
 BEGAN = time.time()
 """When this process did; nearly, for this is among the first modules that it imports."""
 FINISHED: dict[str, Any] = {"finished": True}
+OPEN = "open"
+"""The file by which the first process lets the others in."""
 
 
 class Peers:
@@ -56,6 +58,7 @@ class Peers:
         self._children: Sequence[subprocess.Popen[bytes]] = ()
         self._seen: set[int] = set()
         self._named = True
+        self._is_open = False
         self._done = threading.Event()
 
     @contextmanager
@@ -94,6 +97,20 @@ class Peers:
         """Look at these processes too, which may end before they have a file."""
         self._children = children
 
+    def open(self) -> None:
+        """Let the others in, those that are waiting and those that will be started; for the first process."""
+        self._is_open = True
+        if self._directory is not None:
+            (self._directory / OPEN).touch()
+
+    def wait_until_open(self) -> None:
+        """Wait for the first process to let this one in."""
+        assert self._directory is not None
+        door = self._directory / OPEN
+        while not door.exists() or (not self._named and door.stat().st_mtime < BEGAN):  # of an earlier start
+            STOP.check()
+            time.sleep(SECONDS_BETWEEN_LOOKS / 10)
+
     def forget_earlier(self) -> None:
         """Remove what earlier starts have left; for the process that has locked the run directory."""
         for directory in (self.root / DIRECTORY).glob("*"):
@@ -109,6 +126,8 @@ class Peers:
         self._file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         os.replace(draft, self._directory / str(self.rank))
+        if self._is_open:
+            (self._directory / OPEN).touch()
         threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
     def _watch(self) -> None:

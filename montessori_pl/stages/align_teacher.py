@@ -89,9 +89,7 @@ class AlignTeacher(Stage):
         return StageEstimate(
             work=[
                 work,
-                RequestEstimator(chat_template=chat_template).work(
-                    "evaluations", sampled, sampled, asked, texts, limit
-                ),
+                RequestEstimator.of_template(chat_template).work("evaluations", sampled, sampled, asked, texts, limit),
             ]
         )
 

@@ -371,10 +371,11 @@ class TestMistakes:
 
     def test_the_teacher_is_needed_only_where_it_is_asked(self, mistake: Mistake, recipe: Recipe) -> None:
         pool = {"anna": {"backbone": "classroom/teacher"}}
-        stage = {"class_path": "GenerateResponses", "init_args": {"instructions": "recorded", "teachers": "latest"}}
+        arguments = {"instructions": "recorded", "teachers": "latest", "sampling": {"max_tokens": 8}}
+        stage = {"class_path": "GenerateResponses", "init_args": arguments}
         said = mistake("--config", recipe(teacher=None, teachers=pool, recipe__more=stage))
         assert said == "recipe.more asks the teacher, and the recipe file has no section `teacher`"
-        stage["init_args"]["teachers"] = "anna"  # type: ignore[index]
+        arguments["teachers"] = "anna"
         main(["fit", "--config", recipe(teacher=None, teachers=pool, recipe__more=stage)])
 
     def test_teacher_that_is_not_in_the_pool(self, mistake: Mistake, recipe: Recipe) -> None:

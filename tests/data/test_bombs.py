@@ -12,8 +12,8 @@ import pytest
 from test_template_text import text_of
 
 from montessori_pl.data import template_text, text_files
-from montessori_pl.data.limits import TooSlowError, memory_at_most, seconds_at_most
 from montessori_pl.data.formats import read_source
+from montessori_pl.data.limits import TooSlowError, memory_at_most, seconds_at_most
 from montessori_pl.data.records import read_lines
 from montessori_pl.evaluation.judge_prompts import load_prompt
 from montessori_pl.synthesis.prompts import load_template

@@ -187,7 +187,7 @@ def test_export_of_a_run(tiny_recipe: Callable[..., Path], said: Export) -> None
     recipe.write_text(yaml.safe_dump(content, sort_keys=False))
     main(["fit", "--config", str(recipe)])
     said_by_fit = said(content["run"], "--format", "hf", "--output", "hf")
-    assert "iteration_1/probing_data: 32 examples as hf in hf" in said_by_fit
+    assert "iteration_1/probing_data: 16 examples as hf in hf" in said_by_fit
     dataset: Dataset = load_from_disk("hf")["train"]
     assert all(value is not None for value in dataset["iteration_1/influence"])
     said(content["run"], "--format", "dpo", "--output", "dpo")

@@ -29,7 +29,7 @@ def test_pickled_weights_of_a_model_run_no_code(tmp_path: Path) -> None:
     model = Path(save_tiny_model(tmp_path / "model"))
     (model / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Payload(tmp_path / "owned")}, model / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"cannot be loaded \(UnpicklingError: Weights only"):
+    with pytest.raises(ValueError, match="damaged, or a pickle of more than weights"):
         load_model(ModelSource(str(model)))
     assert not (tmp_path / "owned").exists()
 

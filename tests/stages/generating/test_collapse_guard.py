@@ -173,7 +173,8 @@ class TestAlarm:
             return "<instruction>sun moon star rain</instruction>"
 
         limits = dataclasses.replace(NOTHING, near_duplicate_rate=0.3)
-        (said,) = school.run("data", Teachers(same), num_prompts=20, guard=guard(limits=limits))["warnings"]
+        metrics = school.run("data", Teachers(same), num_prompts=20, min_acceptance=0.0, guard=guard(limits=limits))
+        (said,) = metrics["warnings"]
         assert "(share of near duplicates 0.97, before 0.00, limit 0.30)" in said
 
     def test_one_response_to_everything(self, school: School) -> None:
