@@ -180,7 +180,12 @@ def checked(kind: C) -> C:
         except TypeError:  # the constructor itself says it better
             arguments = {}
         for name, value in arguments.items():
-            for part in parts(hints.get(name, Any), value, f"{kind.__name__}.{name}"):
+            hint = hints.get(name, Any)
+            if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+                hint = list[hint]  # the annotation is that of each
+            elif signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                hint = dict[str, hint]
+            for part in parts(hint, value, f"{kind.__name__}.{name}"):
                 if problem := part.problem():
                     raise ValueError(f"{part.key}: {problem}")
         build(self, *args, **kwargs)

@@ -170,8 +170,8 @@ class TestMistakes:
             "what can be read there, examples of stages before it: recorded"
         )
         assert said(baseline="recorded", fallback_teacher="latest") == (
-            "recipe.written: the guard's fallback_teacher cannot be 'latest', which is the teacher that is guarded; "
-            "give 'base', or the stage that trained the teacher before alignment"
+            "recipe.written.guard: the guard's fallback_teacher cannot be 'latest', which is the teacher that is "
+            "guarded; give 'base', or the stage that trained the teacher before alignment"
         )
         assert said(baseline="recorded", limits={"token_entropy": -1.0}) == (
             "recipe.written: the limit of token_entropy must not be negative, found -1.0"

@@ -196,4 +196,4 @@ def test_export_of_a_run(tiny_recipe: Callable[..., Path], said: Export) -> None
     assert len(rows(Path("dpo/train.jsonl"))) == written
     assert f"| `classroom/teacher` | {2 * written} |" in card
     assert "above 0.95 with a seed or an earlier instruction" in card
-    assert "| `iteration_1/influence` | `InfluenceProbeCallback` | `iteration_1/warmup` | 32 |" in card
+    assert "| `iteration_1/influence` | `InfluenceProbeCallback` | `iteration_1/warmup` | 16 |" in card

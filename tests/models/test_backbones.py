@@ -289,7 +289,7 @@ def test_lora_settings_that_do_not_fit_are_told_with_the_model(backbone: Path) -
     ):
         with pytest.raises(ValueError, match=f"lora does not fit LlamaForCausalLM: {expected}"):
             make_trainable(load_model(ModelSource(str(backbone))), settings)
-    with pytest.raises(ValueError, match="layers names no layer"):
+    with pytest.raises(ValueError, match="layers: expected list, not empty"):
         LoraSettings(layers=[])
 
 

@@ -18,8 +18,9 @@ from montessori_pl.stages.base import StageError
 
 LOSSES = "montessori_losses"
 """Key of the checkpoint entry that holds the losses of the first batches and of the last ones."""
-WINDOW, MAX_WINDOW = 0.1, 50
-"""The part of the batches whose mean loss counts as that of the beginning, and of the end; and so many at most."""
+WINDOW, MIN_WINDOW, MAX_WINDOW = 0.1, 4, 50
+"""The part of the batches whose mean loss counts as that of the beginning, and of the end; so many at least, and at
+most. A training of less than twice the least is too short to tell: two batches may differ for what is in them."""
 MUCH = 1.0
 """A loss that has doubled, and risen by so many nats, is no chance of the last batches; smaller differences may be, for
 batches hold examples of like lengths. Whether a student became better is for an evaluation to say."""
@@ -36,7 +37,8 @@ class StopAtDivergence(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See how many batches there will be."""
         batches = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-        self._last = deque(self._last, maxlen=max(1, min(MAX_WINDOW, int(WINDOW * batches))))
+        window = min(max(MIN_WINDOW, int(WINDOW * batches)), MAX_WINDOW)
+        self._last = deque(self._last, maxlen=window if batches >= 2 * window else 0)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Add up the loss of the batches of a step."""

@@ -325,7 +325,7 @@ class TestMistakes:
             assert teachers.events == []
 
     def test_settings_that_make_no_sense(self) -> None:
-        with pytest.raises(ValueError, match="the guard's window must be at least 1 completion, found 0"):
+        with pytest.raises(ValueError, match=r"CollapseGuard.window: expected int >= 1, found 0"):
             guard(window=0)
         with pytest.raises(ValueError, match="the guard's fallback_teacher cannot be 'latest', which is the teacher"):
             guard(fallback_teacher="latest")
