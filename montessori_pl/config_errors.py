@@ -235,7 +235,10 @@ def _unrecognised(match: re.Match[str], place: str, owner: type | None, names: S
 
 def _no_command(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     found = f", found {match['found']!r}" if match.groupdict().get("found") else ""
-    return f"the command is fit, compare or export{found}; for example: python -m montessori_pl fit --config iter1.yaml"
+    return (
+        f"the command is fit, compare, export or verify{found}; for example: python -m montessori_pl fit --config "
+        "iter1.yaml"
+    )
 
 
 _Form = Callable[[re.Match[str], str, type | None, Sequence[str]], str]

@@ -113,7 +113,7 @@ def stop(program: Program, run: Path, stages: list[str], seconds: float, case: C
     ends = program.ends()
     said = f"{case} {seconds:.3f} s after {key}: {ends}\n{program.log.read_text()}"
     if any(end.status == 0 for end in ends):
-        assert "evaluation: done" in said
+        assert RunDirectory(run).finished("iteration_1/evaluation"), said
         return False
     assert [end.status for end in ends] == case.statuses(), said
     assert max(end.time for end in ends) - sent < MOST_SECONDS, said

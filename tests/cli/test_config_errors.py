@@ -174,7 +174,7 @@ class TestMistakes:
             "guarded; give 'base', or the stage that trained the teacher before alignment"
         )
         assert said(baseline="recorded", limits={"token_entropy": -1.0}) == (
-            "recipe.written: the limit of token_entropy must not be negative, found -1.0"
+            "recipe.written.guard.limits.token_entropy: expected float >= 0 and <= 1, found -1.0"
         )
         assert said(fallback="mixture") == "recipe.written.guard: CollapseGuard needs baseline, which is not set"
         assert said(baseline="recorded", fallback="half") == (
@@ -200,7 +200,7 @@ class TestMistakes:
         with pytest.raises(SystemExit, match="2"):
             door(arguments)
         assert capsys.readouterr().err == (
-            f"error: the command is fit, compare or export{found}; "
+            f"error: the command is fit, compare, export or verify{found}; "
             "for example: python -m montessori_pl fit --config iter1.yaml\n"
         )
 

@@ -219,8 +219,10 @@ def test_a_student_that_is_worse_than_the_base_is_warned_of(
 
 def test_numbers_that_are_none_stop_the_stage(data: DataSources, context: Callable[..., StageContext]) -> None:
     here = context(data=data, inputs={"students.base": None})
+    told = Told(base={"test_loss": 1.0, "reference_loss": 1.0})
+    told.students["base"]["test_loss"] = math.nan
     with pytest.raises(StageError, match=r"Told finds no finite test_loss for the student 'base'; its training"):
-        Evaluate(["base"], [Told(base={"test_loss": math.nan, "reference_loss": 1.0})]).run(here)
+        Evaluate(["base"], [told]).run(here)
     assert not list(read_lines(here.directory / "evaluations.jsonl"))
 
 

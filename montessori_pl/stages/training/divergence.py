@@ -19,7 +19,7 @@ from montessori_pl.stages.base import StageError
 LOSSES = "montessori_losses"
 """Key of the checkpoint entry that holds the losses of the first batches and of the last ones."""
 WINDOW, MIN_WINDOW, MAX_WINDOW = 0.1, 4, 50
-"""The part of the batches whose mean loss counts as that of the beginning, and of the end; so many at least, and at
+"""The part of the batches whose lowest loss counts as that of the beginning, and of the end; so many at least, and at
 most. A training of less than twice the least is too short to tell: two batches may differ for what is in them."""
 MUCH = 1.0
 """A loss that has doubled, and risen by so many nats, is no chance of the last batches; smaller differences may be, for
@@ -87,12 +87,12 @@ class StopAtDivergence(Callback):
         """
         if not self._first:
             return []
-        first, last = (sum(map(float, losses)) / len(losses) for losses in (self._first, self._last))
+        first, last = (min(map(float, losses)) for losses in (self._first, self._last))
         if last - first <= max(MUCH, abs(first)):
             return []
         return [
-            f"the training made the model worse: its loss is {last:.4g} over the last {len(self._last)} batches, and "
-            f"was {first:.4g} over the first; lower training.lr, now {lr:g}"
+            f"the training made the model worse: its lowest loss over the last {len(self._last)} batches is {last:.4g},"
+            f" and was {first:.4g} over the first; lower training.lr, now {lr:g}"
         ]
 
 
