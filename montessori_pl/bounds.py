@@ -180,7 +180,7 @@ def checked(kind: C) -> C:
         except TypeError:  # the constructor itself says it better
             arguments = {}
         for name, value in arguments.items():
-            hint = hints.get(name, Any)
+            hint: Any = hints.get(name, Any)
             if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
                 hint = list[hint]  # the annotation is that of each
             elif signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
