@@ -1,12 +1,13 @@
 # Two commands on a fresh machine: `make demo` runs the main job on the embedded classroom, `make test` runs the tests.
 # Each makes its environment in .venv, with the versions of constraints.txt, by pip alone.
+# `make test-slow` runs the tests that take minutes: the program is killed, stopped and started again, over and over.
 # `make docs` builds the documentation into site/. `make test-vllm` runs the tests that need vLLM, in an environment of
 # their own.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs test-vllm clean
+.PHONY: demo test test-slow docs test-vllm clean
 
 demo: .venv/core
 	$(BIN)/python -m montessori_pl fit --config iter1.yaml
@@ -14,8 +15,11 @@ demo: .venv/core
 test: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/mypy --num-workers 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 # MkDocs prints who will maintain its theme some day; a page that it finds wrong stops the build.
 docs: .venv/docs

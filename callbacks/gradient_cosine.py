@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from montessori_pl.bounds import PositiveInt
 from montessori_pl.data.records import Example
 from montessori_pl.influence import (
     AdamW,
@@ -54,7 +55,10 @@ class GradientCosineSignal(ScalarSignal):
     needs_gradients = True
 
     def __init__(
-        self, preconditioned: bool = True, reference_batch_tokens: int = 8192, memory_budget: int | None = None
+        self,
+        preconditioned: bool = True,
+        reference_batch_tokens: PositiveInt = 8192,
+        memory_budget: PositiveInt | None = None,
     ) -> None:
         self.preconditioned, self.reference_batch_tokens = preconditioned, reference_batch_tokens
         self.memory_budget = memory_budget

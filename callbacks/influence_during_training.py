@@ -9,6 +9,7 @@ from torch import Tensor
 
 from montessori_pl.batches.collate import collate
 from montessori_pl.batches.encoding import encode_examples
+from montessori_pl.bounds import Count, PositiveInt, Text, checked
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.formats import read_examples
 from montessori_pl.influence import AdamW, InfluenceScorer, Method
@@ -17,6 +18,7 @@ from montessori_pl.models.loading import load_chat_template
 from montessori_pl.models.student import StudentModule
 
 
+@checked
 class InfluenceDuringTraining(Callback):
     """Every so many steps, measures the influence of the coming batch's examples on the student as it is by then.
 
@@ -37,14 +39,12 @@ class InfluenceDuringTraining(Callback):
 
     def __init__(
         self,
-        reference: str = "classroom/reference",
-        every_n_steps: int = 50,
+        reference: Text = "classroom/reference",
+        every_n_steps: PositiveInt = 50,
         method: Method = "first_order",
-        max_length: int = 1024,
-        reference_batch_tokens: int = 8192,
+        max_length: Count = 1024,
+        reference_batch_tokens: PositiveInt = 8192,
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, found {every_n_steps}")
         self.reference, self.every_n_steps, self.method = reference, every_n_steps, method
         self.max_length, self.reference_batch_tokens = max_length, reference_batch_tokens
         self._references: dict[str, Tensor] | None = None

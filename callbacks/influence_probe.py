@@ -1,11 +1,13 @@
 """Local data influence as a signal: how much one optimizer step on an example lowers the reference loss."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from montessori_pl.bounds import Bounds, NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Score
 from montessori_pl.estimates.estimate import StageEstimate, mean, passes
@@ -56,7 +58,8 @@ class InfluenceProbeCallback(SignalCallback):
             standard deviations of the method's error are scored exactly; 0 never does.
         reduction: how the losses of the references are averaged; `batches_of_8` is the original code's way.
         reference_batch_tokens: tokens of one pass over references or examples, padding included.
-        memory_budget: bytes that gradients may take; null takes half of what is free on the device when scoring begins.
+        memory_budget: bytes that gradients may take; null takes half of what is free on the device when scoring begins,
+            or, on a CPU, of what the container may still take.
             What does not fit is computed in blocks. Where there is no room for the gradients of 32 references, fewer
             are kept, and standard errors and corrections are taken from these; the report says how many.
     """
@@ -66,24 +69,20 @@ class InfluenceProbeCallback(SignalCallback):
 
     def __init__(
         self,
-        lr: float | None = None,
+        lr: Annotated[float, Bounds(gt=0, le=1000)] | None = None,
         optimizer: Literal["adamw", "sgd"] = "adamw",
         moments: Literal["warm", "fresh"] = "warm",
-        gradient_clip_val: float | None = None,
+        gradient_clip_val: PositiveFloat | None = None,
         centred: bool = True,
         method: Method = "auto",
-        min_agreement: float = 0.99,
-        calibration_examples: int = 48,
-        num_references: int = 8,
-        refine: float = 2.0,
+        min_agreement: Share = 0.99,
+        calibration_examples: PositiveInt = 48,
+        num_references: PositiveInt = 8,
+        refine: NonNegativeFloat = 2.0,
         reduction: Reduction = "examples",
-        reference_batch_tokens: int = 8192,
-        memory_budget: int | None = None,
+        reference_batch_tokens: PositiveInt = 8192,
+        memory_budget: PositiveInt | None = None,
     ) -> None:
-        if gradient_clip_val is not None and gradient_clip_val <= 0:
-            raise ValueError(f"gradient_clip_val must be positive, or null not to clip, found {gradient_clip_val}")
-        if memory_budget is not None and memory_budget <= 0:
-            raise ValueError(f"memory_budget must be positive, or null for what is free, found {memory_budget}")
         self.lr, self.optimizer, self.moments, self.centred = lr, optimizer, moments, centred
         self.method, self.min_agreement, self.calibration_examples = method, min_agreement, calibration_examples
         self.num_references, self.refine, self.reduction = num_references, refine, reduction
@@ -166,7 +165,7 @@ class InfluenceProbeCallback(SignalCallback):
         return Score(
             id=example.id,
             value=influence.centred if self.centred else influence.plain,
-            standard_error=error,
+            standard_error=error if math.isfinite(error) else None,
             method=f"{influence.method} influence, {self.optimizer}, {'centred' if self.centred else 'plain'}",
             details={"centred": influence.centred, "plain": influence.plain, "loss": loss},
             terms=tuple(float(f"{term:.7g}") for term in terms.tolist()) if terms is not None else (),

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
+from montessori_pl.bounds import Count, PositiveInt, Share, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, Rejection, Score, read_records, stable_seed
 from montessori_pl.data.template_text import chat_template_file
@@ -20,6 +21,7 @@ from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.judge_prompts import MAX_SCORE, load_prompt, parse_score, prompt_file, render_prompt
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.generation.request_journal import JUDGE
 from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.models.student import StudentModule
@@ -62,26 +64,22 @@ class JudgeSignal(SignalCallback):
 
     def __init__(
         self,
-        prompt: str = "additive",
-        judgements: int = 3,
+        prompt: Text = "additive",
+        judgements: Count = 3,
         sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=512),
         judge: ModelSource | None = None,
         engine: GenerationBackend | None = None,
-        max_same_rate: float = 0.95,
-        max_failed_rate: float = 0.5,
-        min_examples: int = 64,
+        max_same_rate: Share = 0.95,
+        max_failed_rate: Share = 0.5,
+        min_examples: PositiveInt = 64,
     ) -> None:
         self.prompt, self.judgements, self.sampling, self.judge = prompt, judgements, sampling, judge
         self.needs_student = judge is None
+        self.distributed = engine is None or not engine.one_per_run
         self.max_same_rate, self.max_failed_rate, self.min_examples = max_same_rate, max_failed_rate, min_examples
         self._template = load_prompt(prompt)
         self.engine = engine
         self._running: GenerationBackend | None = None
-        if judgements < 1 or min_examples < 1:
-            raise ValueError(
-                f"judgements and min_examples must be at least 1, found judgements {judgements} and "
-                f"min_examples {min_examples}"
-            )
         if judgements > 1 and sampling.temperature == 0:
             raise ValueError(
                 f"{judgements} judgements at temperature 0 would all be the same: sample with a higher temperature, or "
@@ -105,13 +103,22 @@ class JudgeSignal(SignalCallback):
             engine.check_environment(self.judge)
             engine.check(self.judge)
 
+    def check_inputs(self, chat_template: ChatTemplate) -> None:
+        """Whether a prompt for a short example has room in the judge, beside a judgement."""
+        example = Example(id="short", instruction="?", response="?")
+        asked: list[list[Message]] = [[{"role": "user", "content": render_prompt(self._template, example)}]]
+        judge = RequestEstimator.of_template(chat_template)
+        if self.judge is not None:
+            judge = RequestEstimator.of(self.judge, self.engine or TransformersBackend())
+        judge.check_room(asked, "signal.init_args.sampling.max_tokens", self.sampling.max_tokens)
+
     def estimate(self, count: int, upper_bound: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
         """The judgements; their length is not known, so each is counted at its largest."""
         engine = self.engine or TransformersBackend()
         if self.judge is not None:
-            judge = RequestEstimator.of(self.judge, engine, "judge", self.requests)
+            judge = RequestEstimator.of(self.judge, engine, JUDGE, self.requests)
         else:
-            judge = RequestEstimator(chat_template=chat_template)
+            judge = RequestEstimator.of_template(chat_template)
         asked: list[list[Message]] = [
             [{"role": "user", "content": render_prompt(self._template, example)}] for example, _ in data.items
         ]
@@ -134,7 +141,7 @@ class JudgeSignal(SignalCallback):
         self._running = engine = self.engine or TransformersBackend()
         if self.judge is not None:
             if self.requests is not None:
-                engine.set_cache_dir(self.requests / "judge")
+                engine.set_cache_dir(self.requests / JUDGE)
             engine.load(self.judge)
         else:
             assert isinstance(engine, TransformersBackend)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from montessori_pl.bounds import PositiveInt
 from montessori_pl.data.records import Example
 from montessori_pl.losses import IGNORED, token_log_probabilities
 from montessori_pl.models.student import StudentModule
@@ -32,9 +33,7 @@ class RankSurprisalSignal(ScalarSignal):
     quantity = "rank_surprisal_ratio"
     unit = "ranks per nat"
 
-    def __init__(self, direction: Direction = "low", max_rank: int = 100) -> None:
-        if max_rank < 1:
-            raise ValueError(f"max_rank must be at least 1, found {max_rank}")
+    def __init__(self, direction: Direction = "low", max_rank: PositiveInt = 100) -> None:
         self.direction, self.max_rank = direction, max_rank
 
     def report(self) -> dict[str, Any]:

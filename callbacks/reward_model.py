@@ -9,11 +9,19 @@ from torch import Tensor
 
 from montessori_pl.batches.collate import pad
 from montessori_pl.batches.samplers import chunks
+from montessori_pl.bounds import PositiveInt, Text
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score
 from montessori_pl.estimates.estimate import StageEstimate
-from montessori_pl.models.loading import BaseDtype, move_to
+from montessori_pl.models.backbones import (
+    check_files,
+    check_finite,
+    check_vocabulary,
+    check_weights,
+    errors_in_a_sentence,
+)
+from montessori_pl.models.loading import BaseDtype, device_of, move_to, num_positions
 from montessori_pl.models.student import StudentModule
 from montessori_pl.signals.base import one_pass
 from montessori_pl.signals.scalar import Columns, ScalarSignal
@@ -45,16 +53,20 @@ class RewardModelSignal(ScalarSignal):
 
     def __init__(
         self,
-        model: str,
-        batch_size: int = 8,
+        model: Text,
+        batch_size: PositiveInt = 8,
         precision: BaseDtype = "float32",
-        device: str | None = None,
+        device: Text | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
-        self.model, self.batch_size, self.precision, self.device = model, batch_size, precision, device
+        self.model, self.batch_size, self.precision = model, batch_size, precision
+        self.device = device_of(device) if device is not None else None
         self.trust_remote_code = trust_remote_code
+
+    def check_environment(self) -> None:
+        """The files of the reward model, and how it reads a conversation."""
+        _, tokenizer = load_reward_model(self.model, self.precision, self.trust_remote_code, weights=False)
+        ChatTemplate(tokenizer)
 
     def estimate(self, count: int, most: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
         """A pass of the reward model over each example; its tokens are counted as the student's."""
@@ -88,8 +100,7 @@ class RewardModelSignal(ScalarSignal):
     ) -> Columns:
         """The reward, and how many tokens behind the reward model's context it has not seen."""
         rendered = [self._chat.conversation_ids(example.messages()) for example in examples]
-        config = self._network.config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None)
+        config, context = self._network.config.get_text_config(), num_positions(self._network.config)
         # Without a padding token the model cannot tell where a padded conversation ends.
         batch_size = self.batch_size if config.pad_token_id is not None else 1
         order = sorted(range(len(rendered)), key=lambda index: len(rendered[index]))
@@ -110,49 +121,47 @@ class RewardModelSignal(ScalarSignal):
 
 
 def load_reward_model(
-    name: str, precision: BaseDtype, trust_remote_code: bool = False
+    name: str, precision: BaseDtype, trust_remote_code: bool = False, weights: bool = True
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A frozen sequence-classification model of one label, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: hub id or local directory.
+        precision: of the weights.
+        trust_remote_code: whether code that lies beside the checkpoint is run.
+        weights: whether they are read; otherwise only their files are looked at.
 
     Raises:
         ValueError: there is no such model, it has no trained score or several labels, or no chat template.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(name), trust_remote_code=trust_remote_code)
-        network, loading = AutoModelForSequenceClassification.from_pretrained(
-            locate(name),
+    location = locate(name)
+    check_files(name, location)
+    with errors_in_a_sentence(name, "reward model"):
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
+        network, report = AutoModelForSequenceClassification.from_pretrained(
+            location,
             dtype=getattr(torch, precision),
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the report has them
+            device_map=None if weights else "meta",
         )
-    except OSError as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"no reward model {name!r}: give a hub id or a local directory of a sequence-classification checkpoint "
-            f"({first_line})"
-        ) from error
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"the reward model {name!r} comes with code of its own (auto_map), which is not run unasked; read that "
-            "code, and if you trust it, set trust_remote_code: true of RewardModelSignal"
-        ) from error
     if network.config.num_labels != 1:
         raise ValueError(
             f"the reward model {name!r} has {network.config.num_labels} labels, so that it gives no single reward; "
             "give a checkpoint with one label"
         )
     # A language model without the head would get a random one, with no more than a warning.
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(
-            f"the checkpoint {name!r} lacks weights of a reward model ({', '.join(missing[:3])}), which would be random"
-        )
+    check_weights(name, report, "reward model")
+    if weights:
+        check_finite(name, network)
     if tokenizer.chat_template is None:
         raise ValueError(
             f"the tokenizer of the reward model {name!r} brings no chat template, so that it is not known how it reads "
             "a conversation; give a checkpoint with one"
         )
+    written = [number for number in (tokenizer.eos_token_id, tokenizer.pad_token_id) if number is not None]
+    check_vocabulary(name, tokenizer, getattr(network.config.get_text_config(), "vocab_size", None), written)
     return network.eval().requires_grad_(False), tokenizer

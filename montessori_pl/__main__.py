@@ -3,7 +3,8 @@
 import sys
 from importlib import import_module
 
-from montessori_pl.cli.common import DEBUG
+from montessori_pl.cli.common import DEBUG, show_on_any_terminal
+from montessori_pl.processes.stop import STOP
 
 BESIDE = {name: f"montessori_pl.cli.{name}" for name in ("compare", "export", "verify")}
 """Commands without what `fit` needs, and without the seconds that importing it takes; each module has a `main`."""
@@ -15,14 +16,17 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the command line without the program's name; none takes the process's own.
     """
+    show_on_any_terminal()
     given = sys.argv[1:] if arguments is None else arguments
     command = next((place for place, argument in enumerate(given) if argument != DEBUG), 0)
-    if given and given[command] in BESIDE:
-        import_module(BESIDE[given[command]]).main([*given[:command], *given[command + 1 :]])
-    else:
-        from montessori_pl.cli.fit import main as fit
+    beside = BESIDE.get(given[command]) if given else None
+    with STOP.handled(resumes=beside is None):
+        if beside is not None:
+            import_module(beside).main([*given[:command], *given[command + 1 :]])
+        else:
+            from montessori_pl.cli.fit import main as fit
 
-        fit(arguments)
+            fit(arguments)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ import types
 import typing
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from montessori_pl.renames import CLASSES, NOTES, SETTINGS
@@ -68,28 +68,6 @@ def sentence(message: str, names: Iterable[str] = ()) -> str:
             return f"{place}: {said}" if place else said
     leaf = " ".join(leaf.split())
     return f"{place}: {leaf}" if place else leaf
-
-
-def find_in_stages(recipe: Mapping[str, Any], stage_type: type) -> ConfigError | None:
-    """The first mistake in a stage, with its name, which jsonargparse does not say; none if each can be built.
-
-    Args:
-        recipe: the recipe as it was written, stage by stage.
-        stage_type: what a stage must be.
-    """
-    known = [kind.__name__ for kind in _subclasses(stage_type)]
-    for name, settings in recipe.items():
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_argument("--stage", type=stage_type)
-        try:
-            parser.instantiate(parser.parse_object({"stage": settings}))
-        except ArgumentError as problem:
-            return ConfigError(sentence(str(problem), known).replace("stage", f"recipe.{name}", 1))
-        except ValueError as problem:
-            # Of a setting that may be null, jsonargparse says on many lines that null would have been possible.
-            said = str(problem) if "\n" not in str(problem) else sentence(str(problem), known)
-            return ConfigError(f"recipe.{name}: {said}")
-    return None
 
 
 def name_overridden(error: ConfigError, recipe: Mapping[str, Any], arguments: Sequence[str]) -> ConfigError:
@@ -137,8 +115,12 @@ def _walk(message: str) -> tuple[str, type | None, str]:
             place.append(match[1])
         elif match := re.fullmatch(r"Problem with given class_path '(.+)':", line):
             owner = _import(match[1]) or owner
+        elif leaf := _no_member(lines[number:]):
+            return ".".join(place), owner, leaf
         elif line.startswith(("Does not validate against any of the Union", "Subtypes:", "Errors:", "Given value")):
             continue
+        elif lines[number].startswith("- Expected a") and any(one.startswith("- Problem") for one in lines[number:]):
+            continue  # the member of the union that was meant says more
         else:
             leaf = " ".join([line, *lines[number + 1 :]])
             if " Given value type:" in leaf:  # the other members of a union
@@ -150,6 +132,37 @@ def _walk(message: str) -> tuple[str, type | None, str]:
     return ".".join(place), owner, " ".join(lines)
 
 
+def _no_member(lines: Sequence[str]) -> str | None:
+    """What jsonargparse says on many lines of a value that is of none of several plain types, as if of one type.
+
+        Does not validate against any of the Union subtypes
+        Errors:
+          - Expected a <class 'float'>
+          - Expected a <class 'NoneType'>
+        Given value: many
+
+    becomes `Expected a float or null. Got value: many`; of other lines, nothing.
+    """
+    end = next((number for number, line in enumerate(lines) if line.startswith("Given value:")), None)
+    if end is None or not lines[0].startswith("Does not validate against any of the Union"):
+        return None
+    members = [line for line in lines[:end] if line.startswith("- ") and not re.match("- a (class path|dict)", line)]
+    pattern = r"- (?:Expected an?|Not a valid subclass of) (.+?)(\. Got value:.*)?"
+    wanted = [match[1] for one in members if (match := re.fullmatch(pattern, one))]
+    if len(wanted) < len(members):
+        return None
+    value = lines[end].removeprefix("Given value:").partition(". Got value: Namespace(")[0]  # what it stands in
+    return f"Expected a {' or '.join(map(_plain_type, wanted))}. Got value:{value}"
+
+
+def _plain_type(name: str) -> str:
+    """A type as a recipe calls it: `<class 'NoneType'>` -> `null`."""
+    if literal := re.fullmatch(r"(?:typing\.)?Literal(\[.*\])", name):
+        return f"one of {', '.join(map(str, ast.literal_eval(literal[1])))}"
+    name = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", name)
+    return "null" if name == "NoneType" else name
+
+
 def _no_setting(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     key, group = match["key"], match.groupdict().get("group") or ""
     if owner is None:
@@ -159,7 +172,7 @@ def _no_setting(match: re.Match[str], place: str, owner: type | None, names: Seq
         return f"{section or 'the recipe file'} has no key {last!r}{_what_exists(last, known)}"
     kind = owner
     for part in group.split(".") if group else []:
-        kind = next(_classes(_parameters(kind).get(part)), kind)
+        kind = next(classes_in(_parameters(kind).get(part)), kind)
     where = f"{owner.__name__}.{group}" if group else owner.__name__
     if renamed := _renamed(key, _parameters(kind)):
         return f"{where} has no setting {key!r} any more; {renamed}"
@@ -178,17 +191,15 @@ def _missing(match: re.Match[str], place: str, owner: type | None, names: Sequen
 
 
 def _wrong_type(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
-    wanted, value = match["type"], match["value"]
-    wanted = re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", wanted)
-    if literal := re.fullmatch(r"(?:typing\.)?Literal(\[.*\])", wanted):
-        wanted = "one of " + ", ".join(map(str, ast.literal_eval(literal[1])))
-    return f"expected {wanted}, found {value}"
+    return f"expected {_plain_type(match['type'])}, found {match['value'] or repr('')}"
 
 
 def _no_class(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     key = place.rpartition(".")[2]
-    family = next(_classes(_parameters(owner).get(key)), None) if owner is not None else None
-    known = [kind.__name__ for kind in _subclasses(family)] if family is not None else names
+    family = next(classes_in(_parameters(owner).get(key)), None) if owner is not None else None
+    if is_dataclass(family):
+        return f"expected {family.__name__}, a mapping of its settings, found {match['name'] or repr('')}"
+    known = [kind.__name__ for kind in subclasses(family)] if family is not None else names
     if (new := CLASSES.get(match["name"].rpartition(".")[2])) is not None:
         return f"there is no class {match['name']!r} any more; it is called {new!r}"
     return (
@@ -224,7 +235,10 @@ def _unrecognised(match: re.Match[str], place: str, owner: type | None, names: S
 
 def _no_command(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     found = f", found {match['found']!r}" if match.groupdict().get("found") else ""
-    return f"the command is fit, compare or export{found}; for example: python -m montessori_pl fit --config iter1.yaml"
+    return (
+        f"the command is fit, compare, export or verify{found}; for example: python -m montessori_pl fit --config "
+        "iter1.yaml"
+    )
 
 
 _Form = Callable[[re.Match[str], str, type | None, Sequence[str]], str]
@@ -233,8 +247,13 @@ _FORMS: tuple[tuple[str, _Form], ...] = (
     (r"Group '(?P<group>.+?)' does not accept option '(?P<key>.+?)'.*", _no_setting),
     (r"Option '(?P<key>.+?)' is not accepted.*", _no_setting),
     (r"the following arguments are required: (?P<keys>.+)", _missing),
-    (r"Expected an? (?P<type>.+?)\. Got value: (?P<value>.*)", _wrong_type),
-    (r"Expected a dot import path string: (?P<name>.*)", _no_class),
+    (
+        r"(?:Expected an?|Not a valid subclass of) (?P<type>.+?)\. Got value: ?(?P<value>.*?)(?: Subclass types .*)?",
+        _wrong_type,
+    ),
+    (r"Expected an (?P<type>import path) or a subclass spec, but got (?P<value>.*)", _wrong_type),
+    (r"Dict must include a (?P<type>class_path) and optionally init_args, but got (?P<value>.*)", _wrong_type),
+    (r"Expected a dot import path string: ?(?P<name>.*)", _no_class),
     (r"No module named '(?P<name>.*)'", _not_importable),
     (r"module '(?P<module>.*)' has no attribute '(?P<name>.*)'", _no_attribute),
     (r"expected \"subcommand\" to be one of .*", _no_command),
@@ -284,19 +303,19 @@ def _parameters(kind: type) -> dict[str, Any]:
     return {name: parameter.annotation for name, parameter in signature.parameters.items()}
 
 
-def _classes(hint: Any) -> Iterator[type]:
+def classes_in(hint: Any) -> Iterator[type]:
     """The classes in a type hint, whatever they are nested in."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is not None:
         for inner in typing.get_args(hint):
-            yield from _classes(inner)
+            yield from classes_in(inner)
     elif inspect.isclass(hint) and hint is not types.NoneType:
         yield hint
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def subclasses(kind: type) -> Iterator[type]:
     """The classes below this one that can be built."""
     one: type
     for one in kind.__subclasses__():
         if not inspect.isabstract(one):
             yield one
-        yield from _subclasses(one)
+        yield from subclasses(one)

@@ -2,52 +2,60 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from montessori_pl.bounds import Bounds, Count, NonNegativeFloat, PositiveFloat, PositiveInt, Share, checked
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
     from torch.optim import AdamW
     from torch.optim.lr_scheduler import LRScheduler
 
+DecayRate = Annotated[float, Bounds(ge=0, lt=1)]
+"""Of a moment: the part of it that stays at each step."""
 
+
+@checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """AdamW with a learning-rate schedule over a number of epochs."""
 
-    lr: float
+    lr: Annotated[float, Bounds(gt=0, le=1)]
     """Peak learning rate."""
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """How often each example is seen."""
-    batch_size: int = 32
+    batch_size: PositiveInt = 32
     """Examples (or pairs) in one forward pass of one process."""
-    accumulate_grad_batches: int = 1
+    accumulate_grad_batches: PositiveInt = 1
     """Forward passes in one optimizer step."""
     schedule: Literal["constant", "linear", "linear_warmup", "wsd"] = "wsd"
     """`linear` falls to zero; `linear_warmup` rises from zero over the whole run, as the paper's warm-up does; `wsd`
     warms up, stays and decays."""
-    wsd: tuple[float, float, float] = (0.1, 0.5, 0.4)
+    wsd: tuple[Share, Share, Share] = (0.1, 0.5, 0.4)
     """Shares of the steps that warm up, stay and decay, for `wsd`; the paper's values."""
-    min_lr_ratio: float = 0.0
+    min_lr_ratio: Share = 0.0
     """Where `wsd` ends, as a share of the peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
-    eps: float = 1e-8
+    eps: Annotated[float, Bounds(gt=0, le=1)] = 1e-8
     """AdamW's epsilon."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """AdamW's decoupled weight decay per step, times the learning rate."""
-    gradient_clip_val: float | None = 1.0
+    gradient_clip_val: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null does not clip."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Longest sequence in tokens; longer ones are cut on the right."""
-    checkpoint_every_n_steps: int = 100
+    checkpoint_every_n_steps: PositiveInt = 100
     """Optimizer steps between two checkpoints: what a kill can cost."""
 
     def __post_init__(self) -> None:
-        if self.schedule == "wsd" and (abs(sum(self.wsd) - 1) > 1e-6 or min(self.wsd) < 0):
-            raise ValueError(f"the shares of wsd must not be negative and must sum to 1, found {self.wsd}")
-        for name in ("epochs", "batch_size", "accumulate_grad_batches", "max_length", "checkpoint_every_n_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.schedule == "wsd" and abs(sum(self.wsd) - 1) > 1e-6:
+            raise ValueError(f"the shares of wsd must sum to 1, found {self.wsd}")
+        if self.lr * self.weight_decay >= 1:
+            raise ValueError(
+                f"a weight_decay of {self.weight_decay:g} at an lr of {self.lr:g} leaves nothing of the weights in one "
+                "step; their product must be less than 1"
+            )
 
     def optimizer(self, parameters: "Iterable[Parameter]") -> "AdamW":
         """AdamW over these parameters, in one group."""

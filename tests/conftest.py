@@ -109,11 +109,13 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         config = yaml.safe_load((ROOT / "configs" / name).read_text())
         counts: dict[str, dict[str, Any]] = {
             "warmup_data": {"num_examples": 24, "prompts_per_batch": 4},
-            "probing_data": {"num_prompts": 8, "prompts_per_batch": 4},
+            "probing_data": {"num_prompts": 8, "prompts_per_batch": 4, "samples_per_prompt": 2},
             "training_data": {"num_examples": 48, "prompts_per_batch": 4},
             "new_data": {"num_examples": 24, "prompts_per_batch": 4},
-            "influence": {"batch_tokens": 16, "signal.init_args.calibration_examples": 8},
-            "influence_after": {"max_examples": 8},
+            "influence": {"batch_tokens": 16, "signal.init_args.calibration_examples": 2},
+            "influence_2": {"signal.init_args.calibration_examples": 2, "signal.init_args.method": "exact"},
+            "influence_3": {"signal.init_args.calibration_examples": 2, "signal.init_args.method": "first_order"},
+            "influence_after": {"max_examples": 4, "signal.init_args.calibration_examples": 2},
             "warmup": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 8},
             "aligned_teacher": {
                 "training.checkpoint_every_n_steps": 1,

@@ -12,18 +12,23 @@ import os
 import pkgutil
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
-from montessori_pl.cli.fit import MontessoriCLI, main
+from montessori_pl.__main__ import main
+from montessori_pl.cli.fit import MontessoriCLI
+from montessori_pl.processes import peers
+from montessori_pl.processes.stop import STOP
 from montessori_pl.run_directory.run_directory import RunDirectory
 
 IMPORTED_ONCE = [
@@ -37,6 +42,9 @@ IMPORTED_ONCE = [
     "transformers.optimization",
 ]
 """What the server imports, so that its children need not."""
+
+NO_RUN = Path("/dev/null/run")
+"""The run of the server, in which nothing can be written: its children are given theirs."""
 
 Action = Callable[..., Any]
 """What is still done of a call before the kill; gets the function that was called, and its arguments."""
@@ -153,11 +161,22 @@ def _follow_stages() -> Callable[[], str]:
     return lambda: now
 
 
+TWO_PROCESSES = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 OPEN, REPLACE = "builtins.open", "os.replace"
 STUDENT_STEP = "montessori_pl.models.student.StudentModule.training_step"
 SAVE_WEIGHTS = "montessori_pl.stages.training.fit.save_weights"
 GENERATE = "montessori_pl.generation.TransformersBackend.generate"
 OUTSIDE = "(from outside)"
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """The end of a process."""
+
+    status: int
+    """The exit status; of a process that a signal has ended, minus the signal."""
+    time: float
+    """When, by the clock of `time.monotonic`, which is the same in all processes."""
 
 
 @dataclasses.dataclass
@@ -168,36 +187,69 @@ class Program:
     """The recipe."""
     directory: Path
     """Where logs are written."""
-    _servers: dict[Path, Connection] = dataclasses.field(default_factory=dict)
-    """The connection to the server of each run."""
+    options: Sequence[str] = ()
+    """More of the command line."""
+    _server: Connection | None = None
+    """The connection to the server, which has read the recipe."""
 
     def arguments(self, run: Path) -> list[str]:
         """The command line."""
-        return ["fit", "--config", str(self.recipe), "--run", str(run)]
+        return ["fit", "--config", str(self.recipe), "--run", str(run), *self.options]
 
-    def start(self, run: Path, moment: Moment | None = None, end: Callable[[], None] = die) -> tuple[int, str]:
-        """Run it in a process that is forked from the server of this run.
+    def start(
+        self, run: Path, moment: Moment | None = None, end: Callable[[], None] = die, donors: Sequence[Path] = ()
+    ) -> tuple[int, str]:
+        """Run it in a process that is forked from the server.
 
         Returns:
             the exit status, and what the program has said.
         """
-        log = self.directory / "log.txt"
-        log.unlink(missing_ok=True)
-        if run not in self._servers:
-            self._servers[run] = self._serve(run, log)
-        self._servers[run].send((moment, end))
-        try:
-            status: int = self._servers[run].recv()
-        except EOFError:
-            raise AssertionError(f"the server has ended\n{log.read_text(encoding='utf-8')}") from None
-        return status, log.read_text(encoding="utf-8")
+        self.launch(run, 1, moment, end, donors)
+        return self.ends()[0].status, self.log.read_text(encoding="utf-8")
 
-    def _serve(self, run: Path, log: Path) -> Connection:
+    def launch(
+        self,
+        run: Path,
+        processes: int,
+        moment: Moment | None = None,
+        end: Callable[[], None] = die,
+        donors: Sequence[Path] = (),
+    ) -> list[int]:
+        """Begin to run it in processes that are forked from the server, and form a group of their own.
+
+        Returns:
+            their numbers, that of the first process first, which is the number of the group.
+        """
+        self.log.write_text("", encoding="utf-8")
+        if self._server is None:
+            self._server = self._serve(self.log)
+        self._server.send((run, processes, moment, end, donors))
+        numbers: list[int] = self._answer()
+        return numbers
+
+    def ends(self) -> "list[End]":
+        """Wait until all processes have ended that were launched last."""
+        ends: list[End] = self._answer()
+        return ends
+
+    def _answer(self) -> Any:
+        assert self._server is not None
+        try:
+            return self._server.recv()
+        except EOFError:
+            raise AssertionError(f"the server has ended\n{self.log.read_text(encoding='utf-8')}") from None
+
+    @property
+    def log(self) -> Path:
+        """What the processes say that were launched last."""
+        return self.directory / "log.txt"
+
+    def _serve(self, log: Path) -> Connection:
         """Start a server, which ends when the connection to it does."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTED_ONCE)
         ours, theirs = context.Pipe()
-        context.Process(target=_serve, args=(self.arguments(run), log, self.note, theirs), daemon=True).start()
+        context.Process(target=_serve, args=(self.arguments(NO_RUN), log, self.note, theirs), daemon=True).start()
         theirs.close()
         return ours
 
@@ -230,9 +282,14 @@ class Program:
         assert process.returncode == -signal.SIGKILL
         assert not RunDirectory(run).finished(f"iteration_1/{stage}")
 
-    def finish(self, run: Path) -> None:
-        """Run it to its end."""
-        status, log = self.start(run)
+    def finish(self, run: Path, donors: Sequence[Path] = ()) -> None:
+        """Run it to its end.
+
+        Args:
+            run: the run's directory.
+            donors: finished runs of other recipes; stages that both have alike are copied, and not done again.
+        """
+        status, log = self.start(run, donors=donors)
         assert status == 0, log
 
 
@@ -243,23 +300,70 @@ def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) ->
     def fit_at_request(self: MontessoriCLI) -> None:
         while True:
             try:
-                moment, end = requests.recv()
+                run, processes, moment, end, donors = requests.recv()
             except EOFError:
                 sys.exit()  # nobody will ask again
-            child = os.fork()
-            if child == 0:
+            port = _free_port()
+            children: list[int] = []
+            while len(children) < processes and (child := os.fork()):
+                children.append(child)
+                os.setpgid(child, children[0])  # the group is there before the next one would join it
+            if len(children) < processes:
                 break
-            requests.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            requests.send(children)
+            ends = {}
+            for _ in children:
+                child, status = os.wait()
+                ends[child] = End(os.waitstatus_to_exitcode(status), time.monotonic())
+            requests.send([ends[child] for child in children])
         _write_into(log)
+        os.setpgid(0, children[0] if children else 0)
         # Started in the background of a script, the tests are deaf to Ctrl-C, and so would be what they start.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        STOP.install()
+        if processes > 1:
+            _be_one_of(processes, len(children), port)
         if moment is not None:
             moment.arm(note, end)
+        self.config["fit"]["run"] = str(run)
+        for donor in donors:
+            copy_equal_stages(donor, run, self._settings())
         fit(self)
 
     _write_into(log)
     MontessoriCLI.fit = fit_at_request  # type: ignore[method-assign]
     main(arguments)
+
+
+def _be_one_of(processes: int, number: int, port: int) -> None:
+    """What Lightning's launcher tells the processes that it starts."""
+    names = {"LOCAL_RANK": number, "NODE_RANK": 0, "WORLD_SIZE": processes, "MASTER_PORT": port, peers.SESSION: port}
+    os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    rank_zero_only.rank = number  # which Lightning has looked for when it was imported
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        number: int = one.getsockname()[1]
+        return number
+
+
+def copy_equal_stages(donor: Path, run: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Begin a run with the stages of a finished run that it would do alike: same settings, and inputs of this kind.
+
+    When the run goes on, the program compares the settings and the hashes of what was copied once more.
+    """
+    source, target = RunDirectory(donor), RunDirectory(run)
+    run.mkdir(exist_ok=True)
+    for key, entry in source.entries.items():
+        stage = key.split("/")[1]
+        makers = [text.split(" ")[0] for text in entry.inputs.values()]
+        equal = stage in settings and entry.settings == json.loads(json.dumps(settings[stage], default=str))
+        if equal and key not in target.entries and all(one in ("base", *target.entries) for one in makers):
+            shutil.copytree(donor / key, run / key)
+            target.entries[key] = entry
+    target.remember()
 
 
 def _write_into(log: Path) -> None:

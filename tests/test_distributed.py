@@ -1,6 +1,11 @@
-"""Two processes on the CPU, started by Lightning's own launcher as a user would: `--trainer.devices 2`."""
+"""Two processes on the CPU: `--trainer.devices 2`.
+
+Starting the program takes seconds: where it does not matter who has started the processes they are forked, and where it
+does, Lightning's launcher starts them, as for a user.
+"""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from killing import TWO_PROCESSES, Program
 
 from montessori_pl import classroom
 from montessori_pl.batches.encoding import encode_examples
@@ -23,15 +29,16 @@ from montessori_pl.run_directory.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
-TWO_PROCESSES = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
 SCORES = Path("iteration_1/influence/scores.jsonl")
+SCORED: dict[str, Any] = {"probing_data": {"samples_per_prompt": 4}}
+"""So many examples that both processes have some left after a kill."""
 
 
 @pytest.fixture(scope="module")
 def recipe(tiny_recipe: Callable[..., Path]) -> Path:
     """The tiny recipe; its world is built once, in this process."""
     classroom.resolve("classroom/teacher")
-    return tiny_recipe()
+    return tiny_recipe(**SCORED)
 
 
 def command(recipe: Path, run: Path, *options: str) -> list[str]:
@@ -39,18 +46,12 @@ def command(recipe: Path, run: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "montessori_pl", "fit", "--config", str(recipe), "--run", str(run), *options]
 
 
-def fit(recipe: Path, run: Path, *options: str) -> str:
-    """Run the program to its end; returns what it has said."""
-    done = subprocess.run(
-        command(recipe, run, *options),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+def fit_by_two(recipe: Path, run: Path, *options: str) -> str:
+    """Run the program to its end by two processes that are forked; returns what they have said."""
+    program = Program(recipe, run.parent, [*options, *TWO_PROCESSES])
+    program.launch(run, 2)
+    assert [end.status for end in program.ends()] == [0, 0], program.log.read_text()
+    return program.log.read_text()
 
 
 def members(run: Path) -> list[int]:
@@ -94,29 +95,47 @@ def test_two_processes_score_as_one(recipe: Path, finished: Path, tmp_path: Path
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     shutil.rmtree((run / SCORES).parent)  # which undoes the stage
-    said = fit(recipe, run, *TWO_PROCESSES)
+    said = fit_by_two(recipe, run)
     assert said.count("influence: done") == 1
     assert "[9/14] iteration_1/preferences: finished before" in said
     assert (run / SCORES).read_bytes() == (finished / SCORES).read_bytes()
     assert [path.name for path in (run / SCORES).parent.glob("*.part*")] == []
 
 
+def lengths(paths: Sequence[Path]) -> list[int]:
+    """Of files, in bytes; those that do not exist yet are empty."""
+    return [path.stat().st_size if path.exists() else 0 for path in paths]
+
+
 def test_one_process_goes_on_where_two_were_killed(recipe: Path, finished: Path, tmp_path: Path) -> None:
-    """When the first of two processes is killed, the other ends too; what both have scored is kept."""
+    """When one of two processes is killed, the other ends too, and says why; what both have scored is kept."""
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     shutil.rmtree((run / SCORES).parent)
     parts = [(run / SCORES).with_name(f"scores.part{rank}.jsonl") for rank in range(2)]
-    with subprocess.Popen(
-        command(recipe, run, *TWO_PROCESSES), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        wait_for(lambda: all(path.exists() and path.stat().st_size for path in parts), 120)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    wait_for(lambda: not members(run), 120)
+    for killed, status in ((1, 1), (0, -signal.SIGKILL)):
+        sizes = lengths(parts)
+        with subprocess.Popen(
+            command(recipe, run, *TWO_PROCESSES), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            wait_for(
+                lambda before=sizes, one=process: (
+                    one.poll() is not None or all(now > size for now, size in zip(lengths(parts), before, strict=True))
+                ),
+                300,
+            )
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            first, second = sorted(members(run), key=lambda number: number != process.pid)
+            os.kill((first, second)[killed], signal.SIGKILL)
+            wait_for(lambda: not members(run), 15)
+            assert process.stderr is not None
+            said = process.stderr.read()
+        assert process.returncode == status
+        assert f"error: process {killed} of this run " in said
+        assert "; stopped in iteration_1/influence; the same command goes on from here\n" in said
     with open(parts[1], "ab") as file:
         file.write('{"id": "tör'.encode()[:-1])  # torn within a character
-    fit(recipe, run)
+    main(command(recipe, run)[3:])
     assert (run / SCORES).read_bytes() == (finished / SCORES).read_bytes()
 
 
@@ -124,19 +143,17 @@ def test_second_process_does_not_outlive_the_first(
     tiny_recipe: Callable[..., Path], finished: Path, tmp_path: Path
 ) -> None:
     """The first is killed while it writes data alone, more than it has time for, and the second waits for it."""
-    recipe = tiny_recipe(training_data={"num_examples": 20_000})
+    program = Program(tiny_recipe(**SCORED, training_data={"num_examples": 20_000}), tmp_path, TWO_PROCESSES)
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    for stage in ("influence", "training_data"):  # the second process is started for the former
-        shutil.rmtree(run / "iteration_1" / stage)
-    with subprocess.Popen(
-        command(recipe, run, *TWO_PROCESSES), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        wait_for(lambda: (run / "iteration_1" / "training_data").is_dir(), 120)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    shutil.rmtree(run / "iteration_1" / "training_data")
+    first, _ = program.launch(run, 2)
+    wait_for(lambda: (run / "iteration_1" / "training_data" / "examples.jsonl").exists(), 300)
+    os.kill(first, signal.SIGKILL)
+    one, two = program.ends()
+    assert [one.status, two.status] == [-signal.SIGKILL, 1], program.log.read_text()
+    assert two.time - one.time < 15
     assert not RunDirectory(run).finished("iteration_1/training_data")
-    wait_for(lambda: not members(run), 120)
 
 
 def trained_on(examples: Sequence[Example], recipe: Path, directory: Path) -> Path:
@@ -201,7 +218,7 @@ def test_two_processes_train_as_one(recipe: Path, tmp_path: Path) -> None:
     half = ["--recipe.trained.training.batch_size", "2"]
     main(command(path, tmp_path / "one")[3:])
     main([*command(path, tmp_path / "half")[3:], *half])
-    fit(path, tmp_path / "two", *half, *TWO_PROCESSES)
+    fit_by_two(path, tmp_path / "two", *half)
 
     one, two = (outcome(tmp_path / name) for name in ("one", "two"))
     assert two["steps"] == one["steps"] == 6
@@ -214,18 +231,56 @@ def test_two_processes_train_as_one(recipe: Path, tmp_path: Path) -> None:
     assert largest_difference(weights["half"], weights["one"]) > 1e-3
 
 
-def test_whole_recipe_by_two_processes(recipe: Path, tmp_path: Path) -> None:
+def test_whole_recipe_by_two_processes(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All stages finish, one process speaks, and nothing is left to do."""
     run = tmp_path / "run"
-    said = fit(recipe, run, *TWO_PROCESSES)
+    said = fit_by_two(recipe, run)
     stages = RunDirectory(run).entries
     assert len(stages) == 14
     for number, stage in enumerate(stages, start=1):
         assert RunDirectory(run).finished(stage)
         assert said.count(f"[{number}/14] {stage}: done") == 1
     assert said.count("summary.json") == 1
-    assert not members(run)
     assert set(json.loads((run / "summary.json").read_text())["students"]) == {"base", "warmup", "trained"}
     # The same options again; and one process finds nothing to do either: how many work is no setting of a result.
-    assert "nothing was left to do" in fit(recipe, run, *TWO_PROCESSES)
-    assert "nothing was left to do" in fit(recipe, run)
+    assert "nothing was left to do" in fit_by_two(recipe, run)
+    main(command(recipe, run)[3:])
+    assert "nothing was left to do" in capsys.readouterr().out
+
+
+def test_both_processes_stop_where_one_diverges(tmp_path: Path) -> None:
+    """One sees NaN in its half of the first step alone; neither takes the step, and both say so."""
+    training = {"lr": 1e-3, "batch_size": 4, "gradient_clip_val": None}
+    config = {
+        "run": str(tmp_path / "run"),
+        "num_threads": 1,
+        "student": {"class_path": "StudentModule", "init_args": {"backbone": "classroom/student"}},
+        "generation": {"class_path": "TransformersBackend"},
+        "data": {role: f"classroom/{role}[:8]" for role in ("seed_tasks", "reference")},
+        "trainer": {"logger": False, "callbacks": [{"class_path": "astray.LoseLoss"}]},
+        "recipe": {
+            "recorded": {"class_path": "RecordedExamples", "init_args": {"source": "classroom/seed_tasks[:32]"}},
+            "trained": {"class_path": "TrainStudent", "init_args": {"examples": "recorded", "training": training}},
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "astray.py").write_text(
+        "from lightning.pytorch import Callback\n\n\n"
+        "class LoseLoss(Callback):\n"
+        "    def on_before_backward(self, trainer, pl_module, loss):\n"
+        "        if trainer.global_rank == 1:\n"
+        "            loss.data.fill_(float('nan'))\n"
+    )
+    done = subprocess.run(
+        command(tmp_path / "recipe.yaml", tmp_path / "run", *TWO_PROCESSES),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    said = done.stderr.count(
+        "error: iteration_1/trained diverged at optimizer step 1 of 4, with training.lr 0.001: the "
+    )
+    assert (done.returncode, said) == (2, 2), done.stderr
+    assert not list((tmp_path / "run/iteration_1/trained").glob("*.ckpt"))

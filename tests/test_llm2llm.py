@@ -22,7 +22,6 @@ MOMENTS = [
     Moment("augmented", GENERATE, call=3),  # instructions of the second round
     Moment("augmented", GENERATE, everything, call=2),  # its responses
     Moment("augmented", OPEN, half_a_line, file="/examples.jsonl"),
-    Moment("augmented", OPEN, half_a_line, file="/rejections.jsonl"),
     Moment("augmented", OPEN, file="/journal.jsonl", call=2),
     Moment("training_set", OPEN, half_a_line, file="/examples.jsonl.draft"),
     Moment("training_set", REPLACE, file="/examples.jsonl.draft"),

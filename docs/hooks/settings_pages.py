@@ -27,6 +27,7 @@ from plugin_settings import (
     trainer_callbacks,
 )
 
+from montessori_pl.bounds import NotEmpty
 from montessori_pl.stages import Stage
 
 if TYPE_CHECKING:
@@ -138,6 +139,9 @@ def _table(found: Sequence[Setting]) -> str:
 def _type(hint: Any) -> str:
     """A type as a recipe means it, with links to the classes that it names."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        bounds = [f"`{one!r}`" for one in inner[1:] if not isinstance(one, NotEmpty)]  # as nearly all texts are
+        return " ".join([_type(inner[0]), *bounds])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(one) for one in inner)
     if origin is typing.Literal:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from montessori_pl.bounds import Text, checked
 from montessori_pl.classroom.names import in_classroom, locate
 from montessori_pl.data.formats import LoadedSource, load_source, source_path
 from montessori_pl.data.records import Example
@@ -23,18 +24,21 @@ def source_file(source: str) -> Path | None:
     return None if in_classroom(source) else source_path(source)
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class DataSources:
     """The examples that are given and not synthesized."""
 
     files: ClassVar[Files] = {"seed_tasks": source_file, "reference": source_file, "test": source_file}
-    seed_tasks: str
+    seed_tasks: Text
     """Examples whose instructions are shown to the teacher as shots: a name of the classroom, a file (JSON lines,
     JSON, CSV, Parquet), or a directory of a Hugging Face dataset; `[a:b]` behind it takes rows a to b."""
-    reference: str
+    reference: Text
     """The reference set, on which influence is measured."""
-    test: str | None = None
+    test: Text | None = None
     """Held-out examples for evaluation; must not share an instruction with the reference set."""
+    _loaded: dict[str, LoadedSource] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    """What has been read, by role: each source is read once."""
 
     def read(self, role: str) -> list[Example]:
         """The examples of one role: `seed_tasks`, `reference` or `test`; `load` says as well what was left out.
@@ -42,7 +46,7 @@ class DataSources:
         Raises:
             ValueError: there is none; the sentence names the setting.
         """
-        return self.load(role).examples
+        return list(self.load(role).examples)
 
     def account(self) -> dict[str, dict[str, Any]]:
         """For each role that is set, its source, how many of its rows are examples, and what was not read.
@@ -72,10 +76,12 @@ class DataSources:
         source = getattr(self, role)
         if source is None:
             raise ValueError(f"data.{role} is not set, and a stage of the recipe needs it")
-        try:
-            return load_source(locate(source))
-        except (ValueError, OSError) as error:
-            raise ValueError(f"data.{role}: {error}") from error
+        if role not in self._loaded:
+            try:
+                self._loaded[role] = load_source(locate(source))
+            except (ValueError, OSError) as error:
+                raise ValueError(f"data.{role}: {error}") from error
+        return self._loaded[role]
 
     def check_disjoint(self) -> None:
         """Refuse a reference set that holds test items: influence would be measured on the exam.

@@ -5,6 +5,7 @@ Knows nothing of models or of Lightning, which take seconds to import.
 
 import argparse
 import copy
+import logging
 import os
 import sys
 import traceback
@@ -13,8 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from montessori_pl.data.text import printable
+
 DEBUG = "--debug"
 """The option that shows tracebacks. It may stand anywhere, also in front of the command."""
+
+
+class PrintableFormatter(logging.Formatter):
+    """Logs without control characters, for they may repeat what a model or a server has said."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line that is shown."""
+        return printable(super().format(record))
 
 
 class CommandError(ValueError):
@@ -70,6 +81,13 @@ class _Listed(argparse.Action):
         """Do nothing."""
 
 
+def show_on_any_terminal() -> None:
+    """Let an output that knows ASCII alone show escapes, such as `\\xb1` for ±, in place of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what stands in for one in a notebook may not have it
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def errors_end_in_a_sentence(debug: bool) -> Iterator[None]:
     """Mistakes of the user within the block end the program with one sentence and exit status 2.
@@ -82,10 +100,16 @@ def errors_end_in_a_sentence(debug: bool) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        if debug:
-            print(_whole_traceback(error), end="", file=sys.stderr)
-        print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error), error, debug)
+    except RecursionError as error:
+        _end("something is nested too deeply to be read: a recipe, an option or a file", error, debug)
+
+
+def _end(sentence: str, error: BaseException, debug: bool) -> NoReturn:
+    if debug:
+        print(printable(_whole_traceback(error)), end="", file=sys.stderr)
+    print(printable(f"error: {sentence}"), *map(printable, getattr(error, "__notes__", ())), sep="\n", file=sys.stderr)
+    sys.exit(2)
 
 
 def _whole_traceback(error: BaseException) -> str:

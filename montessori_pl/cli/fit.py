@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -24,11 +24,22 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Bounds, Text
 from montessori_pl.classroom.names import with_versions
-from montessori_pl.cli.common import DEBUG, add_debug, errors_end_in_a_sentence, expand_home, path_argument
+from montessori_pl.cli.common import (
+    DEBUG,
+    PrintableFormatter,
+    add_debug,
+    errors_end_in_a_sentence,
+    expand_home,
+    path_argument,
+)
+from montessori_pl.cli.help import ReadableTypes
 from montessori_pl.cli.plugins import load_shipped_plugins
-from montessori_pl.cli.trainer_arguments import as_list, check_trainer_arguments, pinned_arguments
-from montessori_pl.config_errors import ConfigError, SentenceParser, find_in_stages, name_overridden, read_recipe
+from montessori_pl.cli.recipe_files import check_recipe_file
+from montessori_pl.cli.settings_check import check_bounds, find_in_stages, find_not_built
+from montessori_pl.cli.trainer_arguments import as_list, check_trainer_arguments, one_process, pinned_arguments
+from montessori_pl.config_errors import ConfigError, SentenceParser, name_overridden, read_recipe
 from montessori_pl.data.records import stable_id
 from montessori_pl.generation import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
@@ -42,6 +53,10 @@ from montessori_pl.pipeline.preview import preview_steps
 from montessori_pl.pipeline.preview_page import preview_page, print_preview
 from montessori_pl.pipeline.recipe import Step, needs_teacher, resolve_recipe
 from montessori_pl.pipeline.runner import Runner
+from montessori_pl.processes.peers import Peers
+from montessori_pl.processes.slurm import requeue_after_warning
+from montessori_pl.processes.stop import STOP
+from montessori_pl.processes.trainers import take_over
 from montessori_pl.report import print_summary, write_summary
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.run_directory.fingerprint import pinned
@@ -61,10 +76,22 @@ OTHER_COMMANDS = (
     f"see {PROGRAM} compare --help, and so on."
 )
 """What `--help` says of the commands that are not Lightning's."""
+TYPES: dict[str, Any] = {
+    "seed_everything": Annotated[int, Bounds(ge=0, le=2**32 - 1)],
+    "run": Text,
+    "iterations": Annotated[int, Bounds(ge=1, le=1000)],
+    "num_threads": Annotated[int, Bounds(ge=1, le=1024)] | None,
+    "student": Callable[[], StudentModule],
+    "teacher": Callable[[], TeacherDPOModule] | None,
+    "teachers": dict[str, PoolTeacher],
+    "trainer": Any,
+    "generation": Callable[[], GenerationBackend],
+    "data": DataSources,
+    "recipe": dict[str, Stage],
+}
+"""What the keys at the top of a recipe file hold; Lightning knows what its trainer takes."""
 TAKES = {"data": DataSources}
 """The class that takes the settings of a section, where the section does not say so by `class_path`."""
-INTERRUPTED = "interrupted; the same command goes on from here"
-"""What is said after Ctrl-C."""
 
 
 class MontessoriCLI(LightningCLI):
@@ -92,14 +119,26 @@ class MontessoriCLI(LightningCLI):
         for listed in self.parser._subcommands_action._choices_actions:
             listed.help = "Run a recipe, or continue a run."
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed, which cannot be left to chance: a run that is started again would have another one."""
+        parser.add_argument(
+            "--seed_everything",
+            type=TYPES["seed_everything"],
+            default=self.seed_everything_default,
+            help="The random seed; each stage derives its own from it, from the iteration and from its name.",
+        )
+
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The sections of a recipe file."""
         parser.add_argument(
-            "--run", type=str, required=True, help="Directory of the run. A run that is started again continues there."
+            "--run",
+            type=TYPES["run"],
+            required=True,
+            help="Directory of the run. A run that is started again continues there.",
         )
         parser.add_argument(
             "--iterations",
-            type=int,
+            type=TYPES["iterations"],
             default=1,
             help="How many times the stages of the recipe are run, one after another.",
         )
@@ -117,34 +156,40 @@ class MontessoriCLI(LightningCLI):
             "and why not more, here and as a page beside the run. Nothing is written into the run.",
         )
         parser.add_argument(
+            "--requeue",
+            action="store_true",
+            help="Under Slurm, put the job back into the queue when SIGUSR1 has stopped it, of which "
+            "`#SBATCH --signal=USR1@120` takes care.",
+        )
+        parser.add_argument(
             "--num_threads",
-            type=int | None,
+            type=TYPES["num_threads"],
             default=None,
             help="CPU threads of PyTorch. With null, PyTorch chooses. Very small models are fastest with 1.",
         )
         parser.add_argument(
-            "--student", type=Callable[[], StudentModule], required=True, help="The model that the data is made for."
+            "--student", type=TYPES["student"], required=True, help="The model that the data is made for."
         )
         parser.add_argument(
             "--teacher",
-            type=Callable[[], TeacherDPOModule] | None,
+            type=TYPES["teacher"],
             default=None,
             help="The model that writes the data and learns to write better. With null, only the teachers of the pool "
             "write.",
         )
         parser.add_argument(
             "--teachers",
-            type=dict[str, PoolTeacher],
+            type=TYPES["teachers"],
             default={},
             help="The pool: teachers by name that write and are not trained.",
         )
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.add_argument(
-            "--generation", type=Callable[[], GenerationBackend], required=True, help="The engine that generates text."
+            "--generation", type=TYPES["generation"], required=True, help="The engine that generates text."
         )
         parser.add_class_arguments(DataSources, "data")
         parser.add_argument(
-            "--recipe", type=dict[str, Stage], required=True, help="The stages by name, in the order in which they run."
+            "--recipe", type=TYPES["recipe"], required=True, help="The stages by name, in the order in which they run."
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -157,6 +202,7 @@ class MontessoriCLI(LightningCLI):
             if not str(error).startswith("recipe"):
                 raise
             raise find_in_stages(recipe, Stage) or name_overridden(error, recipe, arguments) from None
+        check_bounds(self._sections(), TYPES)
 
     def instantiate_classes(self) -> None:
         """Build the plugins of the recipe; trainers are built for each stage."""
@@ -165,16 +211,30 @@ class MontessoriCLI(LightningCLI):
             os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))  # or Lightning sets another number under DDP
         try:
             self.config_init = self.parser.instantiate_classes(self.config)
+            for section in ("student", "teacher", "generation"):
+                if (make := self._get(self.config_init, section)) is not None:
+                    make()
         except ValueError as error:
-            recipe = {name: _as_dict(stage) for name, stage in self._get(self.config, "recipe").items()}
-            raise find_in_stages(recipe, Stage) or error from None
+            raise find_not_built(self._sections(), TYPES) or error from None
         self.datamodule = self.model = None
+
+    def _sections(self) -> dict[str, Any]:
+        """The recipe file as it was parsed, section by section."""
+        sections: dict[str, Any] = self.config["fit"].as_dict()
+        return sections
 
     def _run_subcommand(self, subcommand: str) -> None:
         self.fit()
 
     def fit(self) -> None:
-        """Run the recipe, or what is left of it."""
+        """Run the recipe, or what is left of it; the processes of a run end together."""
+        self._peers = Peers(Path(self._get(self.config, "run")))
+        with self._peers.together() if not self._get(self.config, "dry_run") else nullcontext():
+            if self._get(self.config, "requeue"):
+                STOP.at_the_end.append(requeue_after_warning)
+            self._fit()
+
+    def _fit(self) -> None:
         root = Path(self._get(self.config, "run"))
         check_trainer_arguments(_as_dict(self._get(self.config, "trainer")))
         display = ConsoleDisplay()
@@ -212,10 +272,16 @@ class MontessoriCLI(LightningCLI):
             return
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
+                self._peers.forget_earlier()
+                runner.open(steps, settings)
                 remember(run_directory, passed)
                 if left:
                     run_directory.remember(data=data.account())
                 runner.loggers = self._loggers = self._make_loggers(run_directory)
+                self._peers.open()
+            else:
+                self._peers.wait_until_open()
+                run_directory.reload()
             worked = runner.run(steps, settings)
             if runner.leads:
                 # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.
@@ -267,18 +333,27 @@ class MontessoriCLI(LightningCLI):
             for name, stage in stages.items()
         }
 
-    def _trainer(self, callbacks: list[Any], **arguments: Any) -> Trainer:
-        """A trainer as the `trainer` section says, with fresh callbacks, the stage's own, and no bars or tables."""
+    def _trainer(self, callbacks: list[Any], alone: bool = False, **arguments: Any) -> Trainer:
+        """A trainer as the `trainer` section says, with fresh callbacks, the stage's own, and no bars or tables.
+
+        Args:
+            callbacks: the stage's own.
+            alone: whether it works in this process alone, however many the section names.
+            **arguments: the stage's own.
+        """
         configured = self._get(self.parser.instantiate_classes(self.config), "trainer").as_dict()
         configured |= {
             "callbacks": [*as_list(configured.get("callbacks")), *callbacks],
             "logger": self._loggers or False,
             "use_distributed_sampler": False,  # our loaders deal out the work themselves
+            **(one_process(configured) if alone else {}),
             "enable_progress_bar": False,
             "enable_model_summary": False,
             **arguments,
         }
-        return self.trainer_class(**configured)
+        trainer = self.trainer_class(**configured)
+        take_over(trainer, self._peers)
+        return trainer
 
     _loggers: Sequence[Logger] = ()
 
@@ -331,6 +406,7 @@ def find_configs(arguments: list[str]) -> list[str]:
             continue
         path = path_argument(value)
         if path.exists():
+            check_recipe_file(path)
             found[at] = f"{option}={path}" if equals else str(path)
             continue
         shipped = shipped_configs() / value
@@ -352,7 +428,7 @@ def _error_kept(root: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        path.write_text(traceback.format_exc(), encoding="utf-8")
+        path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         error.add_note(f"the traceback is in {path}")
         raise
 
@@ -385,30 +461,26 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the command line, `fit` included, without the program's name; none takes the process's own.
     """
     _quiet()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # plugins beside the recipe are found by the console command too
     load_shipped_plugins()
-    try:
-        with errors_end_in_a_sentence(DEBUG in (sys.argv if arguments is None else arguments)):
-            MontessoriCLI(
-                args=arguments,
-                parser_class=SentenceParser,
-                parser_kwargs={
-                    "prog": PROGRAM,
-                    "description": ABOUT,
-                    "epilog": OTHER_COMMANDS,
-                    "allow_abbrev": False,
-                    "fit": {"description": ABOUT_FIT},
-                },
-                seed_everything_default=42,
-                save_config_callback=None,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's trainer exits without a word
-            sys.exit(INTERRUPTED)
-        raise
+    with errors_end_in_a_sentence(DEBUG in (sys.argv if arguments is None else arguments)):
+        MontessoriCLI(
+            args=arguments,
+            parser_class=SentenceParser,
+            parser_kwargs={
+                "prog": PROGRAM,
+                "description": ABOUT,
+                "epilog": OTHER_COMMANDS,
+                "allow_abbrev": False,
+                "formatter_class": ReadableTypes,
+                "fit": {"description": ABOUT_FIT},
+            },
+            seed_everything_default=42,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )

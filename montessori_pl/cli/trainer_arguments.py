@@ -124,6 +124,18 @@ def pinned_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def one_process(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a trainer of one process and one device, the first, of these arguments.
+
+    Args:
+        arguments: the section `trainer`.
+    """
+    devices = arguments.get("devices")
+    named = devices.split(",") if isinstance(devices, str) and "," in devices else devices
+    first = [int(named[0])] if isinstance(named, list | tuple) and named else 1
+    return {"devices": first, "num_nodes": 1, "strategy": "auto"}
+
+
 def as_list(value: Any) -> list[Any]:
     """One thing, several or none, as Lightning takes callbacks and loggers."""
     if value is None or isinstance(value, bool):

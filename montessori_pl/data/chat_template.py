@@ -135,7 +135,7 @@ class ChatTemplate:
         if role == "assistant":
             prefill = self._encoder.mark(messages[-1]["content"])
             return [*self.prompt_ids(messages[:-1]), *self._answer_ids(prefill, finished=False)]
-        return [token for ids, _ in self._segments(messages, continued=True) for token in ids]
+        return [token for ids, _ in self._segments(messages, continued=True, learned=[]) for token in ids]
 
     def open_turn(self, messages: Sequence[Message]) -> OpenTurn:
         """The turn that the model goes on with.
@@ -204,18 +204,19 @@ class ChatTemplate:
         """Token ids of a whole conversation with all that the template writes behind it."""
         return self._encoder.ids(self.text(self._marked(messages)))
 
-    def render_text(self, messages: Sequence[Message]) -> str:
+    def render_text(self, messages: Sequence[Message], learned: Sequence[bool] | None = None) -> str:
         """The text of which `render` makes token ids."""
-        pieces = self._pieces(messages, continued=False)
-        return self._encoder.unmark("".join(self._around(text) if trained else text for text, trained in pieces))
+        pieces = self._pieces(messages, continued=False, learned=learned)
+        return self._encoder.unmark("".join(text if role is None else self._around(text) for text, role in pieces))
+
+    def learned(self, example: Example) -> list[bool]:
+        """For each answer of an example, whether the loss is taken of it; never of earlier ones of weight 0."""
+        earlier = [turn.weight > 0 and self.loss_on == "all" for turn in example.history if turn.role == "assistant"]
+        return [*earlier, True]
 
     def render_example(self, example: Example, max_length: int | None = None) -> Rendered:
-        """Token ids of an example, with the mask on the answers of which the loss is taken: see `loss_on`.
-
-        Earlier answers of weight 0 are never among them.
-        """
-        earlier = [turn.weight > 0 and self.loss_on == "all" for turn in example.history if turn.role == "assistant"]
-        return self.render(example.messages(), max_length, [*earlier, True], example.response_tokens)
+        """Token ids of an example, with the mask on the answers of which the loss is taken: see `learned`."""
+        return self.render(example.messages(), max_length, self.learned(example), example.response_tokens)
 
     def render(
         self,
@@ -229,18 +230,19 @@ class ChatTemplate:
         Args:
             messages: the conversation.
             max_length: the longest that it may be.
-            learned: for each assistant turn, whether the mask is on it; none puts it on all of them.
+            learned: for each assistant turn, whether the mask is on it; none puts it on all of them. A template may
+                rewrite earlier turns when the conversation goes on, as those do that drop earlier reasoning: turns
+                before the first learned one are read as they stand then, which is what the model is asked.
             sampled: the tokens of the last answer, where they are known: see `response_ids`.
         """
         input_ids: list[int] = []
         trained: list[bool] = []
-        answers = iter(learned if learned is not None else [True] * len(messages))
-        segments = list(self._segments(messages, continued=False))
+        segments = list(self._segments(messages, False, learned))
         if known := self._known_ids(messages[-1]["content"], True, sampled):
-            segments[-1] = known, True
-        for ids, is_answer in segments:
+            segments[-1] = known, segments[-1][1]
+        for ids, is_learned in segments:
             input_ids += ids
-            trained += [is_answer and next(answers)] * len(ids)
+            trained += [is_learned] * len(ids)
         return self.cut(Rendered(input_ids, trained), max_length)
 
     def cut(self, rendered: Rendered, max_length: int | None = None) -> Rendered:
@@ -262,28 +264,57 @@ class ChatTemplate:
         """All tokens that hold this text as a whole: where it ends a completion, they do."""
         return self._ids_by_text.setdefault(text, [id for id, token in self._tokens if text in token])
 
-    def _segments(self, messages: Sequence[Message], continued: bool) -> Iterator[tuple[list[int], bool]]:
-        """Pieces of the conversation, each tokenized by itself, with whether it is trained on."""
+    def _segments(
+        self, messages: Sequence[Message], continued: bool, learned: Sequence[bool] | None
+    ) -> Iterator[tuple[list[int], bool]]:
+        """Pieces of the conversation, each tokenized by itself, with whether it is learned."""
         end = self.form.end or str(self.tokenizer.eos_token)
-        for number, (text, trained) in enumerate(self._pieces(messages, continued)):
-            if trained:
-                yield self._answer_ids(text, finished=True), True
+        for number, (text, is_learned) in enumerate(self._pieces(messages, continued, learned)):
+            if is_learned is not None:
+                yield self._answer_ids(text, finished=True), is_learned
             else:
                 yield self._encoder.ids_behind(end, text) if number else self._encoder.ids(text), False
 
-    def _pieces(self, messages: Sequence[Message], continued: bool) -> Iterator[tuple[str, bool]]:
-        """In turns the text before an answer and the answer without what the template writes around it, marked."""
+    def _pieces(
+        self, messages: Sequence[Message], continued: bool, learned: Sequence[bool] | None
+    ) -> list[tuple[str, bool | None]]:
+        """In turns the text before an answer and the answer without what the template writes around it, marked.
+
+        Args:
+            messages: the conversation.
+            continued: whether the assistant answers next.
+            learned: for each answer, whether it is learned; those beyond are not, and none learns all.
+
+        Returns:
+            each text with whether it is learned, or none where it is no answer.
+        """
         messages, written = self._marked(messages), ""
+        answers = iter(learned if learned is not None else [True] * len(messages))
+        pieces: list[tuple[str, bool | None]] = []
+
+        def add_prompt(prompt: str) -> None:
+            if prompt.startswith(written):
+                pieces.append((prompt[len(written) :], None))
+            elif any(is_learned for _, is_learned in pieces):
+                raise ValueError(
+                    "this chat template rewrites earlier turns when the conversation goes on, so that no mask can be "
+                    "made for several answers; set loss_on: last, use conversations with one answer, or another layout "
+                    f"({', '.join(CHAT_TEMPLATES)})"
+                )
+            else:
+                pieces[:] = [(prompt, None)]
+
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             prompt = self._prompt(messages[:index])
-            yield _behind(prompt, written), False
+            add_prompt(prompt)
             answer = self._as_written(message["content"], prompt, messages[: index + 1])
-            yield answer, True
+            pieces.append((answer, next(answers, False)))
             written = prompt + self._around(answer)
         if continued:
-            yield _behind(self._prompt(messages), written), False
+            add_prompt(self._prompt(messages))
+        return pieces
 
     def _marked(self, messages: Sequence[Message]) -> list[Message]:
         return [{"role": one["role"], "content": self._encoder.mark(one["content"])} for one in messages]
@@ -446,13 +477,3 @@ def _turn_markers(text: TemplateText) -> list[str]:
         around = text(turns).partition(_QUESTION)[2]  # in front may stand a system turn of the template's own
     tokens = [token.content for token in text.tokenizer.added_tokens_decoder.values() if not token.special]
     return [token for token in tokens if _MARKER.fullmatch(token) and token not in REASONING_TAGS and token in around]
-
-
-def _behind(text: str, prefix: str) -> str:
-    if not text.startswith(prefix):
-        raise ValueError(
-            "this chat template rewrites earlier turns when the conversation goes on, so that no mask can be made "
-            "for several assistant turns; use conversations with one assistant turn, or another layout "
-            f"({', '.join(CHAT_TEMPLATES)})"
-        )
-    return text[len(prefix) :]

@@ -5,21 +5,19 @@ A source is a path, optionally with a slice over its rows: `seeds.jsonl`, `seeds
 
 import csv
 import difflib
-import gzip
 import io
-import json
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from montessori_pl.data.text_files import GZIP, check_regular, parse_json, read_text
+
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 """What stands between the cells of a table of text."""
 READABLE = (".jsonl", ".json", *SEPARATORS, ".parquet")
 """Kinds of files."""
-GZIP = ".gz"
 
 
 def read_rows(source: str) -> tuple[Path, Sequence[Any], range]:
@@ -67,6 +65,7 @@ def _read_file(path: Path) -> Sequence[Any]:
             f"cannot read {path}: give a file of one of the kinds {', '.join(READABLE)} (all but .parquet also with "
             f"{GZIP} behind it), or a directory of a saved dataset"
         )
+    check_regular(path)
     if kind == ".parquet":
         return _read_parquet(path)
     # These not through `datasets`: there a column has one type, and text that looks like a number becomes one.
@@ -74,17 +73,17 @@ def _read_file(path: Path) -> Sequence[Any]:
 
 
 def _read_json(path: Path) -> Sequence[Any]:
-    text = _read_text(path)
+    text = read_text(path)
     if text.lstrip().startswith("["):
-        rows = _parse(text, path, 1)
+        rows = parse_json(text, path, 1)
         return rows if isinstance(rows, list) else [rows]
     # Not splitlines(), which also breaks at line separators inside a text.
     lines = enumerate(text.split("\n"), start=1)
-    return [_parse(line, path, number) for number, line in lines if line.strip()]
+    return [parse_json(line, path, number) for number, line in lines if line.strip()]
 
 
 def _read_csv(path: Path, kind: str) -> Sequence[Any]:
-    text = _read_text(path)
+    text = read_text(path)
     limit = csv.field_size_limit(len(text) + 1)  # of a cell, for the whole process
     try:
         # Every cell is text, whatever it looks like: 007 and 1.50 are answers, and so are NA and None.
@@ -126,28 +125,12 @@ def _read_parquet(path: Path) -> Sequence[Any]:
     return rows
 
 
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == GZIP else content).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read {path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"cannot read {path}: not a whole gzip file ({error}); compress it again") from error
-
-
-def _parse(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {line + error.lineno - 1}: not JSON ({error.msg}); write one object per line, or one list"
-        ) from error
-
-
 def _read_directory(path: Path) -> Sequence[Any]:
     if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        content = parse_json(read_text(path / "dataset_dict.json"), path / "dataset_dict.json")
+        splits = content.get("splits") if isinstance(content, dict) else None
+        if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
+            raise ValueError(f"{path / 'dataset_dict.json'} names no splits; save the data set again")
         if "train" not in splits:
             raise ValueError(f"{path} has no split train but {', '.join(splits)}; name one, as in {path / splits[0]}")
         path = path / "train"

@@ -7,6 +7,7 @@ id, the sample's place), so that a resumed run and an uninterrupted one write th
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -115,7 +116,7 @@ class Record:
         for field in dataclasses.fields(self):
             if "sparse" in field.metadata and row[field.name] == field.default:
                 del row[field.name]
-        return json.dumps(row, ensure_ascii=False)
+        return json_text(row, ensure_ascii=False)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Self:
@@ -275,6 +276,36 @@ class PreferencePair(Record):
         return [*earlier, *teacher_messages(self.prompt, self.prompt_format, self.prefill)]
 
 
+def json_text(value: Any, **options: Any) -> str:
+    """Plain values as JSON, which has no NaN and no infinity: other programs could not read them.
+
+    Args:
+        value: mappings, sequences, texts and numbers.
+        options: of `json.dumps`.
+
+    Raises:
+        ValueError: a number is none; the sentence says which.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError as error:
+        if (found := next(_no_numbers(value), None)) is None:
+            raise
+        raise ValueError(f"{found[0]} is {found[1]}, which is no number and has no place in JSON") from error
+
+
+def _no_numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Where there is a number that is none, by names with dots."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place or "it", value
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from _no_numbers(one, f"{place}.{name}" if place else str(name))
+    elif isinstance(value, list | tuple):
+        for number, one in enumerate(value):
+            yield from _no_numbers(one, f"{place}[{number}]")
+
+
 def stable_id(*parts: object) -> str:
     """Twelve hexadecimal digits that depend on the parts and on nothing else."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:12]
@@ -300,10 +331,14 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON from column {error.colno} on") from error
+            except (ValueError, RecursionError) as error:  # numbers of thousands of digits
+                raise ValueError(
+                    f"{path}, line {number}: nested too deeply, or a number too long, to be read"
+                ) from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
             yield row

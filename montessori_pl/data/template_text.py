@@ -9,7 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from montessori_pl.data.limits import TooSlowError, memory_at_most, seconds_at_most
 from montessori_pl.data.records import Message
+from montessori_pl.data.text_files import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +22,12 @@ TODAY = datetime(2024, 7, 26)
 """What templates are told that today is; the date that Llama 3.1's own template falls back to."""
 _OURS = ("conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
 """Arguments of `apply_chat_template` that are no variables of a template."""
+SECONDS = 10.0
+"""A template writes a conversation in a few milliseconds; one that takes so long does something else."""
+MEMORY = 2**30
+"""Bytes that a template may take while it is tried."""
+LONGEST_FRAME = 2**20
+"""Characters that a template may write around what is said."""
 _DEFAULT = "default"
 _PROBE = "montessori-probe"
 
@@ -61,42 +69,48 @@ class TemplateText:
 
         conversation = [_with_parts(message) for message in messages] if self._in_parts else as_dicts(messages)
         try:
-            text = self.tokenizer.apply_chat_template(
-                conversation,
-                chat_template=self.source,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **{"strftime_now": TODAY.strftime, **self.variables},
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            with seconds_at_most(SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    conversation,
+                    chat_template=self.source,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **{"strftime_now": TODAY.strftime, **self.variables},
+                )
+        except (TooSlowError, MemoryError, RecursionError, OverflowError) as error:
+            why = str(error) or f"it takes more than {MEMORY:,} bytes of memory"
+            raise ValueError(f"{self._named()} does not come to an end ({why}); {_another()}") from error
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             roles = ", ".join(message["role"] for message in messages)
-            raise ValueError(
-                f"the chat template of {self.tokenizer.name_or_path!r} refuses a conversation with the turns {roles}: "
-                f"{error}"
-            ) from error
+            raise ValueError(f"{self._named()} refuses a conversation with the turns {roles}: {error}") from error
         assert isinstance(text, str)  # a list of texts is what a list of conversations gives
+        if len(text) > LONGEST_FRAME + 100 * sum(len(message["content"]) for message in messages):
+            raise ValueError(f"{self._named()} writes {len(text):,} characters for a short conversation; {_another()}")
         return text
+
+    def _named(self) -> str:
+        return f"the chat template of {self.tokenizer.name_or_path!r}"
 
     def _wants_parts(self) -> bool:
         """Whether a turn's content must be a list of parts, as templates of multimodal models may have it."""
         problem = None
         for self._in_parts in (False, True):
             try:
-                if _PROBE in self([{"role": "user", "content": _PROBE}]):
+                with memory_at_most(MEMORY):
+                    written = self([{"role": "user", "content": _PROBE}])
+                if _PROBE in written:
                     return self._in_parts
             except ValueError as error:
                 problem = problem or error
-        raise problem or ValueError(
-            f"the chat template of {self.tokenizer.name_or_path!r} does not write what a user says; {_another()}"
-        )
+        raise problem or ValueError(f"{self._named()} does not write what a user says; {_another()}")
 
     def _refuse_unread_variables(self) -> None:
         if ours := sorted(set(self.variables) & set(_OURS)):
             raise ValueError(f"chat_template_kwargs must not hold {', '.join(ours)}, which the program sets itself")
         if unread := sorted(name for name in self.variables if not self.reads(name)):
             raise ValueError(
-                f"the chat template of {self.tokenizer.name_or_path!r} does not read {', '.join(unread)}, found in "
-                "chat_template_kwargs; correct the name, or leave it out"
+                f"{self._named()} does not read {', '.join(unread)}, found in chat_template_kwargs; correct the name, "
+                "or leave it out"
             )
 
 
@@ -139,7 +153,7 @@ def _find_template(tokenizer: "PreTrainedTokenizerBase", layout: str) -> str:
             f"unknown chat template {layout!r}: expected auto, one of {', '.join(CHAT_TEMPLATES)}, {others}or the path "
             "of a Jinja file"
         )
-    return path.read_text(encoding="utf-8")
+    return read_text(path)
 
 
 def _another() -> str:

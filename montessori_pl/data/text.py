@@ -1,11 +1,14 @@
 """What counts as text in a row of data: numbers do, lists of text parts do, invisible characters do not."""
 
 import math
+import re
 import unicodedata
 from typing import Any
 
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 """Characters that show nothing although Unicode calls them letters, marks or symbols."""
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal obeys instead of showing them, that turn the text around, or that no file can hold."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of the parts of a message that are text, as OpenAI's and Hugging Face's formats name them."""
 
@@ -52,6 +55,16 @@ def is_writable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def writable(text: str) -> str:
+    """The text with U+FFFD in place of each half of a pair that stands alone, which UTF-8 cannot write."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may show it, on its lines: escapes such as `\\x1b` in place of control characters."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def joined_parts(parts: list[Any]) -> str | None:

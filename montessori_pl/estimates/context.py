@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, read_lines, read_records
 from montessori_pl.estimates.estimate import ExpectedRecords, NoEstimate
 from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
+from montessori_pl.models.loading import load_chat_template
 
 if TYPE_CHECKING:
     from montessori_pl.models.dpo import TeacherDPOModule
@@ -61,6 +63,8 @@ class EstimateContext:
     """Processes that train."""
     begun: Path | None = None
     """The stage's directory, where it has begun."""
+    models: dict[str, RequestEstimator] = dataclasses.field(default_factory=dict)
+    """The models that were looked at, so that the steps that share this read each tokenizer once."""
     before: Path | None = None
     """The directory in which the same stage finished in an earlier iteration."""
 
@@ -77,6 +81,12 @@ class EstimateContext:
 
     def asked(self, teacher: str) -> RequestEstimator:
         """The teacher of this name: of the pool, or the recipe's, whatever stage has trained it."""
+        place = f"teacher {teacher if teacher in self.pool else ''}"
+        if place not in self.models:
+            self.models[place] = self._asked(teacher)
+        return self.models[place]
+
+    def _asked(self, teacher: str) -> RequestEstimator:
         member = self.pool.get(teacher)
         if member is None:
             return RequestEstimator.of(self.teacher().source, self.backend(), requests=self.requests)
@@ -87,7 +97,19 @@ class EstimateContext:
 
     def answering(self) -> RequestEstimator:
         """The student, asked by the recipe's engine."""
-        return RequestEstimator.of(self.student().source, self.backend(), requests=self.requests)
+        if "answering" not in self.models:
+            self.models["answering"] = RequestEstimator.of(
+                self.student().source, self.backend(), requests=self.requests
+            )
+        return self.models["answering"]
+
+    def student_template(self) -> ChatTemplate:
+        """How the student writes conversations."""
+        if "student" not in self.models:
+            self.models["student"] = RequestEstimator.of_template(load_chat_template(self.student().source))
+        chat_template = self.models["student"].chat_template
+        assert chat_template is not None
+        return chat_template
 
     @cached_property
     def commits(self) -> list[dict[str, Any]]:

@@ -12,6 +12,9 @@ from montessori_pl.generation.base import GenerationBackend, Price
 from montessori_pl.generation.usage import prompt_tokens, text_tokens
 from montessori_pl.models.loading import ModelSource, load_chat_template
 
+SHORT: Sequence[Message] = ({"role": "user", "content": "?"},)
+"""A conversation that is hardly longer than what the chat template puts around it."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestEstimator:
@@ -20,6 +23,8 @@ class RequestEstimator:
     chat_template: ChatTemplate | None
     """How it writes conversations; none for a model of which only the endpoint has the tokenizer, whose tokens are
     estimated from the length of the text."""
+    context: int | None
+    """How many tokens a prompt and its completion may have; none where there is no limit, or none that is known."""
     price: Price | None = None
     """What its tokens cost."""
     engine: str = ""
@@ -42,7 +47,14 @@ class RequestEstimator:
         """
         engine.check(source)
         left = engine.budget_left(requests / name) if requests is not None else None
-        return cls(chat_template=known_chat_template(source), price=engine.price, engine=name, budget_left=left)
+        chat_template = known_chat_template(source)
+        context = engine.context(chat_template)
+        return cls(chat_template=chat_template, context=context, price=engine.price, engine=name, budget_left=left)
+
+    @classmethod
+    def of_template(cls, chat_template: ChatTemplate | None) -> Self:
+        """The estimator for a model that runs here, by its chat template."""
+        return cls(chat_template=chat_template, context=chat_template.context if chat_template is not None else None)
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of a conversation up to where the answer begins."""
@@ -56,8 +68,26 @@ class RequestEstimator:
 
     def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
         """Whether the conversation and a completion of full length fit the model's context, where it is known."""
-        context = self.chat_template.context if self.chat_template is not None else None
-        return context is None or self.prompt_tokens(messages) + max_tokens <= context
+        return self.context is None or self.prompt_tokens(messages) + max_tokens <= self.context
+
+    def check_room(self, conversations: Sequence[Sequence[Message]], setting: str, max_tokens: int) -> None:
+        """Refuse a length of completions beside which no conversation has room.
+
+        Args:
+            conversations: some that requests will be like.
+            setting: what says how long a completion may be, for a sentence.
+            max_tokens: longest completion.
+
+        Raises:
+            ValueError: none of them has room.
+        """
+        if conversations and not any(self.fits(messages, max_tokens) for messages in conversations):
+            shortest = min(self.prompt_tokens(messages) for messages in conversations)
+            raise ValueError(
+                f"no prompt has room: the shortest of {len(conversations)} takes {shortest} tokens, {setting} is "
+                f"{max_tokens}, and the model has {self.context} positions; lower {setting}, or take a "
+                "model with a longer context"
+            )
 
     def shown(self, messages: Sequence[Message]) -> str:
         """The conversation as the model sees it, template and all; its last text where only the endpoint knows."""

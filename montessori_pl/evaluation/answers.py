@@ -10,11 +10,14 @@ r"""Whether an answer is the expected one: what counts is the final answer, and 
 Where a number is expected, the last number in the given final answer counts, with whatever unit stands behind it:
 `so it is 5 apples` is 5, but `3 1 2` is not 2. Digits behind a letter, `_`, `^` or `{` are no answer (`x1`, `x^2`,
 `\frac{1}{2}`), nor are parts of dates, versions and lists without blanks (`1/2/2024`, `1.2.3`, `1,2`).
+
+Reasoning in `<think>...</think>` is no part of an answer.
 """
 
 import re
 from fractions import Fraction
 
+from montessori_pl.data.reasoning import without_reasoning
 from montessori_pl.synthesis.contamination import normalized
 
 _NUMBER = re.compile(
@@ -32,11 +35,27 @@ def same_answer(given: str, expected: str) -> bool:
         given: what a model wrote.
         expected: what the test set says, with or without a way of getting there.
     """
-    wanted = final_answer(expected)
+    said = _beyond_reasoning(given)
+    wanted = final_answer(_beyond_reasoning(expected) or expected)
     value = number(wanted)
     if value is not None:
-        return last_number(final_answer(given)) == value
-    return normalized(final_answer(given)) == normalized(wanted)
+        return last_number(final_answer(said)) == value
+    return normalized(final_answer(said)) == normalized(wanted)
+
+
+def same_text(given: str, expected: str) -> bool:
+    """Whether two texts are one but for case, blanks and reasoning.
+
+    Args:
+        given: what a model wrote.
+        expected: what the test set says.
+    """
+    return normalized(_beyond_reasoning(given)) == normalized(_beyond_reasoning(expected) or expected)
+
+
+def _beyond_reasoning(text: str) -> str:
+    """The text behind `<think>...</think>`; empty where the reasoning does not end, which is no answer yet."""
+    return without_reasoning(text) or ""
 
 
 def final_answer(text: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Checked
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.estimates.estimate import Work
 from montessori_pl.generation.base import GenerationBackend
@@ -15,11 +16,13 @@ ANSWERS = "answers.jsonl"
 """File of an evaluator's directory in which it may leave what a student answers, an item a line, for users to read."""
 
 
-class Evaluator(ABC):
+class Evaluator(Checked, ABC):
     """Measures a student. Implement `evaluate`."""
 
     generates: ClassVar[bool] = True
     """Whether students are asked, with an engine of the recipe's kind."""
+    needs_test: ClassVar[bool] = False
+    """Whether nothing can be measured without a test set."""
     requests: Path | None = None
     """Directory in which an engine of the evaluator may keep answers that were paid for; the stage sets it."""
     directory: Path | None = None
@@ -31,6 +34,18 @@ class Evaluator(ABC):
 
         Raises:
             ValueError: something is missing.
+        """
+        return
+
+    def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
+        """Look, before a run begins, at whether anything of the data has room in a student; by default nothing.
+
+        Args:
+            data: seeds, reference and test set.
+            chat_template: how the student writes conversations.
+
+        Raises:
+            ValueError: nothing could be measured.
         """
         return
 

@@ -7,17 +7,17 @@ from typing import ClassVar, Literal
 
 from montessori_pl.batches.samplers import chunks
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Count, PositiveInt
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Record, read_records
 from montessori_pl.estimates.estimate import Work
 from montessori_pl.estimates.requests import RequestEstimator
-from montessori_pl.evaluation.answers import same_answer
+from montessori_pl.evaluation.answers import same_answer, same_text
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.durable import make_directory
 from montessori_pl.run_directory.journal import Journal
-from montessori_pl.synthesis.contamination import normalized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,9 @@ class ItemAnswer(Record):
 class ExactMatch(Evaluator):
     """Greedy answers to the test set, compared with its responses.
 
-    An item whose prompt leaves no room for an answer in the student's context counts as answered wrong. All answers are
-    kept in `answers.jsonl`, in the order of the test set, so that students can be compared item by item.
+    An item whose prompt leaves no room for an answer in the student's context counts as answered wrong. Reasoning in
+    `<think>...</think>` is not compared, and an answer that does not get beyond it is wrong. All answers are kept in
+    `answers.jsonl`, whole and in the order of the test set, so that students can be compared item by item.
 
     Args:
         max_tokens: longest answer in tokens; an answer that is cut there is compared as far as it goes.
@@ -45,15 +46,22 @@ class ExactMatch(Evaluator):
         items_per_batch: items that are answered between two commits: what a kill can cost.
     """
 
+    needs_test: ClassVar[bool] = True
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ("items_per_batch",)
 
     def __init__(
-        self, max_tokens: int = 64, answers: Literal["text", "final"] = "text", items_per_batch: int = 256
+        self,
+        max_tokens: Count = 64,
+        answers: Literal["text", "final"] = "text",
+        items_per_batch: PositiveInt = 256,
     ) -> None:
-        if items_per_batch < 1:
-            raise ValueError(f"items_per_batch must be at least 1, found {items_per_batch}")
         self.sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
         self.answers, self.items_per_batch = answers, items_per_batch
+
+    def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
+        """Whether any item of the test set leaves room for an answer."""
+        asked = [example.messages()[:-1] for example in data.read("test")]
+        RequestEstimator.of_template(chat_template).check_room(asked, "max_tokens", self.sampling.max_tokens)
 
     def estimate(
         self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
@@ -63,7 +71,7 @@ class ExactMatch(Evaluator):
         left = len(test) - len(self._kept())
         asked, expected = [example.messages()[:-1] for example in test], [example.response for example in test]
         return [
-            RequestEstimator(chat_template=chat_template).work(
+            RequestEstimator.of_template(chat_template).work(
                 "answers", left, left, asked, expected, self.sampling.max_tokens
             )
         ]
@@ -120,10 +128,6 @@ class ExactMatch(Evaluator):
     def _judged(self, item: Example, completion: Completion | None) -> ItemAnswer:
         if completion is None:
             return ItemAnswer(id=item.id, answer=None, right=False, cut=False)
-        same = same_answer if self.answers == "final" else _same_text
+        same = same_answer if self.answers == "final" else same_text
         right = same(completion.text, item.response)
         return ItemAnswer(id=item.id, answer=completion.text, right=right, cut=not completion.finished)
-
-
-def _same_text(given: str, expected: str) -> bool:
-    return normalized(given) == normalized(expected)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from montessori_pl.data.records import Example
+from montessori_pl.data.text_files import read_text
 
 MAX_SCORE = 5
 """Scores are whole numbers from 0 to this one."""
@@ -60,7 +61,7 @@ def load_prompt(name: str) -> str:
         raise ValueError(
             f"unknown judge prompt {name!r}: expected one of {', '.join(PROMPTS)}, or the path of a text file"
         )
-    template = PROMPTS[name] if path is None else path.read_text(encoding="utf-8")
+    template = PROMPTS[name] if path is None else read_text(path)
     if missing := [place for place in ("{instruction}", "{response}") if place not in template]:
         raise ValueError(f"the judge prompt {name!r} lacks {' and '.join(missing)}: write it where that text belongs")
     return template

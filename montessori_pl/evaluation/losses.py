@@ -10,6 +10,7 @@ from montessori_pl.batches.collate import collate
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.batches.samplers import length_batches
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Count, PositiveInt
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example
 from montessori_pl.estimates.estimate import Work, passes
@@ -31,16 +32,24 @@ class ResponseLoss(Evaluator):
     generates: ClassVar[bool] = False
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ("batch_tokens",)
 
-    def __init__(self, batch_tokens: int = 8192, max_length: int = 1024) -> None:
+    def __init__(self, batch_tokens: PositiveInt = 8192, max_length: Count = 1024) -> None:
         self.batch_tokens, self.max_length = batch_tokens, max_length
+
+    def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
+        """Whether any response of each set has room."""
+        for role in self._roles(data):
+            examples = data.read(role)
+            if not any(encode_examples([one], chat_template, self.max_length)[0] for one in examples):
+                raise self._no_room(role, examples)
 
     def estimate(
         self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
     ) -> list[Work]:
         """A pass over the reference and the test set."""
-        roles = ["reference", "test"] if data.test is not None else ["reference"]
         rendered = [
-            one for role in roles for one in encode_examples(data.read(role), chat_template, self.max_length)[0]
+            one
+            for role in self._roles(data)
+            for one in encode_examples(data.read(role), chat_template, self.max_length)[0]
         ]
         return [passes("losses", sum(len(one.input_ids) for one in rendered))]
 
@@ -54,21 +63,27 @@ class ResponseLoss(Evaluator):
         Raises:
             ValueError: no example of a set fits.
         """
-        roles = ["reference", "test"] if data.test is not None else ["reference"]
         metrics = {}
-        for role in roles:
+        for role in self._roles(data):
             examples = data.read(role)
             losses = self.losses(student, examples)
             if not len(losses):
-                raise ValueError(
-                    f"data.{role}: none of the {len(examples)} examples has a response within max_length "
-                    f"{self.max_length} tokens and the student's context"
-                )
+                raise self._no_room(role, examples)
             if left_out := len(examples) - len(losses):
                 metrics[f"{role}_left_out"] = float(left_out)
             metrics[f"{role}_loss"] = losses.mean().item()
-            metrics[f"{role}_loss_standard_error"] = losses.std().item() / math.sqrt(len(losses))
+            if len(losses) > 1:
+                metrics[f"{role}_loss_standard_error"] = losses.std().item() / math.sqrt(len(losses))
         return metrics
+
+    def _roles(self, data: DataSources) -> list[str]:
+        return ["reference", "test"] if data.test is not None else ["reference"]
+
+    def _no_room(self, role: str, examples: Sequence[Example]) -> ValueError:
+        return ValueError(
+            f"data.{role}: none of the {len(examples)} examples has a response within max_length "
+            f"{self.max_length} tokens and the student's context"
+        )
 
     @torch.inference_mode()
     def losses(self, student: ModelSource, examples: Sequence[Example]) -> torch.Tensor:

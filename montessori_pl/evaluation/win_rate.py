@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Count, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, stable_seed
 from montessori_pl.data.template_text import chat_template_file
@@ -15,6 +16,7 @@ from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.evaluation.judge_prompts import load_prompt, parse_score, prompt_file, render_prompt
 from montessori_pl.generation.base import GenerationBackend, Request, Sampling
+from montessori_pl.generation.request_journal import JUDGE
 from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.fingerprint import Files
@@ -36,19 +38,18 @@ class WinRate(Evaluator):
         max_tokens: longest answer of the student in tokens.
     """
 
+    needs_test: ClassVar[bool] = True
     files: ClassVar[Files] = {"prompt": prompt_file, "judge.chat_template": chat_template_file}
 
     def __init__(
         self,
         judge: ModelSource,
         engine: GenerationBackend | None = None,
-        prompt: str = "additive",
-        judgements: int = 3,
+        prompt: Text = "additive",
+        judgements: Count = 3,
         sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=512),
-        max_tokens: int = 512,
+        max_tokens: Count = 512,
     ) -> None:
-        if judgements < 1:
-            raise ValueError(f"judgements must be at least 1, found {judgements}")
         self.judge, self.engine, self.judgements, self.sampling = judge, engine, judgements, sampling
         self.template = load_prompt(prompt)
         self.answering = Sampling(temperature=0.0, max_tokens=max_tokens)
@@ -59,19 +60,24 @@ class WinRate(Evaluator):
         engine.check_environment(self.judge)
         engine.check(self.judge)
 
+    def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
+        """Whether any item of the test set leaves room for an answer."""
+        asked = [example.messages()[:-1] for example in data.read("test")]
+        RequestEstimator.of_template(chat_template).check_room(asked, "max_tokens", self.answering.max_tokens)
+
     def estimate(
         self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
     ) -> list[Work]:
         """An answer to each item, and the judgements of both sides; each as long as it may be."""
         test = data.read("test")
-        judge = RequestEstimator.of(self.judge, self.engine or backend(), "judge", self.requests)
+        judge = RequestEstimator.of(self.judge, self.engine or backend(), JUDGE, self.requests)
         asked: list[list[Message]] = [
             [{"role": "user", "content": render_prompt(self.template, example)}] for example in test
         ]
         judgements = 2 * self.judgements * len(test)
         answered = [example.messages()[:-1] for example in test], [example.response for example in test]
         return [
-            RequestEstimator(chat_template=chat_template).work(
+            RequestEstimator.of_template(chat_template).work(
                 "answers", len(test), len(test), *answered, self.answering.max_tokens
             ),
             judge.work("judgements", judgements, judgements, asked, None, self.sampling.max_tokens),
@@ -89,7 +95,7 @@ class WinRate(Evaluator):
         answers = self._answers(test, student, backend())
         engine = self.engine or backend()
         if self.requests is not None:
-            engine.set_cache_dir(self.requests / "judge")
+            engine.set_cache_dir(self.requests / JUDGE)
         engine.load(self.judge)
         scores = self._scores([one for pair in zip(answers, test, strict=True) for one in pair], engine)
         engine.close()

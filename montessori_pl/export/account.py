@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from montessori_pl.data.markup import code_span, in_markdown
 from montessori_pl.export.markdown import bullets, code, prose, table
 from montessori_pl.export.source import FinishedStage, Source
 
@@ -26,9 +27,13 @@ _SETTINGS = {
 
 def how_made(source: Source) -> str:
     """The teachers, the stages that led here, the rules by which the rows were kept, and the settings."""
-    teachers = ((f"`{name}`" if name else "not recorded", count) for name, count in source.teachers().most_common())
+    teachers = ((code_span(name) if name else "not recorded", count) for name, count in source.teachers().most_common())
     steps = (
-        (f"`{step.key}`", f"`{step.what}`", ", ".join(f"{setting}: `{key}`" for setting, key in step.reads.items()))
+        (
+            code_span(step.key),
+            code_span(step.what),
+            ", ".join(f"{in_markdown(setting)}: {code_span(key)}" for setting, key in step.reads.items()),
+        )
         for step in source.steps
     )
     stages = {stage.key: stage for stage in (source.origin, source.stage) if stage is not None}
@@ -53,16 +58,19 @@ def what_came_out(source: Source) -> str:
     if (origin := source.origin) is not None:
         rejected = origin.metrics.get("rejected", {})
         counts = f"{len(source.examples)} examples and rejected {sum(rejected.values())} candidates"
-        parts.append(prose(f"`{origin.key}` accepted {counts}."))
+        parts.append(prose(f"{code_span(origin.key)} accepted {counts}."))
         if rejected:
-            parts.append(table(("rejected because", "candidates"), rejected.items()))
+            reasons = ((in_markdown(reason), count) for reason, count in rejected.items())
+            parts.append(table(("rejected because", "candidates"), reasons))
         if diversity := origin.metrics.get("diversity"):
-            named = ((_DIVERSITY.get(name, name), _number(value)) for name, value in diversity.items())
+            named = ((_DIVERSITY.get(name, in_markdown(name)), _number(value)) for name, value in diversity.items())
             parts.append(table(("the accepted instructions", "how varied"), named))
         if responses := origin.metrics.get("response_diversity"):
             distinct = (("different responses, as a share", _number(responses["distinct_rate"])),)
             parts.append(table(("the accepted responses", "how varied"), distinct))
-        parts += [prose(f"**The run warns:** {sentence}.") for sentence in origin.metrics.get("warnings", [])]
+        parts += [
+            prose(f"**The run warns:** {in_markdown(sentence)}.") for sentence in origin.metrics.get("warnings", [])
+        ]
     return "\n\n".join(parts)
 
 
@@ -72,9 +80,9 @@ def how_scored(source: Source) -> str:
         return prose("No stage of the run has scored these examples.")
     rows = (
         (
-            f"`{judge.key}`",
-            f"`{_class_name(judge.settings.get('signal'))}`",
-            f"`{judge.reads.get('student', '-')}`",
+            code_span(judge.key),
+            code_span(_class_name(judge.settings.get("signal"))),
+            code_span(judge.reads.get("student", "-")),
             judge.metrics.get("count", "-"),
             f"{_number(judge.metrics.get('mean'))} ± {_number(judge.metrics.get('standard_error'))}",
             _number(judge.metrics.get("positive_rate")),
@@ -102,7 +110,7 @@ def _rules(stage: FinishedStage) -> Iterator[str]:
     """What the stage's settings mean, as far as they are those of stages that ship with the program."""
     settings = stage.settings
     if "source" in settings:
-        yield f"The examples were read from `{settings['source']}`, not written in this run."
+        yield f"The examples were read from {code_span(settings['source'])}, not written in this run."
     for name, title in _SETTINGS.items():
         if isinstance(found := settings.get(name), Mapping):
             yield f"{title}: {_listed(found)}."
@@ -116,18 +124,18 @@ def _rules(stage: FinishedStage) -> Iterator[str]:
     if "decontaminate" in settings:
         yield f"Instructions of the reference or test set were {'dropped' if settings['decontaminate'] else 'kept'}."
     if "rule" in settings:
-        yield f"Completions of one prompt were paired by the rule `{settings['rule']}`."
+        yield f"Completions of one prompt were paired by the rule {code_span(settings['rule'])}."
     if settings.get("at_random"):
         yield "**This is a control:** both sides of each pair were drawn at random."
     if engine := stage.sections.get("generation"):
-        yield f"Engine: `{_class_name(engine)}`."
+        yield f"Engine: {code_span(_class_name(engine))}."
     if data := stage.sections.get("data"):
         yield f"Data: {_listed(data)}."
 
 
 def _listed(settings: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name} `{', '.join(map(str, value)) if isinstance(value, list) else value}`"
+        f"{in_markdown(name)} {code_span(', '.join(map(str, value)) if isinstance(value, list) else value)}"
         for name, value in settings.items()
     )
 

@@ -1,11 +1,14 @@
 """The data card: `README.md` as the Hugging Face hub reads it, made from the run directory alone."""
 
 import hashlib
+import textwrap
 from pathlib import Path
 
 import yaml
 
 from montessori_pl import __version__
+from montessori_pl.data.markup import code_span, in_markdown
+from montessori_pl.data.text import printable
 from montessori_pl.export.account import how_made, how_scored, what_came_out
 from montessori_pl.export.formats import TRAIN
 from montessori_pl.export.markdown import prose, table
@@ -35,7 +38,7 @@ def write_card(source: Source, directory: Path, format: str, license: str | None
         command: what makes the same files again.
     """
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    digests = ((f"`{path.relative_to(directory)}`", f"`{_sha256(path)}`") for path in files)
+    digests = ((code_span(path.relative_to(directory)), code_span(_sha256(path))) for path in files)
     sections = {
         "Files": f"{table(('file', 'SHA-256'), digests)}\n\n{usage(source, format)}",
         "How it was made": how_made(source),
@@ -44,7 +47,8 @@ def write_card(source: Source, directory: Path, format: str, license: str | None
         "Licences": _licences(license),
         "Making it again": _again(source, command),
     }
-    parts = [f"# {_title(source)}", prose(f"{_summary(source)} Exported as `{format}` from `{source.stage.key}`.")]
+    exported = f"Exported as {code_span(format)} from {code_span(source.stage.key)}."
+    parts = [f"# {in_markdown(_title(source))}", prose(f"{_summary(source)} {exported}")]
     parts += [f"## {heading}\n\n{text}" for heading, text in sections.items()]
     body = "\n\n".join(parts)
     (directory / CARD).write_text(f"---\n{_front_matter(source, format, license)}---\n\n{body}\n", encoding="utf-8")
@@ -83,7 +87,7 @@ def _synthetic(source: Source) -> bool:
 
 
 def _licences(license: str | None) -> str:
-    named = f"has named the licence `{license}`" if license is not None else "has named no licence"
+    named = f"has named the licence {code_span(license)}" if license is not None else "has named no licence"
     return prose(
         f"""The person who exported the data {named}. The run does not know, and has not checked, what the licences and
         terms of those allow on whose work it rests: of the teachers above, which may restrict what their outputs are
@@ -95,7 +99,8 @@ def _licences(license: str | None) -> str:
 def _again(source: Source, command: str) -> str:
     settings = f"""from files of the run whose hashes were as its manifest says. The settings of all stages above, their
         seeds included, have the digest `{source.settings_digest}`."""
-    return f"Montessori PL {__version__} wrote this with\n\n    {command}\n\n{prose(settings)}"
+    indented = textwrap.indent(printable(command), "    ", lambda line: True)
+    return f"Montessori PL {__version__} wrote this with\n\n{indented}\n\n{prose(settings)}"
 
 
 def _sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from montessori_pl.data.markup import code_span
 from montessori_pl.export.formats import DATASET_INFO, TRAIN, dataset_name, has_history, has_system, score_columns
 from montessori_pl.export.markdown import bullets, code, prose
 from montessori_pl.export.source import Source
@@ -116,7 +117,8 @@ def _hf(source: Source) -> list[str]:
     ]
     for judge in source.judges:
         value, error = score_columns(judge.key)
-        fields.append(f"`{value}` and `{error}`: its score and the score's standard error; empty where there is none.")
+        both = f"{code_span(value)} and {code_span(error)}"
+        fields.append(f"{both}: its score and the score's standard error; empty where there is none.")
     load = 'from datasets import load_from_disk\n\ndataset = load_from_disk(".")["train"]'
     remark = """This is to be looked into and selected from. A student is to be trained on `instruction` and `response`,
         as the other formats hold them, and not on `prompt` and `completion`, which some trainers look for."""

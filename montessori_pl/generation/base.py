@@ -5,32 +5,29 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from lightning.pytorch.utilities import rank_zero_only
+
+from montessori_pl.bounds import Bounds, Checked, Count, NonNegativeFloat, PositiveShare, checked
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message, SampledTokens
 from montessori_pl.models.loading import ModelSource
 
 
+@checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How completions are drawn."""
 
-    temperature: float = 1.0
+    temperature: Annotated[float, Bounds(ge=0, le=100)] = 1.0
     """Divides the logits; 0 takes the most likely token each time."""
-    top_p: float = 0.9
+    top_p: PositiveShare = 0.9
     """Keeps the smallest set of tokens whose probabilities reach this sum."""
-    presence_penalty: float = 0.0
+    presence_penalty: Annotated[float, Bounds(ge=-2, le=2)] = 0.0
     """Subtracted from the logits of every token that the completion already holds; the paper samples with 1."""
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
     """Longest completion, in tokens."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
-            raise ValueError(
-                "sampling needs temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1, "
-                f"found temperature {self.temperature}, top_p {self.top_p}, max_tokens {self.max_tokens}"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,25 +88,22 @@ def decoded(chat_template: ChatTemplate, ids: Sequence[int], num_prompt_tokens: 
     )
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Price:
     """What an engine's tokens cost."""
 
-    input: float
+    input: NonNegativeFloat
     """US dollars for a million prompt tokens; discounts for cached prompts are not counted."""
-    output: float
+    output: NonNegativeFloat
     """US dollars for a million sampled tokens."""
-
-    def __post_init__(self) -> None:
-        if self.input < 0 or self.output < 0:
-            raise ValueError(f"a price must not be negative, found input {self.input} and output {self.output}")
 
     def cost(self, num_prompt_tokens: int, num_tokens: int) -> float:
         """US dollars for so many prompt tokens and sampled tokens."""
         return (num_prompt_tokens * self.input + num_tokens * self.output) / 1_000_000
 
 
-class GenerationBackend(ABC):
+class GenerationBackend(Checked, ABC):
     """An engine that samples completions from a causal language model.
 
     Implement `load`, `fits`, `generate` and `close`. Completions must come back in the order of the requests, and must
@@ -122,6 +116,9 @@ class GenerationBackend(ABC):
     """Whether the engine can run what a stage has trained; an endpoint answers with what it has."""
     continues_turns: ClassVar[bool] = False
     """Whether the engine takes requests in which another turn is open than the assistant's, or that stop at a text."""
+    one_per_run: ClassVar[bool] = True
+    """Whether one process asks for all where a run has several: what they would share, as a journal of paid answers, a
+    budget or the first GPU, has room for one. False where each may have an engine of its own on its own device."""
     price: Price | None = None
     """What tokens cost, where the engine's settings say so."""
 
@@ -157,6 +154,17 @@ class GenerationBackend(ABC):
         """
         return None
 
+    def context(self, chat_template: ChatTemplate | None) -> int | None:
+        """How many tokens a prompt and its completion may have, as far as it is known before the model is loaded.
+
+        Args:
+            chat_template: of the model, where it can be read here.
+
+        Returns:
+            by default the model's positions; none where there is no limit, or none that is known.
+        """
+        return chat_template.context if chat_template is not None else None
+
     @abstractmethod
     def load(self, source: ModelSource) -> None:
         """Make this model the one that `generate` samples from, in the place of an earlier one."""
@@ -172,3 +180,15 @@ class GenerationBackend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the memory back; `load` may follow."""
+
+    def refuse_other_processes(self) -> None:
+        """Let the first process of a run alone go on, for engines of which there is one.
+
+        Raises:
+            ValueError: this is another one.
+        """
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            raise ValueError(
+                f"{type(self).__name__} is asked by the first of several processes alone; a signal that asks it must "
+                "have distributed = False"
+            )

@@ -4,7 +4,9 @@ import random
 import re
 from collections.abc import Sequence
 
+from montessori_pl.bounds import Share
 from montessori_pl.classroom.tasks import SKILLS, family, solve
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message, stable_seed
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models.loading import ModelSource
@@ -35,13 +37,17 @@ class ClassroomJudge(GenerationBackend):
         silence_rate: how often the judgement holds no score.
     """
 
-    def __init__(self, error_rate: float = 0.1, silence_rate: float = 0.02) -> None:
-        if error_rate < 0 or silence_rate < 0 or error_rate + silence_rate > 1:
+    def __init__(self, error_rate: Share = 0.1, silence_rate: Share = 0.02) -> None:
+        if error_rate + silence_rate > 1:
             raise ValueError(
                 "error_rate and silence_rate are shares of the judgements and together at most 1, found "
                 f"error_rate {error_rate:g} and silence_rate {silence_rate:g}"
             )
         self.error_rate, self.silence_rate = error_rate, silence_rate
+
+    def context(self, chat_template: ChatTemplate | None) -> None:
+        """A program has none."""
+        return
 
     def load(self, source: ModelSource) -> None:
         """Nothing: there is no model, whatever the source is called."""

@@ -3,26 +3,39 @@
 | what comes back | then |
 |---|---|
 | a completion | it is the answer |
-| 408, 409, 429, 5xx, no connection, a timeout, a torn body, no JSON, no choice, no text | `Fault`: may be asked again |
-| any other status: 400, 401, 403, 404, ... | `EndpointError`: nothing can be had from here |
+| 408, 409, 429, 5xx, no connection, a timeout, a torn body, no JSON, no choice, no text | `RetryableError` |
+| any other status: 400, 401, 403, 404, a redirect, ... | `EndpointError`: nothing can be had from here |
 
-The key is read from the environment, goes to the client, and is taken out of whatever the server says.
+The key is read from the environment and goes to the client. What the server says is not repeated where it shows it.
 """
 
 import email.utils
 import importlib.util
+import json
+import logging
+import math
 import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from montessori_pl.data.text import joined_parts, printable, writable
 from montessori_pl.generation.request_journal import Answer, request_id
-from montessori_pl.generation.usage import prompt_tokens, text_tokens
+from montessori_pl.generation.secrets import Secret
+from montessori_pl.generation.usage import held_within, most_tokens, prompt_tokens, text_tokens
+
+log = logging.getLogger(__name__)
 
 TRANSIENT = (408, 409, 429)
 """Status codes below 500 after which the same request may succeed."""
 LONGEST_REASON = 300
 """Characters of a server's message that are repeated."""
+LONGEST_NUMBER = 18
+"""Digits of a whole number in an answer; a longer one is no count, and would take long to read."""
+LONGEST_COMPLETION = 2**17
+"""Tokens of a completion without a limit, or of reasoning that a server counts apart from the limit, at most."""
+CUT = ("length", "content_filter", "tool_calls", "function_call")
+"""Reasons for which a completion ends that are not its end."""
 NO_KEY = "no-key"
 """What is sent as key to a server that needs none; the client wants to send something."""
 
@@ -54,7 +67,7 @@ def find_key(api_key_env: str | None) -> str:
     if importlib.util.find_spec("openai") is None:
         raise EndpointError("an endpoint needs the package openai: pip install 'montessori-pl[api]'")
     key = os.environ.get(api_key_env, "").strip() if api_key_env is not None else NO_KEY
-    if not key or not key.isascii():
+    if not key or not key.isascii() or not key.isprintable():
         raise EndpointError(
             f"the environment variable {api_key_env} {'holds something else than a key' if key else 'is not set'}; "
             "put the endpoint's key there, or set api_key_env to null for a server that needs none"
@@ -78,9 +91,16 @@ class Endpoint:
         key = find_key(api_key_env)
         import openai
 
+        from montessori_pl.generation.bounded_client import BoundedClient
+
         self._key_env = api_key_env
         # Whether to ask again is decided here for all faults alike; the client knows nothing of budgets and torn JSON.
-        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0)
+        self._client = openai.OpenAI(
+            base_url=base_url, api_key=key, timeout=timeout, max_retries=0, http_client=BoundedClient(timeout)
+        )
+        secrets = [key if api_key_env is not None else "", self._client.base_url.password]
+        self._secrets = [Secret(secret) for secret in secrets if secret]
+        self._miscounted = False  # the user has been told so
 
     def ask(self, body: Mapping[str, Any]) -> Answer:
         """Send one request, once.
@@ -89,31 +109,39 @@ class Endpoint:
             body: as the API wants it; its `messages` are the conversation.
 
         Raises:
-            Fault: no answer, for a reason that may pass.
+            RetryableError: no answer, for a reason that may pass.
             EndpointError: no answer, for a reason that will not.
         """
         import openai
+
+        from montessori_pl.generation.bounded_client import BoundsError
 
         problem: Exception
         try:
             response = self._client.chat.completions.with_raw_response.create(
                 model=body["model"], messages=body["messages"], extra_body=dict(body)
             )
-            content = response.http_response.json()
+            content = _parse(response.http_response.content)
         except openai.APIStatusError as error:
             problem = self._refused(error)
         except openai.APIConnectionError as error:
             problem = RetryableError(f"{self} does not answer ({self._clean(str(error.__cause__ or error))})")
+        except BoundsError as error:
+            problem = RetryableError(
+                f"{self} gives no answer that could be read ({error})", billed=largest_answer(body)
+            )
         except ValueError:
             problem = RetryableError(f"{self} answers with something that is not JSON")
         else:
-            answer = read_answer(body, content)
+            answer, counts = read_answer(body, content), _counts(content)
+            if answer.estimated and counts != (None, None):
+                self._warn_of(counts)
             if answer.usable:
                 return answer
             said = self._clean(_message(content))
             problem = RetryableError(
                 f"{self} answers without text{f' ({said})' if said else ''}",
-                billed=None if answer.estimated else answer,
+                billed=answer if counts != (None, None) else None,
             )
         # Not within the blocks above: a chained traceback would repeat the server's own words, unclean.
         raise problem
@@ -128,46 +156,116 @@ class Endpoint:
         return f"{url.scheme}://{url.netloc.decode()}{url.path}".rstrip("/")
 
     def _refused(self, error: Any) -> Exception:
-        status = int(error.status_code)
-        said = self._clean(_message(error.body) or error.response.text)
+        status, headers = int(error.status_code), error.response.headers
+        if 300 <= status < 400:
+            where = self._clean(headers.get("location", "")) or "nowhere"
+            return EndpointError(
+                f"{self} redirects to {where} (HTTP status {status}), where no prompt and no key is sent; set base_url "
+                "to the address that you trust"
+            )
+        said = self._clean(_message(error.body) or error.response.text[: 2 * LONGEST_REASON])
         reason = f"{self} answers with HTTP status {status}{f' ({said})' if said else ''}"
         if status in TRANSIENT or status >= 500:
-            return RetryableError(reason, retry_after=_retry_after(error.response.headers))
+            return RetryableError(reason, retry_after=_retry_after(headers))
         if status == 401:  # servers repeat the key, or parts of it
             whose = f"the key in {self._key_env}" if self._key_env is not None else "a request without a key"
             return EndpointError(f"{self} does not accept {whose} (HTTP status 401; setting api_key_env)")
         return EndpointError(reason)
 
     def _clean(self, text: str) -> str:
-        """A foreign text on one line, not too long and without the key."""
-        line = " ".join(text.replace(self._client.api_key, "[key]").split())
-        return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + "..."
+        """A foreign text on one line, not too long; nothing of it where it shows the key."""
+        line = " ".join(printable(text[: 10 * LONGEST_REASON]).split())
+        line = line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + "..."
+        return "its words show the key" if any(secret.shown_in(line) for secret in self._secrets) else line
+
+    def _warn_of(self, counts: tuple[Any, Any]) -> None:
+        if not self._miscounted:
+            self._miscounted = True
+            found = " and ".join(self._clean(repr(count)) for count in counts)
+            log.warning(
+                "%s counts tokens as there cannot be (%s); they are estimated, or held at the most", self, found
+            )
 
 
 def read_answer(body: Mapping[str, Any], content: Any) -> Answer:
-    """The answer in a chat completion.
+    """The answer in a chat completion, whatever it holds: nothing that was paid for is lost because it is odd.
 
-    Tokens that the server does not count are estimated. A completion is unfinished where it was cut at the token limit
-    or by a content filter; what is left of it then may be nothing, and asking again would give the same.
+    Tokens that the server does not count, or counts as there cannot be, are estimated; of more than there can be, the
+    most are counted. A completion is unfinished where it was cut at the token limit or by a content filter, or calls a
+    tool; what is left of it then may be nothing, and asking again would give the same. A refusal is what the model
+    says. Half a surrogate, which no file can hold, becomes U+FFFD.
 
     Args:
         body: what was asked.
-        content: the parsed body of the response, whatever it is.
+        content: the parsed body of the response.
     """
     choice = _first(_get(content, "choices"))
-    text = _get(_get(choice, "message"), "content")
-    cut = _get(choice, "finish_reason") in ("length", "content_filter")
-    counts = [_get(_get(content, "usage"), name) for name in ("prompt_tokens", "completion_tokens")]
-    counted = all(isinstance(count, int) for count in counts)
+    text, cut = _text(_get(choice, "message")), _get(choice, "finish_reason") in CUT
+    read, written = _counts(content)
+    num_prompt_tokens, plausible = held_within(read, 1, most_tokens(body), prompt_tokens(body["messages"]))
+    reasoning = _get(_get(_get(content, "usage"), "completion_tokens_details"), "reasoning_tokens")
+    most = max(_limit(body), len((text or "").encode())) + held_within(reasoning, 0, LONGEST_COMPLETION, 0)[0]
+    num_tokens, also = held_within(written, 1 if text else 0, most, text_tokens(text or ""))
     return Answer(
         id=request_id(body),
-        text=text if isinstance(text, str) else "",
-        finished=isinstance(text, str) and not cut,
-        num_prompt_tokens=counts[0] if counted else prompt_tokens(body["messages"]),
-        num_tokens=counts[1] if counted else text_tokens(text or ""),
-        estimated=not counted,
-        usable=isinstance(text, str) or cut,
+        text=text or "",
+        finished=text is not None and not cut,
+        num_prompt_tokens=num_prompt_tokens,
+        num_tokens=num_tokens,
+        estimated=not (plausible and also),
+        usable=text is not None or cut,
     )
+
+
+def largest_answer(body: Mapping[str, Any]) -> Answer:
+    """What is counted for an answer that came and was not read to its end: as much as was asked for."""
+    return Answer(
+        id=request_id(body),
+        text="",
+        finished=False,
+        num_prompt_tokens=prompt_tokens(body["messages"]),
+        num_tokens=_limit(body),
+        estimated=True,
+        usable=False,
+    )
+
+
+def _parse(content: bytes) -> Any:
+    """JSON, as leniently as it can be read: with bytes that are no UTF-8, and control characters within texts.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(content.decode("utf-8-sig", "replace"), strict=False, parse_int=_whole_number)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _whole_number(digits: str) -> float:
+    return int(digits) if len(digits) <= LONGEST_NUMBER else float(digits)
+
+
+def _text(message: Any) -> str | None:
+    """What the model says: one text, or a list of parts that are texts, or why it refuses; none of anything else."""
+    said = _get(message, "content")
+    said = joined_parts(said) if isinstance(said, list) else said
+    said = _get(message, "refusal") if said is None else said
+    return writable(said) if isinstance(said, str) else None
+
+
+def _counts(content: Any) -> tuple[Any, Any]:
+    """What the server says of the tokens that it read and wrote; none of what it does not count."""
+    usage = _get(content, "usage")
+    return _get(usage, "prompt_tokens"), _get(usage, "completion_tokens")
+
+
+def _limit(body: Mapping[str, Any]) -> int:
+    """The most tokens that all completions of a request may have."""
+    limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
+    number = body.get("n", 1)
+    limit = next((limit for limit in limits if isinstance(limit, int)), LONGEST_COMPLETION)
+    return limit * (number if isinstance(number, int) else 1)
 
 
 def _get(content: Any, key: str) -> Any:
@@ -188,7 +286,11 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait; none if it does not say."""
     value = headers.get("retry-after", "")
     try:
-        return max(float(value), 0.0)
+        seconds = float(value)
     except ValueError:
-        date = email.utils.parsedate_tz(value)
-        return max(email.utils.mktime_tz(date) - time.time(), 0.0) if date is not None else None
+        try:
+            date = email.utils.parsedate_tz(value)
+            seconds = email.utils.mktime_tz(date) - time.time() if date is not None else math.nan
+        except (ValueError, OverflowError):  # a date that no calendar has
+            seconds = math.nan
+    return None if math.isnan(seconds) else max(seconds, 0.0)

@@ -12,25 +12,27 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from montessori_pl.bounds import Bounds, NonNegativeFloat, PositiveInt, Text
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.endpoint import Endpoint, EndpointError, RetryableError, find_key
-from montessori_pl.generation.request_journal import RequestJournal, request_id, usage_of
+from montessori_pl.generation.request_journal import SPENDING, RequestJournal, request_id, usage_of
 from montessori_pl.generation.usage import Usage, prompt_tokens
 from montessori_pl.models.loading import ModelSource
+from montessori_pl.processes.stop import Stopped
 from montessori_pl.run_directory.atomic import write_json
 
 log = logging.getLogger(__name__)
 
-SPENDING = "usage.json"
 FIRST_WAIT = 0.5
 """Seconds before the first repetition; they double with each further one."""
 LONGEST_WAIT = 120.0
 """Seconds before a repetition at most; who is asked to wait longer stops."""
 BETWEEN_LOOKS = 0.1
-"""Seconds after which Ctrl-C is noticed at the latest."""
+"""Seconds after which a signal is noticed at the latest."""
 MAX_SEED = 2**31
 """Seeds of the API are smaller: servers differ in how many bits they take."""
 
@@ -52,7 +54,8 @@ class OpenAIBackend(GenerationBackend):
         api_key_env: name of the environment variable that holds the key; null for a server that needs none.
         model: name of the model at the endpoint; null takes the backbone's.
         max_concurrency: requests that are sent at the same time.
-        timeout: seconds without a sign of life after which an attempt is given up; it may be billed all the same.
+        timeout: seconds without a sign of life after which an attempt is given up; after four times as many it is given
+            up however slowly its answer still comes in. It may be billed all the same.
         max_retries: how often a request is repeated after rate limits, server errors, timeouts and torn answers.
         context_length: positions of the model; prompts are estimated as a token for each four bytes, and those that do
             not fit are made shorter. Null lets everything fit.
@@ -68,27 +71,22 @@ class OpenAIBackend(GenerationBackend):
 
     def __init__(
         self,
-        base_url: str | None = None,
+        base_url: Text | None = None,
         api_key_env: str | None = "OPENAI_API_KEY",
-        model: str | None = None,
-        max_concurrency: int = 16,
-        timeout: float = 300.0,
-        max_retries: int = 8,
-        context_length: int | None = None,
+        model: Text | None = None,
+        max_concurrency: Annotated[int, Bounds(ge=1, le=10_000)] = 16,
+        timeout: Annotated[float, Bounds(gt=0, le=86_400)] = 300.0,
+        max_retries: Annotated[int, Bounds(ge=0, le=1000)] = 8,
+        context_length: PositiveInt | None = None,
         limit_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         price: Price | None = None,
-        budget: float | None = None,
+        budget: NonNegativeFloat | None = None,
         extra_body: dict[str, Any] | None = None,
     ) -> None:
         if base_url is not None and not re.match(r"https?://", base_url):
             raise ValueError(f"base_url must begin with http:// or https://, found {base_url!r}")
         if api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
             raise ValueError("api_key_env is the name of an environment variable, and not the key itself")
-        if max_concurrency < 1 or timeout <= 0 or max_retries < 0:
-            raise ValueError(
-                "an endpoint needs max_concurrency >= 1, timeout > 0 and max_retries >= 0, "
-                f"found max_concurrency {max_concurrency}, timeout {timeout}, max_retries {max_retries}"
-            )
         if budget is not None and price is None:
             raise ValueError(f"a budget of {budget} dollars needs a price: set price.input and price.output")
         self.base_url, self.api_key_env, self.model = base_url, api_key_env, model
@@ -102,6 +100,7 @@ class OpenAIBackend(GenerationBackend):
 
     def set_cache_dir(self, directory: Path) -> None:
         """Keep answers and their cost in this directory, and go on from those that lie there."""
+        self.refuse_other_processes()
         self._directory, self._journal = directory, RequestJournal(directory)
 
     def budget_left(self, directory: Path) -> float | None:
@@ -112,6 +111,10 @@ class OpenAIBackend(GenerationBackend):
     def check_environment(self, source: ModelSource) -> None:
         """Look for the client and for the key, though all answers may have been kept; nothing is sent."""
         find_key(self.api_key_env)
+
+    def context(self, chat_template: ChatTemplate | None) -> int | None:
+        """What the settings say: the model may lie here under the same name, and be served with another length."""
+        return self.context_length
 
     def load(self, source: ModelSource) -> None:
         """Make this the model that is asked for by name.
@@ -193,7 +196,7 @@ class OpenAIBackend(GenerationBackend):
                 # In turns: a signal that another thread has received does not wake one that waits for ever.
                 while wait(futures, timeout=BETWEEN_LOOKS).not_done:
                     pass
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Stopped):
                 stop.set()
                 log.warning("waiting for the requests in flight, which are paid for")
                 raise

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from montessori_pl.bounds import Text, checked
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.generation.base import GenerationBackend, Price
@@ -12,17 +13,18 @@ from montessori_pl.models.loading import BaseDtype, ModelSource
 from montessori_pl.run_directory.fingerprint import Files
 
 
+@checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolTeacher:
     """A teacher that only writes."""
 
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ("price", "license")
     files: ClassVar[Files] = {"chat_template": chat_template_file}
-    backbone: str
+    backbone: Text
     """Hub id, local directory, name of the embedded classroom, or what an endpoint calls the model."""
-    adapter: str | None = None
+    adapter: Text | None = None
     """A LoRA adapter on the backbone: a local directory, or a name of the classroom."""
-    chat_template: str = "auto"
+    chat_template: Text = "auto"
     """Chat layout: `auto`, the name of a shipped one, or the path of a Jinja file; an endpoint has its own."""
     chat_template_kwargs: dict[str, Any] | None = None
     """What the chat template is told apart from the messages, for example `enable_thinking: false`."""

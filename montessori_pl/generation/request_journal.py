@@ -21,6 +21,13 @@ from montessori_pl.run_directory.durable import make_directory, sync
 ANSWERS = "answers.jsonl"
 SECONDS_BETWEEN_SYNCS = 1.0
 """How long an answer may wait for the disk, which takes milliseconds a time: what a power loss can cost."""
+SPENDING = "usage.json"
+JUDGE = "judge"
+"""Directory, within that of the run's answers, of those of judges; those of a teacher lie in one of its name."""
+RESERVED = (JUDGE, ANSWERS, SPENDING)
+"""Names in that directory that no teacher may have."""
+MOST_TOKENS = 10**12
+"""No answer has so many."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,14 @@ class Answer(Record):
     """Whether the server did not count the tokens, so that they are estimated."""
     usable: bool = True
     """Whether there is a completion in it; an answer without one may have been billed all the same."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise ValueError(f"text must be a text, found {type(self.text).__name__}")
+        counts = {"num_tokens": self.num_tokens, "num_prompt_tokens": self.num_prompt_tokens}
+        for name, count in counts.items():
+            if not isinstance(count, int) or not 0 <= count < MOST_TOKENS:
+                raise ValueError(f"{name} must be a whole number from 0 to {MOST_TOKENS:,}, found {str(count)[:40]}")
 
     def completion(self) -> Completion:
         """The answer as an engine returns it."""
@@ -85,7 +100,7 @@ class RequestJournal:
         """What all answers have used, those that could not be used included."""
         if self._path is not None and self._path.exists():
             drop_torn_line(self._path)
-            for answer in read_records(self._path, Answer):
+            for answer in _read(self._path):
                 self._count(answer)
 
     def add(self, answer: Answer) -> None:
@@ -125,6 +140,20 @@ class RequestJournal:
 
 
 def usage_of(directory: Path) -> Usage:
-    """What the answers that are kept in a directory have used; nothing is written there."""
+    """What the answers that are kept in a directory have used; nothing is written there.
+
+    Raises:
+        ValueError: the file holds something else than answers.
+    """
     path = directory / ANSWERS
-    return sum((answer.usage() for answer in read_records(path, Answer)), Usage()) if path.exists() else Usage()
+    return sum((answer.usage() for answer in _read(path)), Usage()) if path.exists() else Usage()
+
+
+def _read(path: Path) -> list[Answer]:
+    try:
+        return read_records(path, Answer)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds something else than answers ({error}); restore it, or delete it: its requests are then sent "
+            "and paid for again"
+        ) from error

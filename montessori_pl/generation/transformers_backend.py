@@ -18,10 +18,18 @@ from transformers import (
 
 from montessori_pl.batches.collate import pad
 from montessori_pl.batches.samplers import length_batches
+from montessori_pl.bounds import PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
-from montessori_pl.models.loading import ModelSource, load_chat_template, load_model, move_to
+from montessori_pl.models.loading import (
+    ModelSource,
+    check_loadable,
+    device_of,
+    load_chat_template,
+    load_model,
+    move_to,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,11 +52,12 @@ class TransformersBackend(GenerationBackend):
 
     fingerprint_excludes = ("max_batch_tokens", "device")
     continues_turns = True
+    one_per_run = False
 
-    def __init__(self, max_batch_tokens: int = 16384, device: str = "auto") -> None:
+    def __init__(self, max_batch_tokens: PositiveInt = 16384, device: Text = "auto") -> None:
         self.max_batch_tokens = max_batch_tokens
         accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
-        self.device = torch.device(device) if device != "auto" else accelerator or torch.device("cpu")
+        self.device = device_of(device) if device != "auto" else accelerator or torch.device("cpu")
         self._model: nn.Module | None = None
         self._chat: ChatTemplate | None = None
 
@@ -57,6 +66,10 @@ class TransformersBackend(GenerationBackend):
         load_chat_template(source)
         if source.weights is not None and not source.weights.is_dir():
             raise ValueError(f"no adapter or trained model in {source.weights}: there is no such directory")
+
+    def check_environment(self, source: ModelSource) -> None:
+        """Look at the files of the weights, and at the packages that read them."""
+        check_loadable(source)
 
     def load(self, source: ModelSource) -> None:
         """Load the model with its adapter, unmerged."""
@@ -75,8 +88,8 @@ class TransformersBackend(GenerationBackend):
 
     def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
         """Whether prompt and completion stay within the model's positions."""
-        model, chat_template = self._loaded()
-        limit = getattr(model.config, "max_position_embeddings", None)
+        _, chat_template = self._loaded()
+        limit = chat_template.context
         return limit is None or len(chat_template.prompt_ids(messages)) + sampling.max_tokens <= limit
 
     # Not `inference_mode`: what a model keeps of it, as some rotary embeddings do, could never be trained with again.

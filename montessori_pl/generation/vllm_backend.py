@@ -5,10 +5,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from montessori_pl.bounds import OneOf, PositiveInt, PositiveShare
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
@@ -62,23 +63,15 @@ class VLLMBackend(GenerationBackend):
 
     def __init__(
         self,
-        tensor_parallel_size: int = 1,
-        data_parallel_size: int = 1,
+        tensor_parallel_size: PositiveInt = 1,
+        data_parallel_size: PositiveInt = 1,
         dtype: BaseDtype | None = None,
-        gpu_memory_utilization: float = 0.9,
-        max_model_len: int | None = None,
-        max_lora_rank: int | None = None,
+        gpu_memory_utilization: PositiveShare = 0.9,
+        max_model_len: PositiveInt | None = None,
+        max_lora_rank: Annotated[int, OneOf(LORA_RANKS)] | None = None,
         enforce_eager: bool = False,
         engine_args: dict[str, Any] | None = None,
     ) -> None:
-        if min(tensor_parallel_size, data_parallel_size) < 1 or not 0 < gpu_memory_utilization <= 1:
-            raise ValueError(
-                "VLLMBackend needs sizes >= 1 and 0 < gpu_memory_utilization <= 1, found tensor_parallel_size "
-                f"{tensor_parallel_size}, data_parallel_size {data_parallel_size} and gpu_memory_utilization "
-                f"{gpu_memory_utilization:g}"
-            )
-        if max_lora_rank is not None and max_lora_rank not in LORA_RANKS:
-            raise ValueError(f"vLLM makes room for adapters of rank {_listed(LORA_RANKS)}, found {max_lora_rank}")
         if own := sorted(set(engine_args or {}) & set(OWN_ARGUMENTS)):
             raise ValueError(
                 f"engine_args must not hold {_listed(own)}: what VLLMBackend has no setting of this name for follows "
@@ -121,6 +114,10 @@ class VLLMBackend(GenerationBackend):
             raise ValueError(
                 f"{source.backbone!r} has {chat_template.context} positions, found max_model_len {self.max_model_len}"
             )
+
+    def context(self, chat_template: ChatTemplate | None) -> int | None:
+        """`max_model_len`, or the model's positions."""
+        return self.max_model_len or super().context(chat_template)
 
     def load(self, source: ModelSource) -> None:
         """Take this model; an engine that can serve it stays, another one is closed."""
@@ -180,6 +177,7 @@ class VLLMBackend(GenerationBackend):
 
     def _running(self) -> list[EngineProcess]:
         if not self._engines:
+            self.refuse_other_processes()
             lora = {"enable_lora": True, "max_lora_rank": self._rank} if self._rank else {}
             for devices in self._devices():
                 self._engines.append(EngineProcess(self._name, devices))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from montessori_pl.influence.container import memory_left
 from montessori_pl.influence.functional import Batch
 from montessori_pl.influence.updates import Params
 
@@ -61,9 +62,10 @@ def plan_memory(params: Params, budget: int, wanted: int) -> MemoryPlan:
 
 
 def default_budget(device: torch.device) -> int:
-    """Half of the bytes that are free on a device; the other half is for the passes."""
+    """Half of the bytes that are free on a device, or that a container may still take; the rest is for the passes."""
     if device.type in ("cpu", "mps"):
-        return psutil.virtual_memory().available // 2
+        available, allowed = psutil.virtual_memory().available, memory_left()
+        return (available if allowed is None else min(available, allowed)) // 2
     free, _ = torch.accelerator.get_memory_info(device)
     # What PyTorch has taken and does not use is free, too.
     unused = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)

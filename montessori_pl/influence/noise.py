@@ -20,8 +20,11 @@ from montessori_pl.influence.updates import Params
 
 NEAREST, FARTHEST = 0.01, 4.0
 """Bounds of h."""
-ROUNDINGS = 16
-"""By so many units in the last place a parameter moves from one place to the next."""
+ROUNDINGS = 256
+"""By so many units in the last place a parameter moves from one place to the next: nearer ones round alike, so that
+their noise cancels. On the classroom's adapter at lr 1e-7, whose noise against float64 is 7e-8 nats, 16 find 4e-8 and
+256 find 1e-7. Where all weights move at 1e-6, 256 find twice the noise, because of curvature, and the spread is more
+than a hundred times as large."""
 EXAMPLES = 8
 """Examples that the noise is measured on."""
 

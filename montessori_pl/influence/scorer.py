@@ -9,6 +9,7 @@ Five lines of Python score a data set:
     influences = [influence for batch in batches for influence in scorer(batch)]
 """
 
+import math
 import random
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,7 +68,8 @@ class InfluenceScorer:
         noise: how much of exact influence is rounding; none before `calibrate`.
 
     Raises:
-        ValueError: a method other than `auto` was asked for that does not fit into the budget.
+        ValueError: a method other than `auto` was asked for that does not fit into the budget, or the loss of a
+            reference is no number.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class InfluenceScorer:
             self.memory = plan_memory(params, budget, wanted)
             self._check_memory(num_references)
             self.exact = ExactInfluence(loss, params, update, self.references)
+            self._check_finite()
             self._engine: Engine = self.exact
             if self._only_exact:
                 return
@@ -113,6 +116,16 @@ class InfluenceScorer:
                 self._counts = [min(num_references, len(order))] if method == "control_variate" else []
                 self._engine = self._engine_for(self._counts[0] if self._counts else None)
 
+    def _check_finite(self) -> None:
+        """Refuse references whose loss is no number, for nothing could be measured on them."""
+        for losses, when in ((self.exact.base_losses, "under this model"), (self.exact.null_losses, "after a step")):
+            lost = (~losses.isfinite()).nonzero().flatten().tolist()
+            if lost:
+                raise ValueError(
+                    f"the loss of {len(lost)} of {len(losses)} references is no number {when} (the first is number "
+                    f"{lost[0] + 1}: {losses[lost[0]].item()}); did the training diverge, or is lr far too high?"
+                )
+
     def calibrate(self, batches: Sequence[Batch], groups: Sequence[Hashable] | None = None) -> Choice | None:
         """Compare methods with exact influence on a sample and, with `auto`, choose one of them.
 
@@ -123,14 +136,17 @@ class InfluenceScorer:
         Returns:
             the choice; none where only exact is possible, which has nothing to be compared with.
         """
-        groups = groups if groups is not None else range(sum(len(batch["labels"]) for batch in batches))
+        groups = list(groups if groups is not None else range(sum(len(batch["labels"]) for batch in batches)))
         with self._measuring():
             if self._only_exact:
                 some = [block for batch in batches for block in row_blocks(batch, 1)][:EXAMPLES]
-                self.noise = measure_noise(self.exact, some, [self.exact(one)[0].centred for one in some])
+                found = [self.exact(one)[0] for one in some]
+                some, known, _ = _finite(some, found, range(len(found)))
+                self.noise = measure_noise(self.exact, some, [one.centred for one in known])
                 return None
             blocks = [block for batch in batches for block in row_blocks(batch, self.memory.examples_at_once)]
-            truth = [influence for block in blocks for influence in self.exact(block)]
+            measured = [influence for block in blocks for influence in self.exact(block)]
+            blocks, truth, groups = _finite(blocks, measured, groups)
             self.noise = measure_noise(self.exact, blocks, [one.centred for one in truth])
             if self.method == "auto" and self._lost_in_rounding:
                 candidates, stretch = compare_above_rounding(
@@ -152,7 +168,7 @@ class InfluenceScorer:
         if self.method == "auto":
             chosen = self.choice.chosen
             self._engine = self.exact if chosen.method == EXACT else self._engine_for(chosen.num_references)
-            self.calibrated = truth if chosen.method == EXACT or not self._lost_in_rounding else []
+            self.calibrated = measured if chosen.method == EXACT or not self._lost_in_rounding else []
         return self.choice
 
     def warnings(self) -> list[str]:
@@ -221,6 +237,30 @@ class InfluenceScorer:
 
 
 Engine = ExactInfluence | FirstOrderInfluence | ControlVariateInfluence
+
+
+def _finite(
+    blocks: Sequence[Batch], influences: Sequence[Influence], groups: Sequence[Hashable]
+) -> tuple[list[Batch], list[Influence], list[Hashable]]:
+    """The examples whose influence is a number, with it and their groups; with others nothing can be compared.
+
+    Raises:
+        ValueError: there are none.
+    """
+    kept = [place for place, one in enumerate(influences) if math.isfinite(one.centred)]
+    if influences and not kept:
+        raise ValueError(
+            f"the influence of all {len(influences)} examples of the sample is no number (the first is "
+            f"{influences[0].centred}); is lr far too high?"
+        )
+    left, first = [], 0
+    for block in blocks:
+        last = first + len(block["labels"])
+        rows = [place - first for place in kept if first <= place < last]
+        if rows:
+            left.append({name: values[rows] for name, values in block.items()} if len(rows) < last - first else block)
+        first = last
+    return left, [influences[place] for place in kept], [groups[place] for place in kept]
 
 
 def undecided(values: Sequence[float], groups: Sequence[Hashable], margin: float) -> list[int]:

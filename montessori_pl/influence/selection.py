@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from montessori_pl.data.text import without_nan
 from montessori_pl.influence.agreement import Agreement, agreement
 from montessori_pl.influence.control_variate import correct
 from montessori_pl.influence.exact import ExactInfluence
@@ -67,8 +68,9 @@ class Choice:
     """How many times as long the steps were on which methods were compared; 1 unless exact is lost in rounding."""
 
     def to_dict(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return dataclasses.asdict(self)
+        """As plain JSON values; an agreement that cannot be told is none."""
+        plain: dict[str, object] = without_nan(dataclasses.asdict(self))
+        return plain
 
 
 def compare_methods(

@@ -7,11 +7,12 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from montessori_pl.bounds import Bounds, Text, checked
 from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss, sequence_log_probabilities
 from montessori_pl.models.language_module import OF_PREFERENCES, LanguageModule
 from montessori_pl.models.loading import BaseDtype, LoraSettings
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 """Name of the frozen adapter that holds the model as it was before this training."""
+Beta = Annotated[float, Bounds(gt=0, le=1000)]
+SFTWeight = Annotated[float, Bounds(ge=0, le=1000)]
+Smoothing = Annotated[float, Bounds(ge=0, lt=0.5)]
+"""A share of pairs believed to be the wrong way round: of half of them, nothing would be learned."""
 
 
 class Objective(NamedTuple):
@@ -74,7 +79,7 @@ class DPOModule(LanguageModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code)
-        check_preference_settings(beta, loss_type, label_smoothing, sft_weight)
+        check_smoothing(loss_type, label_smoothing)
         self.beta, self.loss_type, self.label_smoothing, self.sft_weight = beta, loss_type, label_smoothing, sft_weight
         self._copy: list[nn.Module] = []
         """The frozen copy, where all weights are trained; in a list, so that it is no part of what is checkpointed."""
@@ -203,6 +208,7 @@ class DPOModule(LanguageModule):
         checkpoint[OF_PREFERENCES] = True
 
 
+@checked
 class TeacherDPOModule(DPOModule):
     """Learns to prefer completions that helped the student.
 
@@ -215,13 +221,13 @@ class TeacherDPOModule(DPOModule):
 
     def __init__(
         self,
-        backbone: str = "classroom/teacher",
+        backbone: Text = "classroom/teacher",
         lora: LoraSettings = LoraSettings(r=16, alpha=32),
-        beta: float = 0.1,
+        beta: Beta = 0.1,
         loss_type: PairLoss = "sigmoid",
-        label_smoothing: float = 0.0,
-        sft_weight: float = 0.0,
-        chat_template: str = "auto",
+        label_smoothing: Smoothing = 0.0,
+        sft_weight: SFTWeight = 0.0,
+        chat_template: Text = "auto",
         chat_template_kwargs: dict[str, Any] | None = None,
         base_dtype: BaseDtype = "float32",
         trust_remote_code: bool = False,
@@ -239,16 +245,11 @@ def _with_adapter(model: nn.Module) -> "PeftModel":
     return model
 
 
-def check_preference_settings(beta: float, loss_type: PairLoss, label_smoothing: float, sft_weight: float) -> None:
-    """Refuse settings that mean nothing.
+def check_smoothing(loss_type: PairLoss, label_smoothing: float) -> None:
+    """Refuse a smoothing that the loss does not look at.
 
     Raises:
-        ValueError: a number is out of its range, or the loss does not look at it.
+        ValueError: it does not.
     """
-    if beta <= 0 or sft_weight < 0 or not 0 <= label_smoothing < 0.5:
-        raise ValueError(
-            "beta must be positive, sft_weight not negative, and label_smoothing from 0 to less than 0.5, "
-            f"found {beta}, {sft_weight} and {label_smoothing}"
-        )
     if label_smoothing and loss_type == "ipo":
         raise ValueError("label_smoothing is for the loss types sigmoid and robust, found 'ipo'")

@@ -1,16 +1,20 @@
 """Causal language models: finding, loading, adapting and saving them; the base stays as it is."""
 
 import dataclasses
-import logging
 import re
+import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
+from montessori_pl.bounds import Bounds, NonNegativeInt, NotEmpty, Text, Texts, checked
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate, LossOn
 from montessori_pl.models.backbones import (
     ADAPTER_CONFIG,
     check_files,
+    check_finite,
     check_vocabulary,
     check_weights,
     errors_in_a_sentence,
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 M = TypeVar("M", bound="nn.Module")
-log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for all linear layers but the head."""
@@ -35,22 +38,25 @@ BYPASSED_IN_MAMBA = ("conv1d", "dt_proj", "out_proj", "x_proj")
 would do nothing."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LoraSettings:
     """Low-rank adaptation (LoRA, arXiv 2106.09685) by PEFT."""
 
-    r: int = 8
+    r: Annotated[int, Bounds(ge=1, le=4096)] = 8
     """Rank of the update."""
-    alpha: float = 16
+    alpha: Annotated[float, Bounds(gt=0, le=10_000)] = 16
     """The update is scaled by alpha / r."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Bounds(ge=0, lt=1)] = 0.0
     """Dropout in front of the adapter while training."""
-    target_modules: str | list[str] = ALL_LINEAR
+    target_modules: Text | Texts = ALL_LINEAR
     """Which modules are adapted: PEFT's `all-linear`, a list of module names, or a regular expression."""
-    layers: list[int] | None = None
+    layers: Annotated[list[NonNegativeInt], NotEmpty(distinct=True)] | None = None
     """Indices of the layers that are adapted; null adapts all of them."""
 
     def __post_init__(self) -> None:
+        if self.layers == []:
+            raise ValueError("layers names no layer, so that nothing would be adapted; null adapts all of them")
         if self.layers is not None and isinstance(self.target_modules, str) and self.target_modules != ALL_LINEAR:
             raise ValueError(
                 f"layers {self.layers} cannot be chosen beside a regular expression for target_modules, found "
@@ -61,15 +67,16 @@ class LoraSettings:
 BaseDtype = Literal["float32", "bfloat16"]
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
     """A model that can be loaded: a backbone, and what a stage has trained on top of it."""
 
-    backbone: str
+    backbone: Text
     """Hub id, local directory, or a name of the embedded classroom such as `classroom/teacher`."""
     weights: Path | None = None
     """Directory of a LoRA adapter, or of a whole fine-tuned model; none for the backbone as it is."""
-    chat_template: str = "auto"
+    chat_template: Text = "auto"
     """Chat layout: `auto`, the name of a shipped one or of one of several of the tokenizer's, or the path of a file."""
     base_dtype: BaseDtype = "float32"
     """BaseDtype of the frozen weights; adapters are in float32 whatever it is."""
@@ -97,6 +104,8 @@ def load_tokenizer(backbone: str, trust_remote_code: bool = False) -> "PreTraine
         raise ValueError(f"the tokenizer of {backbone!r} has no end-of-sequence token, so that no answer could end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # Nothing here is cut there: the model's positions count. Files have anything in this place, also 0 and texts.
+    tokenizer.model_max_length = sys.maxsize
     return tokenizer
 
 
@@ -108,13 +117,24 @@ def load_chat_template(source: ModelSource) -> ChatTemplate:
             or the tokenizer does not fit the model.
     """
     tokenizer = load_tokenizer(source.backbone, source.trust_remote_code)
-    config = load_config(source).get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
+    config = load_config(source)
+    context = num_positions(config)
     chat_template = ChatTemplate(tokenizer, source.chat_template, context, source.chat_template_kwargs, source.loss_on)
     written = [*chat_template.prompt_ids([{"role": "user", "content": "?"}]), chat_template.end_id]
+    if context is not None and len(written) >= context:
+        raise ValueError(
+            f"the backbone {source.backbone!r} has {context} positions (max_position_embeddings), and a question of "
+            f"one character takes {len(written)} tokens with the chat template and its end: no answer has room"
+        )
     written += [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    check_vocabulary(source.backbone, tokenizer, getattr(config, "vocab_size", None), written)
+    check_vocabulary(source.backbone, tokenizer, getattr(config.get_text_config(), "vocab_size", None), written)
     return chat_template
+
+
+def num_positions(config: "PreTrainedConfig") -> int | None:
+    """How many tokens a model can read; none where its configuration sets no limit."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def load_config(source: ModelSource) -> "PreTrainedConfig":
@@ -144,7 +164,7 @@ def load_model(
             `meta`, which takes no memory.
 
     Raises:
-        ValueError: there is no such model, or weights are missing in it.
+        ValueError: there is no such model, or weights are missing in it, of another shape, or no numbers.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -155,18 +175,64 @@ def load_model(
             dtype=getattr(torch, source.base_dtype),
             trust_remote_code=source.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the report has them
             device_map=None if weights else "meta",
         )
-    model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
-    check_weights(source.backbone, report["missing_keys"])
+    model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    check_weights(source.backbone, report)
     # Caching keys and values is for generation, which asks for it; training and probing must not.
     model.config.use_cache = False
-    if source.weights is None or not holds_adapter(source.weights):
-        return model.eval()
+    found: PreTrainedModel | PeftModel = model
+    if source.weights is not None and holds_adapter(source.weights):
+        found = _with_adapter(model, source, trainable_adapter, weights)
+    if weights:
+        check_finite(source.backbone if source.weights is None else f"{source.backbone} with {source.weights}", found)
+    return found.eval()
+
+
+def check_loadable(source: ModelSource) -> None:
+    """Look at whether a model could be loaded to write with, by its files and packages alone.
+
+    Raises:
+        ValueError: it could not.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    quantization = getattr(load_config(source), "quantization_config", None)
+    if quantization is None:
+        load_model(source, weights=False)
+        return
+    with errors_in_a_sentence(source.backbone, "quantized model"):
+        AutoHfQuantizer.from_config(quantization, pre_quantized=True).validate_environment(device_map=None)
+
+
+def _with_adapter(model: "PreTrainedModel", source: ModelSource, trainable: bool, weights: bool) -> "PeftModel":
+    """The model with the adapter that was trained on it.
+
+    Raises:
+        ValueError: there is no such adapter, or it leaves a module that it names without weights.
+    """
     from peft import PeftModel
 
-    with errors_in_a_sentence(source.backbone, f"adapter {source.weights}"):
-        return PeftModel.from_pretrained(model, str(source.weights), is_trainable=trainable_adapter).eval()
+    with errors_in_a_sentence(source.backbone, f"adapter {source.weights}"), warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")  # they would be as good as no adapter
+        return PeftModel.from_pretrained(
+            model, str(source.weights), is_trainable=trainable, low_cpu_mem_usage=not weights
+        )
+
+
+def device_of(name: str) -> "device":
+    """The device of this name, such as `cpu` or `cuda:1`; whether it is there is not looked at.
+
+    Raises:
+        ValueError: no device has such a name.
+    """
+    import torch
+
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device names no device of PyTorch, found {name!r}; write cpu, cuda or cuda:1") from error
 
 
 def move_to(device: "str | device", model: M) -> M:
@@ -209,9 +275,28 @@ def attach_lora(model: "PreTrainedModel", lora: LoraSettings) -> "PeftModel":
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+        _check_all_adapted(lora, cast("list[str]", adapted.base_model.targeted_module_names))
     except ValueError as error:
         raise ValueError(f"lora does not fit {type(model).__name__}: {error}") from error
+    return adapted
+
+
+def _check_all_adapted(lora: LoraSettings, modules: Sequence[str]) -> None:
+    """Refuse names and layers of which PEFT found some, and left out the others in silence.
+
+    Raises:
+        ValueError: there is no such module or layer.
+    """
+    names = [] if isinstance(lora.target_modules, str) else lora.target_modules
+    unknown = [name for name in names if not any(f".{module}".endswith(f".{name}") for module in modules)]
+    unknown += [f"layer {one}" for one in lora.layers or [] if not any(f".{one}." in module for module in modules)]
+    if unknown:
+        adapted = sorted({module.rpartition(".")[2] for module in modules})
+        raise ValueError(
+            f"it has no module to adapt for {', '.join(unknown)}; the adapter would be on {len(modules)} others "
+            f"({', '.join(adapted)}; the last is {modules[-1]})"
+        )
 
 
 def make_trainable(model: "PreTrainedModel | PeftModel", lora: LoraSettings | None) -> "PreTrainedModel | PeftModel":

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from montessori_pl.bounds import Text, checked
 from montessori_pl.data.chat_template import LossOn
 from montessori_pl.losses import IGNORED, mean_response_loss, token_log_probabilities
 from montessori_pl.models.language_module import OF_PREFERENCES, OPTIMIZED_NAMES, LanguageModule
@@ -13,6 +14,7 @@ from montessori_pl.models.loading import BaseDtype, LoraSettings
 from montessori_pl.models.ranks import mean_over_ranks, mean_over_step
 
 
+@checked
 class StudentModule(LanguageModule):
     """Learns to answer instructions; the loss is taken on response tokens and their end tokens only.
 
@@ -32,9 +34,9 @@ class StudentModule(LanguageModule):
 
     def __init__(
         self,
-        backbone: str = "classroom/student",
+        backbone: Text = "classroom/student",
         lora: LoraSettings | None = LoraSettings(),
-        chat_template: str = "auto",
+        chat_template: Text = "auto",
         chat_template_kwargs: dict[str, Any] | None = None,
         base_dtype: BaseDtype = "float32",
         loss_on: LossOn = "all",

@@ -4,6 +4,7 @@ Steps that have finished are shown with their own numbers, and their output is r
 estimates the rest. Nothing is written, and no weights are loaded.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -102,19 +103,9 @@ class _Estimator:
             for one in self.steps.values()
             if one.name == step.name and one.iteration < step.iteration and self.run_directory.finished(one.key)
         ]
-        return EstimateContext(
-            key=step.key,
-            name=step.name,
-            iteration=step.iteration,
-            seed=self.runner.seed_of(step),
-            inputs={setting: key for setting, key in step.inputs.items() if key is not None},
+        return dataclasses.replace(
+            self.runner.estimate_context(step),
             expected_output=self._expected_output,
-            data=self.runner.data,
-            student=self.runner.student,
-            teacher=self.runner.teacher,
-            backend=self.runner.backend,
-            pool=self.runner.pool,
-            requests=self.runner.requests,
             processes=self.processes,
             begun=self.run_directory.directory(step.key) if self.run_directory.begun(step.key) else None,
             before=self.run_directory.directory(earlier[-1]) if earlier else None,

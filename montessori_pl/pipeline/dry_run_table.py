@@ -46,10 +46,10 @@ def print_estimates(estimates: Sequence[StepEstimate], console: Console) -> None
     table.add_row("left to do" + "\nas far as it is known" * unknown, *_cells(together(left), paid))
     console.print(table)
     for sentence in _sentences(estimates, left):
-        console.print(sentence, markup=False, soft_wrap=False)
+        console.print(sentence, soft_wrap=False)
     for key, prompt in islice(_prompts(estimates), NUM_PROMPTS):
-        console.print(f"\n--- a prompt of {key}", markup=False)
-        console.print(prompt, markup=False)
+        console.print(f"\n--- a prompt of {key}")
+        console.print(prompt)
 
 
 def _cells(work: Work, paid: bool) -> list[str]:

@@ -149,9 +149,13 @@ def try_model(wanted: Sequence[Trial]) -> None:
             *(wanted[0].section, count / 1e9),
         )
     chat_template = load_chat_template(source)
-    example, reference = (
-        collate([chat_template.render(one)], chat_template.tokenizer.pad_token_id) for one in CONVERSATIONS
-    )
+    rendered = [chat_template.render(one) for one in CONVERSATIONS]
+    if not all(any(one.completion_mask) for one in rendered):
+        raise ValueError(
+            f"the backbone {source.backbone!r} has {chat_template.context} positions (max_position_embeddings), which "
+            f"leave no room for an answer behind {CONVERSATIONS[0][0]['content']!r}"
+        )
+    example, reference = (collate([one], chat_template.tokenizer.pad_token_id) for one in rendered)
     with torch.random.fork_rng(devices=[]):
         for trial in wanted:
             network = make_trainable(model, trial.lora)
@@ -202,6 +206,8 @@ def _ordinary_gradient(network: nn.Module, batch: Batch) -> dict[str, Tensor | N
         raise ValueError(f"its loss on a short conversation is {loss.item()}")
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    if not all(one.isfinite().all() for one in gradients if one is not None):
+        raise ValueError("its gradient on a short conversation is not finite, as where weights are far too large")
     return dict(zip(trained, gradients, strict=True))
 
 

@@ -1,5 +1,6 @@
 """Checks before anything runs, for mistakes that would otherwise show after days: data, models, engines, trainer."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -7,6 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from montessori_pl.batches.sources import ROLES
 from montessori_pl.data.records import Example
+from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.pipeline.model_trial import Trial, by_section, trials, try_model
@@ -61,10 +63,12 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> l
             with _named("generation"):
                 _check_engine(engine, source, dry_run)
     _check_ways_of_asking(runner, steps)
+    looked_at: dict[str, RequestEstimator] = {}
     if not dry_run:
-        for stage_name, stage in {step.name: step.stage for step in steps}.items():
-            with _named(f"recipe.{stage_name}"):
-                stage.check_environment()
+        for step in _first_of_each_stage(steps):
+            with _named(f"recipe.{step.name}"):
+                step.stage.check_environment()
+                step.stage.check_inputs(dataclasses.replace(runner.estimate_context(step), models=looked_at))
     try:
         runner.trainer(callbacks=[])
     except (TypeError, ValueError, MisconfigurationException) as error:
@@ -74,6 +78,14 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> l
         with _named(section):
             try_model(of_section)
     return wanted
+
+
+def _first_of_each_stage(steps: Sequence[Step]) -> Iterator[Step]:
+    names = set()
+    for step in steps:
+        if step.name not in names:
+            names.add(step.name)
+            yield step
 
 
 def _recorded(steps: Sequence[Step]) -> dict[str, list[Example]]:
@@ -138,4 +150,6 @@ def _named(section: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        if str(error).startswith(f"{section}: "):
+            raise
         raise ValueError(f"{section}: {error}") from error

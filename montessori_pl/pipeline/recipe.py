@@ -1,9 +1,10 @@
 """A recipe: the named stages of one iteration, resolved into the steps of all iterations and checked."""
 
 import dataclasses
-import re
 from collections.abc import Collection, Mapping
 
+from montessori_pl.data.names import check_name
+from montessori_pl.generation.request_journal import RESERVED
 from montessori_pl.stages.base import BASE, ITSELF, LATEST, Input, Kind, Stage
 
 
@@ -45,12 +46,14 @@ def resolve_recipe(stages: Mapping[str, Stage], iterations: int, pool: Collectio
     """
     if not stages:
         raise RecipeError("the recipe has no stages")
+    try:
+        for name in stages:
+            check_name(name, "a stage", taken=(LATEST, BASE))
+        for name in pool:
+            check_name(name, "a teacher", taken=(LATEST, BASE, *RESERVED))
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     for name in stages:
-        if name in (LATEST, BASE) or not re.fullmatch(r"\w[\w.-]*", name):
-            raise RecipeError(
-                f"a stage cannot be called {name!r}: its name becomes a directory, so use letters, digits, '_', '-' "
-                f"and '.'; {LATEST!r} and {BASE!r} are taken"
-            )
         if name in pool:
             raise RecipeError(
                 f"{name!r} is a stage of the recipe and a teacher of the section teachers; rename one of them"

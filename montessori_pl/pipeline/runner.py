@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,16 +13,18 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import stable_seed
+from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.pipeline.equal_work import equal_stage, take_result
 from montessori_pl.pipeline.recipe import Step
+from montessori_pl.processes.stop import STOP
 from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.run_directory.journal import check_journals
 from montessori_pl.run_directory.progress import ConsoleDisplay, Progress, ProgressCallback
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.run_directory.tracking import log_distribution, log_numbers
-from montessori_pl.stages.base import StageContext, StageError
+from montessori_pl.stages.base import StageContext
 from montessori_pl.stages.generating.generators import USAGE
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Runner:
 
     In a run of several processes all of them come here. The first one works and keeps the manifest; the others take
     part in the stages that are distributed, and wait for the rest by looking at the manifest: there is no collective
-    operation that could time out while the first process generates for hours.
+    operation that could time out while the first process generates for hours. The first one opens the run before any
+    other comes, so that what the manifest says is what the first one means to do.
     """
 
     run_directory: RunDirectory
@@ -62,21 +64,36 @@ class Runner:
     backend: Callable[[], GenerationBackend]
     """Makes a generation engine."""
     trainer: "Callable[..., Trainer]"
-    """Makes a trainer; takes arguments that go on top of the configured ones."""
+    """Makes a trainer; takes arguments that go on top of the configured ones, and whether it works in one process."""
     loggers: "Sequence[Logger]" = ()
     """Where metrics go: to all of them."""
     pool: Mapping[str, PoolTeacher] = dataclasses.field(default_factory=dict)
     """Teachers that only write, by name."""
-    parent: int = dataclasses.field(default_factory=os.getppid)
-    """The process that started this one; for all but the first, whose end ends them too."""
 
     @property
     def leads(self) -> bool:
         """Whether this is the first process, which keeps the manifest."""
         return getattr(rank_zero_only, "rank", 0) == 0
 
+    def open(self, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Bring the manifest to what is asked for today; for the first process, before any other runs.
+
+        Args:
+            steps: as for `run`.
+            settings: as for `run`.
+
+        Raises:
+            RunDirectoryError: the run directory does not fit the settings, or is damaged.
+        """
+        self.check(steps, settings)
+        self.run_directory.forget_undone()
+        if aside := self.run_directory.set_aside([step.key for step in steps]):
+            self.display.say(f"what the manifest does not know was moved to {aside}; its stages begin anew")
+        for step in steps:
+            self.run_directory.adjust(step.key, settings[step.name])
+
     def run(self, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Run all steps that have not finished.
+        """Run all steps that have not finished, of a run that is open.
 
         Args:
             steps: from `recipe.resolve_recipe`.
@@ -86,29 +103,27 @@ class Runner:
             whether there was anything to do.
 
         Raises:
-            RunDirectoryError: the run directory does not fit the settings, is damaged or is in use.
+            RunDirectoryError: the inputs of a stage are not those that it has begun with.
             StageError: a stage cannot go on.
         """
         worked = False
-        self.check(steps, settings)
-        if self.leads and (aside := self.run_directory.set_aside([step.key for step in steps])):
-            self.display.say(f"what the manifest does not know was moved to {aside}; its stages begin anew")
         for number, step in enumerate(steps, start=1):
             inputs = {setting: self._identity(key) for setting, key in step.inputs.items()}
-            self.run_directory.check(step.key, settings[step.name], inputs, _adjustable(step))
             if self.leads:
-                self.run_directory.adjust(step.key, settings[step.name])
+                self.run_directory.check(step.key, settings[step.name], inputs)
             title = f"[{number}/{len(steps)}] {step.key}"
             if self.run_directory.finished(step.key):
                 if self.leads:
                     self.display.say(f"{title}: finished before")
                 continue
             worked = True
+            STOP.place = step.key
             done_by = equal_stage(self.run_directory, step, settings[step.name], inputs)
             if self.leads:
                 self._lead(step, settings[step.name], inputs, title, done_by)
             else:
                 self._follow(step, done_by is None)
+            STOP.place = ""
         return worked
 
     def check(self, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -120,12 +135,29 @@ class Runner:
         for step in steps:
             self.run_directory.check(step.key, settings[step.name], adjustable=_adjustable(step))
         for step in steps:
-            if self.leads and self.run_directory.finished(step.key):
+            if self.run_directory.finished(step.key):
                 self.run_directory.verify(step.key)
 
     def seed_of(self, step: Step) -> int:
         """Seed of a step: depends on the run's seed, the iteration and the stage's name."""
         return stable_seed(self.seed, step.iteration, step.name)
+
+    def estimate_context(self, step: Step) -> EstimateContext:
+        """What a step may know before anything has run; nothing is known of what others will leave."""
+        return EstimateContext(
+            key=step.key,
+            name=step.name,
+            iteration=step.iteration,
+            seed=self.seed_of(step),
+            inputs={setting: key for setting, key in step.inputs.items() if key is not None},
+            expected_output=lambda key: None,
+            data=self.data,
+            student=self.student,
+            teacher=self.teacher,
+            backend=self.backend,
+            pool=self.pool,
+            requests=self.requests,
+        )
 
     def _lead(
         self, step: Step, settings: Mapping[str, Any], inputs: Mapping[str, str], title: str, done_by: str | None
@@ -165,17 +197,12 @@ class Runner:
     def _follow(self, step: Step, runs: bool) -> None:
         if step.stage.distributed and runs:
             while not self.run_directory.begun(step.key):
-                self._wait()
+                time.sleep(SECONDS_BETWEEN_LOOKS)
                 self.run_directory.reload()
             self._run(step, Progress(lambda done, total: None, lambda seconds: None))
         while not self.run_directory.finished(step.key):
-            self._wait()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
             self.run_directory.reload()
-
-    def _wait(self) -> None:
-        if os.getppid() != self.parent:
-            raise StageError("the process that started this one has ended, and with it this run")
-        time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _run(self, step: Step, progress: Progress) -> dict[str, Any]:
         seed = self.seed_of(step)
@@ -184,6 +211,7 @@ class Runner:
         def trainer(callbacks: list[Any], **arguments: Any) -> "Trainer":
             return self.trainer(
                 callbacks=[*callbacks, ProgressCallback(progress)],
+                alone=not step.stage.distributed,
                 default_root_dir=self.run_directory.directory(step.key),
                 **arguments,
             )

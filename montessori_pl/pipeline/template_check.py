@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.data.reasoning import REASONING_TAGS
+from montessori_pl.data.reasoning import REASONING_TAGS, without_reasoning
 from montessori_pl.data.records import Example, Message
 from montessori_pl.data.template_text import CHAT_TEMPLATES
 
@@ -35,9 +35,10 @@ def check_template(chat_template: ChatTemplate, sources: Mapping[str, Sequence[E
         raise ValueError(f"{problem}; {_remedy(chat_template, CONVERSATION)}")
     for setting, examples in sources.items():
         for example in one_of_each_form(examples):
-            messages = example.messages()
-            if (problem := find_difference(chat_template, messages)) is not None:
-                raise ValueError(f"{setting}, example {example.id}: {problem}; {_remedy(chat_template, messages)}")
+            messages, learned = example.messages(), chat_template.learned(example)
+            if (problem := find_difference(chat_template, messages, learned)) is not None:
+                remedy = _remedy(chat_template, messages, learned)
+                raise ValueError(f"{setting}, example {example.id}: {problem}; {remedy}")
 
 
 def check_prompts(chat_template: ChatTemplate, sources: Mapping[str, Sequence[Example]]) -> None:
@@ -54,26 +55,29 @@ def check_prompts(chat_template: ChatTemplate, sources: Mapping[str, Sequence[Ex
 
 
 def one_of_each_form(examples: Sequence[Example]) -> Iterator[Example]:
-    """The first example of each sequence of turns, with reasoning in the response and without."""
+    """The first example of each sequence of turns, of equal weights, with reasoning in the response and without."""
     seen = set()
     for example in examples:
-        roles = tuple(message["role"] for message in example.messages())
-        form = roles, any(tag in example.response for tag in REASONING_TAGS)
+        turns = tuple((turn.role, turn.weight) for turn in example.history)
+        form = bool(example.system), turns, any(tag in example.response for tag in REASONING_TAGS)
         if form not in seen:
             seen.add(form)
             yield example
 
 
-def find_difference(chat_template: ChatTemplate, messages: Sequence[Message]) -> str | None:
+def find_difference(
+    chat_template: ChatTemplate, messages: Sequence[Message], learned: Sequence[bool] | None = None
+) -> str | None:
     """Where our rendering and the template's own part, up to the end of the answer; none where they do not.
 
     Args:
         chat_template: renders in both ways.
         messages: a conversation that ends with an answer.
+        learned: for each answer, whether it is learned; none learns all.
     """
     try:
         own, prompt = chat_template.text(messages), chat_template.text(messages[:-1], add_generation_prompt=True)
-        ours = chat_template.render_text(messages)
+        ours = chat_template.render_text(messages, learned)
     except ValueError as error:
         return str(error)
     if not own.startswith(ours):
@@ -112,13 +116,18 @@ def _parting(chat_template: ChatTemplate, prompt: str, ours: str, own: str) -> s
 def _missing(
     chat_template: ChatTemplate, messages: Sequence[Message], add_generation_prompt: bool = False
 ) -> str | None:
-    """What the template does not write of a conversation, or why it refuses it; blanks do not count."""
+    """What the template does not write of a conversation, or why it refuses it.
+
+    Blanks do not count, nor does the reasoning of earlier answers, which templates of reasoning models drop.
+    """
     try:
         own = _without_blanks(chat_template.text(messages, add_generation_prompt=add_generation_prompt))
     except ValueError as error:
         return str(error)
-    for message in messages:
-        if _without_blanks(message["content"]) not in own:
+    for place, message in enumerate(messages):
+        earlier_answer = message["role"] == "assistant" and place + 1 < len(messages)
+        said = without_reasoning(message["content"]) if earlier_answer else message["content"]
+        if _without_blanks(said or "") not in own:
             return f"the chat template does not write what the {message['role']} says, {_shown(message['content'])}"
     return None
 
@@ -136,14 +145,14 @@ def _wrong_end(chat_template: ChatTemplate) -> str | None:
     )
 
 
-def _remedy(chat_template: ChatTemplate, messages: Sequence[Message]) -> str:
+def _remedy(chat_template: ChatTemplate, messages: Sequence[Message], learned: Sequence[bool] | None = None) -> str:
     """What to set so that this conversation is written in one way."""
     layout = chat_template.text
     for variables in WITHOUT_REASONING:
         name = next(iter(variables))
         if layout.reads(name) and layout.variables.get(name) is not False:
             told = chat_template.telling({**layout.variables, **variables})
-            if find_difference(told, messages) is None:
+            if find_difference(told, messages, learned) is None:
                 return f"set chat_template_kwargs: {{{name}: false}}"
     if messages[0]["role"] == "system" and not _accepts(chat_template, [SYSTEM, *CONVERSATION]):
         return f"move the system messages into the instructions, or {_other_layouts()}"

@@ -5,12 +5,12 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from montessori_pl.data.markup import csv_cell, in_cell, in_markdown
 from montessori_pl.report.comparison import COST, MEASURES, SCORE, SECTIONS, STUDENT, RunComparison, scored_by
 from montessori_pl.report.groups import Group
+from montessori_pl.run_directory.console import PlainConsole
 from montessori_pl.stats.means import MeanInterval
 
 NOTHING = "-"
@@ -31,16 +31,16 @@ class _Column:
 def as_text(comparison: RunComparison, width: int) -> str:
     """Tables of a few columns each, so that they fit a console, and the warnings."""
     file = io.StringIO()
-    console = Console(file=file, width=width, highlight=False, soft_wrap=True)
+    console = PlainConsole(file=file, width=width)
     for table in _tables(_leading(comparison.groups), _values(comparison)):
         console.print(table)
-    console.print(MEANS, markup=False)
+    console.print(MEANS)
     if comparison.differences:
         for table in _tables(_pairs(comparison), _differences(comparison), f" minus {comparison.baseline}"):
             console.print(table)
-        console.print(DIFFERENCES, markup=False)
+        console.print(DIFFERENCES)
     for warning in _warnings(comparison):
-        console.print(f"warning: {warning}", markup=False)
+        console.print(f"warning: {warning}")
     return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
 
 
@@ -49,12 +49,12 @@ def as_markdown(comparison: RunComparison) -> str:
     blocks = [_markdown_table([*_leading(comparison.groups), *_values(comparison)]), MEANS]
     if comparison.differences:
         blocks += [
-            f"Minus {_escaped(comparison.baseline)}:",
+            f"Minus {in_markdown(comparison.baseline)}:",
             _markdown_table([*_pairs(comparison), *_differences(comparison)]),
             DIFFERENCES,
         ]
     if warnings := _warnings(comparison):
-        blocks += ["Warnings:", "\n".join(f"- {_escaped(warning)}" for warning in warnings)]
+        blocks += ["Warnings:", "\n".join(f"- {in_markdown(warning)}" for warning in warnings)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -73,7 +73,7 @@ def as_csv(comparison: RunComparison) -> str:
         row |= {"baseline": comparison.baseline if difference else "", "pairs": difference.pairs if difference else ""}
         for one in MEASURES:
             row |= _numbers(f"{one.name}_difference", difference.measures.get(one.name) if difference else None)
-        rows.append(row)
+        rows.append({name: csv_cell(value) if isinstance(value, str) else value for name, value in row.items()})
     names = [name for name in rows[0] if any(row[name] != "" for row in rows)]
     file = io.StringIO()
     writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
@@ -132,23 +132,22 @@ def _present(columns: Iterable[_Column]) -> list[_Column]:
 def _tables(leading: Sequence[_Column], columns: Sequence[_Column], title: str = "") -> Iterator[Table]:
     """A table for each section, with intervals below their means."""
     for section in dict.fromkeys(column.section for column in columns):
-        table = Table(title=escape(section + title), title_justify="left")
+        table = Table(title=section + title, title_justify="left")
         shown = [*leading, *(column for column in columns if column.section == section)]
         for column in shown:
             table.add_column(column.title, justify="left" if column is shown[0] else "right")
         for cells in zip(*(column.cells for column in shown), strict=True):
-            table.add_row(*(escape(cell.replace(" ± ", "\n± ")) for cell in cells))
+            table.add_row(*(cell.replace(" ± ", "\n± ") for cell in cells))
         yield table
 
 
 def _markdown_table(columns: Sequence[_Column]) -> str:
     rows = [[column.title for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
-    rows += [[_escaped(cell) for cell in cells] for cells in zip(*(column.cells for column in columns), strict=True)]
+    rows += [
+        [in_cell(in_markdown(cell)) for cell in cells]
+        for cells in zip(*(column.cells for column in columns), strict=True)
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _shown(interval: MeanInterval | None, digits: str, sign: str = "") -> str:

@@ -16,7 +16,7 @@ CUT = "answers_cut"
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print warnings, students, influence, data, and where everything lies."""
     for warning in summary["warnings"]:
-        console.print(f"warning: {warning}", style="bold", markup=False)
+        console.print(f"warning: {warning}", style="bold")
     if summary["evaluations"]:
         console.print(_students(summary["evaluations"]))
     if summary["influence"]:
@@ -25,11 +25,11 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         console.print(_data(summary["data"]))
     seconds = sum(stage["seconds"] for stage in summary["stages"].values())
     root = Path(summary["run"])
-    console.print(f"{seconds:.0f} s in {len(summary['stages'])} stages. Everything lies in {root}:", markup=False)
-    console.print("  summary.json    these numbers and more", markup=False)
-    console.print("  iteration_*/    records, scores, pairs, adapters and checkpoints, stage by stage", markup=False)
+    console.print(f"{seconds:.0f} s in {len(summary['stages'])} stages. Everything lies in {root}:")
+    console.print("  summary.json    these numbers and more")
+    console.print("  iteration_*/    records, scores, pairs, adapters and checkpoints, stage by stage")
     if (root / "wandb").is_dir():
-        console.print("  wandb/          the metrics for Weights & Biases; `wandb sync` uploads them", markup=False)
+        console.print("  wandb/          the metrics for Weights & Biases; `wandb sync` uploads them")
 
 
 def _students(evaluations: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
@@ -142,7 +142,9 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
         lines.append(f"{metrics['count']} examples scored{references}")
     if "chosen" in metrics.get("signal", {}):
         chosen = metrics["signal"]["chosen"]
-        lines.append(f"by {chosen['method']}, rank correlation with exact {chosen['agreement']['spearman']:.3f}")
+        agreed = chosen["agreement"]["spearman"]  # none where all scores of the sample are alike
+        beside = f", rank correlation with exact {agreed:.3f}" if agreed is not None else ""
+        lines.append(f"by {chosen['method']}{beside}")
     if "mean_margin" in metrics:
         lines.append(
             f"{metrics['pairs']} pairs from {metrics['prompts_with_pairs']} of {metrics['prompts']} prompts, "

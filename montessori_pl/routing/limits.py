@@ -5,12 +5,14 @@ Legend: N prompts, K teachers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array, vstack
 
+from montessori_pl.bounds import NonNegativeFloat, NotEmpty, PositiveShare, Share, checked
 from montessori_pl.routing.responses import Array
 
 ROUNDING = 1e-9
@@ -20,21 +22,19 @@ SPLIT = 1e-6
 """A prompt of which no teacher has more than the rest of this is split between teachers."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class RouteLimits:
     """How prompts may be dealt out to teachers."""
 
-    max_share: float | dict[str, float] | None = None
+    max_share: PositiveShare | Annotated[dict[str, Share], NotEmpty()] | None = None
     """Largest share of the prompts that a teacher gets, for all teachers or by name; rounded up to whole prompts."""
-    prices: dict[str, float] | None = None
+    prices: Annotated[dict[str, NonNegativeFloat], NotEmpty()] | None = None
     """What one answer of each teacher costs, in any currency."""
-    budget: float | None = None
+    budget: NonNegativeFloat | None = None
     """Largest sum of prices, for all prompts that are routed together."""
 
     def __post_init__(self) -> None:
-        shares = self.max_share.values() if isinstance(self.max_share, dict) else [self.max_share]
-        if any(share is not None and not 0 <= share <= 1 for share in shares):
-            raise ValueError(f"max_share must be from 0 to 1, found {self.max_share}")
         if (self.prices is None) != (self.budget is None):
             raise ValueError(
                 f"prices and budget belong together, found prices {self.prices} and budget {self.budget}; set both, or "
@@ -116,7 +116,7 @@ def assign(
     allowed: NDArray[np.bool_],
     capacities: Array,
     costs: Array | None = None,
-    budget: float | None = None,
+    budget: NonNegativeFloat | None = None,
 ) -> NDArray[np.intp] | None:
     """One teacher for each prompt, with the largest sum of utilities within the limits; none if they leave no way.
 
@@ -165,7 +165,7 @@ class _Program:
         allowed: NDArray[np.bool_],
         capacities: Array,
         costs: Array | None,
-        budget: float | None,
+        budget: NonNegativeFloat | None,
     ) -> "_Program":
         rows, columns = np.nonzero(allowed)
         places, ones = np.arange(len(rows)), np.ones(len(rows))

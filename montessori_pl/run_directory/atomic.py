@@ -1,13 +1,12 @@
 """Files and directories that are replaced as a whole or not at all, when a program is killed or the power fails."""
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.data.records import Record
+from montessori_pl.data.records import Record, json_text
 from montessori_pl.run_directory.durable import make_directory, replace
 
 
@@ -20,18 +19,38 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a file's content by one JSON object, indented for people."""
-    write_atomically(path, json.dumps(value, indent=1) + "\n")
+    """Replace a file's content by one JSON object, indented for people.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
+    with _named(path):
+        text = json_text(value, indent=1)
+    write_atomically(path, text + "\n")
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a file's content by JSON lines, one for each row."""
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Replace a file's content by JSON lines, one for each row.
+
+    Raises:
+        ValueError: a row holds NaN or infinity.
+    """
+    with _named(path):
+        text = "".join(json_text(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(path, text)
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Replace a file's content by JSON lines, one for each record, as `append_records` writes them."""
     write_atomically(path, "".join(record.to_json() + "\n" for record in records))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be written: {error}") from error
 
 
 @contextmanager

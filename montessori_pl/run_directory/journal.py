@@ -1,7 +1,6 @@
 """Append-only records that move forward together, one commit at a time."""
 
 import io
-import json
 import logging
 import os
 import zlib
@@ -10,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.data.records import Record, as_lines, read_lines
+from montessori_pl.data.records import Record, as_lines, json_text, read_lines
 from montessori_pl.run_directory.durable import append, sync
 from montessori_pl.run_directory.errors import RunDirectoryError
 
@@ -66,7 +65,7 @@ class Journal:
             sizes[name] = path.stat().st_size
             checksum = zlib.crc32(data, checksum)
         self.commits.append({**sizes, **notes, CHECKSUM: checksum})
-        append(self._journal, (json.dumps(self.commits[-1]) + "\n").encode())
+        append(self._journal, (json_text(self.commits[-1]) + "\n").encode())
 
 
 def committed(journal: Path, names: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from montessori_pl.run_directory.console import PlainConsole
+
 SECONDS_BETWEEN_LINES = 30.0
 """How often progress is written where the output is not a terminal."""
 SECONDS_BETWEEN_TICKS = 10.0
@@ -64,11 +66,11 @@ class ConsoleDisplay:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(soft_wrap=True, highlight=False)
+        self.console = console or PlainConsole()
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False)
+        self.console.print(text)
 
     @contextmanager
     def stage(self, title: str, tick: Callable[[float], None]) -> Iterator[Progress]:

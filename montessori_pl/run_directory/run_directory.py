@@ -116,6 +116,14 @@ class RunDirectory:
             self.entries[key] = StageEntry(settings=_plain(settings), inputs=dict(inputs))
             self._commit()
 
+    def forget_undone(self) -> None:
+        """Strike stages whose directories were deleted, so that none of them seems finished when it begins anew."""
+        undone = [key for key in self.entries if not self.begun(key)]
+        for key in undone:
+            del self.entries[key]
+        if undone:
+            self._commit()
+
     def set_aside(self, keys: Sequence[str]) -> Path | None:
         """Move what lies in the directories of stages that the manifest does not know, so that it is never used.
 
@@ -300,8 +308,8 @@ def _shown(settings: Mapping[str, Any], name: str) -> str:
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as JSON gives them back: tuples as lists, everything else as text."""
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    """The settings as JSON gives them back: tuples as lists, everything else, infinity too, as text."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str), parse_constant=str)
     return plain
 
 

@@ -1,5 +1,6 @@
 """Preference signals: Lightning callbacks that say, during `Trainer.predict`, how good an example is."""
 
+import math
 from abc import ABC
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from montessori_pl.bounds import Checked
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score, as_lines
 from montessori_pl.estimates.estimate import StageEstimate, Work, mean, passes
@@ -20,13 +22,17 @@ REPORT = "signal.json"
 """File beside the scores in which a signal says how it computed them."""
 
 
-class SignalCallback(Callback, ABC):
+NO_NUMBER = "score is no number"
+"""The reason of a rejection: what was computed is NaN or infinite."""
+
+
+class SignalCallback(Checked, Callback, ABC):
     """Scores examples; higher is better for the student.
 
     Implement `score`, or `score_batch` where a batch is cheaper than its examples, and `prepare` where something must
     be computed once. Scores are appended to a file of this process as they come, so that a killed run goes on at the
     next batch. An example that the signal cannot score gets a `Rejection` with its id in place of a score: it is not
-    asked about again, and no pair is made of it.
+    asked about again, and no pair is made of it. So does one whose score is NaN or infinite.
     """
 
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ()
@@ -34,6 +40,9 @@ class SignalCallback(Callback, ABC):
     needs_student: bool = True
     """Whether scores depend on the student. A signal that looks at the examples alone sets it to False: then no student
     is loaded for it, the losses are NaN, and no example is left out because it is too long for the student."""
+    distributed: bool = True
+    """Whether each of several processes scores a share of the examples. A signal that asks an engine of which there is
+    one for a run (`GenerationBackend.one_per_run`) sets it to False: then the first process scores all of them."""
     needs_gradients: ClassVar[bool] = False
     """Whether gradients of single examples are taken: then a short trial before the run tells whether the student's
     architecture allows it."""
@@ -49,6 +58,17 @@ class SignalCallback(Callback, ABC):
 
         Raises:
             ValueError: something is missing.
+        """
+        return
+
+    def check_inputs(self, chat_template: ChatTemplate) -> None:
+        """Look, before a run begins, at whether anything has room in the models that are asked; by default nothing.
+
+        Args:
+            chat_template: how the student writes conversations.
+
+        Raises:
+            ValueError: nothing could be scored.
         """
         return
 
@@ -133,10 +153,24 @@ class SignalCallback(Callback, ABC):
         assert isinstance(pl_module, StudentModule)
         tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         examples = [_data(trainer).items[row][0] for row in batch["rows"]]
-        records = self.score_batch(pl_module, examples, tensors, outputs)
+        scored = self.score_batch(pl_module, examples, tensors, outputs)
+        records = [_without_number(one, example) for one, example in zip(scored, examples, strict=True)]
         append(self.output, as_lines(record for record in records if isinstance(record, Score)))
         if unscored := [record for record in records if isinstance(record, Rejection)]:
             append(self.unscored, as_lines(unscored))
+
+
+def _without_number(record: Score | Rejection, example: Example) -> Score | Rejection:
+    """The record, or a rejection in place of a score that is no number, of which no pair can be made."""
+    if isinstance(record, Rejection) or math.isfinite(record.value):
+        return record
+    return Rejection(
+        id=record.id,
+        reason=NO_NUMBER,
+        detail=f"it is {record.value} ({record.method})",
+        text=example.instruction,
+        prompt_id=example.prompt_id,
+    )
 
 
 def one_pass(what: str, count: int, upper_bound: int, data: ScoringData) -> Work:

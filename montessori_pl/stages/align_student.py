@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from montessori_pl.bounds import Text
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.losses import PairLoss
-from montessori_pl.models.dpo import DPOModule, check_preference_settings
+from montessori_pl.models.dpo import Beta, DPOModule, SFTWeight, Smoothing, check_smoothing
 from montessori_pl.models.loading import holds_adapter, load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
@@ -40,17 +41,17 @@ class AlignStudent(Stage):
 
     def __init__(
         self,
-        pairs: str,
+        pairs: Text,
         training: TrainingSettings,
-        student: str = LATEST,
-        beta: float = 0.1,
+        student: Text = LATEST,
+        beta: Beta = 0.1,
         loss_type: PairLoss = "sigmoid",
-        label_smoothing: float = 0.0,
-        sft_weight: float = 0.0,
+        label_smoothing: Smoothing = 0.0,
+        sft_weight: SFTWeight = 0.0,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
-        check_preference_settings(beta, loss_type, label_smoothing, sft_weight)
+        check_smoothing(loss_type, label_smoothing)
         self.pairs, self.training, self.student = pairs, training, student
         self.beta, self.loss_type, self.label_smoothing, self.sft_weight = beta, loss_type, label_smoothing, sft_weight
 

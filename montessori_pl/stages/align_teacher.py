@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from montessori_pl.batches.encoding import EncodedPair
+from montessori_pl.bounds import Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message, PreferencePair, Turn
 from montessori_pl.estimates.context import EstimateContext
@@ -53,9 +54,9 @@ class AlignTeacher(Stage):
 
     def __init__(
         self,
-        pairs: str,
+        pairs: Text,
         training: TrainingSettings,
-        teacher: str = LATEST,
+        teacher: Text = LATEST,
         monitor: AlignmentMonitor | None = AlignmentMonitor(),
         save_all_checkpoints: bool = False,
         over: Literal["instruction", "response"] = "instruction",
@@ -88,9 +89,7 @@ class AlignTeacher(Stage):
         return StageEstimate(
             work=[
                 work,
-                RequestEstimator(chat_template=chat_template).work(
-                    "evaluations", sampled, sampled, asked, texts, limit
-                ),
+                RequestEstimator.of_template(chat_template).work("evaluations", sampled, sampled, asked, texts, limit),
             ]
         )
 
@@ -111,7 +110,9 @@ class AlignTeacher(Stage):
         if callback is None:
             return {**counts, **fit(context, teacher, data, self.training)}
         metrics = fit(context, teacher, data, self.training, [callback], callback.leave_weights)
-        return {**counts, "held_out_pairs": len(held_out), **metrics, **callback.metrics()}
+        seen = callback.metrics()
+        warnings = [*metrics.get("warnings", []), *seen["warnings"]]
+        return {**counts, "held_out_pairs": len(held_out), **metrics, **seen, "warnings": warnings}
 
     def _check_synthesizer(self, context: StageContext, pairs: Sequence[PreferencePair]) -> None:
         """Instructions are found only by the synthesizer that has asked for them; a wrong one would find none."""

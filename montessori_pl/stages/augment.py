@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from montessori_pl.batches.samplers import chunks
+from montessori_pl.bounds import Count, PositiveInt, Share, Text
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -13,7 +14,7 @@ from montessori_pl.generation.base import GenerationBackend, Sampling
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext
-from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
+from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, check_room, estimate_synthesis
 from montessori_pl.stages.generating.generators import (
     Generator,
     Generators,
@@ -63,20 +64,20 @@ class Augment(Stage):
 
     def __init__(
         self,
-        examples: str,
-        per_example: int | None = None,
-        num_examples: int | None = None,
-        max_attempts: int = 5,
-        deduplicate_against: list[str] | None = None,
-        teacher: str = LATEST,
+        examples: Text,
+        per_example: Count | None = None,
+        num_examples: PositiveInt | None = None,
+        max_attempts: PositiveInt = 5,
+        deduplicate_against: list[Text] | None = None,
+        teacher: Text = LATEST,
         synthesizer: Synthesizer | None = None,
         instruction_sampling: Sampling = Sampling(temperature=1.0, top_p=1.0),
         response_sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
         instruction_filter: InstructionFilter = InstructionFilter(),
         response_filter: ResponseFilter = ResponseFilter(),
-        max_similarity: float | None = 0.95,
+        max_similarity: Share | None = 0.95,
         decontaminate: bool | Decontamination = True,
-        prompts_per_batch: int = 32,
+        prompts_per_batch: Count = 32,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
@@ -85,8 +86,6 @@ class Augment(Stage):
                 "Augment needs either per_example or num_examples, "
                 f"found per_example {per_example} and num_examples {num_examples}"
             )
-        if any(n is not None and n < 1 for n in (per_example, num_examples, max_attempts, prompts_per_batch)):
-            raise ValueError("per_example, num_examples, max_attempts and prompts_per_batch must be at least 1")
         self.examples, self.per_example, self.num_examples = examples, per_example, num_examples
         self.max_attempts, self.deduplicate_against, self.teacher = max_attempts, deduplicate_against or [], teacher
         self.rules = SynthesisConfig(
@@ -115,6 +114,10 @@ class Augment(Stage):
     def check_teacher(self, engine: GenerationBackend, source: ModelSource) -> None:
         """Look at whether it can be asked as the synthesizer wants."""
         check_way_of_asking(self.rules.synthesizer, engine, source)
+
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether a short prompt has room in the teacher."""
+        check_room(context, self.rules, self.teacher)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The attempts that are left, as if the first examples were the ones that still lack some."""

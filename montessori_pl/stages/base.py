@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.bounds import Checked
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -135,7 +136,7 @@ class StageContext:
         return dataclasses.replace(module.source, weights=weights)
 
 
-class Stage(ABC):
+class Stage(Checked, ABC):
     """One step of a recipe.
 
     Implement `run`, and `reads` where the stage names others. `run` is called again after a kill and goes on from what
@@ -158,7 +159,7 @@ class Stage(ABC):
     """Settings that say how fast or how long, not what: they may be changed after the stage has begun."""
     adjustable: ClassVar[tuple[str, ...]] = ()
     """Settings that say how much: they may be changed as long as no other stage has read the result."""
-    distributed: ClassVar[bool] = False
+    distributed: bool = False
     """Whether all processes of a multi-process run take part; otherwise the first works and the others wait."""
 
     def __init__(self, first_iteration_only: bool = False) -> None:
@@ -185,6 +186,17 @@ class Stage(ABC):
 
         Raises:
             ValueError: it cannot.
+        """
+        return
+
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Look, before a run begins, at whether data and models leave the stage anything to do; by default nothing.
+
+        Args:
+            context: what is known before anything has run; of what earlier stages will leave, nothing.
+
+        Raises:
+            ValueError: it would fail, or do nothing, when its turn comes: data is not set, or nothing has room.
         """
         return
 

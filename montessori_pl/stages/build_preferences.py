@@ -1,15 +1,16 @@
 """Pair: scores become preferences between completions of one prompt."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from montessori_pl.bounds import Bounds, PositiveInt, PositiveShare, Text
 from montessori_pl.data.records import Example, PreferencePair
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.pairing import pair_examples
 from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import PAIRS, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.selection.scores import num_scored, read_scores, score_inputs, score_names
+from montessori_pl.stages.selection.scores import ScoreStages, num_scored, read_scores, score_inputs, score_names
 
 
 class BuildPreferences(Stage):
@@ -36,13 +37,13 @@ class BuildPreferences(Stage):
 
     def __init__(
         self,
-        examples: str,
-        scores: str | list[str],
+        examples: Text,
+        scores: ScoreStages,
         rule: Literal["best_worst", "signed"] = "signed",
-        max_pairs_per_prompt: int | None = None,
-        noise_margin: float = 0.0,
+        max_pairs_per_prompt: PositiveInt | None = None,
+        noise_margin: Annotated[float, Bounds(ge=0, le=100)] = 0.0,
         weights: Literal["equal", "margin"] = "equal",
-        max_first_word_rate: float | None = None,
+        max_first_word_rate: PositiveShare | None = None,
         at_random: bool = False,
         first_iteration_only: bool = False,
     ) -> None:
@@ -50,8 +51,6 @@ class BuildPreferences(Stage):
         self.examples, self.scores, self.rule = examples, score_names(scores), rule
         self.max_pairs_per_prompt, self.noise_margin, self.weights = max_pairs_per_prompt, noise_margin, weights
         self.max_first_word_rate, self.at_random = max_first_word_rate, at_random
-        if max_first_word_rate is not None and not 0 < max_first_word_rate <= 1:
-            raise ValueError(f"max_first_word_rate must be above 0 and at most 1, found {max_first_word_rate:g}")
 
     def reads(self) -> list[Input]:
         """The examples and their scores."""

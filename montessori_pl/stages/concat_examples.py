@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from montessori_pl.bounds import Texts
 from montessori_pl.data.records import Example
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import MAX_SAMPLES, ExpectedRecords, StageEstimate, evenly
@@ -27,10 +28,13 @@ class ConcatExamples(Stage):
     produces = Kind.EXAMPLES
     artifacts = (EXAMPLES,)
 
-    def __init__(self, examples: list[str], growing: bool = False, first_iteration_only: bool = False) -> None:
+    def __init__(
+        self,
+        examples: Texts,
+        growing: bool = False,
+        first_iteration_only: bool = False,
+    ) -> None:
         super().__init__(first_iteration_only)
-        if not examples or len(set(examples)) < len(examples):
-            raise ValueError(f"examples must name at least one stage, and none twice, found {examples}")
         self.examples, self.growing = examples, growing
 
     def reads(self) -> list[Input]:

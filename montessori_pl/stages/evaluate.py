@@ -1,21 +1,26 @@
 """Evaluate: what the students are worth, by one evaluator after another."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from montessori_pl.bounds import NotEmpty, Texts
 from montessori_pl.data.records import Record, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
-from montessori_pl.models.loading import load_chat_template
 from montessori_pl.run_directory.durable import sync_tree
 from montessori_pl.run_directory.journal import Journal
-from montessori_pl.stages.base import Input, Kind, Stage, StageContext
+from montessori_pl.stages.base import BASE, Input, Kind, Stage, StageContext, StageError
 
 EVALUATIONS = "evaluations.jsonl"
 """File of what each evaluator says about each student, in the order in which they were asked."""
+
+SIGNIFICANT = 2.0
+"""So many standard errors are more than chance."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,12 @@ class Evaluate(Stage):
     produces = Kind.REPORT
     artifacts = (EVALUATIONS, f"*/*/{ANSWERS}")
 
-    def __init__(self, students: list[str], evaluators: list[Evaluator], first_iteration_only: bool = False) -> None:
+    def __init__(
+        self,
+        students: Texts,
+        evaluators: Annotated[list[Evaluator], NotEmpty()],
+        first_iteration_only: bool = False,
+    ) -> None:
         super().__init__(first_iteration_only)
         self.students, self.evaluators = students, evaluators
         asked = any(evaluator.generates for evaluator in evaluators)
@@ -55,9 +65,20 @@ class Evaluate(Stage):
         for evaluator in self.evaluators:
             evaluator.check_environment()
 
+    def check_inputs(self, context: EstimateContext) -> None:
+        """The test set, where an evaluator needs one, and what of the data has room in a student."""
+        chat_template = context.student_template()
+        for evaluator in self.evaluators:
+            if evaluator.needs_test and context.data.test is None:
+                raise ValueError(
+                    f"{type(evaluator).__name__} needs a test set, and data.test is not set: name one, or leave the "
+                    "evaluator out"
+                )
+            evaluator.check_inputs(context.data, chat_template)
+
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """What the evaluators say that they will take for each student that has not been evaluated."""
-        chat_template = load_chat_template(context.student().source)
+        chat_template = context.student_template()
         work = []
         for _, evaluator, place in self._work()[len(context.commits) :]:
             evaluator.requests = context.requests
@@ -73,7 +94,9 @@ class Evaluate(Stage):
         for name, evaluator, place in work[done:]:
             journal.commit({EVALUATIONS: [self._evaluation(context, name, evaluator, place)]})
             context.progress.advance()
-        return {"students": self._by_student(read_records(context.directory / EVALUATIONS, Evaluation))}
+        students = self._by_student(read_records(context.directory / EVALUATIONS, Evaluation))
+        warnings = _worse_than_base(students)
+        return {"students": students, **({"warnings": warnings} if warnings else {})}
 
     def _evaluation(self, context: StageContext, name: str, evaluator: Evaluator, place: Path) -> Evaluation:
         """What this evaluator says about the student of this name."""
@@ -81,6 +104,11 @@ class Evaluate(Stage):
         evaluator.requests, evaluator.directory = context.requests, context.directory / place
         metrics = evaluator.evaluate(source, context.data, context.backend)
         sync_tree(context.directory)  # what the evaluator keeps there; it is not asked again about this student
+        if lost := [metric for metric, value in metrics.items() if not math.isfinite(value)]:
+            raise StageError(
+                f"{context.key}: {type(evaluator).__name__} finds no finite {', '.join(lost)} for the student "
+                f"{name!r}; its training may have diverged: look at its loss, and train it with a lower training.lr"
+            )
         return Evaluation(id=name, evaluator=type(evaluator).__name__, metrics=metrics)
 
     def _by_student(self, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
@@ -100,3 +128,19 @@ class Evaluate(Stage):
             for name in self.students
             for evaluator, place in zip(self.evaluators, places, strict=True)
         ]
+
+
+def _worse_than_base(students: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A sentence for each student whose loss on a held-out set is above the base's by more than both are uncertain."""
+    base, found = students.get(BASE, {}), []
+    for (name, metrics), role in itertools.product(students.items(), ("reference", "test")):
+        loss, error = f"{role}_loss", f"{role}_loss_standard_error"
+        if loss not in base or loss not in metrics:
+            continue
+        margin = SIGNIFICANT * math.hypot(base.get(error, 0.0), metrics.get(error, 0.0))
+        if metrics[loss] > base[loss] + margin:
+            found.append(
+                f"the student {name!r} is worse than it was before training: its loss on the {role} set is "
+                f"{metrics[loss]:.4g}, and that of the base {base[loss]:.4g}"
+            )
+    return found

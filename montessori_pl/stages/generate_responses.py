@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from montessori_pl.bounds import Count, PositiveInt, Text, Texts
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.estimates.preview import PreviewedSample, StagePreview
+from montessori_pl.estimates.requests import SHORT
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.routing import ConstantRouter, Prompt, RouteLimits, load_router
 from montessori_pl.run_directory.journal import Journal
@@ -47,31 +49,27 @@ class GenerateResponses(Stage):
 
     def __init__(
         self,
-        instructions: str,
-        teachers: str | list[str] | None = None,
-        routing: str | None = None,
+        instructions: Text,
+        teachers: Text | Texts | None = None,
+        routing: Text | None = None,
         limits: RouteLimits | None = None,
-        student: str | None = None,
-        samples: int = 1,
+        student: Text | None = None,
+        samples: Count = 1,
         sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
         response_filter: ResponseFilter = ResponseFilter(),
-        instructions_per_batch: int = 64,
+        instructions_per_batch: PositiveInt = 64,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
         if (teachers is None) == (student is None):
             raise ValueError(
-                f"Answer needs either teachers or a student, found teachers {teachers} and student {student}"
+                f"GenerateResponses needs either teachers or a student, found teachers {teachers} and student {student}"
             )
         if (routing is not None and teachers is None) or (limits is not None and routing is None):
             raise ValueError("routing needs the teachers it chooses from (setting teachers), and limits need a routing")
-        if min(samples, instructions_per_batch) < 1:
-            raise ValueError("samples and instructions_per_batch must be at least 1")
         self.uses = ("generation", "student" if student is not None else "teacher")
         self.instructions, self.student = instructions, student
         self.teachers = [teachers] if isinstance(teachers, str) else teachers or []
-        if len(set(self.teachers)) < len(self.teachers):
-            raise ValueError(f"teachers names one twice: {', '.join(self.teachers)}")
         self.routing, self.limits = routing, limits
         self.samples, self.sampling, self.response_filter = samples, sampling, response_filter
         self.instructions_per_batch = instructions_per_batch
@@ -88,6 +86,12 @@ class GenerateResponses(Stage):
     def teacher_names(self) -> list[str]:
         """The teachers."""
         return self.teachers
+
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether a short instruction has room in each model that is asked."""
+        asked = [context.asked(name) for name in self.teachers] or [context.answering()]
+        for one in asked:
+            one.check_room([SHORT], "sampling.max_tokens", self.sampling.max_tokens)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The answers that are left; a router is expected to send as many instructions to each teacher."""

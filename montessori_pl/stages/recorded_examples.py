@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from montessori_pl.batches.sources import source_file
+from montessori_pl.bounds import Text
 from montessori_pl.classroom.names import locate
 from montessori_pl.data.formats import LoadedSource, load_source
 from montessori_pl.estimates.context import EstimateContext
@@ -30,13 +31,9 @@ class RecordedExamples(Stage):
     artifacts = (EXAMPLES, REJECTIONS)
     files: ClassVar[Files] = {"source": source_file}
 
-    def __init__(self, source: str, first_iteration_only: bool = False) -> None:
+    def __init__(self, source: Text, first_iteration_only: bool = False) -> None:
         super().__init__(first_iteration_only)
         self.source = source
-
-    def check_environment(self) -> None:
-        """Read the source, so that a file that cannot be read shows before anything has run."""
-        self.read()
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work, but the examples."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from montessori_pl.bounds import Text
 from montessori_pl.data.records import Example
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -36,7 +37,7 @@ class RouteResponses(Stage):
     artifacts = (EXAMPLES,)
 
     def __init__(
-        self, examples: str, routing: str, limits: RouteLimits | None = None, first_iteration_only: bool = False
+        self, examples: Text, routing: Text, limits: RouteLimits | None = None, first_iteration_only: bool = False
     ) -> None:
         super().__init__(first_iteration_only)
         self.examples, self.routing, self.limits = examples, routing, limits

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from montessori_pl.bounds import Count, PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, Rejection, drop_torn_line
 from montessori_pl.data.records import Score as ScoreRecord
@@ -17,7 +18,7 @@ from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.models.loading import holds_adapter, load_chat_template
 from montessori_pl.models.student import StudentModule
 from montessori_pl.run_directory.atomic import write_json
-from montessori_pl.signals.base import REPORT, SignalCallback
+from montessori_pl.signals.base import NO_NUMBER, REPORT, SignalCallback
 from montessori_pl.signals.scoring_data import ScoringData
 from montessori_pl.signals.unloaded_student import UnloadedStudent
 from montessori_pl.stages.base import (
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class ScoreExamples(Stage):
-    """Score examples with a signal, inside `Trainer.predict`, each process its share.
+    """Score examples with a signal, inside `Trainer.predict`: each process its share, or the first all of them.
 
     A signal that needs no student scores every example, however long. Then no student is loaded, and no loss on the
     reference set is reported.
@@ -58,21 +59,21 @@ class ScoreExamples(Stage):
 
     produces = Kind.SCORES
     artifacts = (SCORES, UNSCORED, REPORT)
-    distributed = True
     fingerprint_excludes = ("batch_tokens",)
 
     def __init__(
         self,
-        examples: str,
+        examples: Text,
         signal: SignalCallback,
-        student: str = LATEST,
-        max_examples: int | None = None,
-        max_length: int = 1024,
-        batch_tokens: int = 4096,
+        student: Text = LATEST,
+        max_examples: PositiveInt | None = None,
+        max_length: Count = 1024,
+        batch_tokens: PositiveInt = 4096,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
         self.examples, self.signal, self.student = examples, signal, student
+        self.distributed = signal.distributed
         self.max_examples, self.max_length, self.batch_tokens = max_examples, max_length, batch_tokens
         # The student's tokenizer makes the batches of every signal.
         self.uses = ("student", "data", "trainer") if signal.needs_student else ("student",)
@@ -86,9 +87,16 @@ class ScoreExamples(Stage):
         """What the signal needs."""
         self.signal.check_environment()
 
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether any reference has room in the student, and anything in what else the signal asks."""
+        chat_template = context.student_template()
+        references = self._references(context, chat_template)
+        self._refuse_no_reference(f"recipe.{context.name}", references, chat_template)
+        self.signal.check_inputs(chat_template)
+
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """What the signal says that it will take."""
-        given, chat_template = context.expected_input("examples"), load_chat_template(context.student().source)
+        given, chat_template = context.expected_input("examples"), context.student_template()
         count, upper_bound = (min(number, self.max_examples or number) for number in (given.count, given.upper_bound))
         data = self._scoring_data(
             self._encode(given.some(), chat_template), self._references(context, chat_template), chat_template
@@ -111,13 +119,14 @@ class ScoreExamples(Stage):
         chat_template = load_chat_template(student.source)
         examples = self._encode(self._chosen(context), chat_template)
         references = self._references(context, chat_template)
-        self._refuse_no_reference(context, references, chat_template)
+        self._refuse_no_reference(context.key, references, chat_template)
         trainer = context.trainer(callbacks=[self.signal], inference_mode=False)
         data = self._scoring_data(examples, references, chat_template, files.done())
         self._score_rest(context, trainer, student, data)
         if not trainer.is_global_zero:
             return {}
         scores, unscored = files.finish(examples.examples)
+        _refuse_no_numbers(context.key, scores, unscored)
         return self._metrics(context, student, examples, references, scores, unscored)
 
     def _student(self, context: StageContext) -> StudentModule:
@@ -154,10 +163,10 @@ class ScoreExamples(Stage):
             too_long=len(examples) - len(kept),
         )
 
-    def _refuse_no_reference(self, context: StageContext, references: "_Encoded", chat_template: ChatTemplate) -> None:
+    def _refuse_no_reference(self, key: str, references: "_Encoded", chat_template: ChatTemplate) -> None:
         if self.signal.needs_student and not references.examples:
             raise StageError(
-                f"{context.key}: none of the {references.too_long} examples of the reference set has a response "
+                f"{key}: none of the {references.too_long} examples of the reference set has a response "
                 f"within max_length {self.max_length} tokens and the model's context ({chat_template.context} tokens)"
             )
 
@@ -187,8 +196,6 @@ class ScoreExamples(Stage):
             return_predictions=False,
             ckpt_path=str(trained / CHECKPOINT) if trained is not None else None,
         )
-        if trainer.interrupted:
-            raise KeyboardInterrupt
         trainer.strategy.barrier()
 
     def _metrics(
@@ -258,6 +265,16 @@ class _Encoded:
     """The same as the student sees them."""
     too_long: int
     """How many more there were, which are left out."""
+
+
+def _refuse_no_numbers(key: str, scores: Sequence[ScoreRecord], unscored: Sequence[Rejection]) -> None:
+    """Stop where what was scored has no number: of a student that has diverged, or by far too long a step."""
+    lost = [one for one in unscored if one.reason == NO_NUMBER]
+    if lost and not scores:
+        raise StageError(
+            f"{key}: none of {len(lost)} scores is a number, for {lost[0].id} {lost[0].detail}; look whether the "
+            "student's training diverged, and, of a signal that takes steps, whether its lr is far too high"
+        )
 
 
 def _ties(examples: Sequence[Example], scores: Sequence[ScoreRecord]) -> dict[str, int]:

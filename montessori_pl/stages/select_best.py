@@ -4,11 +4,12 @@ import dataclasses
 import statistics
 from typing import Any
 
+from montessori_pl.bounds import PositiveShare, Text
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import EXAMPLES, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.selection.scores import num_scored, read_scores, score_inputs, score_names
+from montessori_pl.stages.selection.scores import ScoreStages, num_scored, read_scores, score_inputs, score_names
 from montessori_pl.synthesis.diversity import diversity_metrics
 
 
@@ -29,11 +30,9 @@ class SelectBest(Stage):
     artifacts = (EXAMPLES,)
 
     def __init__(
-        self, examples: str, scores: str | list[str], share: float = 0.5, first_iteration_only: bool = False
+        self, examples: Text, scores: ScoreStages, share: PositiveShare = 0.5, first_iteration_only: bool = False
     ) -> None:
         super().__init__(first_iteration_only)
-        if not 0 < share <= 1:
-            raise ValueError(f"share must be above 0 and at most 1, found {share:g}")
         self.examples, self.scores, self.share = examples, score_names(scores), share
 
     def reads(self) -> list[Input]:

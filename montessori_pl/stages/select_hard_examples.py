@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.batches.samplers import chunks
+from montessori_pl.bounds import Count, PositiveInt, PositiveShare, Text
 from montessori_pl.data.records import Example, Record, Score, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate, Work, mean, passes
+from montessori_pl.estimates.requests import SHORT
 from montessori_pl.evaluation.answers import same_answer
 from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.generation.base import Request, Sampling
@@ -60,15 +62,15 @@ class SelectHardExamples(Stage):
 
     def __init__(
         self,
-        examples: str,
-        student: str = LATEST,
+        examples: Text,
+        student: Text = LATEST,
         by: Literal["exact_match", "loss", "score"] = "exact_match",
-        share: float = 0.5,
-        scores: str | None = None,
+        share: PositiveShare = 0.5,
+        scores: Text | None = None,
         below: float | None = None,
-        max_tokens: int = 64,
-        max_length: int = 1024,
-        examples_per_batch: int = 256,
+        max_tokens: Count = 64,
+        max_length: Count = 1024,
+        examples_per_batch: PositiveInt = 256,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
@@ -77,11 +79,6 @@ class SelectHardExamples(Stage):
             raise ValueError(
                 "SelectHardExamples needs scores and below where it selects by score, and neither where it does not, "
                 f"found by {by}, scores {scores} and below {below}"
-            )
-        if not 0 < share <= 1 or examples_per_batch < 1:
-            raise ValueError(
-                "SelectHardExamples needs 0 < share <= 1 and examples_per_batch >= 1, "
-                f"found share {share} and examples_per_batch {examples_per_batch}"
             )
         self.uses = {"exact_match": ("student", "generation"), "loss": ("student",), "score": ()}[by]
         self.examples, self.student, self.by, self.share = examples, student, by, share
@@ -96,6 +93,11 @@ class SelectHardExamples(Stage):
         else:
             decides = Input("student", self.student, Kind.STUDENT)
         return [Input("examples", self.examples, Kind.EXAMPLES), decides]
+
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether a short instruction has room in a student that answers."""
+        if self.by == "exact_match":
+            context.answering().check_room([SHORT], "max_tokens", self.sampling.max_tokens)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The look at what has not been looked at; as many mistakes as in the iteration before, or all examples."""

@@ -3,10 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from montessori_pl.bounds import Bounds, NonNegativeFloat, NotEmpty, Share, Text
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.models.loading import load_chat_template
@@ -16,13 +17,15 @@ from montessori_pl.routing.selection import NEEDED, Rule, merit, ranking
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.selection.responses import (
     MAX_REPEATED_RATE,
-    check_max_repeated_rate,
     leave_out_degenerate,
     read_pool,
     read_pool_scores,
     save_router,
 )
 from montessori_pl.stats.bootstrap import bootstrap_rows, percentile_interval
+
+Beta = Annotated[float, Bounds(ge=0, infinite=True)]
+"""How much the loss counts; at infinity nothing else does."""
 
 
 class SelectTeacher(Stage):
@@ -57,23 +60,20 @@ class SelectTeacher(Stage):
 
     def __init__(
         self,
-        examples: str,
-        quality: str,
-        loss: str | None,
+        examples: Text,
+        quality: Text,
+        loss: Text | None,
         rule: Rule = "car",
-        beta: float = 3.0,
-        betas: tuple[float, ...] = (0.0, 0.5, 1.0, 3.0, 10.0, math.inf),
-        max_repeated_rate: float | None = MAX_REPEATED_RATE,
+        beta: NonNegativeFloat = 3.0,
+        betas: Annotated[tuple[Beta, ...], NotEmpty()] = (0.0, 0.5, 1.0, 3.0, 10.0, math.inf),
+        max_repeated_rate: Share | None = MAX_REPEATED_RATE,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
         self.examples, self.quality, self.loss = examples, quality, loss
         self.rule, self.beta, self.betas, self.max_repeated_rate = rule, beta, betas, max_repeated_rate
-        check_max_repeated_rate(max_repeated_rate)
         if loss is None and rule in ("car", "loss", "ifd"):
             raise ValueError(f"rule {rule!r} needs the student's losses: name in `loss` the stage that scored them")
-        if min(beta, *betas) < 0:
-            raise ValueError(f"beta and betas must not be negative, found {min(beta, *betas):g}")
 
     def reads(self) -> list[Input]:
         """The responses and their scores."""

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from montessori_pl.bounds import Count, PositiveFloat, PositiveInt, Share, Text
 from montessori_pl.data.records import Example, Rejection, read_records, stable_seed
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -14,7 +15,13 @@ from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, REJECTIONS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.generating.collapse_guard import FALLBACK_TEACHER, CollapseGuard, CollapseMonitor
-from montessori_pl.stages.generating.estimate import NUM_PROMPTS, Amount, estimate_synthesis
+from montessori_pl.stages.generating.estimate import (
+    NUM_PROMPTS,
+    Amount,
+    check_room,
+    estimate_synthesis,
+    fitting_prompts,
+)
 from montessori_pl.stages.generating.first_look import FirstLook
 from montessori_pl.stages.generating.generators import (
     Generator,
@@ -73,24 +80,24 @@ class Synthesize(Stage):
 
     def __init__(
         self,
-        num_examples: int | None = None,
-        num_prompts: int | None = None,
-        samples_per_prompt: int = 4,
-        teacher: str = LATEST,
-        seed_tasks: str | None = None,
-        deduplicate_against: list[str] | None = None,
+        num_examples: PositiveInt | None = None,
+        num_prompts: PositiveInt | None = None,
+        samples_per_prompt: Count = 4,
+        teacher: Text = LATEST,
+        seed_tasks: Text | None = None,
+        deduplicate_against: list[Text] | None = None,
         synthesizer: Synthesizer | None = None,
         instruction_sampling: Sampling = Sampling(temperature=1.0, top_p=0.9, presence_penalty=1.0),
         response_sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
         instruction_filter: InstructionFilter = InstructionFilter(),
         response_filter: ResponseFilter = ResponseFilter(),
         answered: bool = True,
-        max_similarity: float | None = 0.7,
+        max_similarity: Share | None = 0.7,
         decontaminate: bool | Decontamination = True,
-        prompts_per_batch: int = 32,
-        max_candidates_per_example: float = 20,
-        patience: int = 1024,
-        min_acceptance: float = 0.1,
+        prompts_per_batch: Count = 32,
+        max_candidates_per_example: PositiveFloat = 20,
+        patience: PositiveInt = 1024,
+        min_acceptance: Share = 0.1,
         guard: CollapseGuard | None = None,
         first_iteration_only: bool = False,
     ) -> None:
@@ -100,10 +107,6 @@ class Synthesize(Stage):
                 "Synthesize needs either num_examples or num_prompts, "
                 f"found num_examples {num_examples} and num_prompts {num_prompts}"
             )
-        if min(num_examples or 1, num_prompts or 1, samples_per_prompt, prompts_per_batch) < 1:
-            raise ValueError("num_examples, num_prompts, samples_per_prompt and prompts_per_batch must be at least 1")
-        if not 0 <= min_acceptance <= 1:
-            raise ValueError(f"min_acceptance is a part of the completions, from 0 to 1, found {min_acceptance}")
         self.min_acceptance = min_acceptance
         self.num_examples, self.num_prompts, self.samples_per_prompt = num_examples, num_prompts, samples_per_prompt
         self.teacher, self.seed_tasks, self.deduplicate_against = teacher, seed_tasks, deduplicate_against or []
@@ -138,6 +141,14 @@ class Synthesize(Stage):
     def check_teacher(self, engine: GenerationBackend, source: ModelSource) -> None:
         """Look at whether it can be asked as the synthesizer wants."""
         check_way_of_asking(self.rules.synthesizer, engine, source)
+
+    def check_inputs(self, context: EstimateContext) -> None:
+        """Whether prompts have room in the teacher; with shots, where these are seed tasks."""
+        check_room(context, self.rules, self.teacher)
+        if self.seed_tasks is None:
+            seed_tasks = self._shots(context.key, context.data.read("seed_tasks"))
+            shots = [(stable_seed(context.seed, "prompt", index), seed_tasks) for index in range(NUM_PROMPTS)]
+            fitting_prompts(context, self.rules, self.teacher, shots)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The batches that are left; the next prompts are rendered as the run will, with seeds for shots to come."""
@@ -252,17 +263,26 @@ class Synthesize(Stage):
         seed_tasks = context.data.read("seed_tasks")
         if self.seed_tasks is not None and context.inputs["seed_tasks"] is not None:
             seed_tasks = context.examples("seed_tasks")
-        shots = single_turn(seed_tasks)
-        if seed_tasks and not shots:
-            raise StageError(
-                f"{context.key} has no shots: all {len(seed_tasks)} seed tasks are conversations of several turns; "
-                "give some of a single turn"
-            )
+        shots = self._shots(context.key, seed_tasks)
         known = [
             example for name in self.deduplicate_against for example in context.examples(f"deduplicate_against.{name}")
         ]
         has_room = self._has_room(examples)
         return SynthesisLoop(context, self.rules, generators, [*seed_tasks, *known], examples, has_room), shots
+
+    def _shots(self, key: str, seed_tasks: Sequence[Example]) -> list[Example]:
+        """The seed tasks that can be shown as shots.
+
+        Raises:
+            StageError: none can.
+        """
+        shots = single_turn(seed_tasks)
+        if seed_tasks and not shots:
+            raise StageError(
+                f"{key} has no shots: all {len(seed_tasks)} seed tasks are conversations of several turns; "
+                "give some of a single turn"
+            )
+        return shots
 
     def _has_room(self, examples: Sequence[Example]) -> Callable[[str, Counter[str]], bool]:
         """With `num_examples`, whether one more is wanted beside those that the batch has."""

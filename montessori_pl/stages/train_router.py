@@ -4,19 +4,20 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from montessori_pl.bounds import Bounds, Count, NonNegativeFloat, NotEmpty, PositiveFloat, PositiveInt, Share, Text
 from montessori_pl.data.records import stable_id
 from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate, mean, passes
 from montessori_pl.estimates.training import estimate_training
-from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat_template
+from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat_template, load_model, make_trainable
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.routing import ConstantRouter, LearnedRouter, Prompt, ResponsePool
 from montessori_pl.routing.encoder import PromptEncoder, encode_prompts
@@ -30,7 +31,6 @@ from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.stages.base import ROUTING, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.selection.responses import (
     MAX_REPEATED_RATE,
-    check_max_repeated_rate,
     in_chunks,
     leave_out_degenerate,
     read_pool,
@@ -97,22 +97,22 @@ class TrainRouter(Stage):
 
     def __init__(
         self,
-        examples: str,
-        quality: str,
-        learnability: str,
-        alpha: float = 0.4,
+        examples: Text,
+        quality: Text,
+        learnability: Text,
+        alpha: Share = 0.4,
         normalization: Normalization = "zscore",
-        tie_margin: float = 0.0,
-        held_out: float = 0.2,
+        tie_margin: NonNegativeFloat = 0.0,
+        held_out: Annotated[float, Bounds(gt=0, lt=1)] = 0.2,
         fallback_to_constant: bool = True,
-        encoder: str | None = None,
-        encoder_chat: str = "auto",
-        max_length: int = 1024,
-        batch_tokens: int = 8192,
-        penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        encoder: Text | None = None,
+        encoder_chat: Text = "auto",
+        max_length: Count = 1024,
+        batch_tokens: PositiveInt = 8192,
+        penalties: Annotated[tuple[PositiveFloat, ...], NotEmpty()] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         training: TrainingSettings | None = None,
         lora: LoraSettings | None = None,
-        max_repeated_rate: float | None = MAX_REPEATED_RATE,
+        max_repeated_rate: Share | None = MAX_REPEATED_RATE,
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
@@ -122,16 +122,7 @@ class TrainRouter(Stage):
         self.encoder, self.encoder_chat = encoder, encoder_chat
         self.max_length, self.batch_tokens, self.penalties = max_length, batch_tokens, penalties
         self.training, self.lora, self.max_repeated_rate = training, lora, max_repeated_rate
-        check_max_repeated_rate(max_repeated_rate)
         self.uses = ("student", "trainer") if training is not None else ("student",)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be from 0 to 1, found {alpha:g}")
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out must be above 0 and below 1, found {held_out:g}")
-        if tie_margin < 0:
-            raise ValueError(f"tie_margin must not be negative, found {tie_margin:g}")
-        if not penalties or min(penalties) <= 0:
-            raise ValueError(f"penalties must name at least one penalty, all above 0, found {penalties}")
         if training is None and lora is not None:
             raise ValueError("lora says how the encoder is trained, and without `training` it is not")
 
@@ -142,6 +133,14 @@ class TrainRouter(Stage):
             Input("quality", self.quality, Kind.SCORES),
             Input("learnability", self.learnability, Kind.SCORES),
         ]
+
+    def check_inputs(self, context: EstimateContext) -> None:
+        """The encoder's files and chat template, and whether its adapter fits it."""
+        source = self._source(context)
+        load_chat_template(source)
+        encoder = load_model(source, weights=False)
+        if self.training is not None:
+            make_trainable(encoder, self.lora)
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The encoder's pass over all prompts, and its training where it is trained."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from montessori_pl.batches.collate import collate, num_labels
 from montessori_pl.batches.encoding import encode_examples
+from montessori_pl.bounds import Text
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -35,7 +36,7 @@ class TrainStudent(Stage):
     distributed = True
 
     def __init__(
-        self, examples: str, training: TrainingSettings, all_weights: bool = False, first_iteration_only: bool = False
+        self, examples: Text, training: TrainingSettings, all_weights: bool = False, first_iteration_only: bool = False
     ) -> None:
         super().__init__(first_iteration_only)
         self.examples, self.training, self.all_weights = examples, training, all_weights

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from montessori_pl.bounds import Checked, NonNegativeInt, Text
 from montessori_pl.data.records import Example, Message, PromptFormat, teacher_messages
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.synthesis.answer_formats import ANSWER_FORMS, AnswerFormat, whole_text
@@ -16,7 +17,7 @@ UNFINISHED = "unfinished instruction"
 """The reason of a rejection: the completion was cut before its instruction ended."""
 
 
-class Synthesizer(ABC):
+class Synthesizer(Checked, ABC):
     """How instructions are asked for. Implement `prompt` and `instruction`."""
 
     prompt_format: PromptFormat = "chat"
@@ -105,12 +106,12 @@ class SelfInstruct(Synthesizer):
 
     def __init__(
         self,
-        prompt: str | None = None,
-        num_seed_shots: int = 6,
-        num_written_shots: int = 2,
+        prompt: Text | None = None,
+        num_seed_shots: NonNegativeInt = 6,
+        num_written_shots: NonNegativeInt = 2,
         answer_format: AnswerFormat = "tags",
     ) -> None:
-        if num_seed_shots < 0 or num_written_shots < 0 or num_seed_shots + num_written_shots < 1:
+        if num_seed_shots + num_written_shots < 1:
             raise ValueError(
                 "SelfInstruct needs at least one shot, "
                 f"found num_seed_shots {num_seed_shots} and num_written_shots {num_written_shots}"

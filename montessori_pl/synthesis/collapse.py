@@ -6,7 +6,9 @@ because influence is measured on a student that has seen none of it. Knows numbe
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+
+from montessori_pl.bounds import NonNegativeFloat, Share, checked
 
 LOWER_IS_WORSE = {
     "parsed_rate": "share of usable completions",
@@ -20,31 +22,26 @@ HIGHER_IS_WORSE = {
 }
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class CollapseLimits:
     """How far the aligned teacher's writing may move from that of the teacher before; null does not look."""
 
-    parsed_rate: float | None = 0.8
+    parsed_rate: Share | None = 0.8
     """Share of completions that hold an instruction, or a response where responses are aligned, as a part of what it
     was."""
-    token_entropy: float | None = 0.8
+    token_entropy: Share | None = 0.8
     """Entropy of the words, as a part of what it was."""
-    first_word_entropy: float | None = 0.7
+    first_word_entropy: Share | None = 0.7
     """Entropy of the first words of what they hold, as a part of what it was."""
-    distinct_rate: float | None = 0.8
+    distinct_rate: Share | None = 0.8
     """Share of different texts, as a part of what it was."""
-    divergence: float | None = 0.3
+    divergence: NonNegativeFloat | None = 0.3
     """By how much the divergence from the teacher before alignment may rise, in nats per token (KL, estimated on the
     writing). It rises when the writing narrows, and also when DPO makes both completions of its pairs unlikely and
     something malformed takes their place."""
-    near_duplicate_rate: float | None = 0.3
+    near_duplicate_rate: Share | None = 0.3
     """By how much the share of near duplicates among the completions may rise."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and value < 0:
-                raise ValueError(f"the limit of {field.name} must not be negative, found {value}")
 
     def crossed(self, before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
         """The limits that the writing has crossed, a clause each; what either side has not measured is not judged.

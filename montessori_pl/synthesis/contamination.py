@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from montessori_pl.bounds import PositiveInt, Share, checked
 from montessori_pl.data.records import Example
 from montessori_pl.synthesis.filters import Rejected
 from montessori_pl.synthesis.near_duplicates import tokenize
@@ -79,22 +80,17 @@ class ContaminationIndex:
         return list(dict.fromkeys(" ".join(words[start : start + self.ngram]) for start in starts))
 
 
+@checked
 @dataclass(frozen=True)
 class Decontamination:
     """What a synthetic example may have in common with held-out ones."""
 
-    ngram: int = NGRAM
+    ngram: PositiveInt = NGRAM
     """Words of an n-gram; texts with fewer words are compared as a whole only. Smaller numbers also find passages that
     are rephrased here and there, and more that is common by accident."""
-    max_overlap: float = 0.0
+    max_overlap: Share = 0.0
     """Largest share of the shorter text's n-grams that may stand in the other. 0 allows none; with 1 only the same
     instructions are dropped."""
-
-    def __post_init__(self) -> None:
-        if self.ngram < 1:
-            raise ValueError(f"ngram={self.ngram} is no number of words; give at least 1 ({NGRAM} is usual)")
-        if not 0 <= self.max_overlap <= 1:
-            raise ValueError(f"max_overlap={self.max_overlap} is no share; give a number from 0 (allows none) to 1")
 
 
 class HeldOut:

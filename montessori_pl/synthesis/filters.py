@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from montessori_pl.bounds import NonNegativeInt, PositiveInt, Text, checked
 from montessori_pl.data.reasoning import REASONING_TAGS, without_reasoning
 from montessori_pl.data.text import is_blank
 
@@ -28,28 +29,27 @@ class Rejected(ValueError):
         return f"{self.reason}: {self.detail}"
 
 
+@checked
 @dataclass(frozen=True)
 class InstructionFilter:
     """The rules of Self-Instruct, made fit for long, multi-line and non-English instructions."""
 
-    min_characters: int = 6
+    min_characters: NonNegativeInt = 6
     """Shortest instruction that is kept, in characters without the blanks at both ends."""
-    max_characters: int = 4000
+    max_characters: PositiveInt = 4000
     """Longest instruction that is kept, in characters without the blanks at both ends."""
-    keywords: tuple[str, ...] = SELF_INSTRUCT_KEYWORDS
+    keywords: tuple[Text, ...] = SELF_INSTRUCT_KEYWORDS
     """Words or phrases that an instruction must not contain, in any case and only as whole words."""
     allow_leading_punctuation: bool = False
     """Whether an instruction may begin with a bullet, a colon or another mark that opens no sentence; quotation marks,
     brackets, the Spanish opening marks and currency signs are always allowed."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_characters <= self.max_characters:
+        if self.min_characters > self.max_characters:
             raise ValueError(
                 f"min_characters={self.min_characters} and max_characters={self.max_characters} keep nothing; "
-                "give 0 <= min_characters <= max_characters"
+                "give min_characters <= max_characters"
             )
-        if not all(keyword.strip() for keyword in self.keywords):
-            raise ValueError(f"keywords={self.keywords} has an empty one, which would match everything; remove it")
 
     def check(self, instruction: str) -> None:
         """Pass silently, or say why the instruction is dropped.
@@ -75,11 +75,12 @@ class InstructionFilter:
         return re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)", re.IGNORECASE) if phrases else None
 
 
+@checked
 @dataclass(frozen=True)
 class ResponseFilter:
     """Drops responses from which a student could learn nothing, or to stop too early."""
 
-    min_characters: int = 1
+    min_characters: NonNegativeInt = 1
     """Shortest response that is kept, in characters without the blanks at both ends."""
     allow_unfinished: bool = True
     """Whether a response that was cut at the token limit is kept, as the original code does."""

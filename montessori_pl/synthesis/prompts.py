@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from montessori_pl.data.text_files import read_text
+
 TEMPLATES = {
     "classroom": "Write a new task .\n{shots}",
     "more_like_this": (
@@ -61,7 +63,7 @@ def load_template(name: str) -> str:
     """
     if name not in TEMPLATES and not Path(name).is_file():
         raise ValueError(f"unknown prompt {name!r}: expected one of {', '.join(TEMPLATES)}, or the path of a text file")
-    template = TEMPLATES[name] if name in TEMPLATES else Path(name).read_text(encoding="utf-8")
+    template = TEMPLATES[name] if name in TEMPLATES else read_text(Path(name))
     if "{shots}" not in template:
         raise ValueError(f"the prompt {name!r} does not say where the shots go: write {{shots}} where they belong")
     return template

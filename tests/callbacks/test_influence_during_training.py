@@ -113,5 +113,5 @@ def test_it_measures_every_n_steps_and_says_what_that_costs(tmp_path: Path, refe
 
 
 def test_a_step_of_zero_is_no_rhythm() -> None:
-    with pytest.raises(ValueError, match="every_n_steps must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="every_n_steps: expected int >= 1, found 0"):
         InfluenceDuringTraining(every_n_steps=0)

@@ -191,7 +191,7 @@ class Scoring:
         return stage_context(
             self.root / name,
             inputs=inputs,
-            data=DataSources(seed_tasks="", reference=str(reference)),
+            data=DataSources(seed_tasks="none", reference=str(reference)),
             student=lambda: StudentModule(self.backbone, lora=LoraSettings(r=2, alpha=4)),
             trainer=quiet_trainer,
         )
@@ -463,9 +463,9 @@ def test_a_student_without_room_for_the_prompt_cannot_judge(score: Scoring) -> N
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"judgements": 0}, "at least 1, found judgements 0 and min_examples 64"),
+        ({"judgements": 0}, "judgements: expected int >= 1 .*, found 0"),
         ({"sampling": Sampling(temperature=0)}, "3 judgements at temperature 0 would all be the same"),
-        ({"max_same_rate": 1.5}, r"shares from 0 to 1, found max_same_rate 1\.5 and max_failed_rate 0\.5"),
+        ({"max_same_rate": 1.5}, r"max_same_rate: expected float >= 0 and <= 1, found 1\.5"),
         ({"engine": ClassroomJudge()}, r"ClassroomJudge cannot let the student judge itself, .*: judge: \{backbone"),
     ],
 )

@@ -209,7 +209,7 @@ def test_random_scores_are_uniform_and_depend_on_seed_and_id(score: Scoring) -> 
     """The mean of 2000 uniform draws has a standard deviation of sqrt(1/12/2000) = 0.0065."""
     assert values(score(RandomSignal())) == values(score(RandomSignal())) != values(score(RandomSignal(seed=1)))
     many = [Example(id=f"n{n}", instruction="", response="") for n in range(2000)]
-    draws = RandomSignal().measure(make_student(""), many, {}, torch.tensor([]))["draw"]
+    draws = RandomSignal().measure(make_student("none"), many, {}, torch.tensor([]))["draw"]
     assert all(0 <= draw < 1 for draw in draws)
     assert sum(draws) / len(draws) == pytest.approx(0.5, abs=0.03)
     assert sum(draw < 0.1 for draw in draws) / len(draws) == pytest.approx(0.1, abs=0.03)
@@ -295,7 +295,9 @@ def test_conversations_are_cut_to_the_reward_models_context(score: Scoring, tmp_
 
 
 def test_reward_models_that_are_none_are_refused(score: Scoring, backbone: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no reward model '.*nowhere': give a hub id or a local directory"):
+    with pytest.raises(
+        ValueError, match=r"no reward model for the backbone '.*nowhere': give a hub id, a local directory"
+    ):
         score(RewardModelSignal(str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match="has 3 labels, so that it gives no single reward"):
         score(RewardModelSignal(save_tiny_reward_model(tmp_path / "three", num_labels=3)))
@@ -303,15 +305,15 @@ def test_reward_models_that_are_none_are_refused(score: Scoring, backbone: str, 
     save_tiny_model(headless)
     config = json.loads((headless / "config.json").read_text())
     (headless / "config.json").write_text(json.dumps({**config, "id2label": {"0": "reward"}}))
-    with pytest.raises(ValueError, match=r"lacks weights of a reward model \(score\.weight\)"):
+    with pytest.raises(ValueError, match=r"no weights for 1 parameters of the reward model \(first: score\.weight\)"):
         score(RewardModelSignal(str(headless)))
     silent = save_tiny_reward_model(tmp_path / "silent")
     (tmp_path / "silent" / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match=r"reward model '.*silent' brings no chat template"):
         score(RewardModelSignal(silent))
-    with pytest.raises(ValueError, match="batch_size must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="batch_size: expected int >= 1, found 0"):
         RewardModelSignal(silent, batch_size=0)
-    with pytest.raises(ValueError, match="max_rank must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="max_rank: expected int >= 1, found 0"):
         RankSurprisalSignal(max_rank=0)
 
 
@@ -363,7 +365,7 @@ def test_the_stage_reports_direction_quantiles_and_ties(backbone: str, tmp_path:
     context = stage_context(
         tmp_path / "scores",
         inputs={"examples": tmp_path / "data", "student": None},
-        data=DataSources(seed_tasks="", reference=str(reference)),
+        data=DataSources(seed_tasks="none", reference=str(reference)),
         student=lambda: make_student(backbone),
         trainer=quiet_trainer,
     )

@@ -104,7 +104,8 @@ def test_another_recipe_is_another_world(fake_build: list[int], monkeypatch: pyt
 @pytest.mark.parametrize("name", ["classroom", "classroom/pupil", "classroom@x/test", "classroom/test/", "gsm8k", ""])
 def test_unknown_names(name: str) -> None:
     with pytest.raises(
-        ValueError, match=r"unknown name .*: the classroom has classroom/teacher, .*classroom/test, .*classroom/peer; "
+        ValueError,
+        match=r"unknown name .*: the classroom has classroom/teacher, .*classroom/test, .*classroom/questioner; ",
     ):
         resolve(name)
 

@@ -326,6 +326,25 @@ class TestFormats:
         assert not any(value for name, value in base.items() if name.endswith(("low", "high", "difference", "pairs")))
         assert "accuracy_difference_low" not in base, "nobody has it"
 
+    def test_hostile_names_are_read_and_not_obeyed(self, said: Compare) -> None:
+        """HTML, links and formulas in the name of a directory, in a label and in a warning of a run."""
+        warning = "found '<script>f()</script>' and \x1b[31mred"
+        runs = [
+            str(write_run("<img src=x>", 1, 0.5, warnings=(warning,), rate=1)),
+            str(write_run("=HYPERLINK(A1)", 1, 0.5, rate=2)),
+            f"@b={write_run('c', 1, 0.5, rate=3)}",
+        ]
+        markdown = said(*runs, "--format", "markdown", "--baseline", "@b")
+        assert "<" not in markdown
+        assert "| &lt;img src=x> |" in markdown
+        assert "&lt;script>" in markdown
+        rows = list(csv.DictReader(io.StringIO(said(*runs, "--format", "csv", "--baseline", "@b"))))
+        assert [row["group"] for row in rows] == ["<img src=x>", "'=HYPERLINK(A1)", "'@b"]
+        assert {row["baseline"] for row in rows} == {"'@b", ""}
+        assert float(rows[0]["accuracy_difference"]) == 0
+        for form in ("text", "markdown", "csv"):
+            assert "\x1b" not in said(*runs, "--format", form)
+
     def test_markdown(self, runs: list[str], said: Compare) -> None:
         printed = said(*runs, "--format", "markdown", "--baseline", "self_instruct")
         half = "iteration_1/training_data"

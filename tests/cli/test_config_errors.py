@@ -32,8 +32,8 @@ class TestMistakes:
     def test_misspelt_key(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(iteratons=3)) == (
             "the recipe file has no key 'iteratons'; did you mean 'iterations'? there are: seed_everything, run, "
-            "iterations, dry_run, preview, num_threads, student, teacher, teachers, trainer, generation, data, "
-            "recipe"
+            "iterations, dry_run, preview, requeue, num_threads, student, teacher, teachers, trainer, generation, "
+            "data, recipe"
         )
         assert not Path("run").exists()
 
@@ -170,11 +170,11 @@ class TestMistakes:
             "what can be read there, examples of stages before it: recorded"
         )
         assert said(baseline="recorded", fallback_teacher="latest") == (
-            "recipe.written: the guard's fallback_teacher cannot be 'latest', which is the teacher that is guarded; "
-            "give 'base', or the stage that trained the teacher before alignment"
+            "recipe.written.guard: the guard's fallback_teacher cannot be 'latest', which is the teacher that is "
+            "guarded; give 'base', or the stage that trained the teacher before alignment"
         )
         assert said(baseline="recorded", limits={"token_entropy": -1.0}) == (
-            "recipe.written: the limit of token_entropy must not be negative, found -1.0"
+            "recipe.written.guard.limits.token_entropy: expected float >= 0 and <= 1, found -1.0"
         )
         assert said(fallback="mixture") == "recipe.written.guard: CollapseGuard needs baseline, which is not set"
         assert said(baseline="recorded", fallback="half") == (
@@ -200,7 +200,7 @@ class TestMistakes:
         with pytest.raises(SystemExit, match="2"):
             door(arguments)
         assert capsys.readouterr().err == (
-            f"error: the command is fit, compare or export{found}; "
+            f"error: the command is fit, compare, export or verify{found}; "
             "for example: python -m montessori_pl fit --config iter1.yaml\n"
         )
 
@@ -371,10 +371,11 @@ class TestMistakes:
 
     def test_the_teacher_is_needed_only_where_it_is_asked(self, mistake: Mistake, recipe: Recipe) -> None:
         pool = {"anna": {"backbone": "classroom/teacher"}}
-        stage = {"class_path": "GenerateResponses", "init_args": {"instructions": "recorded", "teachers": "latest"}}
+        arguments = {"instructions": "recorded", "teachers": "latest", "sampling": {"max_tokens": 8}}
+        stage = {"class_path": "GenerateResponses", "init_args": arguments}
         said = mistake("--config", recipe(teacher=None, teachers=pool, recipe__more=stage))
         assert said == "recipe.more asks the teacher, and the recipe file has no section `teacher`"
-        stage["init_args"]["teachers"] = "anna"  # type: ignore[index]
+        arguments["teachers"] = "anna"
         main(["fit", "--config", recipe(teacher=None, teachers=pool, recipe__more=stage)])
 
     def test_teacher_that_is_not_in_the_pool(self, mistake: Mistake, recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ over metaspaces, where each text that is tokenized by itself gets a space in fro
 responses are written down by hand.
 """
 
+import dataclasses
 import itertools
 import json
 from functools import cache
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from montessori_pl.data.chat_template import ChatTemplate, LossOn, Rendered
 from montessori_pl.data.records import Example, Message, Turn
 from montessori_pl.data.template_text import CHAT_TEMPLATES
+from montessori_pl.pipeline.template_check import find_difference
 
 TEXTS = [
     "What is one and one? It is two, is it not?",
@@ -279,7 +281,7 @@ def test_mistakes(tmp_path: Path) -> None:
     )
     chat_template = ChatTemplate(tokenizer, str(forgetful))
     assert any(chat_template.render(conversation("a")).completion_mask), "one turn is no problem"
-    with pytest.raises(ValueError, match=r"rewrites earlier turns .* use conversations with one assistant turn, or"):
+    with pytest.raises(ValueError, match=r"rewrites earlier turns .* set loss_on: last, use conversations"):
         chat_template.render(conversation("a", "b"))
 
 
@@ -301,3 +303,38 @@ def test_the_loss_is_on_all_answers_or_on_the_last(layout: str, loss_on: LossOn)
     begins = len(template.prompt_ids(example.messages()[:-1]))
     assert rendered.completion_mask[begins:][: len(answers["C"])] == [True] * len(answers["C"])
     assert whole.completion_mask.count(True) == sum(map(len, answers.values()))
+
+
+THOUGHTLESS = (
+    "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' and not loop.last %}"
+    "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""Drops the reasoning of earlier answers, as the templates of reasoning models do."""
+
+
+def test_where_earlier_turns_are_rewritten_the_last_answer_alone_can_be_learned(tmp_path: Path) -> None:
+    """It stands behind the prompt that the template writes for it, which is also what is asked."""
+    path = tmp_path / "thoughtless.jinja"
+    path.write_text(THOUGHTLESS)
+    history = (Turn("user", "one"), Turn("assistant", "<think>hm</think>A"))
+    example = Example(id="x", instruction="two", response="<think>so</think>B", history=history)
+    tokenizer = make_tokenizer("byte-level", "plain")
+    last = ChatTemplate(tokenizer, str(path), loss_on="last")
+    rendered = last.render_example(example)
+    asked = example.messages()[:-1]
+    prompt, answer = last.prompt_ids(asked), last.response_ids(example.response)
+    assert rendered.input_ids == prompt + answer
+    assert rendered.completion_mask == [False] * len(prompt) + [True] * len(answer)
+    assert tokenizer.decode(prompt) == last.text(asked, add_generation_prompt=True).rstrip(" ")
+    assert find_difference(last, example.messages(), last.learned(example)) is None
+
+    every = ChatTemplate(tokenizer, str(path))
+    with pytest.raises(ValueError, match="rewrites earlier turns"):
+        every.render_example(example)
+    unlearned = dataclasses.replace(example, history=(history[0], dataclasses.replace(history[1], weight=0)))
+    assert every.render_example(unlearned) == rendered, "answers of weight 0 are not learned either"
+    # Where the first of three answers is learned, the second prompt would rewrite it.
+    longer = (*history, Turn("user", "more"), Turn("assistant", "C", 0))
+    with pytest.raises(ValueError, match="rewrites earlier turns"):
+        every.render_example(dataclasses.replace(example, history=longer))

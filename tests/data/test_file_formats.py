@@ -257,7 +257,10 @@ def test_bad_slices(part: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"question": "Q", "answer": "A"}\n{"question"', r"data\.jsonl, line 2: not JSON \(Expecting.*; write one"),
+        (
+            b'{"question": "Q", "answer": "A"}\n{"question"',
+            r"data\.jsonl, line 2: not JSON from column 12 on; write one",
+        ),
         (b'[{"question": "Q",\n "answer"}]', r"data\.jsonl, line 2: not JSON"),
         (b'{"question": "\xff"}', r"data\.jsonl: not UTF-8 at byte 14; save it as UTF-8"),
         (b'{"question": "Q", "answer": "A"}\n"text"', r"row 2 of .*data\.jsonl: expected a JSON object, found str"),

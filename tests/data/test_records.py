@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from montessori_pl.data.records import (
     Score,
     append_records,
     drop_torn_line,
+    json_text,
     read_lines,
     read_records,
     stable_id,
@@ -103,3 +105,13 @@ def test_ids_and_seeds_depend_on_their_parts_alone() -> None:
     assert stable_id("a", "b") != stable_id("b", "a")
     assert 0 <= stable_seed("x") < 2**63
     assert json.loads(json.dumps(stable_seed("x"))) == stable_seed("x")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_json_holds_numbers_only(number: float) -> None:
+    """The sentence says where the other one stands."""
+    with pytest.raises(ValueError, match=rf"^signal.quantiles\[1\] is {number}, which is no number"):
+        json_text({"mean": 1.0, "signal": {"quantiles": (0.5, number)}})
+    with pytest.raises(ValueError, match=rf"^value is {number}"):
+        Score(id="a", value=number).to_json()
+    assert json_text({"a": [1, 2.5, None]}) == '{"a": [1, 2.5, null]}'

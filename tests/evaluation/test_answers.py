@@ -1,12 +1,13 @@
 """Answers: what counts as the same, by a table, and properties that hold for whatever is written."""
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from montessori_pl.evaluation.answers import final_answer, last_number, number, same_answer
+from montessori_pl.evaluation.answers import final_answer, last_number, number, same_answer, same_text
 
 SAME = [
     ("18", "18"),
@@ -156,3 +157,12 @@ def test_a_changed_sign_is_another_answer(value: object) -> None:
 def test_commas_and_zeros_change_nothing(value: int) -> None:
     assert same_answer(f"{value:,}.00", str(value))
     assert same_answer(str(value), f"${value:,}")
+
+
+@pytest.mark.parametrize("same", [same_answer, same_text])
+def test_reasoning_is_no_answer(same: Callable[[str, str], bool]) -> None:
+    """What a model thinks of on the way is neither right nor wrong; who is cut while thinking has said nothing."""
+    assert same("<think>\nis it 7? no\n</think>\n\n5", "5")
+    assert same("is it 7? no\n</think>\n5", "<think>six minus one</think>5"), "the prompt may have opened it"
+    assert not same("<think>it is 5</think>7", "5")
+    assert not same("<think>it is 5", "5")

@@ -138,7 +138,7 @@ def test_size_of_a_round_may_change_between_sessions(data: DataSources, tmp_path
     answers = [read_records(tmp_path / name / "answers.jsonl", ItemAnswer) for name in ("whole", "kept")]
     assert answers[0] == answers[1]
     assert len(Journal(tmp_path / "kept", ["answers.jsonl"]).commits) == 4
-    with pytest.raises(ValueError, match="items_per_batch must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="items_per_batch: expected int >= 1, found 0"):
         ExactMatch(items_per_batch=0)
 
 

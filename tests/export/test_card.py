@@ -107,6 +107,29 @@ class TestCard:
         assert "Engine: `Remote`." in card
         assert ADDRESS not in card
 
+    def test_texts_of_others_are_shown_as_they_are(self, run: HandMade) -> None:
+        """HTML, links, pipes and backticks in names, settings and warnings, of which none ends its place."""
+        hostile = "<script>f()</script> [a](http://b) | `` \n# x\x1b"
+        run.add(
+            "iteration_2/data",
+            "Synthesize",
+            {"examples": [replace(EXAMPLES[0], teacher=hostile)]},
+            {"accepted": 1, "rejected": {hostile: 1}, "diversity": {}, "warnings": [hostile]},
+            {"source": hostile, "rule": hostile, "prompt": f"```\n{hostile}"},
+        )
+        card = (exported("messages", "--license", hostile) / "README.md").read_text(encoding="utf-8")
+        body = card.partition("\n---\n")[2]
+        without_code = re.sub(
+            r"(?s)(`{3,})yaml\n.*?\n\1\n|(?<!`)(`+)(?!`).*?(?<!`)\2(?!`)|^    .*?$", "", body, flags=re.M
+        )
+        assert "<script" not in without_code
+        assert not re.search(r"(?<!\\)\]\(http", without_code)
+        assert "\x1b" not in card
+        assert "\n# x" not in body
+        rows = [line for line in body.splitlines() if line.startswith("| ") and "script" in line]
+        assert len(rows) == 2
+        assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
+
     def test_its_command_makes_the_same_files(self) -> None:
         first = exported("alpaca", "--license", "cc-by-4.0")
         command = re.search(

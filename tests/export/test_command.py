@@ -159,8 +159,8 @@ class TestMistakes:
     def test_nothing_left(self, run: HandMade, mistake: Export) -> None:
         run.add("iteration_2/preferences", "BuildPreferences", {"pairs": [PAIRS[1], PAIRS[3]]}, {})
         assert mistake("iter1", "--format", "dpo") == (
-            "iteration_2/preferences leaves no pairs to export, for all 2 hold a completion that was cut at its token "
-            "limit; choose another stage"
+            "iteration_2/preferences leaves no pairs to export, for all 2 hold a completion that was cut or answers "
+            "no user turn; choose another stage"
         )
 
 
@@ -187,7 +187,7 @@ def test_export_of_a_run(tiny_recipe: Callable[..., Path], said: Export) -> None
     recipe.write_text(yaml.safe_dump(content, sort_keys=False))
     main(["fit", "--config", str(recipe)])
     said_by_fit = said(content["run"], "--format", "hf", "--output", "hf")
-    assert "iteration_1/probing_data: 32 examples as hf in hf" in said_by_fit
+    assert "iteration_1/probing_data: 16 examples as hf in hf" in said_by_fit
     dataset: Dataset = load_from_disk("hf")["train"]
     assert all(value is not None for value in dataset["iteration_1/influence"])
     said(content["run"], "--format", "dpo", "--output", "dpo")
@@ -196,4 +196,4 @@ def test_export_of_a_run(tiny_recipe: Callable[..., Path], said: Export) -> None
     assert len(rows(Path("dpo/train.jsonl"))) == written
     assert f"| `classroom/teacher` | {2 * written} |" in card
     assert "above 0.95 with a seed or an earlier instruction" in card
-    assert "| `iteration_1/influence` | `InfluenceProbeCallback` | `iteration_1/warmup` | 32 |" in card
+    assert "| `iteration_1/influence` | `InfluenceProbeCallback` | `iteration_1/warmup` | 16 |" in card

@@ -27,9 +27,17 @@ def hang(seconds: float = 2.0) -> Misbehaviour:
     return lambda handler: time.sleep(seconds)
 
 
-def content(body: Any) -> Misbehaviour:
+def content(body: Any, **headers: str) -> Misbehaviour:
     """A whole response with another content; text goes out as it is."""
-    return lambda handler: send(handler, body)
+    return lambda handler: send(handler, body, headers=headers)
+
+
+def trickling(handler: BaseHTTPRequestHandler) -> None:
+    """A blank now and then, and no end."""
+    send(handler, "")
+    for _ in range(200):
+        handler.wfile.write(b" ")
+        time.sleep(0.02)
 
 
 def torn(handler: BaseHTTPRequestHandler) -> None:
@@ -71,7 +79,8 @@ def send(handler: BaseHTTPRequestHandler, body: Any, code: int = 200, headers: M
     for name, value in (headers or {}).items():
         handler.send_header(name.replace("_", "-"), value)
     handler.end_headers()
-    handler.wfile.write(body.encode() if isinstance(body, str) else json.dumps(body).encode())
+    text = body if isinstance(body, str | bytes) else json.dumps(body)
+    handler.wfile.write(text.encode() if isinstance(text, str) else text)
 
 
 class FaultyEndpoint:

@@ -193,7 +193,9 @@ def test_presence_penalty_is_subtracted_once_from_what_the_completion_holds() ->
 def test_penalised_completion_does_not_repeat_itself(backend: TransformersBackend) -> None:
     """A penalty beyond all logits lets a token come again only when all others have come."""
     plain = backend.generate(requests(1), GREEDY)
-    penalised = backend.generate(requests(1), dataclasses.replace(GREEDY, presence_penalty=1e6))
+    beyond = dataclasses.replace(GREEDY)
+    object.__setattr__(beyond, "presence_penalty", 1e6)  # as no setting may say
+    penalised = backend.generate(requests(1), beyond)
     assert any(len(set(completion.text)) < len(completion.text) for completion in plain)
     assert all(len(set(completion.text)) == len(completion.text) for completion in penalised)
 
@@ -270,5 +272,5 @@ def test_closed_engine_can_be_loaded_again(backend: TransformersBackend, backbon
 
 @pytest.mark.parametrize("wrong", [{"temperature": -0.1}, {"top_p": 0}, {"top_p": 1.1}, {"max_tokens": 0}])
 def test_impossible_sampling_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"sampling needs temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1, found"):
+    with pytest.raises(ValueError, match=rf"Sampling\.{next(iter(wrong))}: expected "):
         Sampling(**wrong)  # type: ignore[arg-type]

@@ -264,9 +264,9 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("settings", "sentence"),
         [
-            ({"tensor_parallel_size": 0}, "needs sizes >= 1 .* found tensor_parallel_size 0"),
-            ({"gpu_memory_utilization": 1.1}, "gpu_memory_utilization 1.1"),
-            ({"max_lora_rank": 10}, r"rank 1, 8, 16, .*, found 10"),
+            ({"tensor_parallel_size": 0}, "tensor_parallel_size: expected int >= 1, found 0"),
+            ({"gpu_memory_utilization": 1.1}, r"gpu_memory_utilization: expected float > 0 and <= 1, found 1\.1"),
+            ({"max_lora_rank": 10}, "max_lora_rank: expected int, one of 1, 8, 16, .*, found 10"),
             ({"engine_args": {"seed": 1, "model": "m"}}, r"engine_args must not hold model:"),
         ],
     )

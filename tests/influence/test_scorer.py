@@ -1,6 +1,9 @@
 """The engine as a whole, on a small model that has been trained: promises hold on examples it has not seen."""
 
 import copy
+import dataclasses
+import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -290,3 +293,48 @@ def test_the_five_lines_of_the_documentation_run(
 
     assert "of 4 methods the cheapest" in capsys.readouterr().out
     assert len(names["influences"]) == 2 * len(GROUPS)
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "first_order"])
+def test_examples_whose_influence_is_no_number_are_not_compared(
+    trained: tuple[nn.Module, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    """The choice is made on the others, which a report without NaN shows; those examples keep what they have."""
+    engine = make(trained, method=method)
+    measure, lost = type(engine.exact).__call__, []
+
+    def with_loss(self: Any, batch: Batch) -> list[Influence]:
+        found = measure(self, batch)
+        if not lost:
+            lost.append(found[0])
+            found[0] = dataclasses.replace(found[0], centred=float("nan"))
+        return found
+
+    monkeypatch.setattr(type(engine.exact), "__call__", with_loss)
+    engine.calibrate(SAMPLE, GROUPS)
+    assert lost
+    assert engine.noise is not None
+    json.dumps(engine.noise.to_dict(), allow_nan=False)
+    if engine.choice is not None:
+        assert engine.choice.chosen.agreement.count == len(GROUPS) - 1
+        json.dumps(engine.choice.to_dict(), allow_nan=False)
+    assert [math.isnan(one.centred) for one in engine.calibrated[:2]] in ([True, False], [])
+
+
+def test_nothing_is_measured_where_nothing_is_a_number(
+    trained: tuple[nn.Module, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(trained)
+    lost = Influence(*[float("nan")] * 4, "exact")
+    monkeypatch.setattr(type(engine.exact), "__call__", lambda self, batch: [lost] * len(batch["labels"]))
+    with pytest.raises(ValueError, match="the influence of all 48 examples of the sample is no number"):
+        engine.calibrate(SAMPLE, GROUPS)
+    with pytest.raises(ValueError, match=r"loss of 32 of 32 references is no number after a step"):
+        InfluenceScorer(trained[0], _Astray(), REFERENCES)
+
+
+class _Astray:
+    """An update that leads nowhere."""
+
+    def __call__(self, params: Any, gradients: Any) -> Any:
+        return {name: torch.full_like(param, torch.nan) for name, param in params.items()}

@@ -49,7 +49,7 @@ def test_a_preview_of_the_classroom(tiny_recipe: Callable[..., Path], capsys: py
     waiting = "iteration_1/aligned_teacher has not been trained yet: the base teacher writes here in its place."
     assert said.count(waiting) == 1
     page = (recipe.parent / "run.preview.html").read_text()
-    assert "&lt;|user|&gt;Write a new task ." in page
+    assert "&lt;|user|&gt; Write a new task ." in page
     assert page.count("<tr class=") == 9
 
     config = recipe.read_text().split("recipe:\n")

@@ -178,7 +178,7 @@ def test_a_guard_reads_its_baseline_and_the_teacher_that_may_have_to_write(basel
             "what can be read there, scores of stages before it: influence",
         ),
         (
-            {"evaluation": Evaluate(["base", "aligned_teacher"], [])},
+            {"evaluation": Evaluate(["base", "aligned_teacher"], [ResponseLoss()])},
             "recipe.evaluation: students names 'aligned_teacher', but stage 'aligned_teacher' produces teacher; "
             "what can be read there, student of stages before it: warmup, trained, latest, base",
         ),

@@ -128,7 +128,7 @@ def test_limits_that_cannot_be_kept(limits: RouteLimits, message: str) -> None:
 
 
 def test_limits_that_mean_nothing() -> None:
-    with pytest.raises(ValueError, match=r"max_share must be from 0 to 1, found 1\.5"):
+    with pytest.raises(ValueError, match=r"max_share: expected float > 0 and <= 1, found 1\.5"):
         RouteLimits(max_share=1.5)
     with pytest.raises(ValueError, match=r"prices and budget belong together, found prices None and budget 3"):
         RouteLimits(budget=3.0)

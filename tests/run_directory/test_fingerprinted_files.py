@@ -89,7 +89,8 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
-SMALL: Settings = {"num_examples": 4, "instruction_sampling": {"max_tokens": 40}}
+SHORT: Settings = {"max_tokens": 40}
+SMALL: Settings = {"num_examples": 4, "instruction_sampling": SHORT, "response_sampling": SHORT}
 ASK = of("SelfInstruct", prompt="ask.txt")
 JUDGE: Settings = {"backbone": "classroom/teacher", "chat_template": "mine.jinja"}
 KINDS: list[tuple[str, str, Settings, Settings]] = [
@@ -103,13 +104,19 @@ KINDS: list[tuple[str, str, Settings, Settings]] = [
     (
         "recipe.one.init_args.signal.init_args.prompt",
         "judge.txt",
-        of("ScoreExamples", examples="recorded", signal=of("callbacks.JudgeSignal", prompt="judge.txt")),
+        of(
+            "ScoreExamples", examples="recorded", signal=of("callbacks.JudgeSignal", prompt="judge.txt", sampling=SHORT)
+        ),
         {},
     ),
     (
         "recipe.one.init_args.signal.init_args.judge.chat_template",
         "mine.jinja",
-        of("ScoreExamples", examples="recorded", signal=of("callbacks.JudgeSignal", judge=JUDGE)),
+        of(
+            "ScoreExamples",
+            examples="recorded",
+            signal=of("callbacks.JudgeSignal", judge=JUDGE, prompt="judge.txt", sampling=SHORT),
+        ),
         {},
     ),
     (
@@ -118,32 +125,32 @@ KINDS: list[tuple[str, str, Settings, Settings]] = [
         of(
             "Evaluate",
             students=["base"],
-            evaluators=[of("ResponseLoss"), of("WinRate", judge=JUDGE, prompt="judge.txt")],
+            evaluators=[of("ResponseLoss"), of("WinRate", judge=JUDGE, prompt="judge.txt", max_tokens=40)],
         ),
         {},
     ),
     (
         "recipe.one.init_args.evaluators[0].init_args.judge.chat_template",
         "mine.jinja",
-        of("Evaluate", students=["base"], evaluators=[of("WinRate", judge=JUDGE)]),
+        of("Evaluate", students=["base"], evaluators=[of("WinRate", judge=JUDGE, max_tokens=40)]),
         {},
     ),
     (
         "student.init_args.chat_template",
         "mine.jinja",
-        of("GenerateResponses", instructions="recorded", student="base"),
+        of("GenerateResponses", instructions="recorded", student="base", sampling=SHORT),
         {"student": of("StudentModule", chat_template="mine.jinja")},
     ),
     (
         "teacher.init_args.chat_template",
         "mine.jinja",
-        of("GenerateResponses", instructions="recorded", teachers="base"),
+        of("GenerateResponses", instructions="recorded", teachers="base", sampling=SHORT),
         {"teacher": of("TeacherDPOModule", chat_template="mine.jinja")},
     ),
     (
         "teachers.other.chat_template",
         "mine.jinja",
-        of("GenerateResponses", instructions="recorded", teachers="other"),
+        of("GenerateResponses", instructions="recorded", teachers="other", sampling=SHORT),
         {"teachers": {"other": JUDGE}},
     ),
     (
@@ -186,7 +193,7 @@ def test_edited_in_the_middle_of_a_run(
 def test_run_from_before_contents_were_pinned(capsys: pytest.CaptureFixture[str]) -> None:
     """It knows the path alone, and what the file held then is not known."""
     arguments = write_recipe(
-        {"one": of("GenerateResponses", instructions="recorded", student="base")},
+        {"one": of("GenerateResponses", instructions="recorded", student="base", sampling=SHORT)},
         {"student": of("StudentModule", chat_template="mine.jinja")},
     )
     text = json.dumps(settings_of(arguments)["one"])

@@ -256,7 +256,7 @@ def test_nothing_to_learn(context: Context, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"beta": 0.0}, "beta must be positive, sft_weight not negative, and label_smoothing from 0"),
+        ({"beta": 0.0}, "beta: expected float > 0 and <= 1000, found 0"),
         (
             {"loss_type": "ipo", "label_smoothing": 0.1},
             "label_smoothing is for the loss types sigmoid and robust, found 'ipo'",

@@ -103,12 +103,12 @@ def test_a_judge_that_says_nothing(
 
 @pytest.mark.parametrize("scores", [[], ["influence", "influence"]])
 def test_judges_are_named_once(scores: list[str]) -> None:
-    with pytest.raises(ValueError, match="scores must name at least one stage, and none twice"):
+    with pytest.raises(ValueError, match="scores: expected list, not empty, none twice, found"):
         BuildPreferences("data", scores)
 
 
 def test_a_share_is_a_share() -> None:
-    with pytest.raises(ValueError, match="max_first_word_rate must be above 0 and at most 1, found 0"):
+    with pytest.raises(ValueError, match="max_first_word_rate: expected float > 0 and <= 1, found 0"):
         BuildPreferences("data", "influence", max_first_word_rate=0.0)
 
 

@@ -89,5 +89,5 @@ def test_what_it_reads() -> None:
 
 @pytest.mark.parametrize("examples", [[], ["a", "a"]])
 def test_stages_are_named_once(examples: list[str]) -> None:
-    with pytest.raises(ValueError, match="examples must name at least one stage, and none twice, found"):
+    with pytest.raises(ValueError, match="examples: expected list, not empty, none twice, found"):
         ConcatExamples(examples)

@@ -16,7 +16,7 @@ from montessori_pl.evaluation import Evaluator, ExactMatch, ResponseLoss
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_model, save_weights
 from montessori_pl.models.student import StudentModule
-from montessori_pl.stages import Evaluate, StageContext
+from montessori_pl.stages import Evaluate, StageContext, StageError
 
 
 class Answers(GenerationBackend):
@@ -181,3 +181,51 @@ def slow_losses(source: ModelSource, examples: Sequence[Example]) -> list[float]
         with torch.no_grad():
             losses.append(model(input_ids=ids, labels=labels).loss.item())
     return losses
+
+
+class Told(Evaluator):
+    """Says what it was told of each student."""
+
+    generates = False
+
+    def __init__(self, **students: dict[str, float]) -> None:
+        self.students = students
+
+    def evaluate(
+        self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]
+    ) -> dict[str, float]:
+        return self.students["trained" if student.weights else "base"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "warned"),
+    [(1.4, False), (1.6, True)],  # two standard errors of a difference are 2 sqrt(.15^2 + .2^2) = .5
+)
+def test_a_student_that_is_worse_than_the_base_is_warned_of(
+    loss: float, warned: bool, trained: Path, data: DataSources, context: Callable[..., StageContext]
+) -> None:
+    base = {"test_loss": 1.0, "test_loss_standard_error": 0.15}
+    told = Told(base=base, trained={"test_loss": loss, "test_loss_standard_error": 0.2})
+    here = context(data=data, inputs={"students.base": None, "students.trained": trained})
+    assert Evaluate(["base", "trained"], [told]).run(here).get("warnings", []) == (
+        [
+            f"the student 'trained' is worse than it was before training: its loss on the test set is {loss}, and that "
+            "of the base 1"
+        ]
+        if warned
+        else []
+    )
+
+
+def test_numbers_that_are_none_stop_the_stage(data: DataSources, context: Callable[..., StageContext]) -> None:
+    here = context(data=data, inputs={"students.base": None})
+    told = Told(base={"test_loss": 1.0, "reference_loss": 1.0})
+    told.students["base"]["test_loss"] = math.nan
+    with pytest.raises(StageError, match=r"Told finds no finite test_loss for the student 'base'; its training"):
+        Evaluate(["base"], [told]).run(here)
+    assert not list(read_lines(here.directory / "evaluations.jsonl"))
+
+
+def test_one_example_has_no_standard_error(data: DataSources, backbone: str) -> None:
+    one = DataSources("none", f"{data.reference}[:1]")
+    assert ResponseLoss().evaluate(ModelSource(backbone), one, lambda: Answers({})).keys() == {"reference_loss"}

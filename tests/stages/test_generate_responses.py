@@ -289,8 +289,8 @@ def test_killed_in_any_round_it_goes_on(tmp_path: Path, kills_after: int) -> Non
     [
         ({}, "either teachers or a student, found teachers None and student None"),
         ({"teachers": "base", "student": "base"}, "either teachers or a student"),
-        ({"teachers": ["base", "base"]}, "names one twice: base, base"),
-        ({"teachers": "base", "samples": 0}, "at least 1"),
+        ({"teachers": ["base", "base"]}, "teachers: expected list, not empty, none twice, found"),
+        ({"teachers": "base", "samples": 0}, "samples: expected int >= 1 "),
         ({"student": "base", "routing": "r"}, "routing needs the teachers it chooses from"),
         ({"teachers": "base", "limits": RouteLimits(max_share=0.5)}, "limits need a routing"),
     ],

@@ -1,5 +1,7 @@
 """Score: signals that need the student and signals that do not, examples that are too long, kills, and estimates."""
 
+import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,14 @@ from callbacks import (
 )
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.data.records import Example, read_records
+from montessori_pl.data.records import Example, Rejection, read_records
 from montessori_pl.data.records import Score as ScoreRecord
 from montessori_pl.generation import ClassroomJudge
 from montessori_pl.models.loading import ModelSource, load_model
 from montessori_pl.models.student import StudentModule
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.signals import Columns, ScoringData, SignalCallback
-from montessori_pl.stages import ScoreExamples, StageContext, TrainStudent
+from montessori_pl.stages import ScoreExamples, StageContext, StageError, TrainStudent
 
 # Lightning's advice on loaders, which the command line silences too.
 pytestmark = pytest.mark.filterwarnings("ignore:.*custom batch sampler", "ignore:.*does not have many workers")
@@ -236,3 +238,30 @@ def test_influence_is_measured_on_what_was_trained(
     metrics = ScoreExamples("new", Counting(method="exact")).run(here)
     assert moved == [len(list(load_model(ModelSource(str(training.directory / "weights"))).parameters()))]
     assert metrics["mean"] > 0, "a step on the only reference lowers its loss"
+
+
+class Sometimes(SignalCallback):
+    """A number for the examples of these ids, and none for others."""
+
+    needs_student = False
+
+    def __init__(self, *ids: str) -> None:
+        self.ids = ids
+
+    def score(
+        self, student: StudentModule, example: Example, batch: dict[str, Tensor], loss: Tensor
+    ) -> ScoreRecord | Rejection:
+        return ScoreRecord(id=example.id, value=1.0 if example.id in self.ids else math.inf, method="of a test")
+
+
+def test_scores_that_are_no_numbers(data: Path, backbone: str, context: Context) -> None:
+    """One example without a number stays unscored; without any there is nothing to go on with."""
+    here = context(inputs={"examples": data}, student=lambda: Poisoned(backbone), trainer=quiet_trainer)
+    assert ScoreExamples("data", Sometimes("short", "long")).run(here)["unscored"] == {"score is no number": 1}
+    (lost,) = read_records(here.directory / "unscored.jsonl", Rejection)
+    assert (lost.id, lost.detail) == ("cut", "it is inf (of a test)")
+    shutil.rmtree(here.directory)
+    here.directory.mkdir()
+    for _ in range(2):
+        with pytest.raises(StageError, match="none of 3 scores is a number, for short it is inf"):
+            ScoreExamples("data", Sometimes()).run(here)

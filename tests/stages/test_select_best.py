@@ -71,5 +71,5 @@ def test_nothing_to_choose_from(run: Callable[..., dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.1])
 def test_a_share_is_a_share(share: float) -> None:
-    with pytest.raises(ValueError, match="share must be above 0 and at most 1, found"):
+    with pytest.raises(ValueError, match="share: expected float > 0 and <= 1, found"):
         SelectBest("data", "influence", share)

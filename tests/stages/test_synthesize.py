@@ -212,7 +212,7 @@ class TestHowMuch:
         for settings in ({}, {"num_examples": 1, "num_prompts": 1}):
             with pytest.raises(ValueError, match="Synthesize needs either num_examples or num_prompts, found"):
                 Synthesize(**settings)
-        with pytest.raises(ValueError, match="samples_per_prompt and prompts_per_batch must be at least 1"):
+        with pytest.raises(ValueError, match="samples_per_prompt: expected int >= 1 "):
             Synthesize(num_examples=1, samples_per_prompt=0)
 
 
@@ -433,7 +433,7 @@ class TestFirstLook:
         assert workshop.said[0].startswith("of the first 128 completions ")
 
     def test_is_a_part(self) -> None:
-        with pytest.raises(ValueError, match="min_acceptance is a part of the completions, from 0 to 1, found 5"):
+        with pytest.raises(ValueError, match="min_acceptance: expected float >= 0 and <= 1, found 5"):
             Synthesize(num_examples=1, min_acceptance=5)
 
 

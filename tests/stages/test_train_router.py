@@ -350,11 +350,11 @@ def test_the_encoder_can_be_trained_too(lora: LoraSettings | None, context: Call
 
 def test_mistakes(context: Callable[..., StageContext]) -> None:
     for settings, message in (
-        ({"alpha": 1.5}, r"alpha must be from 0 to 1, found 1\.5"),
-        ({"held_out": 0.0}, r"held_out must be above 0 and below 1, found 0"),
-        ({"tie_margin": -1.0}, r"tie_margin must not be negative"),
-        ({"max_repeated_rate": -0.1}, r"max_repeated_rate must be from 0 to 1, or null to leave out no teacher"),
-        ({"penalties": (0.0,)}, r"penalties must name at least one penalty, all above 0"),
+        ({"alpha": 1.5}, r"alpha: expected float >= 0 and <= 1, found 1\.5"),
+        ({"held_out": 0.0}, r"held_out: expected float > 0 and < 1, found 0"),
+        ({"tie_margin": -1.0}, r"tie_margin: expected float >= 0.*, found -1"),
+        ({"max_repeated_rate": -0.1}, r"max_repeated_rate: expected float >= 0 and <= 1( or null)?, found -0"),
+        ({"penalties": (0.0,)}, r"penalties\[0\]: expected float > 0.*, found 0"),
         ({"lora": LoraSettings()}, r"lora says how the encoder is trained, and without `training` it is not"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -172,10 +172,10 @@ class TestHeldOut:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ngram": 0}, "ngram=0 is no number of words; give at least 1"),
-        ({"max_overlap": -0.1}, "max_overlap=-0.1 is no share"),
-        ({"max_overlap": 1.5}, "max_overlap=1.5 is no share"),
-        ({"max_overlap": float("nan")}, "max_overlap=nan is no share"),
+        ({"ngram": 0}, "ngram: expected int >= 1, found 0"),
+        ({"max_overlap": -0.1}, r"max_overlap: expected float >= 0 and <= 1, found -0\.1"),
+        ({"max_overlap": 1.5}, r"max_overlap: expected float >= 0 and <= 1, found 1\.5"),
+        ({"max_overlap": float("nan")}, "max_overlap: expected finite float .*, found nan"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(settings: dict[str, float], message: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from montessori_pl.bounds import PositiveInt, Text, checked
 from montessori_pl.data.records import Example, Rejection, read_records
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import BASE, EXAMPLES, LATEST, REJECTIONS, Input, Kind, StageContext, StageError
@@ -33,26 +34,25 @@ FEWEST_RESPONSES = 20
 Fallback = Literal["none", "mixture", "unaligned"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class CollapseGuard:
     """What to compare a teacher's writing with, and what to do when it has collapsed."""
 
-    baseline: str
+    baseline: Text
     """The stage whose examples the teacher wrote before alignment, under the same settings; a `Synthesize`."""
     limits: CollapseLimits = CollapseLimits()
     """How far the writing may move; divergence is not measured here. That of near duplicates is for responses too."""
-    window: int = 256
+    window: PositiveInt = 256
     """Completions that are compared, accepted or not: the last ones of both stages. A baseline with fewer is compared
     as a whole; a stage that ends with fewer is compared at its end."""
     fallback: Fallback = "none"
     """What happens from the next batch on: `none` only says that the writing has collapsed; `mixture` lets the teacher
     before alignment write every second prompt; `unaligned` lets it write all. What was written before is kept."""
-    fallback_teacher: str = BASE
+    fallback_teacher: Text = BASE
     """The teacher before alignment: `base`, or the stage that trained it."""
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"the guard's window must be at least 1 completion, found {self.window}")
         if self.fallback_teacher == LATEST:
             raise ValueError(
                 f"the guard's fallback_teacher cannot be {LATEST!r}, which is the teacher that is guarded; "

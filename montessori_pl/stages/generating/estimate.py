@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from montessori_pl.data.records import Example, Message
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import MAX_SAMPLES, ExpectedRecords, StageEstimate, evenly
+from montessori_pl.estimates.requests import SHORT
 from montessori_pl.stages.generating.synthesis_loop import SynthesisConfig, fitting_prompt, turn
 from montessori_pl.synthesis.parsing import CLOSING, OPENING
 
@@ -49,19 +50,7 @@ def estimate_synthesis(
         ValueError: no prompt fits the teacher's context.
     """
     generator, limit = context.asked(teacher), rules.instruction_sampling.max_tokens
-
-    def fits(messages: list[Message]) -> bool:
-        return generator.fits(messages, limit)
-
-    drawn = [
-        fitting_prompt(rules.synthesizer, seed, seed_tasks, context.written, fits)[0] for seed, seed_tasks in shots
-    ]
-    asked = [prompt for prompt in drawn if prompt is not None]
-    if drawn and not asked:
-        raise ValueError(
-            f"recipe.{context.name}: no prompt fits the context of the teacher {teacher!r}: a prompt with one shot and "
-            f"instruction_sampling.max_tokens {limit} are too long together; lower max_tokens, or shorten the request"
-        )
+    asked = fitting_prompts(context, rules, teacher, shots)
     conversations = [rules.synthesizer.messages(prompt) for prompt in asked]
     samples = evenly(context.known, min(MAX_SAMPLES, len(context.known))) or _stand_ins(shots, asked)
     instructions = generator.work(
@@ -92,6 +81,43 @@ def estimate_synthesis(
         prompts=[generator.shown(messages) for messages in conversations],
         notes=context.notes(),
     )
+
+
+def fitting_prompts(
+    context: EstimateContext, rules: SynthesisConfig, teacher: str, shots: Sequence[tuple[int, Sequence[Example]]]
+) -> list[str]:
+    """The prompts that fit the teacher's context, beside an instruction; arguments are those of `estimate_synthesis`.
+
+    Raises:
+        ValueError: none does.
+    """
+    generator, limit = context.asked(teacher), rules.instruction_sampling.max_tokens
+
+    def fits(messages: list[Message]) -> bool:
+        return generator.fits(messages, limit)
+
+    drawn = [
+        fitting_prompt(rules.synthesizer, seed, seed_tasks, context.written, fits)[0] for seed, seed_tasks in shots
+    ]
+    asked = [prompt for prompt in drawn if prompt is not None]
+    if drawn and not asked:
+        raise ValueError(
+            f"recipe.{context.name}: no prompt fits the context of the teacher {teacher!r}: a prompt with one shot and "
+            f"instruction_sampling.max_tokens {limit} are too long together; lower max_tokens, or shorten the request"
+        )
+    return asked
+
+
+def check_room(context: EstimateContext, rules: SynthesisConfig, teacher: str) -> None:
+    """Refuse lengths beside which not even a short prompt has room in the teacher.
+
+    Raises:
+        ValueError: one of them is too large.
+    """
+    generator = context.asked(teacher)
+    generator.check_room([SHORT], "instruction_sampling.max_tokens", rules.instruction_sampling.max_tokens)
+    if rules.answered:
+        generator.check_room([SHORT], "response_sampling.max_tokens", rules.response_sampling.max_tokens)
 
 
 def _stand_ins(shots: Sequence[tuple[int, Sequence[Example]]], prompts: Sequence[str]) -> list[Example]:

@@ -30,7 +30,7 @@ class Generator:
 
     @cached_property
     def _estimator(self) -> RequestEstimator:
-        return RequestEstimator(chat_template=known_chat_template(self.source))
+        return RequestEstimator.of_template(known_chat_template(self.source))
 
     def shown(self, messages: Sequence[Message]) -> str:
         """The conversation as the model sees it; of a model whose tokenizer only an endpoint has, its last text."""

@@ -41,12 +41,6 @@ MAX_REPEATED_RATE = 0.8
 """Default of the setting `max_repeated_rate`."""
 
 
-def check_max_repeated_rate(rate: float | None) -> None:
-    """Raise a `ValueError` where the setting is no share."""
-    if rate is not None and not 0 <= rate <= 1:
-        raise ValueError(f"max_repeated_rate must be from 0 to 1, or null to leave out no teacher, found {rate:g}")
-
-
 def leave_out_degenerate(pool: ResponsePool, max_repeated_rate: float | None) -> tuple[ResponsePool, dict[str, Any]]:
     """The pool without the teachers whose responses do not depend on the prompt.
 

@@ -1,21 +1,18 @@
 """What the stages that choose by scores share: the scores of one stage, or the mean of several."""
 
+from montessori_pl.bounds import Text, Texts
 from montessori_pl.data.records import Score, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.pairing import mean_scores
 from montessori_pl.stages.base import SCORES, Input, Kind, StageContext, StageError
 
+ScoreStages = Text | Texts
+"""A setting that names the stage whose scores are meant, or several stages."""
+
 
 def score_names(scores: str | list[str]) -> list[str]:
-    """The stages that a setting `scores` names.
-
-    Raises:
-        ValueError: it names none, or one twice.
-    """
-    names = [scores] if isinstance(scores, str) else scores
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"scores must name at least one stage, and none twice, found {names}")
-    return names
+    """The stages that a setting `scores` names."""
+    return [scores] if isinstance(scores, str) else scores
 
 
 def score_inputs(names: list[str]) -> list[Input]:

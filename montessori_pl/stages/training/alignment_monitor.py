@@ -14,10 +14,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from montessori_pl.bounds import Bounds, PositiveFloat, PositiveInt, checked
 from montessori_pl.data.records import read_lines
 from montessori_pl.generation.base import Sampling
 from montessori_pl.models.loading import save_weights
@@ -25,6 +26,7 @@ from montessori_pl.run_directory.atomic import directory_written_atomically, wri
 from montessori_pl.run_directory.durable import replace
 from montessori_pl.stages.base import WEIGHTS
 from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator, Evaluation
+from montessori_pl.stages.training.divergence import refuse_diverged_weights
 from montessori_pl.synthesis.collapse import CollapseLimits
 
 P = TypeVar("P", bound=tuple[Any, ...])
@@ -35,40 +37,32 @@ ADAPTERS = "adapters"
 """Directory, within the stage's own, of the adapter of each evaluation."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class AlignmentMonitor:
     """When the teacher is evaluated while it is trained, how far it may move, and which checkpoint is kept."""
 
-    held_out: float = 0.1
+    held_out: Annotated[float, Bounds(ge=0, lt=1)] = 0.1
     """Part of the prompts whose pairs are evaluated and not trained on; 0 holds out no pairs."""
-    every_n_steps: int = 10
+    every_n_steps: PositiveInt = 10
     """Optimizer steps between two evaluations; there is also one before the first step, and one at the end."""
-    num_samples: int = 128
+    num_samples: Annotated[int, Bounds(ge=0, le=1_000_000)] = 128
     """Completions that each evaluation samples from the teacher, one for each of so many prompts of the pairs, held-out
     prompts first; prompts repeat where there are fewer. 0 takes no sample."""
     sampling: Sampling = Sampling(temperature=1.0, top_p=0.9, presence_penalty=1.0)
     """How they are drawn; the default is that of Synthesize's instructions."""
     limits: CollapseLimits = CollapseLimits()
     """How far the writing may move from that before the first step."""
-    max_margin: float | None = None
+    max_margin: PositiveFloat | None = None
     """Largest mean margin of the held-out pairs within the limits: log-ratio of the chosen minus that of the rejected
     completion, in nats; null sets no limit."""
     choose: Literal["latest", "lowest_loss"] = "latest"
     """Which checkpoint within the limits becomes the teacher: the latest, or the one with the lowest loss on the
     held-out pairs. The one before the first step is taken only if there is no other."""
-    patience: int = 2
+    patience: PositiveInt = 2
     """Stop after so many evaluations in a row beyond the limits."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out is a part of the prompts, from 0 to less than 1, found {self.held_out}")
-        if self.every_n_steps < 1 or self.patience < 1 or self.num_samples < 0:
-            raise ValueError(
-                "every_n_steps and patience must be at least 1 and num_samples not negative, "
-                f"found {self.every_n_steps}, {self.patience} and {self.num_samples}"
-            )
-        if self.max_margin is not None and self.max_margin <= 0:
-            raise ValueError(f"max_margin is in nats and must be positive, found {self.max_margin}")
         if not self.held_out and (self.max_margin is not None or self.choose == "lowest_loss"):
             raise ValueError("max_margin and choose lowest_loss need held-out pairs, and held_out is 0")
         if not self.held_out and not self.num_samples:
@@ -84,7 +78,7 @@ class AlignmentMonitor:
         clauses = self.limits.crossed(before=first, after=evaluation)
         if self.max_margin is not None and evaluation.get("margin", 0.0) > self.max_margin:
             clauses.append(f"margin of the held-out pairs {evaluation['margin']:.2f} nats, limit {self.max_margin:.2f}")
-        if lost := [name for name, value in numbers(evaluation).items() if not math.isfinite(value)]:
+        if lost := _lost(evaluation):
             clauses.append(f"no finite number for {', '.join(lost)}")
         return clauses
 
@@ -120,6 +114,11 @@ def num_held_out(num_prompts: int, share: float) -> int:
 def numbers(evaluation: Evaluation | Mapping[str, Any]) -> dict[str, float]:
     """What can be plotted of an evaluation."""
     return {name: value for name, value in evaluation.items() if isinstance(value, int | float) and name != "step"}
+
+
+def _lost(evaluation: Mapping[str, Any]) -> list[str]:
+    """The numbers of an evaluation that are none: what overflowed."""
+    return [name for name, value in numbers(evaluation).items() if not math.isfinite(value)]
 
 
 class AlignmentMonitorCallback(Callback):
@@ -224,8 +223,11 @@ class AlignmentMonitorCallback(Callback):
 
     def _evaluate(self, trainer: Trainer) -> None:
         step, teacher = trainer.global_step, self.evaluator.teacher
+        refuse_diverged_weights(trainer, teacher)
         evaluation: Evaluation = trainer.strategy.broadcast({"step": step, **self.evaluator.evaluate()})
         evaluation["beyond"] = self.monitor.beyond(self.evaluations[0], evaluation) if self.evaluations else []
+        for name in _lost(evaluation):  # as if it had not been measured: JSON has no place for NaN
+            del evaluation[name]
         self.evaluations.append(evaluation)
         for logger in trainer.loggers:
             named = {f"{teacher.log_prefix}monitor/{name}": value for name, value in numbers(evaluation).items()}

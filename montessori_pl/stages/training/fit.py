@@ -12,8 +12,10 @@ from montessori_pl.batches.samplers import EpochBatches, ResumableLoader
 from montessori_pl.models.language_module import LanguageModule
 from montessori_pl.models.loading import save_weights
 from montessori_pl.optim import TrainingSettings
+from montessori_pl.processes.stop import STOP
 from montessori_pl.run_directory.durable import replace
 from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, StageContext, StageError
+from montessori_pl.stages.training.divergence import StopAtDivergence, refuse_diverged_weights
 
 
 class TrainingData(LightningDataModule):
@@ -83,7 +85,7 @@ class TrainingData(LightningDataModule):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps one checkpoint, written every few optimizer steps and at the end of each epoch.
+    """Keeps one checkpoint, written every few optimizer steps, at the end of each epoch, and when a signal has come.
 
     Not Lightning's `ModelCheckpoint`, for it saves in `on_train_batch_end` of an epoch's last batch too, and after a
     restart from there Lightning 2.6 counts one epoch too few: a second kill in the next epoch repeats batches.
@@ -104,23 +106,43 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save if a step was made and it is time, unless the epoch ends here and is about to be saved."""
         step = trainer.global_step
-        if step > self._step_before and step % self.every_n_steps == 0 and not trainer.is_last_batch:
+        if step == self._step_before or trainer.is_last_batch:
+            return
+        if STOP.reason is not None and trainer.is_global_zero:  # the others go on as long as it needs them
+            self._save_alone(trainer)
+            STOP.check()
+        if step % self.every_n_steps == 0:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
         self.save(trainer)
+        if trainer.is_global_zero:
+            STOP.check()
 
     def save(self, trainer: Trainer) -> None:
-        """Replace the checkpoint; all processes must call this.
+        """Replace the checkpoint, by none whose weights are no numbers; all processes must call this.
 
         Lightning alone would write into the temporary directory and move the file from there, and if that is another
         file system, a kill in the middle leaves half a checkpoint.
         """
-        draft = self.path.with_name(self.path.name + ".draft")
-        trainer.save_checkpoint(draft)
+        refuse_diverged_weights(trainer, trainer.lightning_module)
+        trainer.save_checkpoint(self._draft)
         if trainer.is_global_zero:
-            replace(draft, self.path)
+            replace(self._draft, self.path)
+
+    def _save_alone(self, trainer: Trainer) -> None:
+        """The same without the barrier, to which the others may not come any more.
+
+        What a strategy does with sharded weights needs them too, and is given up when the time of the signal is over.
+        """
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        trainer.strategy.save_checkpoint(checkpoint, self._draft)
+        replace(self._draft, self.path)
+
+    @property
+    def _draft(self) -> Path:
+        return self.path.with_name(self.path.name + ".draft")
 
 
 def fit(
@@ -143,20 +165,23 @@ def fit(
             those of the last step.
 
     Returns:
-        the number of optimizer steps, and the metrics of the last logged step.
+        the number of optimizer steps, the metrics of the last logged step, and `warnings` if the loss rose.
+
+    Raises:
+        StageError: the training diverged.
     """
     module.training_settings, module.seed = training, context.seed
     module.log_prefix = f"{context.key}/"
     path = context.directory / CHECKPOINT
-    checkpoint = LastCheckpoint(path, training.checkpoint_every_n_steps)
-    trainer = context.trainer(callbacks=[*callbacks, checkpoint], **training.trainer_arguments())
-    trainer.fit(module, datamodule=data, ckpt_path=str(path) if path.exists() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    checkpoint, divergence = LastCheckpoint(path, training.checkpoint_every_n_steps), StopAtDivergence()
+    trainer = context.trainer(callbacks=[divergence, *callbacks, checkpoint], **training.trainer_arguments())
+    with STOP.postponed():  # until a step has ended, see `LastCheckpoint`
+        trainer.fit(module, datamodule=data, ckpt_path=str(path) if path.exists() else None)
     checkpoint.save(trainer)  # once more: callbacks such as weight averaging change the weights when training ends
     if leave_weights is not None:
         leave_weights(trainer)
     elif trainer.is_global_zero:
         save_weights(module.language_model, context.directory / WEIGHTS)
     metrics = {name.removeprefix(module.log_prefix): value for name, value in module.last_metrics().items()}
-    return {"steps": trainer.global_step, **metrics}
+    warnings = divergence.warnings(training.lr)
+    return {"steps": trainer.global_step, **metrics, **({"warnings": warnings} if warnings else {})}

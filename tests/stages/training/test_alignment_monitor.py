@@ -83,11 +83,11 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "sentence"),
         [
-            ({"held_out": 1.0}, "held_out is a part of the prompts, from 0 to less than 1, found 1.0"),
-            ({"every_n_steps": 0}, "every_n_steps and patience must be at least 1 and num_samples not negative, found"),
-            ({"patience": 0}, "every_n_steps and patience must be at least 1 and num_samples not negative, found"),
-            ({"num_samples": -1}, "every_n_steps and patience must be at least 1 and num_samples not negative, found"),
-            ({"max_margin": 0.0}, "max_margin is in nats and must be positive, found 0.0"),
+            ({"held_out": 1.0}, r"held_out: expected float >= 0 and < 1, found 1\.0"),
+            ({"every_n_steps": 0}, "every_n_steps: expected int >= 1, found 0"),
+            ({"patience": 0}, "patience: expected int >= 1( or null)?, found 0"),
+            ({"num_samples": -1}, "num_samples: expected int >= 0 and <= 1000000, found -1"),
+            ({"max_margin": 0.0}, r"max_margin: expected float > 0, found 0\.0"),
             ({"held_out": 0, "max_margin": 1.0}, "need held-out pairs, and held_out is 0"),
             ({"held_out": 0, "choose": "lowest_loss"}, "need held-out pairs, and held_out is 0"),
             ({"held_out": 0, "num_samples": 0}, "monitors nothing; write monitor: null instead"),

@@ -6,6 +6,7 @@ the last step of an epoch, and at the very last one.
 """
 
 import math
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from montessori_pl.data.chat_template import Rendered
 from montessori_pl.models.loading import LoraSettings
 from montessori_pl.models.student import StudentModule
 from montessori_pl.optim import TrainingSettings
+from montessori_pl.processes.stop import STOP, Stopped, by_signal
 from montessori_pl.stages.base import CHECKPOINT, StageError
 from montessori_pl.stages.training.fit import TrainingData, fit
 
@@ -38,16 +40,19 @@ class Watch(Callback):
     """Notes every batch, and ends the process, so to say, before a given one.
 
     Half a batch more means: after the last batch of an epoch, before the epoch has ended.
+    A signal comes in the middle of a batch, at its beginning.
     """
 
-    def __init__(self, seen: Seen, kill_at: float | None) -> None:
-        self.seen, self.kill_at = seen, kill_at
+    def __init__(self, seen: Seen, kill_at: float | None, signal_at: int | None) -> None:
+        self.seen, self.kill_at, self.signal_at = seen, kill_at, signal_at
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, torch.Tensor], batch_idx: int
     ) -> None:
         if trainer.current_epoch * BATCHES_PER_EPOCH + batch_idx == self.kill_at:
             raise Killed
+        if trainer.current_epoch * BATCHES_PER_EPOCH + batch_idx == self.signal_at:
+            STOP.reason = by_signal(signal.SIGTERM)
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.seen.append((trainer.current_epoch, batch_idx, batch["input_ids"].tolist(), rate))
 
@@ -81,17 +86,18 @@ def train(
     lora: LoraSettings | None,
     settings: dict[str, Any],
     kill_at: float | None = None,
+    signal_at: int | None = None,
 ) -> tuple[Seen, dict[str, Any]]:
     """One session of a training stage, as the runner begins it.
 
     Returns:
-        the batches seen, and the stage's metrics; no metrics when the session was killed.
+        the batches seen, and the stage's metrics; no metrics when the session did not come to its end.
     """
     lightning.seed_everything(SEED, verbose=False)
     seen: Seen = []
 
     def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
-        return quiet_trainer([*callbacks, Watch(seen, kill_at)], **arguments)
+        return quiet_trainer([*callbacks, Watch(seen, kill_at, signal_at)], **arguments)
 
     context = stage_context(directory, seed=SEED, trainer=trainer)
     generator = torch.Generator().manual_seed(1)
@@ -107,8 +113,10 @@ def train(
     training = TrainingSettings(lr=1e-2, epochs=EPOCHS, batch_size=BATCH_SIZE, **settings)
     try:
         return seen, fit(context, StudentModule(str(backbone), lora), data, training)
-    except Killed:
+    except (Killed, Stopped):
         return seen, {}
+    finally:
+        STOP.reason = None
 
 
 def load(directory: Path) -> dict[str, Any]:
@@ -166,6 +174,21 @@ def test_killed_before_any_batch(
         last = max(kill_at // between * between, kill_at // BATCHES_PER_EPOCH * BATCHES_PER_EPOCH)
         assert after == whole[last:]
         assert_same_checkpoint(load(directory), expected)
+        assert resumed_metrics == metrics
+
+
+def test_a_signal_at_any_batch(backbone: Path, tmp_path: Path) -> None:
+    """The optimizer step is ended and saved, so that no batch is seen twice, however rare checkpoints are."""
+    lora = LoraSettings(r=2, dropout=0.1)
+    settings = {"schedule": "wsd", "accumulate_grad_batches": 2, "checkpoint_every_n_steps": 1000}
+    whole, metrics = train(backbone, tmp_path / "whole", lora, settings)
+    for signal_at in range(NUM_BATCHES):
+        directory = tmp_path / f"signal_at_{signal_at}"
+        before, _ = train(backbone, directory, lora, settings, signal_at=signal_at)
+        after, resumed_metrics = train(backbone, directory, lora, settings)
+        assert before == whole[: signal_at // 2 * 2 + 2]
+        assert before + after == whole
+        assert_same_checkpoint(load(directory), load(tmp_path / "whole"))
         assert resumed_metrics == metrics
 
 

@@ -122,7 +122,7 @@ def gradients(case: Case, directory: Path, batch_size: int, accumulate: int) -> 
     """Of each step of an epoch, as the stages train."""
     watch = Watch()
     settings = TrainingSettings(
-        lr=0.0, batch_size=batch_size, accumulate_grad_batches=accumulate, schedule="constant", gradient_clip_val=None
+        lr=1e-30, batch_size=batch_size, accumulate_grad_batches=accumulate, schedule="constant", gradient_clip_val=None
     )
 
     def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
