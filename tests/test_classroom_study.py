@@ -417,8 +417,6 @@ def test_everything_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureF
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)  # the first test that needs the world builds it
 def forked(command: Sequence[str], *, stdout: IO[str], **settings: Any) -> "subprocess.CompletedProcess[str]":
     """Run the program in a fork of this process, which has imported it already: a start of its own takes seconds."""
     _, module_option, _, *arguments = command
@@ -443,6 +441,8 @@ def forked(command: Sequence[str], *, stdout: IO[str], **settings: Any) -> "subp
     return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # the first test that needs the world builds it
 def test_the_whole_study(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two arms that run, and one with an override that does not exist, which does not stop them."""
     monkeypatch.setattr("study.runs.subprocess", SimpleNamespace(run=forked, STDOUT=subprocess.STDOUT))

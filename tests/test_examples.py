@@ -58,6 +58,7 @@ class ByDefinition:
         return self.reference_loss_before - after
 
 
+@pytest.mark.slow
 def test_score_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The rows that it shows, and some others, have the influence that the definition gives them."""
     monkeypatch.setattr(sys, "argv", ["score_dataset.py", "--out", str(tmp_path / "scores.jsonl")])
@@ -77,6 +78,7 @@ def test_score_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert ranked[0]["influence"] - ranked[-1]["influence"] > 1e-3
 
 
+@pytest.mark.slow
 def test_score_with_influence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

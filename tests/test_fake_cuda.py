@@ -177,7 +177,7 @@ def test_a_module_moves() -> None:
 )
 def test_influence_probe(backbone: str, checkpoint: str, tmp_path: Path, method: Any, moments: Any) -> None:
     signal = InfluenceProbeCallback(
-        lr=0.01, moments=moments, method=method, num_references=4, calibration_examples=4, reference_batch_tokens=64
+        lr=0.01, moments=moments, method=method, num_references=2, calibration_examples=2, reference_batch_tokens=64
     )
     signal.output = tmp_path / "scores.jsonl"
     same_on_cuda(lambda arguments: scores_of(signal, backbone, checkpoint, arguments))

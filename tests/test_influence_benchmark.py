@@ -73,6 +73,7 @@ def test_the_peak_is_what_tensors_took_at_once(benchmark: Any) -> None:
     assert meter.peak == pytest.approx(1_000_000, abs=100)
 
 
+@pytest.mark.slow
 def test_the_whole_comparison(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark.main(["--tiny", "--json", "--rounds", "1", "--few", "1"])
     captured = capsys.readouterr()
@@ -96,6 +97,7 @@ def test_the_whole_comparison(benchmark: Any, capsys: pytest.CaptureFixture[str]
         assert title in captured.err
 
 
+@pytest.mark.slow
 def test_random_weights_are_timed_without_a_gpu_too(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """With `--shape` the model is random, its base in bfloat16, and the rows say what each method has to compute.
 

@@ -77,6 +77,7 @@ class TestConfigs:
         for text in ("--run", "Directory of the run", "--recipe", "--data.reference", "--trainer.devices"):
             assert text in printed
 
+    @pytest.mark.slow
     def test_both_commands_are_the_same_program(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: Recipe
     ) -> None:

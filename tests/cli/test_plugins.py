@@ -111,6 +111,7 @@ def check_started_dry_run(recipe: str, *names: str) -> None:
     assert [name for name in names if f"score_{name}" not in done.stdout] == []
 
 
+@pytest.mark.slow
 def test_package_whose_modules_import_each_other(recipe: Recipe) -> None:
     """One of its modules takes a class of ours, and passes it on."""
     package = Path("callbacks")
@@ -132,6 +133,7 @@ def test_package_whose_modules_import_each_other(recipe: Recipe) -> None:
     check_started_dry_run(recipe(**signals), "ours", "theirs", "here", "whole", "short")
 
 
+@pytest.mark.slow
 def test_module(recipe: Recipe) -> None:
     Path("callbacks.py").write_text(MINE)
     signals = stages(ours="callbacks.InfluenceProbeCallback")

@@ -140,6 +140,7 @@ def _generate_in_a_process(base_url: str, directory: Path, number: int) -> None:
     backend.generate(make_requests(number), SAMPLING)
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle(endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
     """`kill -9` at the 200th of 500 answers: what had arrived is not asked for again, and 8 at most are asked twice."""
     requests = make_requests(500)

@@ -207,6 +207,7 @@ class TestEnd:
         backend.load(ModelSource(backbone))
         assert answers(backend, "a") == ["dasava"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("asked", ["a", "sleep"], ids=["waiting", "at work"])
     def test_parent_is_killed(self, make: Make, backbone: str, asked: str) -> None:
         """`kill -9` of the parent ends the engine, whatever it is doing."""

@@ -199,6 +199,7 @@ class TestClassroom:
         assert finished.estimate.work[0].prompt_tokens == counted["prompt_tokens"]
         assert finished.estimate.work[0].completion_tokens == counted["generated_tokens"]
 
+    @pytest.mark.slow
     def test_finished_stage_of_which_more_is_asked(
         self, plan: Planner, writing: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -278,6 +279,7 @@ class TestClassroom:
             assert foreseen.completion_tokens == pytest.approx(counted["generated_tokens"], rel=0.2)
             assert counted["generated_tokens"] <= foreseen.max_completion_tokens
 
+    @pytest.mark.slow
     def test_scores_pairs_and_training(self, plan: Planner, tiny_recipe: Callable[..., Path]) -> None:
         """A whole tiny iteration; what a plan then says of the next one rests on its records."""
         path = tiny_recipe("random_pairs.yaml")

@@ -137,6 +137,7 @@ def assert_same_checkpoint(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one["global_step"] == other["global_step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lora", "settings"),
     [
@@ -177,6 +178,7 @@ def test_killed_before_any_batch(
         assert resumed_metrics == metrics
 
 
+@pytest.mark.slow
 def test_a_signal_at_any_batch(backbone: Path, tmp_path: Path) -> None:
     """The optimizer step is ended and saved, so that no batch is seen twice, however rare checkpoints are."""
     lora = LoraSettings(r=2, dropout=0.1)
