@@ -29,20 +29,23 @@ if importlib.util.find_spec("hypothesis") is not None:  # which the environment 
 ROOT = Path(__file__).parents[1]
 
 SLOWEST = (
-    "test_kill_and_resume.py",
+    "test_signals.py",
     "test_kill_and_resume_recipes.py",
     "test_distributed.py",
+    "test_kill_and_resume.py",
     "test_docs.py",
-    "test_accumulate.py",
     "test_dry_run.py",
+    "test_fuzz.py",
+    "test_accumulate.py",
     "test_alignment_monitor.py",
     "test_classroom_study.py",
     "test_recorded_teachers.py",
     "test_llm2llm.py",
 )
-"""Files that take longest, from about five minutes down to one."""
+"""Files that take longest and need the world, from about five minutes down to one."""
 
 
+@pytest.hookimpl(trylast=True)  # when what the command line leaves out has gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where two workers share the files, put the longest first, so that both end at about the same time.
 
@@ -52,17 +55,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     paths = dict.fromkeys(item.path for item in items)
-    places = {path: place for place, path in enumerate(sorted(paths, key=_turn))}
-    items.sort(key=lambda item: places[item.path])
+    longest = min((SLOWEST.index(path.name) for path in paths if path.name in SLOWEST), default=None)
+    turns = {path: (_turn(path, longest), place) for place, path in enumerate(paths)}
+    items.sort(key=lambda item: turns[item.path])
 
 
-def _turn(path: Path) -> int:
+def _turn(path: Path, longest: int | None) -> int:
     """When it is a file's turn: the longest, those without a world, the others that are long, the rest."""
-    if path.name == SLOWEST[0]:
-        return -1
     if path.name in SLOWEST:
-        return SLOWEST.index(path.name)
-    return len(SLOWEST) if _needs_the_world(path) else 0
+        place = SLOWEST.index(path.name)
+        return -1 if place == longest else place + 1
+    return len(SLOWEST) + 1 if _needs_the_world(path) else 0
 
 
 def _needs_the_world(path: Path) -> bool:
