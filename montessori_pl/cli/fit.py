@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.bounds import Bounds, Text
+from montessori_pl.bounds import Bounds, PositiveInt, Text
 from montessori_pl.classroom.names import with_versions
 from montessori_pl.cli.common import (
     DEBUG,
@@ -81,6 +80,7 @@ TYPES: dict[str, Any] = {
     "run": Text,
     "iterations": Annotated[int, Bounds(ge=1, le=1000)],
     "num_threads": Annotated[int, Bounds(ge=1, le=1024)] | None,
+    "preview": PositiveInt | None,
     "student": Callable[[], StudentModule],
     "teacher": Callable[[], TeacherDPOModule] | None,
     "teachers": dict[str, PoolTeacher],
@@ -150,7 +150,7 @@ class MontessoriCLI(LightningCLI):
         )
         parser.add_argument(
             "--preview",
-            type=PositiveInt | None,
+            type=TYPES["preview"],
             default=None,
             help="Sample so many completions for each stage that writes, and show them with what is accepted of them "
             "and why not more, here and as a page beside the run. Nothing is written into the run.",
