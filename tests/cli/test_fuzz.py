@@ -135,7 +135,9 @@ def test_every_value_is_refused_or_valid(
     for case in tried:
         status, said = end = end_of(case.changed(recipes[case.recipe]))
         keys = [str(key) for key in case.place if isinstance(key, str) and key != "init_args"]
-        named = said.startswith(f"error: {keys[0]}") and keys[-1] in said
+        named = ".".join(keys) in said or (
+            said.startswith(f"error: {keys[0]}") and any(key in said for key in keys[1:])
+        )
         one_sentence = len(said.splitlines()) == 1 and not re.search(r"Namespace\(|Traceback", said)
         if end != unchanged[case.recipe] and status != 0 and not (status == 2 and one_sentence and named):
             wrong.append(f"{case}: exit status {status}, {said}")
