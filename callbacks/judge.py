@@ -85,11 +85,6 @@ class JudgeSignal(SignalCallback):
                 f"{judgements} judgements at temperature 0 would all be the same: sample with a higher temperature, or "
                 "set judgements: 1"
             )
-        if not 0 <= max_same_rate <= 1 or not 0 <= max_failed_rate <= 1:
-            raise ValueError(
-                "max_same_rate and max_failed_rate are shares from 0 to 1, found "
-                f"max_same_rate {max_same_rate:g} and max_failed_rate {max_failed_rate:g}"
-            )
         if judge is None and not isinstance(engine, TransformersBackend | None):
             raise ValueError(
                 f"{type(engine).__name__} cannot let the student judge itself, which only TransformersBackend can; "

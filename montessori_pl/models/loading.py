@@ -55,8 +55,6 @@ class LoraSettings:
     """Indices of the layers that are adapted; null adapts all of them."""
 
     def __post_init__(self) -> None:
-        if self.layers == []:
-            raise ValueError("layers names no layer, so that nothing would be adapted; null adapts all of them")
         if self.layers is not None and isinstance(self.target_modules, str) and self.target_modules != ALL_LINEAR:
             raise ValueError(
                 f"layers {self.layers} cannot be chosen beside a regular expression for target_modules, found "

@@ -107,7 +107,7 @@ class Peers:
         """Wait for the first process to let this one in."""
         assert self._directory is not None
         door = self._directory / OPEN
-        while not door.exists() or (not self._named and door.stat().st_mtime < BEGAN):  # of an earlier start
+        while not door.exists() or (not self._named and _older(door)):  # it is an earlier start's
             STOP.check()
             time.sleep(SECONDS_BETWEEN_LOOKS / 10)
 
@@ -128,6 +128,8 @@ class Peers:
         os.replace(draft, self._directory / str(self.rank))
         if self._is_open:
             (self._directory / OPEN).touch()
+        elif self.rank == 0:  # a start may have the name of an earlier one
+            (self._directory / OPEN).unlink(missing_ok=True)
         threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
     def _watch(self) -> None:
@@ -148,7 +150,7 @@ class Peers:
             words = self._words(other)
             if locked:
                 self._seen.add(other)
-            elif not self._named and other not in self._seen and self._older(other):
+            elif not self._named and other not in self._seen and _older(self._directory / str(other)):
                 continue  # it is an earlier start's
             if words != FINISHED and (words or not locked):
                 return self._reason(other, words, "ended without a word, as by SIGKILL or for lack of memory")
@@ -158,11 +160,6 @@ class Peers:
                 how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
                 return self._reason(number, words, how)
         return None
-
-    def _older(self, other: int) -> bool:
-        """Whether a file was written last before this process began: no launcher is as slow as the imports are."""
-        assert self._directory is not None
-        return (self._directory / str(other)).stat().st_mtime < BEGAN
 
     def _words(self, other: int) -> dict[str, Any] | None:
         """What another process has written before its end."""
@@ -222,6 +219,11 @@ def _session() -> str | None:
         if os.environ.get(names[0]) not in (None, "", "none"):
             return "-".join(os.environ.get(name, "0") for name in names).replace("/", "-")
     return None
+
+
+def _older(path: Path) -> bool:
+    """Whether a file was written last before this process began: no launcher is as slow as the imports are."""
+    return path.stat().st_mtime < BEGAN
 
 
 def _locked(path: Path) -> bool:
