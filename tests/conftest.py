@@ -19,6 +19,8 @@ import pytest
 import torch
 import yaml
 
+pytest.register_assert_rewrite("killing")  # whose assertions say what differs as well
+
 if importlib.util.find_spec("hypothesis") is not None:  # which the environment of vLLM has not
     from hypothesis import settings
 

@@ -32,6 +32,23 @@ pytestmark = pytest.mark.slow
 SCORES = Path("iteration_1/influence/scores.jsonl")
 SCORED: dict[str, Any] = {"probing_data": {"samples_per_prompt": 4}}
 """So many examples that both processes have some left after a kill."""
+ONE_BATCH = """
+import sys
+import time
+
+from montessori_pl.__main__ import main
+from montessori_pl.signals.base import SignalCallback
+
+score = SignalCallback.on_predict_batch_end
+
+def score_and_wait(*args, **kwargs):
+    score(*args, **kwargs)
+    time.sleep(600)
+
+SignalCallback.on_predict_batch_end = score_and_wait
+main()
+"""
+"""The program, each of whose processes scores one batch and then waits until it is killed."""
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +130,15 @@ def test_one_process_goes_on_where_two_were_killed(recipe: Path, finished: Path,
     shutil.copytree(finished, run)
     shutil.rmtree((run / SCORES).parent)
     parts = [(run / SCORES).with_name(f"scores.part{rank}.jsonl") for rank in range(2)]
+    program = tmp_path / "one_batch.py"
+    program.write_text(ONE_BATCH)
     for killed, status in ((1, 1), (0, -signal.SIGKILL)):
         sizes = lengths(parts)
         with subprocess.Popen(
-            command(recipe, run, *TWO_PROCESSES), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [sys.executable, str(program), *command(recipe, run, *TWO_PROCESSES)[3:]],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as process:
             wait_for(
                 lambda before=sizes, one=process: (
