@@ -81,6 +81,7 @@ class Stop:
     def _forget(self) -> None:
         self.reason: Reason | None = None
         self._since = 0.0
+        self._heard: float | None = None
         self._postponed = self._raised = self._lost = self._said = self._ending = False
         self._own_signals = 0
         self._telling = threading.Lock()
@@ -226,7 +227,11 @@ class Stop:
         if self._own_signals and signum == next(iter(self._handlers)):
             self._own_signals -= 1
         elif signum in SIGNALS:
-            if self.reason is not None and time.monotonic() > self._since + SAME_SIGNAL:
+            # By the thread's own clock: if it comes late to the first signal, that is no second one.
+            now = time.monotonic()
+            if self._heard is None:
+                self._heard = now
+            elif now > self._heard + SAME_SIGNAL:
                 self._force()  # who asks twice does not want to wait
             self.ask(by_signal(signum))
 

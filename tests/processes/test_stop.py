@@ -136,6 +136,33 @@ with STOP.handled(resumes=True):
     assert ended.out == "saved\n"
 
 
+def test_a_signal_of_which_the_thread_learns_late_is_one() -> None:
+    """On a busy machine the main thread may have handled it seconds before; the others must be told all the same."""
+    lines = """
+import select
+wait = select.select
+
+def late(*args):
+    found = wait(*args)
+    if found[0]:
+        time.sleep(1.5)
+    return found
+
+select.select = late
+with STOP.handled(resumes=True):
+    stop.PATIENCE = stop.LIMIT = 60
+    STOP.when_asked.append(lambda: print("told"))
+    with STOP.postponed():
+        ready()
+        while STOP.reason is None:
+            time.sleep(0.01)
+        time.sleep(2.5)
+        print("saved")
+"""
+    ended = Program(lines).ready().end(SIGUSR1)
+    assert (ended.status, ended.out) == (138, "told\nsaved\n")
+
+
 def test_what_was_ignored_stays_ignored() -> None:
     """`nohup` ignores SIGHUP, a script's `&` ignores SIGINT."""
     program = Program(SLEEPS, ignored=[SIGHUP, SIGINT]).ready()

@@ -1,6 +1,7 @@
 """The files of a scoring: each process appends to parts of its own, and the finished files hold all in order."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from montessori_pl.data.records import Example, Rejection, Score, read_records
@@ -30,8 +31,16 @@ class ScoreFiles:
 
     def read(self) -> tuple[dict[str, Score], dict[str, Rejection]]:
         """All scores so far by example, and all examples without one, from all ranks."""
-        scored = {score.id: score for path in self._paths(SCORES) for score in read_records(path, Score)}
-        unscored = {one.id: one for path in self._paths(UNSCORED) for one in read_records(path, Rejection)}
+        finished = self._finished
+        while True:
+            with suppress(FileNotFoundError):  # a part, which the first process has put into the finished file
+                scored = {one.id: one for path in self._paths(SCORES, finished) for one in read_records(path, Score)}
+                unscored = {
+                    one.id: one for path in self._paths(UNSCORED, finished) for one in read_records(path, Rejection)
+                }
+                if finished or not self._finished:
+                    break
+            finished = True  # by the first process, while this one read the parts
         # A batch that a kill cut short is scored again, and an engine that calls others may say something else then.
         return scored, {id_: one for id_, one in unscored.items() if id_ not in scored}
 
@@ -53,7 +62,10 @@ class ScoreFiles:
             part.unlink()
         return scores, without
 
-    def _paths(self, name: str) -> list[Path]:
+    @property
+    def _finished(self) -> bool:
+        return (self.directory / SCORES).exists()
+
+    def _paths(self, name: str, finished: bool) -> list[Path]:
         """The finished file, or the parts before there is one."""
-        finished = (self.directory / SCORES).exists()
         return sorted(self.directory.glob(name if finished else f"{Path(name).stem}.part*.jsonl"))
