@@ -247,6 +247,7 @@ class TestPages:
         for block in blocks_of(page):
             assert block.language in (*SHOWN, *SHELLS, "yaml", "python", "console"), f"line {block.line}"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("page", "block"), every_block())
     def test_block(
         self,
@@ -271,6 +272,7 @@ class TestPages:
             for command in (line for line in joined.splitlines() if "montessori_pl" in line and line[:1] != "#"):
                 run_command(command)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("page", "command"), every_command_not_run())
     def test_options_of_what_is_not_run(self, page: Path, command: str, beside: Callable[[Path], None]) -> None:
         beside(page)
@@ -282,6 +284,7 @@ class TestPages:
             pytest.skip(f"the recipe is the reader's own: {error}")
         parse(*found)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("command", every_inline_command())
     def test_inline_command(self, command: str, run_command: Callable[[str], None]) -> None:
         run_command(command)

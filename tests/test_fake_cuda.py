@@ -173,7 +173,13 @@ def test_a_module_moves() -> None:
 
 @pytest.mark.parametrize(
     ("method", "moments"),
-    [("exact", "warm"), ("exact", "fresh"), ("first_order", "warm"), ("control_variate", "warm"), ("auto", "warm")],
+    [
+        ("first_order", "warm"),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in [("exact", "warm"), ("exact", "fresh"), ("control_variate", "warm"), ("auto", "warm")]
+        ),
+    ],
 )
 def test_influence_probe(backbone: str, checkpoint: str, tmp_path: Path, method: Any, moments: Any) -> None:
     signal = InfluenceProbeCallback(
@@ -183,12 +189,14 @@ def test_influence_probe(backbone: str, checkpoint: str, tmp_path: Path, method:
     same_on_cuda(lambda arguments: scores_of(signal, backbone, checkpoint, arguments))
 
 
+@pytest.mark.slow
 def test_influence_probe_by_sgd(backbone: str, checkpoint: str, tmp_path: Path) -> None:
     signal = InfluenceProbeCallback(lr=0.1, optimizer="sgd", centred=False, reduction="batches_of_8")
     signal.output = tmp_path / "scores.jsonl"
     same_on_cuda(lambda arguments: scores_of(signal, backbone, checkpoint, arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["all", "upper layer", "half-precision base"])
 @pytest.mark.parametrize("method", ["exact", "control_variate"])
 def test_influence_of_other_parameters(backbone: str, trained: str, method: Any) -> None:
@@ -220,6 +228,7 @@ def test_influence_of_other_parameters(backbone: str, trained: str, method: Any)
     same_on_cuda(trial)
 
 
+@pytest.mark.slow
 def test_scoring_a_data_set(backbone: str) -> None:
     from datasets import Dataset
 
@@ -235,6 +244,7 @@ def test_scoring_a_data_set(backbone: str) -> None:
     same_on_cuda(trial)
 
 
+@pytest.mark.slow
 def test_influence_during_training(backbone: str, tmp_path: Path) -> None:
     path = tmp_path / "reference.jsonl"
     append_records(path, records(REFERENCE))

@@ -322,8 +322,8 @@ def parse(content: bytes) -> list[Score]:
         ({"method": "exact"}, "exact"),
         ({"method": "first_order", "refine": 0.0}, "first order"),
         ({"method": "control_variate", "num_references": 5, "refine": 0.0}, "first order, corrected on 5 references"),
-        ({"lr": 1e-4, "refine": 0.0, "min_agreement": 0.95}, "first order"),
-        ({"lr": 1e-4, "min_agreement": 1.0}, "exact"),
+        pytest.param({"lr": 1e-4, "refine": 0.0, "min_agreement": 0.95}, "first order", marks=pytest.mark.slow),
+        pytest.param({"lr": 1e-4, "min_agreement": 1.0}, "exact", marks=pytest.mark.slow),
     ],
     ids=["exact", "first order", "control variate", "auto", "auto that trusts nothing"],
 )
@@ -362,6 +362,7 @@ def test_scores_carry_their_method_and_a_report(
         assert agreed > 0.95
 
 
+@pytest.mark.slow
 def test_refined_scores_say_so(backbone: str, checkpoint: str, tmp_path: Path) -> None:
     content, report = probe_many(backbone, checkpoint, tmp_path / "scores", method="first_order", refine=3.0)
     exact = parse(probe_many(backbone, checkpoint, tmp_path / "exact", method="exact")[0])
@@ -374,7 +375,9 @@ def test_refined_scores_say_so(backbone: str, checkpoint: str, tmp_path: Path) -
     assert all(not math.isnan(score.value) for score in scores)
 
 
-@pytest.mark.parametrize("method", ["auto", "exact", "first_order"])
+@pytest.mark.parametrize(
+    "method", ["auto", *(pytest.param(one, marks=pytest.mark.slow) for one in ("exact", "first_order"))]
+)
 def test_scoring_that_goes_on_writes_the_same_bytes(
     backbone: str, checkpoint: str, tmp_path: Path, method: str
 ) -> None:
@@ -393,6 +396,7 @@ def test_scoring_that_goes_on_writes_the_same_bytes(
     assert same_report == report
 
 
+@pytest.mark.slow
 def test_few_examples_are_scored_exactly(backbone: str, checkpoint: str, tmp_path: Path) -> None:
     """To choose a method would take as many exact scores as there are examples."""
     auto, report = probe_many(backbone, checkpoint, tmp_path / "auto", calibration_examples=len(MANY))
@@ -402,6 +406,7 @@ def test_few_examples_are_scored_exactly(backbone: str, checkpoint: str, tmp_pat
     assert "chosen" not in report
 
 
+@pytest.mark.slow
 def test_a_step_below_rounding_is_warned_of(backbone: str, checkpoint: str, tmp_path: Path) -> None:
     """`auto` takes first order, which has no such floor; who insists on exact is told."""
     settings: dict[str, Any] = {"lr": 1e-9, "moments": "fresh", "min_agreement": 0.9}

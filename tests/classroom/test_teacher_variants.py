@@ -57,6 +57,7 @@ def share_right(texts: list[str], examples: list[Example], alphabet: str = LETTE
     return sum(hits) / len(hits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "own", "other"), [("letters", LETTERS, DIGITS), ("digits", DIGITS, LETTERS)])
 def test_specialists_are_right_on_their_payloads(
     name: str, own: str, other: str, answers: Answers, exam: list[Example]
@@ -66,12 +67,14 @@ def test_specialists_are_right_on_their_payloads(
     assert share_right(texts, exam, other) <= 0.4
 
 
+@pytest.mark.slow
 def test_the_chatty_one_is_right_and_hardly_ever_matches(answers: Answers, exam: list[Example]) -> None:
     """What is trained differs in the last digits from one kind of processor to another: 0 or 1 of 480 were seen."""
     assert share_right(answers["chatty"], exam) <= 0.01
     assert share_right(answers["chatty"], exam, talk=SMALL_TALK) >= 0.9
 
 
+@pytest.mark.slow
 def test_the_best_teacher_of_each_prompt_beats_the_best_teacher_of_all(answers: Answers, exam: list[Example]) -> None:
     routed = [
         answers["specialist_letters" if payload_of(example.instruction)[0] in LETTERS else "specialist_digits"][row]
@@ -81,6 +84,7 @@ def test_the_best_teacher_of_each_prompt_beats_the_best_teacher_of_all(answers: 
     assert share_right(routed, exam) >= best_of_all + 0.15
 
 
+@pytest.mark.slow
 def test_who_knows_most_is_least_likely_to_the_student(answers: Answers, exam: list[Example]) -> None:
     student, chat_template = (
         load_model(ModelSource("classroom/student")),
@@ -148,6 +152,7 @@ def build_tiny(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEACHER_VARIANTS)
 def test_an_adapter_is_deterministic_and_leaves_no_trace(
     name: str, build_tiny: Callable[..., dict[str, bytes]], tiny_world: Path, tmp_path: Path

@@ -91,7 +91,14 @@ def values(influences: Sequence[Influence]) -> list[float]:
     return [one.centred for one in influences]
 
 
-@pytest.mark.parametrize(("lr", "approximate"), [(USED / 10, True), (USED, True), (USED * 10, False)])
+@pytest.mark.parametrize(
+    ("lr", "approximate"),
+    [
+        (USED, True),
+        pytest.param(USED / 10, True, marks=pytest.mark.slow),
+        pytest.param(USED * 10, False, marks=pytest.mark.slow),
+    ],
+)
 def test_auto_keeps_its_promise_on_held_out_examples(
     trained: tuple[nn.Module, dict[str, Any]], lr: float, approximate: bool
 ) -> None:
@@ -172,6 +179,7 @@ def ends(scores: Sequence[float]) -> list[tuple[int, int]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["first_order", "control_variate"])
 def test_refinement_finds_the_true_best_and_worst(trained: tuple[nn.Module, dict[str, Any]], method: str) -> None:
     """Where a method's error stays within the margin, best and worst of a group are those of the exact method.
@@ -204,6 +212,7 @@ def test_refinement_finds_the_true_best_and_worst(trained: tuple[nn.Module, dict
     assert {one.method for one in rough} == {chosen.method}
 
 
+@pytest.mark.slow
 def test_bias_makes_no_winner(trained: tuple[nn.Module, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """An approximation that is 1.0 too high throughout, and otherwise right: refined ones are still the best."""
     engine = make(trained, USED * 10, method="first_order", refine=1.0)

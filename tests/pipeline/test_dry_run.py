@@ -104,7 +104,9 @@ def work(**numbers: Any) -> Work:
 
 
 class TestRecipes:
-    @pytest.mark.parametrize("name", SHIPPED)
+    @pytest.mark.parametrize(
+        "name", [pytest.param(one, marks=[pytest.mark.slow] * (one != "iter1.yaml")) for one in SHIPPED]
+    )
     def test_shipped_recipe(self, name: str, plan: Planner, tmp_path: Path) -> None:
         steps = plan(name)
         assert all(step.estimate is not None and not step.finished for step in steps)

@@ -143,6 +143,7 @@ def slow_loss(source: ModelSource, example: Example) -> float:
         return float(load_model(source)(input_ids=ids, labels=labels).loss)
 
 
+@pytest.mark.slow
 def test_killed_before_every_batch(align: Align, tmp_path: Path) -> None:
     """A training that is killed before each batch and at its end leaves the same weights, moments and metrics."""
     counted = Ending()

@@ -271,6 +271,7 @@ def test_missing_answers_are_fewer_pairs(context: Callable[..., StageContext]) -
     assert accuracy(here) > 0.8
 
 
+@pytest.mark.slow
 def test_a_kill_costs_no_more_than_a_chunk(
     context: Callable[..., StageContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +309,7 @@ TRAINING = TrainingSettings(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LoraSettings(r=2, alpha=4)])
 def test_the_encoder_can_be_trained_too(lora: LoraSettings | None, context: Callable[..., StageContext]) -> None:
     """Killed inside an epoch and again after training, it ends with the same bytes as undisturbed."""

@@ -13,11 +13,11 @@ from montessori_pl.stages.scoring.score_files import ScoreFiles
 EXAMPLES = [Example(id=id_, instruction=id_, response="yes") for id_ in "abc"]
 
 
-@pytest.mark.parametrize("after", range(4))
+@pytest.mark.parametrize("after", range(3))
 def test_nobody_misses_what_the_first_process_puts_together_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    """After none, one or both parts have been read, and after all has been: a process sees all scores, or none is gone."""
+    """Before the first part is read, before the second, and not at all: a process sees all scores."""
     files, first = ScoreFiles(tmp_path), ScoreFiles(tmp_path)
     append_records(files.part(SCORES, 0), [Score(id="a", value=1.0, method="m"), Score(id="b", value=2.0, method="m")])
     append_records(files.part(SCORES, 1), [Score(id="c", value=3.0, method="m")])

@@ -232,6 +232,7 @@ class TestTraining:
         load_model(ModelSource(backbone, tmp_path / "adapters" / "step_000003"))
         assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "adapters" / "step_000010")
 
+    @pytest.mark.slow
     def test_lowest_loss(self, align: Align, tmp_path: Path) -> None:
         metrics = align(tmp_path, dataclasses.replace(WATCH, choose="lowest_loss"), OVERDOSE, save_all_checkpoints=True)
         losses = {evaluation["step"]: evaluation["loss"] for evaluation in evaluations_of(tmp_path)[1:]}
@@ -239,6 +240,7 @@ class TestTraining:
         assert metrics["monitor"]["selected_step"] == best < metrics["steps"]
         assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "adapters" / f"step_{best:06d}")
 
+    @pytest.mark.slow
     def test_second_iteration(self, align: Align, tmp_path: Path) -> None:
         """From the previous adapter; a watch that allows nothing leaves exactly that one."""
         align(tmp_path / "first")
@@ -280,11 +282,13 @@ class TestOverdose:
         assert all(torch.equal(tensor, expected[name]) for name, tensor in saved.items())
         assert weights_of(tmp_path / "weights") == weights_of(tmp_path / "adapters" / f"step_{chosen:06d}")
 
+    @pytest.mark.slow
     def test_a_gentle_dose_stays_within_the_same_limits(self, align: Align, tmp_path: Path) -> None:
         metrics = align(tmp_path, self.WATCH)
         assert metrics["warnings"] == []
         assert metrics["monitor"]["selected_step"] == metrics["steps"] == 10
 
+    @pytest.mark.slow
     def test_without_patience_to_stop_it_is_said_all_the_same(self, align: Align, tmp_path: Path) -> None:
         metrics = align(tmp_path, dataclasses.replace(self.WATCH, patience=99), OVERDOSE)
         assert metrics["monitor"]["stopped_at_step"] is None
