@@ -1,0 +1,143 @@
+"""What came out: students beside a baseline, each difference with its interval and in words.
+
+| compared | interval of the difference |
+|---|---|
+| groups of runs, three seeds or more | over seeds, as `compare` takes it |
+| students of runs that answered the same test items | over items, paired |
+| other numbers that have a standard error | over items, unpaired: wider than a paired one where students agree on items |
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from montessori_pl.report.comparison import RunComparison
+from montessori_pl.report.page.run_data import RunData, StageData
+from montessori_pl.report.page.score_figures import NORMAL_95
+from montessori_pl.stats.means import MIN_VALUES, MeanInterval, mean_interval
+
+HIGHER_IS_BETTER = {"accuracy": True, "win_rate": True, "test_loss": False, "reference_loss": False}
+"""The measures of students of which it is known, the most important one first."""
+PER_ITEM = "accuracy"
+"""The measure that is the mean of the items' answers."""
+OVER_SEEDS = "over {count} seeds"
+PAIRED_ITEMS = "over {count} test items, paired"
+UNPAIRED_ITEMS = "over items, unpaired"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One measure of one student, or of the runs of one group, beside the baseline's."""
+
+    who: str
+    baseline: str
+    measure: str
+    ours: float
+    theirs: float
+    difference: MeanInterval
+    """Ours minus theirs."""
+    basis: str
+    """What the interval is over; empty where there is none."""
+
+    @property
+    def word(self) -> str:
+        """`better` or `worse` where the interval leaves out zero, else `not told apart` or, without one, `unknown`."""
+        ends = self.difference.ends
+        if ends is None or self.measure not in HIGHER_IS_BETTER:
+            return "unknown"
+        if ends[0] <= 0 <= ends[1]:
+            return "not told apart"
+        return "better" if (self.difference.mean > 0) == HIGHER_IS_BETTER[self.measure] else "worse"
+
+
+def run_verdicts(run: RunData) -> list[Verdict]:
+    """The last student of the last evaluation, beside the first, which is the base in the shipped recipes."""
+    evaluated = run.evaluated()
+    if not evaluated or len(evaluated[-1].students) < 2:
+        return []
+    evaluation = evaluated[-1]
+    names = [*evaluation.students]
+    theirs, ours = ("base" if "base" in names[:-1] else names[0]), names[-1]
+    return [
+        _verdict(ours, theirs, measure, [(evaluation, ours)], [(evaluation, theirs)])
+        for measure in _measures([evaluation.students[ours], evaluation.students[theirs]])
+    ]
+
+
+def group_verdicts(comparison: RunComparison, runs: Mapping[str, RunData], student: str | None = None) -> list[Verdict]:
+    """The groups of a comparison beside its baseline.
+
+    Args:
+        comparison: of the runs.
+        runs: what was read of each, by its directory.
+        student: the one that was compared; none: the last of each run's last evaluation.
+    """
+    evaluated = {
+        group.name: [
+            (evaluation, student or [*evaluation.students][-1])
+            for run in group.finished
+            if (evaluation := runs[str(run.root)].evaluated()[-1])
+        ]
+        for group in comparison.groups
+    }
+    found = []
+    for name, difference in comparison.differences.items():
+        means, theirs = comparison.means[name], comparison.means[comparison.baseline]
+        for measure in HIGHER_IS_BETTER:
+            if measure not in difference.measures:
+                continue
+            seeds = difference.measures[measure]
+            if seeds.ends is None:
+                found.append(
+                    _verdict(name, comparison.baseline, measure, evaluated[name], evaluated[comparison.baseline])
+                )
+            else:
+                basis = OVER_SEEDS.format(count=difference.pairs or "other")
+                ours = means[measure].mean, theirs[measure].mean
+                found.append(Verdict(name, comparison.baseline, measure, *ours, seeds, basis))
+    return found
+
+
+Evaluated = Sequence[tuple[StageData, str]]
+"""Students, each with the evaluation that names it."""
+
+
+def _verdict(who: str, baseline: str, measure: str, ours: Evaluated, theirs: Evaluated) -> Verdict:
+    """The difference of means of a measure, with an interval over test items where there can be one."""
+    values = [[stage.students[name][measure] for stage, name in side] for side in (ours, theirs)]
+    means = [sum(side) / len(side) for side in values]
+    difference, basis = MeanInterval(means[0] - means[1]), ""
+    items = _by_item(ours), _by_item(theirs)
+    if measure == PER_ITEM and items[0].keys() == items[1].keys() and len(items[0]) >= MIN_VALUES:
+        difference = mean_interval([items[0][id_] - items[1][id_] for id_ in items[0]])
+        basis = PAIRED_ITEMS.format(count=len(items[0]))
+    else:
+        errors = [stage.students[name].get(f"{measure}_standard_error") for stage, name in (*ours, *theirs)]
+        known = [error for error in errors if error is not None]
+        if len(known) == len(errors):
+            squares = [
+                (error / len(side)) ** 2
+                for side, part in ((ours, known[: len(ours)]), (theirs, known[len(ours) :]))
+                for error in part
+            ]
+            half = NORMAL_95 * math.sqrt(sum(squares))
+            difference = MeanInterval(difference.mean, difference.mean - half, difference.mean + half)
+            basis = UNPAIRED_ITEMS
+    return Verdict(who, baseline, measure, *means, difference, basis)
+
+
+def _by_item(students: Evaluated) -> dict[str, float]:
+    """For each test item the share of students that answer it right; nothing where some have other items."""
+    rights: dict[str, list[bool]] = {}
+    for stage, name in students:
+        for row in stage.answers.get(name, ()):
+            rights.setdefault(str(row["id"]), []).append(bool(row["right"]))
+    if any(len(some) != len(students) for some in rights.values()):
+        return {}
+    return {id_: sum(some) / len(some) for id_, some in rights.items()}
+
+
+def _measures(students: Iterable[Mapping[str, float]]) -> list[str]:
+    """The measures that all have and of which it is known what is better."""
+    students = [*students]
+    return [name for name in HIGHER_IS_BETTER if all(name in numbers for numbers in students)]
