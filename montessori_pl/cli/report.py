@@ -37,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog=PROGRAM,
         allow_abbrev=False,
-        description="Write one HTML page on runs, finished or not: verdicts, figures, pairs, rejections, answers, cost. "
-        "The page needs no network and no file beside it.",
+        description="Write one HTML page on runs, finished or not: verdicts, figures, pairs, rejections, answers, "
+        "cost. The page needs no network and no file beside it.",
     )
     parser.add_argument(
         "runs",
@@ -79,7 +79,13 @@ def _report(options: argparse.Namespace) -> None:
         check_can_draw()
     runs = [read_run_data(root, name) for name, root in zip(_names(given), (root for _, root in given), strict=True)]
     comparison = _comparison(given, options.baseline, options.student)
-    write_atomically(output, write_page(runs, comparison, [*map(read_questions, runs)], options.student))
+    page = write_page(runs, comparison, [*map(read_questions, runs)], options.student)
+    try:
+        write_atomically(output, page)
+    except OSError as error:  # a run directory may be read-only
+        raise CompareError(
+            f"{output} cannot be written ({error.strerror}); choose another file with --output"
+        ) from error
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB on {len(runs)} run{'s' * (len(runs) > 1)}")
     if options.figures is not None:
         _save_figures(runs, comparison, options.figures)

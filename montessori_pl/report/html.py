@@ -7,6 +7,8 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
+from montessori_pl.data.text import printable
+
 
 class Markup(str):
     """HTML, in which all texts are escaped already."""
@@ -23,7 +25,7 @@ def tag(name: str, *content: str, **attributes: object) -> Markup:
         attributes: `class_` stands for `class`, other `_` for `-`; those that are None are left out.
     """
     given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(printable(str(value)))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -31,8 +33,8 @@ def tag(name: str, *content: str, **attributes: object) -> Markup:
 
 
 def joined(content: Iterable[str]) -> Markup:
-    """Texts, which are escaped, and `Markup`, one after another."""
-    return Markup("".join(one if isinstance(one, Markup) else escape(one, quote=False) for one in content))
+    """Texts, which are escaped, and `Markup`, one after another; control characters in texts are spelled out."""
+    return Markup("".join(one if isinstance(one, Markup) else escape(printable(one), quote=False) for one in content))
 
 
 def document(title: str, style: str, body: Markup, script: str = "") -> str:

@@ -26,23 +26,24 @@ def limits(values: Sequence[float], from_zero: bool = False) -> tuple[float, flo
     return (low if from_zero and low == 0 else low - room), (high if from_zero and high == 0 else high + room)
 
 
-def shown(value: float, step: float | None = None) -> str:
-    """A number in few characters, as precise as the distance to the next one asks for.
+def labels(places: Sequence[float]) -> list[str]:
+    """How ticks are written: all of an axis alike, with as many digits as tell them apart."""
+    step = places[1] - places[0] if len(places) > 1 else abs(places[0]) or 1.0
+    largest = max(map(abs, places))
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    if largest and not 1e-3 <= largest < 1e7:
+        power = math.floor(math.log10(largest) + 1e-9)
+        digits = max(0, power - math.floor(math.log10(step) + 1e-9))
+        return [_minus(f"{place / 10.0**power:.{digits}f}e{power}") if place else "0" for place in places]
+    return [_minus(f"{place:,.{digits}f}") if abs(place) > step * 1e-6 else "0" for place in places]
 
-    Args:
-        value: the number.
-        step: distance of the ticks; none shows four significant digits.
-    """
-    if step is None:
-        text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-    elif value == 0 or abs(value) < step * 1e-6:
-        return "0"
-    elif max(abs(value), step) >= 1e-3 and abs(value) < 1e7:
-        text = f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
-    else:
-        digits = max(0, math.floor(math.log10(abs(value))) - math.floor(math.log10(step) + 1e-9))
-        mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
-        text = f"{mantissa}e{int(exponent)}"
+
+def shown(value: float) -> str:
+    """A number alone, in few characters."""
+    return _minus(f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}")
+
+
+def _minus(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 

@@ -7,7 +7,7 @@ from montessori_pl.report.page.histogram import histograms
 from montessori_pl.report.page.run_data import RunData, StageData
 
 MAX_REASONS = 20
-"""So many reasons of a stage are drawn; the others are in the table beside."""
+"""So many reasons of a stage are drawn, the most frequent ones."""
 
 
 def data_figures(run: RunData) -> list[Figure]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from montessori_pl.report.page.figures import Point, Series
 
 NUM_BINS = 40
-TAIL = 0.005
+TAIL = 0.02
 """Part of all values on each side that lies beyond the bins: one outlier would press all others into one bin."""
 
 

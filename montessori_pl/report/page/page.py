@@ -1,12 +1,11 @@
 """The page: verdicts and warnings first, then each run in sections, in one file that needs nothing beside it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from itertools import groupby
 
 import montessori_pl
-from montessori_pl.data.text import printable
 from montessori_pl.report.comparison import RunComparison
 from montessori_pl.report.html import Markup, document, joined, tag
 from montessori_pl.report.page.browsers import browsers, embedded
@@ -45,8 +44,11 @@ def comparison_figures(runs: Sequence[RunData], comparison: RunComparison | None
     """The figures of several runs together; none for one run."""
     if len(runs) < 2:
         return []
-    progress = students_by_progress({run.name: run for run in runs})
-    return [*(group_figures(comparison) if comparison is not None else []), *progress]
+    if comparison is None:
+        return students_by_progress({run.name: [run] for run in runs})
+    by_root = {run.root: run for run in runs}
+    groups = {group.name: [by_root[run.root] for run in group.runs] for group in comparison.groups}
+    return [*group_figures(comparison), *students_by_progress(groups)]
 
 
 def write_page(
@@ -69,19 +71,19 @@ def write_page(
     room = MAX_BYTES - sum(len(section.encode()) for section in (*sections, top))
     lists = [browsers(run, some, max(0, room) // len(runs)) for run, some in zip(runs, questions, strict=True)]
     body = [
-        tag("header", tag("h1", f"Report: {printable(title)}"), _chooser(runs)),
+        tag("header", tag("h1", f"Report: {title}"), _chooser(runs)),
         tag("main", top, *sections),
         tag("footer", f"Written by montessori-pl {montessori_pl.__version__} from run directories alone."),
         Markup(f'<script type="application/json" id="data">{embedded(lists)}</script>'),
     ]
-    return document(f"Report: {printable(title)}", _asset("page.css"), joined(body), _asset("page.js"))
+    return document(f"Report: {title}", _asset("page.css"), joined(body), _asset("page.js"))
 
 
 def _chooser(runs: Sequence[RunData]) -> Markup:
     """A choice among runs, where there are several."""
     if len(runs) == 1:
         return Markup()
-    options = [tag("option", printable(run.name), value=number) for number, run in enumerate(runs)]
+    options = [tag("option", run.name, value=number) for number, run in enumerate(runs)]
     return tag("label", "Run ", tag("select", *options, id="run"), class_="chooser")
 
 
@@ -98,7 +100,7 @@ def _several(runs: Sequence[RunData], comparison: RunComparison | None, student:
     for group in unfinished:
         states = ", ".join(f"{run.root.name}: {run.last_stage or 'none'}" for run in group.unfinished)
         said = f"{group.name}: {len(group.unfinished)} of {len(group.runs)} runs have not finished ({states})."
-        parts.append(tag("p", printable(said), class_="note"))
+        parts.append(tag("p", said, class_="note"))
     parts.append(_figures(comparison_figures(runs, comparison)))
     return tag("section", *parts, class_="all")
 
@@ -111,28 +113,33 @@ def _section_of_run(number: int, run: RunData) -> Markup:
     said = _verdict(verdicts)
     if not verdicts:
         reached = f"; it has reached {', '.join(unfinished)}" if unfinished else ""
-        said = [tag("p", printable(f"No evaluation of two students has finished{reached}."), class_="verdict")]
+        said = [tag("p", f"No evaluation of two students has finished{reached}.", class_="verdict")]
     elif unfinished:
-        said.append(tag("p", printable(f"The run has not finished: {', '.join(unfinished)}."), class_="note"))
+        said.append(tag("p", f"The run has not finished: {', '.join(unfinished)}.", class_="note"))
     seed = f"seed {run.seed}, " if run.seed is not None else ""
-    where = tag("p", f"{seed}{len(run.stages)} stages, ", tag("code", printable(str(run.root))), class_="soft")
-    parts = [
-        tag("h2", printable(run.name)),
-        where,
-        *said,
-        _warnings(run),
-        _part("Students", _figures(found["students"])),
-        _part("Test items", _list(number, "items")),
-        _part("Scores", _figures(found["scores"])),
-        _part("Best and worst examples", _list(number, "scored")),
-        _part("Preference pairs", _list(number, "pairs")),
-        _part("Alignment", _figures(found["alignment"])),
-        _part("Data", _figures(found["data"])),
-        _part("Rejections", _list(number, "rejections")),
-        _part("Timeline and cost", joined([_figures(found["timeline"]), cost_table(run)])),
-        _part("Settings, hashes, versions", _settings(run)),
-    ]
-    return tag("section", *parts, class_="run", id=f"run-{number}")
+    where = tag("p", f"{seed}{len(run.stages)} stages, ", tag("code", str(run.root)), class_="soft")
+
+    def lists(name: str, stages: Iterable[bool]) -> Markup:
+        return _list(number, name) if any(stages) else Markup()
+
+    stages = run.stages.values()
+    parts = {
+        "Students": _figures(found["students"]),
+        "Test items": lists("items", (bool(stage.answers) for stage in stages)),
+        "Scores": _figures(found["scores"]),
+        "Best and worst examples": lists("scored", (bool(stage.scores) for stage in stages)),
+        "Preference pairs": lists("pairs", (bool(stage.pairs) for stage in stages)),
+        "Alignment": _figures(found["alignment"]),
+        "Data": _figures(found["data"]),
+        "Rejections": lists("rejections", (bool(stage.rejections) for stage in stages)),
+        "Timeline and cost": joined([_figures(found["timeline"]), cost_table(run)]),
+        "Settings, hashes, versions": _settings(run),
+    }
+    ids = {title: f"run-{number}-{place}" for place, title in enumerate(parts) if parts[title]}
+    links = [tag("a", title, href=f"#{id_}") for title, id_ in ids.items()]
+    sections = [joined([tag("h3", title, id=id_), parts[title]]) for title, id_ in ids.items()]
+    top = [tag("h2", run.name), where, *said, _warnings(run), tag("nav", *links, aria_label=f"Sections of {run.name}")]
+    return tag("section", *top, *sections, class_="run", id=f"run-{number}")
 
 
 def _verdict(verdicts: Sequence[Verdict]) -> list[Markup]:
@@ -140,18 +147,14 @@ def _verdict(verdicts: Sequence[Verdict]) -> list[Markup]:
     if not verdicts:
         return []
     groups = [[*some] for _, some in groupby(verdicts, key=lambda one: one.who)]
-    said = [tag("p", printable(sentence(some)), class_=f"verdict {some[0].word.replace(' ', '-')}") for some in groups]
+    said = [tag("p", sentence(some), class_=f"verdict {some[0].word.replace(' ', '-')}") for some in groups]
     return [*said, verdict_table(verdicts)]
 
 
 def _warnings(run: RunData) -> Markup:
     if not run.warnings:
         return tag("p", "No warnings.", class_="soft")
-    return tag("ul", *(tag("li", printable(one)) for one in run.warnings), class_="warnings")
-
-
-def _part(title: str, content: Markup) -> Markup:
-    return tag("div", tag("h3", title), content, class_="part") if content else Markup()
+    return tag("ul", *(tag("li", one) for one in run.warnings), class_="warnings")
 
 
 def _list(number: int, name: str) -> Markup:
@@ -168,7 +171,7 @@ def _settings(run: RunData) -> Markup:
     config = run.config[:MAX_CONFIG] + ("\n…" if len(run.config) > MAX_CONFIG else "")
     parts = [tag("p", _versions(run))]
     if config:
-        parts.append(tag("details", tag("summary", "config.yaml"), tag("pre", printable(config))))
+        parts.append(tag("details", tag("summary", "config.yaml"), tag("pre", config)))
     parts.append(tag("details", tag("summary", "Hashes of all artifacts"), hash_table(run)))
     return joined(parts)
 

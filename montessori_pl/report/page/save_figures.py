@@ -1,6 +1,7 @@
 """The figures of the page as PNG, drawn by Matplotlib, and as CSV."""
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +51,10 @@ def _draw(one: Figure, path: Path) -> None:
     height = 3.6 if isinstance(one, Plot) else 1.1 + 0.28 * len(one.rows)
     canvas = Canvas(figsize=(6.4, height), layout="constrained")
     axes = canvas.add_subplot()
-    _draw_plot(one, axes) if isinstance(one, Plot) else _draw_rows(one, axes)
+    if isinstance(one, Plot):
+        _draw_plot(one, axes)
+    else:
+        _draw_rows(one, axes)
     axes.set_title(_plain(one.title), fontsize=10, loc="left")
     axes.set_xlabel(_plain(one.x), fontsize=9)
     axes.tick_params(labelsize=8)
@@ -59,7 +63,9 @@ def _draw(one: Figure, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if len([name for name in series_names(one) if name]) > 1:
         canvas.legend(loc="outside lower left", fontsize=7, ncols=2, frameon=False)
-    canvas.savefig(path, dpi=DOTS_PER_INCH, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font does not have
+        canvas.savefig(path, dpi=DOTS_PER_INCH, metadata={"Software": None})
 
 
 def _draw_plot(plot: Plot, axes: "Axes") -> None:
@@ -76,12 +82,12 @@ def _draw_plot(plot: Plot, axes: "Axes") -> None:
                 axes.vlines(point.x, point.low, point.high, color=colour)
     for guide in plot.guides:
         (axes.axvline if guide.axis == "x" else axes.axhline)(guide.value, color="black", linestyle="--", linewidth=0.8)
-        if guide.label:
-            at = (guide.value, 0.98) if guide.axis == "x" else (0.01, guide.value)
-            frame = axes.get_xaxis_transform() if guide.axis == "x" else axes.get_yaxis_transform()
-            axes.text(
-                *at, f" {_plain(guide.label)}", transform=frame, fontsize=7, va="top" if guide.axis == "x" else "bottom"
-            )
+        if guide.label and guide.axis == "x":
+            where = {"transform": axes.get_xaxis_transform(), "va": "top"}
+            axes.text(guide.value, 0.98, f" {_plain(guide.label)}", fontsize=7, **where)
+        elif guide.label:
+            where = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
+            axes.text(0.01, guide.value, _plain(guide.label), fontsize=7, **where)
     axes.set_ylabel(_plain(plot.y), fontsize=9)
 
 

@@ -21,7 +21,7 @@ def score_figures(run: RunData) -> list[Figure]:
 def unit(stage: StageData) -> str:
     """What the scores of a stage are."""
     method = stage.scores[0].method
-    return "local data influence, nats per token" if INFLUENCE in method else "score"
+    return "influence, nats per token" if INFLUENCE in method else "score"
 
 
 def _distributions(run: RunData) -> list[Figure]:

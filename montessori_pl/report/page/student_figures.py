@@ -1,11 +1,10 @@
 """Figures of students: their numbers below each other, for one run and for several."""
 
-from collections.abc import Iterable
-
 from montessori_pl.report.comparison import MEASURES, STUDENT, RunComparison
 from montessori_pl.report.page.figures import Figure, Row, Rows
 from montessori_pl.report.page.run_data import RunData
 from montessori_pl.report.page.score_figures import NORMAL_95
+from montessori_pl.report.page.verdict import HIGHER_IS_BETTER
 
 UNITS = {"reference_loss": "reference loss, nats per token", "test_loss": "test loss, nats per token"}
 HIDDEN = ("_standard_error", "answers_cut", "judged_rate")
@@ -16,7 +15,8 @@ def student_figures(run: RunData) -> list[Figure]:
     """One for each measure that some evaluation has."""
     names = dict.fromkeys(name for stage in run.evaluated() for numbers in stage.students.values() for name in numbers)
     found: list[Figure] = []
-    for name in (name for name in names if not name.endswith(HIDDEN)):
+    shown = [name for name in names if not name.endswith(HIDDEN)]
+    for name in sorted(shown, key=lambda name: [*HIGHER_IS_BETTER, name].index(name)):
         rows: dict[tuple[str, float], Row] = {}
         for stage in run.evaluated():
             for student, numbers in stage.students.items():

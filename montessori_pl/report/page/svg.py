@@ -3,20 +3,19 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from montessori_pl.data.text import printable
 from montessori_pl.report.html import Markup, joined, tag
-from montessori_pl.report.page.axes import limits, shown, ticks
-from montessori_pl.report.page.figures import Figure, Plot, Row, Rows, Series, series_names
+from montessori_pl.report.page.axes import labels, limits, shown, ticks
+from montessori_pl.report.page.figures import Figure, Guide, Plot, Row, Rows, Series, series_names
 
-WIDTH, HEIGHT = 460, 270
+WIDTH, HEIGHT = 400, 250
 """Of a plot, in units that are pixels where there is room for them: on a telephone, a little less."""
-TOP, RIGHT, BOTTOM, LEFT = 10, 14, 42, 58
+TOP, RIGHT, BOTTOM, LEFT = 10, 14, 44, 60
 ROW = 24
 """Height of a row."""
 NUM_COLOURS = 8
-LABEL = 34
+LABEL = 30
 """Characters of a row's name that are shown before its number; the tooltip and the CSV have all of it."""
-CHARACTER = 6.2
+CHARACTER = 6.6
 """Mean width of a character."""
 
 Scale = Callable[[float], float]
@@ -25,23 +24,24 @@ Scale = Callable[[float], float]
 def figure(one: Figure) -> Markup:
     """A figure with its title, legend and note; readers who do not see it are told its title and numbers."""
     drawn = _plot(one) if isinstance(one, Plot) else _rows(one)
-    names = series_names(one)
-    legend = [
-        tag("li", _swatch(number), printable(name)) for number, name in enumerate(names) if len(names) > 1 or name
-    ]
-    caption = [tag("b", printable(one.title)), *([Markup(" "), printable(one.note)] if one.note else [])]
+    names, dots = series_names(one), one.style in ("points", "dots")
+    legend = [tag("li", _swatch(number, dots), name) for number, name in enumerate(names)]
     return tag(
         "figure",
-        tag("figcaption", *caption),
-        tag("ul", *legend, class_="legend") if legend else "",
+        tag("figcaption", one.title),
+        tag("ul", *legend, class_="legend") if len(names) > 1 else "",
         drawn,
+        tag("p", one.note, class_="soft") if one.note else "",
         class_="wide" if isinstance(one, Rows) and one.style == "bars" else None,
     )
 
 
-def _swatch(number: int) -> Markup:
-    line = tag("line", x1=1, y1=6, x2=23, y2=6, class_=f"line {_colour(number)}")
-    return tag("svg", line, viewBox="0 0 24 12", width=24, height=12, aria_hidden="true")
+def _swatch(number: int, dot: bool) -> Markup:
+    """What a series looks like."""
+    colour = _colour(number)
+    line = tag("line", x1=1, y1=6, x2=23, y2=6, class_=f"line {colour}")
+    mark = tag("circle", cx=12, cy=6, r=4, class_=f"dot {colour}") if dot else line
+    return tag("svg", mark, viewBox="0 0 24 12", width=24, height=12, aria_hidden="true")
 
 
 def _colour(number: int) -> str:
@@ -65,11 +65,20 @@ def _plot(plot: Plot) -> Markup:
         )
         parts.append(tag("line", tag("title", guide.label), class_="guide", **_rounded(ends_of)))
         if guide.label:
-            at = {"x": place + 3, "y": TOP + 10} if guide.axis == "x" else {"x": LEFT + 4, "y": place - 4}
-            parts.append(tag("text", guide.label, class_="guide-label", **_rounded(at)))
+            parts.append(_guide_label(guide, place))
     for number, series in enumerate(plot.series):
         parts += _series(plot, series, _colour(number), x, y)
     return _svg(plot.title, parts, HEIGHT)
+
+
+def _guide_label(guide: Guide, place: float) -> Markup:
+    """The name of a line, on the side on which there is room for it."""
+    if guide.axis == "y":
+        below = place < TOP + 16
+        return tag("text", guide.label, **_rounded({"x": LEFT + 4, "y": place + 12 if below else place - 4}))
+    left = place > WIDTH * 0.7
+    at = _rounded({"x": place - 3 if left else place + 3, "y": TOP + 10})
+    return tag("text", guide.label, text_anchor="end" if left else "start", **at)
 
 
 def _series(plot: Plot, series: Series, colour: str, x: Scale, y: Scale) -> list[Markup]:
@@ -79,7 +88,7 @@ def _series(plot: Plot, series: Series, colour: str, x: Scale, y: Scale) -> list
         path = f"M{x(series.points[0].x):.1f} {base:.1f}"
         for point, following in pairwise(series.points):
             path += f"V{y(point.y):.1f}H{x(following.x):.1f}"
-        title = tag("title", printable(series.name))
+        title = tag("title", series.name)
         return [tag("path", title, d=f"{path}V{base:.1f}", class_=f"line {colour}")]
     if plot.style == "lines":
         path = "".join(
@@ -91,7 +100,7 @@ def _series(plot: Plot, series: Series, colour: str, x: Scale, y: Scale) -> list
             ends = {"x1": x(point.x), "x2": x(point.x), "y1": y(point.low), "y2": y(point.high)}
             parts.append(tag("line", class_=f"error {colour}", **_rounded(ends)))
         said = ": ".join(filter(None, (series.name, point.label))) or plot.title
-        title = tag("title", printable(f"{said} ({shown(point.x)}, {shown(point.y)})"))
+        title = tag("title", f"{said} ({shown(point.x)}, {shown(point.y)})")
         parts.append(
             tag("circle", title, class_=f"dot {colour}", **_rounded({"cx": x(point.x), "cy": y(point.y)}), r=4)
         )
@@ -117,17 +126,17 @@ def _row(rows: Rows, row: Row, colour: str, x: Scale, middle: float, width: floa
     said = f"{row.label}: {shown(row.value - row.start)}"
     if row.low is not None and row.high is not None:
         said += f" [{shown(row.low)}, {shown(row.high)}]"
-    parts = [tag("text", printable(label), class_="row-label", **_rounded({"x": width - 8, "y": middle + 4}))]
+    parts = [tag("text", label, class_="row-label", **_rounded({"x": width - 8, "y": middle + 4}))]
     if rows.style == "bars":
         left, right = sorted((x(row.start), x(row.value)))
         box = {"x": left, "y": middle - 7, "width": max(1.0, right - left), "height": 14}
-        parts.append(tag("rect", tag("title", printable(said)), class_=f"bar {colour}", **_rounded(box)))
+        parts.append(tag("rect", tag("title", said), class_=f"bar {colour}", **_rounded(box)))
         return parts
     if row.low is not None and row.high is not None:
         ends = {"x1": x(row.low), "x2": x(row.high), "y1": middle, "y2": middle}
         parts.append(tag("line", class_=f"error {colour}", **_rounded(ends)))
     place = _rounded({"cx": x(row.value), "cy": middle})
-    parts.append(tag("circle", tag("title", printable(said)), class_=f"dot {colour}", **place, r=5))
+    parts.append(tag("circle", tag("title", said), class_=f"dot {colour}", **place, r=5))
     return parts
 
 
@@ -135,10 +144,9 @@ def _x_axis(ends: tuple[float, float], x: Scale, label: str, height: float, left
     bottom = height - BOTTOM
     parts = []
     places = ticks(*ends)
-    step = places[1] - places[0] if len(places) > 1 else None
-    for place in places:
+    for place, label_of in zip(places, labels(places), strict=True):
         parts.append(tag("line", class_="grid", **_rounded({"x1": x(place), "x2": x(place), "y1": TOP, "y2": bottom})))
-        parts.append(tag("text", shown(place, step), class_="tick-x", **_rounded({"x": x(place), "y": bottom + 15})))
+        parts.append(tag("text", label_of, class_="tick-x", **_rounded({"x": x(place), "y": bottom + 15})))
     middle = _rounded({"x": (left + WIDTH - RIGHT) / 2, "y": height - 8})
     return [*parts, tag("text", label, class_="axis-x", **middle)]
 
@@ -146,11 +154,10 @@ def _x_axis(ends: tuple[float, float], x: Scale, label: str, height: float, left
 def _y_axis(ends: tuple[float, float], y: Scale, label: str) -> list[Markup]:
     parts = []
     places = ticks(*ends)
-    step = places[1] - places[0] if len(places) > 1 else None
-    for place in places:
+    for place, label_of in zip(places, labels(places), strict=True):
         ends_of = {"x1": LEFT, "x2": WIDTH - RIGHT, "y1": y(place), "y2": y(place)}
         parts.append(tag("line", class_="grid", **_rounded(ends_of)))
-        parts.append(tag("text", shown(place, step), class_="tick-y", **_rounded({"x": LEFT - 6, "y": y(place) + 4})))
+        parts.append(tag("text", label_of, class_="tick-y", **_rounded({"x": LEFT - 6, "y": y(place) + 4})))
     middle = (TOP + HEIGHT - BOTTOM) / 2
     return [*parts, tag("text", label, class_="axis-y", transform=f"translate(12 {middle:.1f}) rotate(-90)")]
 
@@ -161,9 +168,7 @@ def _scale(ends: tuple[float, float], first: float, last: float) -> Scale:
 
 
 def _svg(title: str, parts: Sequence[Markup], height: float) -> Markup:
-    return tag(
-        "svg", joined(parts), viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=printable(title), class_="chart"
-    )
+    return tag("svg", joined(parts), viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=title, class_="chart")
 
 
 def _rounded(places: dict[str, float]) -> dict[str, str]:

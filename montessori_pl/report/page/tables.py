@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-from montessori_pl.data.text import printable
 from montessori_pl.report.html import Markup, joined, tag
 from montessori_pl.report.page.axes import shown
 from montessori_pl.report.page.run_data import RunData, StageData
@@ -31,7 +30,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Markup:
                 shown(one.theirs),
             ]
         )
-    names = ("", "measure", "verdict", "difference", "95% interval", "interval over", "value", "baseline's")
+    names = ("who", "measure", "verdict", "difference", "95% interval", "interval over", "value", "baseline's")
     return table(names, rows, numbers={3, 4, 6, 7})
 
 
@@ -43,7 +42,7 @@ def sentence(verdicts: Sequence[Verdict]) -> str:
     measure, ends = one.measure.replace("_", " "), one.difference.ends
     by = f"{_signed(one.difference.mean)}"
     if ends is not None:
-        by += f", 95% interval [{_signed(ends[0])}, {_signed(ends[1])}] {one.basis}"
+        by += f", 95% interval [{_signed(ends[0])}, {_signed(ends[1])}] over {one.basis}"
     if one.word == "unknown":
         return f"{one.who} and {one.baseline} differ in {measure} by {by}; nothing says how far chance goes."
     if one.word == "not told apart":
@@ -53,7 +52,7 @@ def sentence(verdicts: Sequence[Verdict]) -> str:
 
 def cost_table(run: RunData) -> Markup:
     """Time, tokens and money of each stage, and of each record that it left behind."""
-    rows = [_cost(stage) for stage in run.stages.values()]
+    rows = [_cost(run, stage) for stage in run.stages.values()]
     total = sum(stage.seconds for stage in run.stages.values())
     rows.append(["all stages", "", "", shown(round(total, 1)), *[""] * 5])
     names = (
@@ -92,9 +91,7 @@ def table(names: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable
 
     def cells(row: Sequence[str]) -> list[Markup]:
         return [
-            cell
-            if isinstance(cell, Markup)
-            else tag("td", printable(cell), class_="number" if number in aligned else None)
+            cell if isinstance(cell, Markup) else tag("td", cell, class_="number" if number in aligned else None)
             for number, cell in enumerate(row)
         ]
 
@@ -103,8 +100,12 @@ def table(names: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable
     return tag("div", tag("table", head, body), class_="scroll", tabindex=0)
 
 
-def _cost(stage: StageData) -> list[str]:
+def _cost(run: RunData, stage: StageData) -> list[str]:
+    """A row of the table; the records of a training are the examples or the pairs that it read."""
     count = len(stage.examples) or len(stage.scores) or len(stage.pairs) or int(stage.metrics.get("pairs", 0))
+    source = run.stage(stage.reads.get("examples"))
+    if not count and stage.metrics.get("kind") == "student" and source is not None:
+        count = len(source.examples)
     written, read, cost = (stage.metrics.get(name) for name in (TOKENS, "prompt_tokens", "cost"))
     return [
         stage.key,
@@ -120,5 +121,5 @@ def _cost(stage: StageData) -> list[str]:
 
 
 def _signed(value: float) -> str:
-    text = shown(value)
+    text = shown(float(f"{value:.3g}"))
     return text if value < 0 else f"+{text}"

@@ -9,30 +9,37 @@ from montessori_pl.report.page.score_figures import NORMAL_95
 from montessori_pl.synthesis.collapse import HIGHER_IS_WORSE, LOWER_IS_WORSE, CollapseLimits
 
 PAIRS = {
-    "margin": "margin of held-out pairs, nats",
+    "margin": "margin of held-out pairs",
     "reward_accuracy": "share of held-out pairs in the right order",
-    "loss": "loss on held-out pairs, nats",
+    "loss": "loss on held-out pairs",
 }
 """Numbers of an evaluation that have no limit for collapse."""
 QUALITY = {"accuracy": "accuracy", "win_rate": "win rate", "test_loss": "test loss, nats per token"}
 """Numbers of students that are shown against the progress of alignment."""
-UNITS = {"token_entropy": ", nats", "first_word_entropy": ", nats"}
+AXES = {
+    "divergence": "divergence, nats per token",
+    "token_entropy": "entropy, nats",
+    "first_word_entropy": "entropy, nats",
+    "margin": "margin, nats",
+    "loss": "loss, nats",
+}
+"""What the axis says, where it is no share."""
 
 
 def teacher_figures(run: RunData) -> list[Figure]:
     """The monitor's evaluations of each alignment, then students against the progress of alignment."""
     monitored = [figure for stage in run.stages.values() if stage.evaluations for figure in _monitor(stage)]
-    return [*monitored, *students_by_progress({run.name: run})]
+    return [*monitored, *students_by_progress({run.name: [run]})]
 
 
-def students_by_progress(runs: Mapping[str, RunData]) -> list[Figure]:
+def students_by_progress(groups: Mapping[str, Sequence[RunData]]) -> list[Figure]:
     """Students against the optimizer steps by which the teacher of their data had been aligned.
 
     Args:
-        runs: each is a line of its own.
+        groups: runs by the name of what they are shown as.
     """
     found: list[Figure] = []
-    points = {name: _students(run) for name, run in runs.items()}
+    points = {name: [student for run in runs for student in _students(run)] for name, runs in groups.items()}
     for measure, title in QUALITY.items():
         series = [
             Series(name, [_point(one, measure) for one in sorted(students, key=lambda one: one.steps)])
@@ -72,7 +79,7 @@ def _monitor(stage: StageData) -> list[Figure]:
                 name=f"{stage.key.replace('/', '-')}-{name.replace('_', '-')}",
                 title=f"{stage.key}: {title.partition(',')[0]}",
                 x="optimizer steps",
-                y=f"{title}{UNITS.get(name, '')}" if len(title) < 45 else title.rpartition(", ")[2],
+                y=AXES.get(name, "share"),
                 series=[Series("", points)],
                 style="lines",
                 guides=guides,

@@ -3,8 +3,8 @@
 | compared | interval of the difference |
 |---|---|
 | groups of runs, three seeds or more | over seeds, as `compare` takes it |
-| students of runs that answered the same test items | over items, paired |
-| other numbers that have a standard error | over items, unpaired: wider than a paired one where students agree on items |
+| accuracies on the same test items | over items, paired |
+| other numbers with standard errors | over items, unpaired: wider than a paired one where students agree on items |
 """
 
 import math
@@ -20,9 +20,12 @@ HIGHER_IS_BETTER = {"accuracy": True, "win_rate": True, "test_loss": False, "ref
 """The measures of students of which it is known, the most important one first."""
 PER_ITEM = "accuracy"
 """The measure that is the mean of the items' answers."""
-OVER_SEEDS = "over {count} seeds"
-PAIRED_ITEMS = "over {count} test items, paired"
-UNPAIRED_ITEMS = "over items, unpaired"
+PAIRED_SEEDS = "{count} seeds, paired"
+UNPAIRED_SEEDS = "seeds, unpaired"
+PAIRED_ITEMS = "{count} test items, paired"
+UNPAIRED_ITEMS = "items, unpaired"
+Evaluated = Sequence[tuple[StageData, str]]
+"""Students, each with the evaluation that names it."""
 
 
 @dataclass(frozen=True)
@@ -80,50 +83,45 @@ def group_verdicts(comparison: RunComparison, runs: Mapping[str, RunData], stude
         ]
         for group in comparison.groups
     }
+    rival = comparison.baseline
     found = []
     for name, difference in comparison.differences.items():
-        means, theirs = comparison.means[name], comparison.means[comparison.baseline]
-        for measure in HIGHER_IS_BETTER:
-            if measure not in difference.measures:
-                continue
+        for measure in (one for one in HIGHER_IS_BETTER if one in difference.measures):
             seeds = difference.measures[measure]
             if seeds.ends is None:
-                found.append(
-                    _verdict(name, comparison.baseline, measure, evaluated[name], evaluated[comparison.baseline])
-                )
-            else:
-                basis = OVER_SEEDS.format(count=difference.pairs or "other")
-                ours = means[measure].mean, theirs[measure].mean
-                found.append(Verdict(name, comparison.baseline, measure, *ours, seeds, basis))
+                found.append(_verdict(name, rival, measure, evaluated[name], evaluated[rival]))
+                continue
+            means = [comparison.means[group][measure].mean for group in (name, rival)]
+            basis = PAIRED_SEEDS.format(count=difference.pairs) if difference.pairs else UNPAIRED_SEEDS
+            found.append(Verdict(name, rival, measure, *means, seeds, basis))
     return found
-
-
-Evaluated = Sequence[tuple[StageData, str]]
-"""Students, each with the evaluation that names it."""
 
 
 def _verdict(who: str, baseline: str, measure: str, ours: Evaluated, theirs: Evaluated) -> Verdict:
     """The difference of means of a measure, with an interval over test items where there can be one."""
-    values = [[stage.students[name][measure] for stage, name in side] for side in (ours, theirs)]
-    means = [sum(side) / len(side) for side in values]
-    difference, basis = MeanInterval(means[0] - means[1]), ""
+    means = _mean(ours, measure), _mean(theirs, measure)
+    errors = _error(ours, measure), _error(theirs, measure)
     items = _by_item(ours), _by_item(theirs)
+    difference, basis = MeanInterval(means[0] - means[1]), ""
     if measure == PER_ITEM and items[0].keys() == items[1].keys() and len(items[0]) >= MIN_VALUES:
         difference = mean_interval([items[0][id_] - items[1][id_] for id_ in items[0]])
         basis = PAIRED_ITEMS.format(count=len(items[0]))
-    else:
-        errors = [stage.students[name].get(f"{measure}_standard_error") for stage, name in (*ours, *theirs)]
-        known = [error for error in errors if error is not None]
-        if len(known) == len(errors):
-            squares = [
-                (error / len(side)) ** 2
-                for side, part in ((ours, known[: len(ours)]), (theirs, known[len(ours) :]))
-                for error in part
-            ]
-            half = NORMAL_95 * math.sqrt(sum(squares))
-            difference = MeanInterval(difference.mean, difference.mean - half, difference.mean + half)
-            basis = UNPAIRED_ITEMS
+    elif errors[0] is not None and errors[1] is not None:
+        half = NORMAL_95 * math.hypot(errors[0], errors[1])
+        difference = MeanInterval(difference.mean, difference.mean - half, difference.mean + half)
+        basis = UNPAIRED_ITEMS
     return Verdict(who, baseline, measure, *means, difference, basis)
+
+
+def _mean(students: Evaluated, measure: str) -> float:
+    return sum(stage.students[name][measure] for stage, name in students) / len(students)
+
+
+def _error(students: Evaluated, measure: str) -> float | None:
+    """The standard error of the mean over students; at its largest, for all of them answer the same items."""
+    errors = [stage.students[name].get(f"{measure}_standard_error") for stage, name in students]
+    known = [error for error in errors if error is not None]
+    return sum(known) / len(known) if len(known) == len(errors) else None
 
 
 def _by_item(students: Evaluated) -> dict[str, float]:

@@ -2,9 +2,11 @@
 // The lists of the page. All texts are set as text: nothing that a model has written becomes HTML.
 
 const RUNS = JSON.parse(document.getElementById("data").textContent);
-const PER_PAGE = 10;
+const PER_PAGE = 5;
 // Words of two completions are compared up to this length; the time grows with its square.
 const MAX_WORDS = 600;
+// Between words, blanks and each other sign.
+const WORDS = /(\s+|[^\p{L}\p{M}\p{N}_\s])/u;
 
 /** An element with attributes and children; children that are texts become text nodes. */
 function element(name, attributes, ...children) {
@@ -96,7 +98,7 @@ function soft(text) {
 
 /** The words of one text that are not in its longest common subsequence with another, marked. */
 function marked(ours, theirs) {
-  const a = ours.split(/(\s+)/), b = theirs.split(/(\s+)/);
+  const a = ours.split(WORDS), b = theirs.split(WORDS);
   if (a.length > MAX_WORDS || b.length > MAX_WORDS) return written(ours);
   const length = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
   for (let i = a.length - 1; i >= 0; i--) {
@@ -234,9 +236,7 @@ const KINDS = {
 };
 
 for (const place of document.querySelectorAll("[data-list]")) {
-  const found = RUNS[Number(place.dataset.run)][place.dataset.list];
-  if ((found.rows || found).length) KINDS[place.dataset.list](place, found);
-  else place.closest(".part").hidden = true;
+  KINDS[place.dataset.list](place, RUNS[Number(place.dataset.run)][place.dataset.list]);
 }
 
 const chooser = document.getElementById("run");
