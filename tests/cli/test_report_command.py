@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from montessori_pl.__main__ import main
+from montessori_pl.run_directory.fingerprint import with_content
+from montessori_pl.run_directory.run_directory import RunDirectory
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
 from hand_made_runs import HOSTILE, HandMadeRun, write_run
@@ -38,7 +40,7 @@ def test_page_lies_in_the_run_or_here(capsys: pytest.CaptureFixture[str]) -> Non
     assert Path("report.html").read_text() == page, "the same runs give the same page"
 
 
-def test_figures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures() -> None:
     """Names in letters that the font does not have, and with what Matplotlib would read, are no problem."""
     write_run(Path("odd $\\frac"), text=HOSTILE[:300] + "$\\frac 漢字", count=4)
     main(["report", "odd $\\frac", "--figures", "figures"])
@@ -49,11 +51,12 @@ def test_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert (Path("figures") / "timeline.csv").read_text().startswith("series,label,start,value,low,high\n")
 
 
-def test_figures_of_several_runs_lie_apart() -> None:
+def test_figures_of_several_runs_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("montessori_pl.report.page.save_figures._draw", lambda one, path: path.touch())
     for seed, name in enumerate(("a/run", "b/run")):
         write_run(Path(name), seed, lr=seed)
     main(["report", "a/run", "b/run", "--figures", "figures"])
-    assert (Path("figures") / "a_run" / "timeline.csv").exists()
+    assert {path.name for path in (Path("figures") / "a_run").glob("timeline.*")} == {"timeline.csv", "timeline.png"}
     assert (Path("figures") / "runs-accuracy.csv").read_text().splitlines()[1].startswith(",a/run,")
 
 
@@ -83,11 +86,8 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "report.html cannot be written" in said(capsys, "run", "--output", "report.html")
 
 
-def test_questions_are_those_of_the_test_set(capsys: pytest.CaptureFixture[str]) -> None:
+def test_questions_are_those_of_the_test_set() -> None:
     """Found where it is what the run has read, and not where it has changed since."""
-    from montessori_pl.run_directory.fingerprint import with_content
-    from montessori_pl.run_directory.run_directory import RunDirectory
-
     test = Path("test.jsonl")
     test.write_text('{"id": "item-0", "instruction": "what is two and three?", "response": "five"}\n')
     write_run(Path("run"), data={"test": with_content("test.jsonl", test)})
@@ -104,7 +104,7 @@ def test_no_model_is_imported() -> None:
     write_run(Path("run"))
     script = (
         "import sys; from montessori_pl.__main__ import main; main(['report', 'run']); "
-        "print(sorted({'torch', 'transformers', 'lightning', 'matplotlib', 'numpy'} & sys.modules.keys()))"
+        "print(sorted({'torch', 'transformers', 'lightning', 'matplotlib'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -4,10 +4,9 @@ A page holds a bounded number of rows and of bytes. Each list says how many it s
 of them is left out.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from montessori_pl.data.records import Example, Rejection, Score, json_text
@@ -31,18 +30,16 @@ class Budget:
     """Bytes that the rows of a page may take."""
 
     left: int
-    notes: list[str] = field(default_factory=list)
-    """What was left out for want of room."""
 
     def take(self, rows: Sequence[Row], part: float) -> list[Row]:
         """The first rows that fit into a part of what is left; the last ones are dropped."""
         room, kept = int(self.left * part), []
         for row in rows:
-            room -= len(json.dumps(row))
-            if room < 0:
+            size = len(embedded(row).encode())
+            if size > room:
                 break
+            room, self.left = room - size, self.left - size
             kept.append(row)
-        self.left -= sum(len(json.dumps(row)) for row in kept)
         return kept
 
 
