@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--student",
         metavar="NAME",
-        help="With several runs: the student that is compared (default: the last one that was evaluated).",
+        help="The student that is compared (default: the last one that was evaluated).",
     )
     parser.add_argument(
         "--output",
@@ -97,6 +97,8 @@ def _comparison(given: Sequence[tuple[str, Path]], baseline: str, student: str |
     if len(given) == 1:
         if baseline:
             raise CompareError("--baseline compares several runs, and one is given; name the others, too")
+        if student is not None:
+            check_student(student, [read_run(given[0][1], student)])
         return None
     runs = [(name, read_run(root, student)) for name, root in given]
     check_student(student, [run for _, run in runs])

@@ -125,14 +125,14 @@ def _rejections(stage: StageData, budget: Budget) -> Row:
     # One sample of each reason, then a second one: where there is no room, no reason goes without.
     samples = [_spread(by_reason[reason], SAMPLES_OF_REASON) for reason, _ in counts[:MAX_REASONS]]
     rows = [
-        {"reason": printable(one.reason), "detail": short(one.detail), "text": short(one.text), "id": one.id}
+        {"reason": short(one.reason), "detail": short(one.detail), "text": short(one.text), "id": one.id}
         for place in range(SAMPLES_OF_REASON)
         for some in samples
         for one in some[place : place + 1]
     ]
     how = f"up to {SAMPLES_OF_REASON} of each reason"
     listed = _listed(stage, budget.take(rows, 0.3), len(stage.rejections), how)
-    return {**listed, "reasons": [[printable(reason), count] for reason, count in counts]}
+    return {**listed, "reasons": [[short(reason), count] for reason, count in counts[:MAX_REASONS]]}
 
 
 def _items(run: RunData, questions: Mapping[str, tuple[str, str]], budget: Budget) -> Row:

@@ -8,6 +8,8 @@ from montessori_pl.report.page.run_data import RunData, StageData
 
 MAX_REASONS = 20
 """So many reasons of a stage are drawn, the most frequent ones."""
+LONGEST_REASON = 80
+"""Characters of a reason that are drawn."""
 
 
 def data_figures(run: RunData) -> list[Figure]:
@@ -62,7 +64,7 @@ def _rejections(run: RunData) -> list[Figure]:
             name=f"rejections-{stage.key.replace('/', '-')}",
             title=f"Rejected in {stage.key}",
             x="completions",
-            rows=[Row(reason, count) for reason, count in _reasons(stage)[:MAX_REASONS]],
+            rows=[Row(reason[:LONGEST_REASON], count) for reason, count in _reasons(stage)[:MAX_REASONS]],
             style="bars",
             note=f"{len(stage.rejections):,} rejected beside {len(stage.examples):,} accepted.",
         )

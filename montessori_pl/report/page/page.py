@@ -8,7 +8,7 @@ from itertools import groupby
 import montessori_pl
 from montessori_pl.report.comparison import RunComparison
 from montessori_pl.report.html import Markup, document, joined, tag
-from montessori_pl.report.page.browsers import browsers, embedded
+from montessori_pl.report.page.browsers import browsers, embedded, short
 from montessori_pl.report.page.data_figures import data_figures, timeline
 from montessori_pl.report.page.figures import Figure
 from montessori_pl.report.page.run_data import RunData
@@ -21,6 +21,8 @@ from montessori_pl.report.page.verdict import Verdict, group_verdicts, run_verdi
 
 MAX_BYTES = 4_800_000
 """Of a page, by its rows of data; figures and tables are small."""
+MAX_WARNINGS = 50
+"""Warnings of a run that are shown."""
 MAX_CONFIG = 100_000
 """Characters of a configuration that are shown."""
 Questions = Mapping[str, tuple[str, str]]
@@ -66,7 +68,7 @@ def write_page(
         student: the student that is compared; none: the last of each run's last evaluation.
     """
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    sections = [_section_of_run(number, run) for number, run in enumerate(runs)]
+    sections = [_section_of_run(number, run, student) for number, run in enumerate(runs)]
     top = _several(runs, comparison, student) if len(runs) > 1 else Markup()
     room = MAX_BYTES - sum(len(section.encode()) for section in (*sections, top))
     lists = [browsers(run, some, max(0, room) // len(runs)) for run, some in zip(runs, questions, strict=True)]
@@ -105,11 +107,11 @@ def _several(runs: Sequence[RunData], comparison: RunComparison | None, student:
     return tag("section", *parts, class_="all")
 
 
-def _section_of_run(number: int, run: RunData) -> Markup:
+def _section_of_run(number: int, run: RunData, student: str | None) -> Markup:
     """One run, from its verdict to its settings."""
     found = run_figures(run)
     unfinished = [stage.key for stage in run.stages.values() if not stage.finished]
-    verdicts = run_verdicts(run)
+    verdicts = run_verdicts(run, student)
     said = _verdict(verdicts)
     if not verdicts:
         reached = f"; it has reached {', '.join(unfinished)}" if unfinished else ""
@@ -154,7 +156,10 @@ def _verdict(verdicts: Sequence[Verdict]) -> list[Markup]:
 def _warnings(run: RunData) -> Markup:
     if not run.warnings:
         return tag("p", "No warnings.", class_="soft")
-    return tag("ul", *(tag("li", one) for one in run.warnings), class_="warnings")
+    shown = [tag("li", short(one)) for one in run.warnings[:MAX_WARNINGS]]
+    if len(run.warnings) > MAX_WARNINGS:
+        shown.append(tag("li", f"{len(run.warnings) - MAX_WARNINGS:,} more warnings"))
+    return tag("ul", *shown, class_="warnings")
 
 
 def _list(number: int, name: str) -> Markup:

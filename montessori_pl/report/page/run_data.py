@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from montessori_pl.data.records import Example, PreferencePair, Record, Rejection, Score, read_lines, read_records
-from montessori_pl.report.runs import SEED
-from montessori_pl.report.summary import summarize
+from montessori_pl.report.runs import SEED, read_summary
 from montessori_pl.run_directory.run_directory import RunDirectory, open_run
 
 R = TypeVar("R", bound=Record)
@@ -138,9 +137,10 @@ def read_run_data(root: Path, name: str) -> RunData:
 
     Raises:
         RunDirectoryError: it is no run directory, or a file of a finished stage is missing or changed.
+        CompareError: a number is missing.
     """
     run_directory = open_run(root)
-    summary = summarize(root)
+    summary = read_summary(root)
     notes: list[str] = []
     stages = {key: _stage(run_directory, key, notes) for key in run_directory.entries if run_directory.begun(key)}
     config = root / "config.yaml"

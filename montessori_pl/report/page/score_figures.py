@@ -64,7 +64,7 @@ def _means(run: RunData) -> list[Figure]:
 def _diversity_against_scores(run: RunData) -> list[Figure]:
     """For each number of diversity that has a limit: is influence bought with narrower writing?"""
     found: list[Figure] = []
-    stages = [stage for stage in run.scored() if "mean" in stage.metrics and "diversity" in stage.metrics]
+    stages = [stage for stage in run.scored() if _has_mean(stage) and "diversity" in stage.metrics]
     for name in ("token_entropy", "first_word_entropy"):
         series = [
             Series(stage.key, [Point(stage.metrics["diversity"][name], *_interval(stage.metrics), label="mean")])
@@ -81,8 +81,8 @@ def _diversity_against_scores(run: RunData) -> list[Figure]:
                     series=series,
                     style="points",
                     guides=_guard_limits(run, name),
-                    note="With 95% intervals over examples. A guard's limit is drawn as a part of what its whole "
-                    "baseline has; the guard itself compares equally many completions of both.",
+                    note="With 95% intervals over examples. Only scores that one student gave compare. A guard's limit "
+                    "is drawn as a part of what its whole baseline has; the guard compares equally many completions.",
                 )
             )
     return found
@@ -122,10 +122,14 @@ def _described(run: RunData, stages: list[StageData]) -> str:
 
 def _mean(stage: StageData) -> Row:
     values = [score.value for score in stage.scores]
-    if "mean" in stage.metrics:
+    if _has_mean(stage):
         mean, low, high = _interval(stage.metrics)
         return Row(stage.key, mean, low=low, high=high)
     return Row(f"{stage.key} (so far)", sum(values) / len(values))
+
+
+def _has_mean(stage: StageData) -> bool:
+    return {"mean", "standard_error"} <= stage.metrics.keys()
 
 
 def _interval(metrics: Mapping[str, float]) -> tuple[float, float, float]:

@@ -53,16 +53,26 @@ class Verdict:
         return "better" if (self.difference.mean > 0) == HIGHER_IS_BETTER[self.measure] else "worse"
 
 
-def run_verdicts(run: RunData) -> list[Verdict]:
-    """The last student of the last evaluation, beside the first, which is the base in the shipped recipes."""
+def run_verdicts(run: RunData, student: str | None = None) -> list[Verdict]:
+    """A student of the last evaluation beside the base, or where this was not evaluated beside the first student.
+
+    Args:
+        run: what was read.
+        student: its name; none: the last.
+    """
     evaluated = run.evaluated()
     if not evaluated or len(evaluated[-1].students) < 2:
         return []
     evaluation = evaluated[-1]
     names = [*evaluation.students]
-    theirs, ours = ("base" if "base" in names[:-1] else names[0]), names[-1]
+    ours = student if student in names else names[-1]
+    theirs = "base" if "base" in names else names[0]
+    if ours == theirs:
+        return []
+    iterations = {stage.iteration for stage in run.stages.values()}
+    who = ours if iterations == {1} else f"{ours} (iteration {evaluation.iteration})"
     return [
-        _verdict(ours, theirs, measure, [(evaluation, ours)], [(evaluation, theirs)])
+        _verdict(who, theirs, measure, [(evaluation, ours)], [(evaluation, theirs)])
         for measure in _measures([evaluation.students[ours], evaluation.students[theirs]])
     ]
 
