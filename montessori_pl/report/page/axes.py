@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-FEWEST_TICKS, MOST_TICKS = 3, 6
+MOST_TICKS = 6
 
 
 def ticks(low: float, high: float, most: int = MOST_TICKS) -> list[float]:

@@ -4,15 +4,17 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from montessori_pl.report.html import Markup, joined, tag
-from montessori_pl.report.page.axes import labels, limits, shown, ticks
+from montessori_pl.report.page.axes import MOST_TICKS, labels, limits, shown, ticks
 from montessori_pl.report.page.figures import Figure, Guide, Plot, Row, Rows, Series, series_names
 
 WIDTH, HEIGHT = 400, 250
 """Of a plot, in units that are pixels where there is room for them: on a telephone, a little less."""
-TOP, RIGHT, BOTTOM, LEFT = 10, 14, 44, 60
+TOP, RIGHT, BOTTOM, LEFT = 10, 14, 44, 68
 ROW = 24
 """Height of a row."""
 NUM_COLOURS = 8
+TICK = 46
+"""Least distance of two ticks of a horizontal axis, whose labels stand beside each other."""
 LABEL = 30
 """Characters of a row's name that are shown before its number; the tooltip and the CSV have all of it."""
 CHARACTER = 6.6
@@ -24,23 +26,26 @@ Scale = Callable[[float], float]
 def figure(one: Figure) -> Markup:
     """A figure with its title, legend and note; readers who do not see it are told its title and numbers."""
     drawn = _plot(one) if isinstance(one, Plot) else _rows(one)
-    names, dots = series_names(one), one.style in ("points", "dots")
-    legend = [tag("li", _swatch(number, dots), name) for number, name in enumerate(names)]
+    names = series_names(one)
+    legend = [tag("li", _swatch(number, one.style), name) for number, name in enumerate(names)]
     return tag(
         "figure",
         tag("figcaption", one.title),
         tag("ul", *legend, class_="legend") if len(names) > 1 else "",
         drawn,
         tag("p", one.note, class_="soft") if one.note else "",
-        class_="wide" if isinstance(one, Rows) and one.style == "bars" else None,
     )
 
 
-def _swatch(number: int, dot: bool) -> Markup:
+def _swatch(number: int, style: str) -> Markup:
     """What a series looks like."""
     colour = _colour(number)
-    line = tag("line", x1=1, y1=6, x2=23, y2=6, class_=f"line {colour}")
-    mark = tag("circle", cx=12, cy=6, r=4, class_=f"dot {colour}") if dot else line
+    if style == "bars":
+        mark = tag("rect", x=4, y=1, width=16, height=10, class_=f"bar {colour}")
+    elif style in ("points", "dots"):
+        mark = tag("circle", cx=12, cy=6, r=4, class_=f"dot {colour}")
+    else:
+        mark = tag("line", x1=1, y1=6, x2=23, y2=6, class_=f"line {colour}")
     return tag("svg", mark, viewBox="0 0 24 12", width=24, height=12, aria_hidden="true")
 
 
@@ -143,7 +148,7 @@ def _row(rows: Rows, row: Row, colour: str, x: Scale, middle: float, width: floa
 def _x_axis(ends: tuple[float, float], x: Scale, label: str, height: float, left: float = LEFT) -> list[Markup]:
     bottom = height - BOTTOM
     parts = []
-    places = ticks(*ends)
+    places = ticks(*ends, most=max(2, min(MOST_TICKS, int((WIDTH - RIGHT - left) / TICK))))
     for place, label_of in zip(places, labels(places), strict=True):
         parts.append(tag("line", class_="grid", **_rounded({"x1": x(place), "x2": x(place), "y1": TOP, "y2": bottom})))
         parts.append(tag("text", label_of, class_="tick-x", **_rounded({"x": x(place), "y": bottom + 15})))
@@ -159,7 +164,7 @@ def _y_axis(ends: tuple[float, float], y: Scale, label: str) -> list[Markup]:
         parts.append(tag("line", class_="grid", **_rounded(ends_of)))
         parts.append(tag("text", label_of, class_="tick-y", **_rounded({"x": LEFT - 6, "y": y(place) + 4})))
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    return [*parts, tag("text", label, class_="axis-y", transform=f"translate(12 {middle:.1f}) rotate(-90)")]
+    return [*parts, tag("text", label, class_="axis-y", transform=f"translate(11 {middle:.1f}) rotate(-90)")]
 
 
 def _scale(ends: tuple[float, float], first: float, last: float) -> Scale:

@@ -51,7 +51,7 @@ def students_by_progress(groups: Mapping[str, Sequence[RunData]]) -> list[Figure
                 Plot(
                     name=f"alignment-and-{measure.replace('_', '-')}",
                     title=f"Students by their teacher's alignment: {title.partition(',')[0]}",
-                    x="optimizer steps of alignment before the data were written",
+                    x="alignment steps before the data were written",
                     y=title,
                     series=series,
                     style="points",
