@@ -112,17 +112,17 @@ def test_items_that_got_worse(pages: Pages) -> None:
     """From base to trained one item got worse, and two from warm-up to trained got better."""
     pages.tab.open(pages.two)
     items = "#run-0 [data-list=items]"
-    assert pages.text(f"{items} .count") == "8 items, page 1 of 2"
+    assert pages.text(f"{items} .count") == "items: 8, page 1 of 2"
     assert pages.count(f"{items} .row") == 5
     pages.click(f"{items} button:nth-of-type(2)")
-    assert pages.text(f"{items} .count") == "8 items, page 2 of 2"
+    assert pages.text(f"{items} .count") == "items: 8, page 2 of 2"
     assert pages.count(f"{items} .row") == 3
     pages.choose(f"{items} label:nth-of-type(1) select", "worse")
-    assert pages.text(f"{items} .count") == "1 items, page 1 of 1"
+    assert pages.text(f"{items} .count") == "items: 1, page 1 of 1"
     assert "base: right" in pages.text(f"{items} .row")
     pages.choose(f"{items} label:nth-of-type(1) select", "better")
     pages.choose(f"{items} label:nth-of-type(2) select", "warmup")
-    assert pages.text(f"{items} .count") == "2 items, page 1 of 1"
+    assert pages.text(f"{items} .count") == "items: 2, page 1 of 1"
 
 
 def test_pairs_are_searched_and_ordered(pages: Pages) -> None:
@@ -135,15 +135,15 @@ def test_pairs_are_searched_and_ordered(pages: Pages) -> None:
     assert "iteration_1/influence: -2 ± 0.5" in pages.text(f"{pairs} .cell.good")
     search = f"document.querySelector({f'{pairs} input'!r})"
     pages.tab.run(f"{search}.value = 'AGAIN 12<'; {search}.dispatchEvent(new Event('input'))")
-    assert pages.text(f"{pairs} .count") == "1 pairs, page 1 of 1"
+    assert pages.text(f"{pairs} .count") == "pairs: 1, page 1 of 1"
 
 
 def test_rejections_of_a_reason(pages: Pages) -> None:
     pages.tab.open(pages.two)
     place = "#run-0 [data-list=rejections]"
-    assert pages.text(f"{place} .count") == "4 samples, page 1 of 1"
+    assert pages.text(f"{place} .count") == "samples: 4, page 1 of 1"
     pages.choose(f"{place} div .controls label:nth-of-type(1) select", "near duplicate")
-    assert pages.text(f"{place} .count") == "2 samples, page 1 of 1"
+    assert pages.text(f"{place} .count") == "samples: 2, page 1 of 1"
 
 
 def test_runs_are_chosen(pages: Pages) -> None:

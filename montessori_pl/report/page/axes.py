@@ -10,7 +10,7 @@ def ticks(low: float, high: float, most: int = MOST_TICKS) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten between two numbers, not more than asked for."""
     if not high > low:
         return [low]
-    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = 10.0 ** max(-300, math.floor(math.log10((high - low) / most)))
     while _count(low, high, step) > most:
         # 1 -> 2 -> 5 -> 10
         step *= 2.5 if f"{step:e}".startswith("2") else 2

@@ -90,7 +90,7 @@ def _pairs(run: RunData, stage: StageData, budget: Budget) -> Row:
         shots = examples[pair.chosen_id].seed_task_ids if pair.chosen_id in examples else ()
         rows.append(
             {
-                "id": pair.id,
+                "id": printable(pair.id),
                 "prompt": short(pair.prompt),
                 "shots": [printable(shot) for shot in shots],
                 "margin": pair.margin,
@@ -125,7 +125,7 @@ def _rejections(stage: StageData, budget: Budget) -> Row:
     # One sample of each reason, then a second one: where there is no room, no reason goes without.
     samples = [_spread(by_reason[reason], SAMPLES_OF_REASON) for reason, _ in counts[:MAX_REASONS]]
     rows = [
-        {"reason": short(one.reason), "detail": short(one.detail), "text": short(one.text), "id": one.id}
+        {"reason": short(one.reason), "detail": short(one.detail), "text": short(one.text)}
         for place in range(SAMPLES_OF_REASON)
         for some in samples
         for one in some[place : place + 1]
@@ -151,12 +151,12 @@ def _items(run: RunData, questions: Mapping[str, tuple[str, str]], budget: Budge
     names = [*columns]
     ordered = sorted(found.values(), key=lambda item: _changed(item, names), reverse=True)
     rows = budget.take(ordered[:MAX_ITEMS], 0.4)
+    worse = sum(_changed(item, names) == WORSE for item in ordered)
     return {
         "columns": names,
         "rows": rows,
         "total": len(found),
-        "worse": sum(_changed(item, names) == WORSE for item in found.values()),
-        "how": "those that got worse first, then those that got better, then the others",
+        "how": f"the {worse:,} that got worse first, then those that got better, then the others",
     }
 
 

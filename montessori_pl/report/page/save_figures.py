@@ -1,6 +1,7 @@
 """The figures of the page as PNG, drawn by Matplotlib, and as CSV."""
 
 import importlib.util
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ COLOURS = ("#0b6e99", "#c2570c", "#2e7d32", "#8e24aa", "#b8860b", "#c2185b", "#5
 """Those of the page's light theme."""
 DASHES = ("-", "--", ":", "-.")
 DOTS_PER_INCH = 150
+LONGEST_NAME = 100
+"""Characters of a file's name."""
 
 
 class FigureError(ValueError):
@@ -41,8 +44,9 @@ def save_figures(figures: Sequence[Figure], directory: Path) -> None:
     """Write `NAME.png` and `NAME.csv` for each figure into a directory, which is made if it is not there."""
     make_directory(directory)
     for one in figures:
-        write_atomically(directory / f"{one.name}.csv", one.csv())
-        _draw(one, directory / f"{one.name}.png")
+        name = re.sub(r"[^\w.-]", "_", one.name)[:LONGEST_NAME]  # an evaluator may call its measures anything
+        write_atomically(directory / f"{name}.csv", one.csv())
+        _draw(one, directory / f"{name}.png")
 
 
 def _draw(one: Figure, path: Path) -> None:

@@ -24,7 +24,7 @@ Scale = Callable[[float], float]
 
 
 def figure(one: Figure) -> Markup:
-    """A figure with its title, legend and note; readers who do not see it are told its title and numbers."""
+    """A figure with its title, legend and note."""
     drawn = _plot(one) if isinstance(one, Plot) else _rows(one)
     names = series_names(one)
     legend = [tag("li", _swatch(number, one.style), name) for number, name in enumerate(names)]
@@ -73,7 +73,7 @@ def _plot(plot: Plot) -> Markup:
             parts.append(_guide_label(guide, place))
     for number, series in enumerate(plot.series):
         parts += _series(plot, series, _colour(number), x, y)
-    return _svg(plot.title, parts, HEIGHT)
+    return _svg(f"{plot.title}: {plot.y} by {plot.x}", parts, HEIGHT)
 
 
 def _guide_label(guide: Guide, place: float) -> Markup:
@@ -123,7 +123,8 @@ def _rows(rows: Rows) -> Markup:
     parts = _x_axis(x_limits, x, rows.x, height, left=width)
     for number, row in enumerate(rows.rows):
         parts += _row(rows, row, colours.get(row.series, _colour(0)), x, TOP + ROW * number + ROW / 2, width)
-    return _svg(rows.title, parts, height)
+    numbers = "; ".join(f"{row.label} {shown(row.value - row.start)}" for row in rows.rows)
+    return _svg(f"{rows.title}, {rows.x}: {numbers}", parts, height)
 
 
 def _row(rows: Rows, row: Row, colour: str, x: Scale, middle: float, width: float) -> list[Markup]:
@@ -172,8 +173,9 @@ def _scale(ends: tuple[float, float], first: float, last: float) -> Scale:
     return lambda value: first + (value - low) / (high - low) * (last - first)
 
 
-def _svg(title: str, parts: Sequence[Markup], height: float) -> Markup:
-    return tag("svg", joined(parts), viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=title, class_="chart")
+def _svg(said: str, parts: Sequence[Markup], height: float) -> Markup:
+    """A drawing, and what is said of it to those who do not see it."""
+    return tag("svg", joined(parts), viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=said, class_="chart")
 
 
 def _rounded(places: dict[str, float]) -> dict[str, str]:

@@ -53,7 +53,7 @@ function list(place, { rows, total, how, what, show, text, controls = [], keep =
     const pages = Math.max(1, Math.ceil(found.length / PER_PAGE));
     state.page = Math.min(state.page, pages - 1);
     const capped = rows.length < total ? `; this page holds ${rows.length} of ${total}: ${how}` : "";
-    count.textContent = `${found.length} ${what}, page ${state.page + 1} of ${pages}${capped}`;
+    count.textContent = `${what}: ${found.length}, page ${state.page + 1} of ${pages}${capped}`;
     back.disabled = state.page === 0;
     on.disabled = state.page === pages - 1;
     body.replaceChildren(...found.slice(state.page * PER_PAGE, (state.page + 1) * PER_PAGE).map(show));
@@ -163,7 +163,7 @@ function ends(place, found) {
   list(place, {
     ...found,
     total: found.rows.length,
-    what: `rows, of ${found.total} scored examples`,
+    what: `the best and the worst of ${found.total} examples`,
     text: (row) => [row.best, row.worst].map((one) => one ? `${one.instruction}\n${one.response}` : "").join("\n"),
     show: (row) => element("article", { class: "row" },
       element("div", { class: "beside" }, side(row.best, "best"), side(row.worst, "worst"))),
