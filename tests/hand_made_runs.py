@@ -64,7 +64,7 @@ def write_run(root: Path, seed: int = 1, text: str = PLAIN, count: int = 8, warn
     _write_examples(run, "probing_data", "base", text, count, DIVERSITY)
     _write_scores(run, "influence", "probing_data", count, DIVERSITY)
     _write_pairs(run, text, count)
-    _write_alignment(run)
+    _write_alignment(run, text)
     guard = {"baseline": "warmup_data", "limits": {"token_entropy": 0.75}}
     aligned = "iteration_1/aligned_teacher 0"
     _write_examples(run, "training_data", aligned, text, count, NARROWER, warning, guard=guard)
@@ -154,7 +154,7 @@ def _write_pairs(run: HandMadeRun, text: str, count: int) -> None:
     run.finish("iteration_1/preferences", "pairs", pairs=len(pairs), mean_margin=1.0, prompts=4, prompts_with_pairs=4)
 
 
-def _write_alignment(run: HandMadeRun) -> None:
+def _write_alignment(run: HandMadeRun, text: str) -> None:
     inputs = {"pairs": "iteration_1/preferences 0", "teacher": "base"}
     monitor = {"limits": {"divergence": 0.25, "token_entropy": 0.75}}
     directory = run.begin("iteration_1/aligned_teacher", "AlignTeacher", inputs, monitor=monitor)
@@ -165,6 +165,7 @@ def _write_alignment(run: HandMadeRun) -> None:
             "divergence": step / 100,
             "token_entropy": 4.0 - step / 50,
             "beyond": [],
+            "samples": [text],
         }
         for step in (0, 10, 20)
     ]

@@ -86,7 +86,7 @@ def _report(options: argparse.Namespace) -> None:
         raise CompareError(
             f"{output} cannot be written ({error.strerror}); choose another file with --output"
         ) from error
-    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB on {len(runs)} run{'s' * (len(runs) > 1)}")
+    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB on {len(runs)} run{'s' * (len(runs) > 1)}")
     if options.figures is not None:
         _save_figures(runs, comparison, options.figures)
         print(f"{options.figures}: the figures as PNG and CSV")

@@ -81,6 +81,7 @@ def test_hostile_texts_are_texts(pages: Pages) -> None:
         "[data-list=items]",
         "[data-list=scored]",
         "[data-list=pairs]",
+        "[data-list=samples]",
         "[data-list=rejections]",
         ".warnings",
     ):

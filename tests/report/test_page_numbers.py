@@ -161,6 +161,9 @@ class TestFigures:
         used = "".join(f'<td class="number">{value}</td>' for value in ("1,000", "500", "0.2500"))
         assert row.format("training_data", "Synthesize") + per_record + used in html
         assert row.format("trained", "TrainStudent") + per_record in html
+        cells = ["20", "8", "2.5", "3,000", "1,500", "0.7500"]
+        whole = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+        assert f"<td>all stages, by training example</td><td></td><td></td>{whole}" in html
 
     def test_csv_holds_no_formula(self) -> None:
         one = Plot("name", "title", "x", "y", [Series("=1+1", [Point(1, 2, 1.5, 2.5, label="@a")])], "points")

@@ -44,7 +44,7 @@ class Budget:
 
 
 def browsers(run: RunData, questions: Mapping[str, tuple[str, str]], room: int) -> Row:
-    """The lists of a run: `pairs`, `scored`, `rejections`, `items`.
+    """The lists of a run: `items`, `pairs`, `scored`, `samples`, `rejections`.
 
     Args:
         run: what was read.
@@ -56,6 +56,7 @@ def browsers(run: RunData, questions: Mapping[str, tuple[str, str]], room: int) 
         "items": _items(run, questions, budget),
         "pairs": [_pairs(run, stage, budget) for stage in run.stages.values() if stage.pairs],
         "scored": [_ends(run, stage, budget) for stage in run.scored()],
+        "samples": [_samples(stage, budget) for stage in run.stages.values() if stage.evaluations],
         "rejections": [_rejections(stage, budget) for stage in run.stages.values() if stage.rejections],
     }
 
@@ -115,6 +116,15 @@ def _ends(run: RunData, stage: StageData, budget: Budget) -> Row:
         for good, bad in zip(best, [*worst, *[None] * (len(best) - len(worst))], strict=True)
     ]
     return _listed(stage, budget.take(rows, 0.2), len(ordered), "the best and the worst")
+
+
+def _samples(stage: StageData, budget: Budget) -> Row:
+    """What the teacher wrote at each evaluation of the alignment monitor."""
+    rows = [
+        {"step": one["step"], "samples": [short(str(sample)) for sample in one.get("samples", [])]}
+        for one in stage.evaluations
+    ]
+    return _listed(stage, budget.take(rows, 0.1), len(rows), "the first ones")
 
 
 def _rejections(stage: StageData, budget: Budget) -> Row:

@@ -132,6 +132,7 @@ def _section_of_run(number: int, run: RunData, student: str | None) -> Markup:
         "Best and worst examples": lists("scored", (bool(stage.scores) for stage in stages)),
         "Preference pairs": lists("pairs", (bool(stage.pairs) for stage in stages)),
         "Alignment": _figures(found["alignment"]),
+        "What the teacher wrote": lists("samples", (bool(stage.evaluations) for stage in stages)),
         "Data": _figures(found["data"]),
         "Rejections": lists("rejections", (bool(stage.rejections) for stage in stages)),
         "Timeline and cost": joined([_figures(found["timeline"]), cost_table(run)]),

@@ -87,11 +87,11 @@ def _draw_plot(plot: Plot, axes: "Axes") -> None:
     for guide in plot.guides:
         (axes.axvline if guide.axis == "x" else axes.axhline)(guide.value, color="black", linestyle="--", linewidth=0.8)
         if guide.label and guide.axis == "x":
-            where = {"transform": axes.get_xaxis_transform(), "va": "top"}
-            axes.text(guide.value, 0.98, f" {_plain(guide.label)}", fontsize=7, **where)
+            frame = axes.get_xaxis_transform()
+            axes.text(guide.value, 0.98, f" {_plain(guide.label)}", transform=frame, va="top", fontsize=7)
         elif guide.label:
-            where = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
-            axes.text(0.01, guide.value, _plain(guide.label), fontsize=7, **where)
+            frame = axes.get_yaxis_transform()
+            axes.text(0.01, guide.value, _plain(guide.label), transform=frame, va="bottom", fontsize=7)
     axes.set_ylabel(_plain(plot.y), fontsize=9)
 
 

@@ -1,5 +1,7 @@
 """Figures of students: their numbers below each other, for one run and for several."""
 
+from collections.abc import Mapping
+
 from montessori_pl.report.comparison import MEASURES, STUDENT, RunComparison
 from montessori_pl.report.page.figures import Figure, Row, Rows
 from montessori_pl.report.page.run_data import RunData
@@ -59,7 +61,7 @@ def group_figures(comparison: RunComparison) -> list[Figure]:
     return found
 
 
-def _row(key: str, student: str, numbers: dict[str, float], name: str) -> Row:
+def _row(key: str, student: str, numbers: Mapping[str, float], name: str) -> Row:
     error = numbers.get(f"{name}_standard_error")
     half = NORMAL_95 * error if error is not None else None
     value = numbers[name]

@@ -1,6 +1,7 @@
 """Tables of the page: verdicts, what each stage cost, what a run consists of."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from montessori_pl.report.html import Markup, joined, tag
 from montessori_pl.report.page.axes import shown
@@ -51,10 +52,10 @@ def sentence(verdicts: Sequence[Verdict]) -> str:
 
 
 def cost_table(run: RunData) -> Markup:
-    """Time, tokens and money of each stage, and of each record that it left behind."""
-    rows = [_cost(run, stage) for stage in run.stages.values()]
-    total = sum(stage.seconds for stage in run.stages.values())
-    rows.append(["all stages", "", "", shown(round(total, 1)), *[""] * 5])
+    """Time, tokens and money of each stage, and of each record that it left behind or learned from.
+
+    The last row is for all stages together, and their time for each example on which the last student was trained.
+    """
     names = (
         "stage",
         "what",
@@ -66,7 +67,18 @@ def cost_table(run: RunData) -> Markup:
         "tokens written",
         "US dollars",
     )
-    return table(names, rows, numbers=set(range(3, 9)))
+    costs = [_cost(run, stage) for stage in run.stages.values()]
+    evaluated = run.evaluated()
+    data = run.training_data(evaluated[-1], [*evaluated[-1].students][-1]) if evaluated else None
+    whole = _Cost(
+        "all stages, by training example",
+        seconds=sum(cost.seconds for cost in costs),
+        count=len(data.examples) if data is not None else 0,
+        read=_sum(cost.read for cost in costs),
+        written=_sum(cost.written for cost in costs),
+        dollars=_sum(cost.dollars for cost in costs),
+    )
+    return table(names, [cost.cells() for cost in (*costs, whole)], numbers=set(range(3, 9)))
 
 
 def hash_table(run: RunData) -> Markup:
@@ -100,24 +112,57 @@ def table(names: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable
     return tag("div", tag("table", head, body), class_="scroll", tabindex=0)
 
 
-def _cost(run: RunData, stage: StageData) -> list[str]:
-    """A row of the table; the records of a training are the examples or the pairs that it read."""
+@dataclass(frozen=True, kw_only=True)
+class _Cost:
+    """A row of the table of costs."""
+
+    stage: str = field(kw_only=False)
+    what: str = ""
+    state: str = ""
+    seconds: float
+    count: int
+    """Records; 0 where there are none."""
+    read: float | None
+    """Tokens; none where they are not counted, as below."""
+    written: float | None
+    dollars: float | None
+
+    def cells(self) -> list[str]:
+        return [
+            self.stage,
+            self.what,
+            self.state,
+            shown(round(self.seconds, 1)),
+            f"{self.count:,}" if self.count else NOTHING,
+            f"{self.seconds / self.count:.3g}" if self.count else NOTHING,
+            f"{self.read:,.0f}" if self.read is not None else NOTHING,
+            f"{self.written:,.0f}" if self.written is not None else NOTHING,
+            f"{self.dollars:.4f}" if self.dollars is not None else NOTHING,
+        ]
+
+
+def _cost(run: RunData, stage: StageData) -> _Cost:
+    """What a stage cost; the records of a training are the examples or the pairs that it read."""
     count = len(stage.examples) or len(stage.scores) or len(stage.pairs) or int(stage.metrics.get("pairs", 0))
     source = run.stage(stage.reads.get("examples"))
     if not count and stage.metrics.get("kind") == "student" and source is not None:
         count = len(source.examples)
-    written, read, cost = (stage.metrics.get(name) for name in (TOKENS, "prompt_tokens", "cost"))
-    return [
+    return _Cost(
         stage.key,
-        stage.what,
-        "finished" if stage.finished else "interrupted, or going on",
-        shown(round(stage.seconds, 1)),
-        f"{count:,}" if count else NOTHING,
-        f"{stage.seconds / count:.3g}" if count else NOTHING,
-        f"{read:,.0f}" if read is not None else NOTHING,
-        f"{written:,.0f}" if written is not None else NOTHING,
-        f"{cost:.4f}" if cost is not None else NOTHING,
-    ]
+        what=stage.what,
+        state="finished" if stage.finished else "interrupted, or going on",
+        seconds=stage.seconds,
+        count=count,
+        read=stage.metrics.get("prompt_tokens"),
+        written=stage.metrics.get(TOKENS),
+        dollars=stage.metrics.get("cost"),
+    )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum of those that are known; none where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _signed(value: float) -> str:

@@ -101,9 +101,9 @@ def group_verdicts(comparison: RunComparison, runs: Mapping[str, RunData], stude
             if seeds.ends is None:
                 found.append(_verdict(name, rival, measure, evaluated[name], evaluated[rival]))
                 continue
-            means = [comparison.means[group][measure].mean for group in (name, rival)]
+            ours, theirs = (comparison.means[group][measure].mean for group in (name, rival))
             basis = PAIRED_SEEDS.format(count=difference.pairs) if difference.pairs else UNPAIRED_SEEDS
-            found.append(Verdict(name, rival, measure, *means, seeds, basis))
+            found.append(Verdict(name, rival, measure, ours, theirs, seeds, basis))
     return found
 
 

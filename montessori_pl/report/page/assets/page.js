@@ -170,6 +170,16 @@ function ends(place, found) {
   });
 }
 
+function samples(place, found) {
+  list(place, {
+    ...found,
+    what: "evaluations",
+    text: (row) => row.samples.join("\n"),
+    show: (row) => element("article", { class: "row" }, element("h4", {}, `step ${row.step}`),
+      element("div", { class: "beside" }, ...row.samples.map((text) => element("div", { class: "cell" }, written(text))))),
+  });
+}
+
 function rejections(place, found) {
   let reason = "";
   list(place, {
@@ -232,6 +242,7 @@ const KINDS = {
   items: (place, found) => items(place, found),
   pairs: (place, found) => byStage(place, found, pairs),
   scored: (place, found) => byStage(place, found, ends),
+  samples: (place, found) => byStage(place, found, samples),
   rejections: (place, found) => byStage(place, found, rejections),
 };
 
