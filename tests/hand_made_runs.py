@@ -23,12 +23,12 @@ class HandMadeRun:
     """Writes a run, stage by stage, as the program does.
 
     Args:
-        root: the run directory, which is made.
+        root: the run directory, which is made if it is not there.
         settings: of every stage.
     """
 
     def __init__(self, root: Path, **settings: Any) -> None:
-        root.mkdir(parents=True)
+        root.mkdir(parents=True, exist_ok=True)
         self.run_directory = RunDirectory(root)
         self.settings = settings
 

@@ -62,6 +62,20 @@ class TestVerdicts:
         assert loss.difference.ends == pytest.approx((-0.5 - half, -0.5 + half))
         assert (loss.measure, loss.word, loss.basis) == ("test_loss", "better", "items, unpaired")
 
+    def test_an_iteration_beside_the_one_before(self, tmp_path: Path) -> None:
+        """The second student has 4 of 8 items right, the first one had 5."""
+        root = write_run(tmp_path / "run")
+        run = HandMadeRun(root, seed_everything=1)
+        inputs = {"students.base": "base", "students.trained": "iteration_2/trained 0"}
+        run.begin("iteration_2/evaluation", "Evaluate", inputs)
+        students = {"base": {"accuracy": 3 / 8}, "trained": {"accuracy": 4 / 8}}
+        run.finish("iteration_2/evaluation", "report", students=students)
+        verdicts = run_verdicts(read_run_data(root, "run"))
+        assert [(one.who, one.baseline, one.difference.mean) for one in verdicts] == [
+            ("trained (iteration 2)", "base", 1 / 8),
+            ("trained (iteration 2)", "trained (iteration 1)", -1 / 8),
+        ]
+
     @pytest.mark.parametrize(
         ("measure", "low", "high", "word"),
         [

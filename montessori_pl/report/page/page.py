@@ -146,10 +146,10 @@ def _section_of_run(number: int, run: RunData, student: str | None) -> Markup:
 
 
 def _verdict(verdicts: Sequence[Verdict]) -> list[Markup]:
-    """For each group its sentence, then the table of all."""
+    """A sentence for each two that are compared, then the table of all."""
     if not verdicts:
         return []
-    groups = [[*some] for _, some in groupby(verdicts, key=lambda one: one.who)]
+    groups = [[*some] for _, some in groupby(verdicts, key=lambda one: (one.who, one.baseline))]
     said = [tag("p", sentence(some), class_=f"verdict {some[0].word.replace(' ', '-')}") for some in groups]
     return [*said, verdict_table(verdicts)]
 

@@ -22,6 +22,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Markup:
         rows.append(
             [
                 one.who,
+                one.baseline,
                 one.measure.replace("_", " "),
                 tag("td", one.word, class_=f"word {CLASSES.get(one.word, '')}".strip()),
                 _signed(one.difference.mean),
@@ -31,8 +32,18 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Markup:
                 shown(one.theirs),
             ]
         )
-    names = ("who", "measure", "verdict", "difference", "95% interval", "interval over", "value", "baseline's")
-    return table(names, rows, numbers={3, 4, 6, 7})
+    names = (
+        "who",
+        "beside",
+        "measure",
+        "verdict",
+        "difference",
+        "95% interval",
+        "interval over",
+        "value",
+        "baseline's",
+    )
+    return table(names, rows, numbers={4, 5, 7, 8})
 
 
 def sentence(verdicts: Sequence[Verdict]) -> str:

@@ -8,7 +8,7 @@
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from montessori_pl.report.comparison import RunComparison
@@ -56,24 +56,30 @@ class Verdict:
 def run_verdicts(run: RunData, student: str | None = None) -> list[Verdict]:
     """A student of the last evaluation beside the base, or where this was not evaluated beside the first student.
 
+    Then the same beside what the iteration before has made of it.
+
     Args:
         run: what was read.
         student: its name; none: the last.
     """
     evaluated = run.evaluated()
-    if not evaluated or len(evaluated[-1].students) < 2:
+    if not evaluated:
         return []
     evaluation = evaluated[-1]
     names = [*evaluation.students]
     ours = student if student in names else names[-1]
-    theirs = "base" if "base" in names else names[0]
-    if ours == theirs:
-        return []
+    base = "base" if "base" in names else names[0]
+    rivals = {base: (evaluation, base)} if base != ours else {}
+    made = f"students.{ours}"
+    for earlier in evaluated[:-1]:
+        if ours in earlier.students and earlier.reads.get(made) != evaluation.reads.get(made):
+            rivals[f"{ours} (iteration {earlier.iteration})"] = (earlier, ours)
     iterations = {stage.iteration for stage in run.stages.values()}
     who = ours if iterations == {1} else f"{ours} (iteration {evaluation.iteration})"
     return [
-        _verdict(who, theirs, measure, [(evaluation, ours)], [(evaluation, theirs)])
-        for measure in _measures([evaluation.students[ours], evaluation.students[theirs]])
+        _verdict(who, name, measure, [(evaluation, ours)], [rival])
+        for name, rival in rivals.items()
+        for measure in _measures([evaluation.students[ours], rival[0].students[rival[1]]])
     ]
 
 
@@ -145,7 +151,6 @@ def _by_item(students: Evaluated) -> dict[str, float]:
     return {id_: sum(some) / len(some) for id_, some in rights.items()}
 
 
-def _measures(students: Iterable[Mapping[str, float]]) -> list[str]:
+def _measures(students: Sequence[Mapping[str, float]]) -> list[str]:
     """The measures that all have and of which it is known what is better."""
-    students = [*students]
     return [name for name in HIGHER_IS_BETTER if all(name in numbers for numbers in students)]
