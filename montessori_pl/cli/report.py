@@ -93,7 +93,10 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _comparison(given: Sequence[tuple[str, Path]], baseline: str, student: str | None) -> RunComparison | None:
-    """The comparison of several runs; none of one run, and none where no run has finished."""
+    """The comparison of several runs; none of one run, and none where no run has finished.
+
+    The page is for runs that go on, too: a baseline that has not finished is left out.
+    """
     if len(given) == 1:
         if baseline:
             raise CompareError("--baseline compares several runs, and one is given; name the others, too")
@@ -102,9 +105,11 @@ def _comparison(given: Sequence[tuple[str, Path]], baseline: str, student: str |
         return None
     runs = [(name, read_run(root, student)) for name, root in given]
     check_student(student, [run for _, run in runs])
-    if not any(run.students for _, run in runs) and not baseline:
+    groups = form_groups(runs)
+    unfinished = [group.name for group in groups if not group.finished]
+    if len(unfinished) == len(groups):
         return None
-    return compare(form_groups(runs), baseline)
+    return compare(groups, "" if baseline in unfinished else baseline)
 
 
 def _names(given: Sequence[tuple[str, Path]]) -> list[str]:

@@ -90,6 +90,16 @@ def test_no_run_has_finished() -> None:
     assert "No run has finished the evaluation" in Path("report.html").read_text()
 
 
+def test_baseline_has_not_finished() -> None:
+    """The page says so: it is for runs that go on, too."""
+    write_run(Path("ours"))
+    HandMadeRun(Path("theirs"), seed_everything=1).begin("iteration_1/data", "Synthesize", {})
+    main(["report", "ours", "theirs", "--baseline", "theirs"])
+    page = Path("report.html").read_text()
+    assert "There is no baseline that has finished" in page
+    assert "theirs: 1 of 1 runs have not finished (theirs: none)." in page
+
+
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     write_run(Path("run"))
     write_run(Path("other"), seed=2, lr=1)

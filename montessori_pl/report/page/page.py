@@ -96,7 +96,12 @@ def _several(runs: Sequence[RunData], comparison: RunComparison | None, student:
     if comparison is None:
         parts.append(tag("p", "No run has finished the evaluation of its last iteration."))
     elif not comparison.baseline:
-        parts.append(tag("p", "Name a baseline with --baseline to see how far the others are from it."))
+        parts.append(
+            tag(
+                "p",
+                "There is no baseline that has finished; --baseline names the group with which others are compared.",
+            )
+        )
     parts += _verdict(verdicts)
     unfinished = [group for group in comparison.groups if group.unfinished] if comparison is not None else []
     for group in unfinished:
