@@ -306,6 +306,20 @@ class TestRuns:
         with pytest.raises(RunDirectoryError, match=r"influence/scores\.jsonl is not what stage .* wrote"):
             read_run_data(root, "run")
 
+    def test_names_of_ours_with_another_meaning(self, tmp_path: Path) -> None:
+        """Settings and numbers of a plug-in."""
+        run = HandMadeRun(tmp_path / "run", seed_everything=1, data="all")
+        inputs = {"examples": "iteration_1/mine 0", "student": "base", "guard.baseline": "iteration_1/mine 0"}
+        directory = run.begin("iteration_1/mine", "Mine", inputs, guard="dog", monitor=[1], limits=None)
+        append_records(directory / "examples.jsonl", examples("mine", "a", 2))
+        append_records(directory / "scores.jsonl", scores("mine", 2))
+        (directory / "alignment_evaluations.jsonl").write_text('{"step": "first"}\n{"step": 2, "samples": null}\n')
+        odd = {"students": {"a": 1, "b": {"accuracy": "high"}}, "diversity": 3, "monitor": 7, "pairs": ["a"]}
+        run.finish("iteration_1/mine", "mine", **odd, mean=None, standard_error="small", cost="dear")
+        page = write_page([read_run_data(tmp_path / "run", "run")], None, [{}])
+        assert "iteration_1/mine (so far)" not in page
+        assert "<td>Mine</td>" in page
+
     def test_files_of_plugins_that_hold_something_else(self, tmp_path: Path) -> None:
         """They are as they were written, and are left out with a sentence."""
         run = HandMadeRun(tmp_path / "run")

@@ -121,7 +121,7 @@ def _ends(run: RunData, stage: StageData, budget: Budget) -> Row:
 def _samples(stage: StageData, budget: Budget) -> Row:
     """What the teacher wrote at each evaluation of the alignment monitor."""
     rows = [
-        {"step": one["step"], "samples": [short(str(sample)) for sample in one.get("samples", [])]}
+        {"step": one["step"], "samples": [short(str(sample)) for sample in one.get("samples") or []]}
         for one in stage.evaluations
     ]
     return _listed(stage, budget.take(rows, 0.1), len(rows), "the first ones")

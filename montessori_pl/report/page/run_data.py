@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from montessori_pl.data.records import Example, PreferencePair, Record, Rejection, Score, read_lines, read_records
+from montessori_pl.data.text import is_number
 from montessori_pl.report.runs import SEED, read_summary
 from montessori_pl.run_directory.run_directory import RunDirectory, open_run
 
@@ -66,8 +67,27 @@ class StageData:
     @property
     def students(self) -> Mapping[str, Mapping[str, float]]:
         """What an evaluation says of each student; nothing for other stages."""
-        students: Mapping[str, Mapping[str, float]] = self.metrics.get("students", {})
-        return students
+        students = mapping(self.metrics.get("students"))
+        return {name: numbers_of(one) for name, one in students.items()}
+
+    def number(self, name: str) -> float | None:
+        """One of its numbers; none where there is none of this name."""
+        return numbers_of(self.metrics).get(name)
+
+    @property
+    def diversity(self) -> Mapping[str, float]:
+        """How varied its examples are, or those that it scored; nothing where this was not measured."""
+        return numbers_of(self.metrics.get("diversity"))
+
+
+def mapping(value: Any) -> Row:
+    """The value, if it is a mapping, or else an empty one: a plug-in may give a name of ours another meaning."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def numbers_of(value: Any) -> dict[str, float]:
+    """The numbers in a mapping, by name."""
+    return {name: one for name, one in mapping(value).items() if is_number(one)}
 
 
 @dataclass(frozen=True)
@@ -144,7 +164,7 @@ def read_run_data(root: Path, name: str) -> RunData:
     notes: list[str] = []
     stages = {key: _stage(run_directory, key, notes) for key in run_directory.entries if run_directory.begun(key)}
     config = root / "config.yaml"
-    data = [entry.settings["data"] for entry in run_directory.entries.values() if "data" in entry.settings]
+    data = [mapping(entry.settings.get("data")) for entry in run_directory.entries.values()]
     seeds = [entry.settings[SEED] for entry in run_directory.entries.values() if SEED in entry.settings]
     return RunData(
         name=name,
@@ -153,14 +173,14 @@ def read_run_data(root: Path, name: str) -> RunData:
         stages=stages,
         warnings=[*summary["warnings"], *notes],
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
-        test_set=run_directory.facts.get("data", {}).get("test", {}).get("source") or "",
-        pinned_test_set=(data[-1].get("test") if data else None) or "",
+        test_set=mapping(mapping(run_directory.facts.get("data")).get("test")).get("source") or "",
+        pinned_test_set=next((one["test"] for one in reversed(data) if one.get("test")), ""),
     )
 
 
 def _stage(run_directory: RunDirectory, key: str, notes: list[str]) -> StageData:
     entry = run_directory.entries[key]
-    own: Row = entry.settings.get(f"recipe.{key.partition('/')[2]}", {})
+    own = mapping(entry.settings.get(f"recipe.{key.partition('/')[2]}"))
     files = _Files(run_directory, key, notes)
     scores = [one for name in files.parts("scores") for one in files.records(name, Score)]
     return StageData(
@@ -168,7 +188,7 @@ def _stage(run_directory: RunDirectory, key: str, notes: list[str]) -> StageData
         what=str(own.get("class_path", "")).rpartition(".")[2],
         finished=entry.finished,
         seconds=entry.seconds,
-        settings=own.get("init_args", {}),
+        settings=mapping(own.get("init_args")),
         reads=entry.reads,
         metrics=files.metrics(),
         hashes=entry.files,

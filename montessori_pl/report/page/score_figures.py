@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from montessori_pl.report.page.figures import Figure, Guide, Plot, Point, Row, Rows, Series
 from montessori_pl.report.page.histogram import histograms
-from montessori_pl.report.page.run_data import RunData, StageData
+from montessori_pl.report.page.run_data import RunData, StageData, mapping
 from montessori_pl.synthesis.collapse import LOWER_IS_WORSE, CollapseLimits
 
 NORMAL_95 = 1.96
@@ -64,12 +64,12 @@ def _means(run: RunData) -> list[Figure]:
 def _diversity_against_scores(run: RunData) -> list[Figure]:
     """For each number of diversity that has a limit: is influence bought with narrower writing?"""
     found: list[Figure] = []
-    stages = [stage for stage in run.scored() if _has_mean(stage) and "diversity" in stage.metrics]
+    stages = [stage for stage in run.scored() if _has_mean(stage)]
     for name in ("token_entropy", "first_word_entropy"):
         series = [
-            Series(stage.key, [Point(stage.metrics["diversity"][name], *_interval(stage.metrics), label="mean")])
+            Series(stage.key, [Point(stage.diversity[name], *_interval(stage.metrics), label="mean")])
             for stage in stages
-            if name in stage.metrics["diversity"]
+            if name in stage.diversity
         ]
         if series:
             found.append(
@@ -92,11 +92,11 @@ def _guard_limits(run: RunData, name: str) -> list[Guide]:
     """The limits of the guards of a run, each of which refers to a baseline of its iteration."""
     limits: dict[float, Guide] = {}
     for stage in run.stages.values():
-        guard = stage.settings.get("guard") or {}
+        guard = mapping(stage.settings.get("guard"))
         baseline = run.stage(stage.reads.get("guard.baseline"))
-        share = (guard.get("limits") or {}).get(name, getattr(CollapseLimits(), name))
-        if baseline is not None and share is not None and name in baseline.metrics.get("diversity", {}):
-            value = baseline.metrics["diversity"][name] * share
+        share = mapping(guard.get("limits")).get(name, getattr(CollapseLimits(), name))
+        if baseline is not None and share is not None and name in baseline.diversity:
+            value = baseline.diversity[name] * share
             limits.setdefault(value, Guide("x", value, "guard's limit"))
     return [*limits.values()]
 
@@ -125,11 +125,11 @@ def _mean(stage: StageData) -> Row:
     if _has_mean(stage):
         mean, low, high = _interval(stage.metrics)
         return Row(stage.key, mean, low=low, high=high)
-    return Row(f"{stage.key} (so far)", sum(values) / len(values))
+    return Row(stage.key if stage.finished else f"{stage.key} (so far)", sum(values) / len(values))
 
 
 def _has_mean(stage: StageData) -> bool:
-    return {"mean", "standard_error"} <= stage.metrics.keys()
+    return stage.number("mean") is not None and stage.number("standard_error") is not None
 
 
 def _interval(metrics: Mapping[str, float]) -> tuple[float, float, float]:

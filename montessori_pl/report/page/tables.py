@@ -154,7 +154,7 @@ class _Cost:
 
 def _cost(run: RunData, stage: StageData) -> _Cost:
     """What a stage cost; the records of a training are the examples or the pairs that it read."""
-    count = len(stage.examples) or len(stage.scores) or len(stage.pairs) or int(stage.metrics.get("pairs", 0))
+    count = len(stage.examples) or len(stage.scores) or len(stage.pairs) or int(stage.number("pairs") or 0)
     source = run.stage(stage.reads.get("examples"))
     if not count and stage.metrics.get("kind") == "student" and source is not None:
         count = len(source.examples)
@@ -164,9 +164,9 @@ def _cost(run: RunData, stage: StageData) -> _Cost:
         state="finished" if stage.finished else "interrupted, or going on",
         seconds=stage.seconds,
         count=count,
-        read=stage.metrics.get("prompt_tokens"),
-        written=stage.metrics.get(TOKENS),
-        dollars=stage.metrics.get("cost"),
+        read=stage.number("prompt_tokens"),
+        written=stage.number(TOKENS),
+        dollars=stage.number("cost"),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from montessori_pl.report.page.figures import Figure, Guide, Plot, Point, Series
-from montessori_pl.report.page.run_data import Row, RunData, StageData
+from montessori_pl.report.page.run_data import Row, RunData, StageData, mapping, numbers_of
 from montessori_pl.report.page.score_figures import NORMAL_95
 from montessori_pl.synthesis.collapse import HIGHER_IS_WORSE, LOWER_IS_WORSE, CollapseLimits
 
@@ -63,11 +63,12 @@ def students_by_progress(groups: Mapping[str, Sequence[RunData]]) -> list[Figure
 
 
 def _monitor(stage: StageData) -> list[Figure]:
-    monitor = stage.settings.get("monitor") or {}
-    first, chosen = stage.evaluations[0], stage.metrics.get("monitor", {}).get("selected_step")
+    monitor = mapping(stage.settings.get("monitor"))
+    evaluations = [one for one in map(numbers_of, stage.evaluations) if "step" in one]
+    first, chosen = evaluations[0] if evaluations else {}, mapping(stage.metrics.get("monitor")).get("selected_step")
     found: list[Figure] = []
     for name, title in {**HIGHER_IS_WORSE, **LOWER_IS_WORSE, **PAIRS}.items():
-        points = [Point(float(one["step"]), float(one[name])) for one in stage.evaluations if name in one]
+        points = [Point(float(one["step"]), float(one[name])) for one in evaluations if name in one]
         if len(points) < 2:
             continue
         limit = _limit(monitor, name, first)
@@ -92,7 +93,7 @@ def _limit(monitor: Row, name: str, first: Row) -> float | None:
     """Where the monitor steps back: a part of what was measured before the first step, or by how much it may rise."""
     if name == "margin":
         return monitor.get("max_margin")
-    limit = (monitor.get("limits") or {}).get(name, getattr(CollapseLimits(), name, None))
+    limit = mapping(monitor.get("limits")).get(name, getattr(CollapseLimits(), name, None))
     if limit is None or name not in first:
         return None
     return float(first[name] * limit if name in LOWER_IS_WORSE else first[name] + limit)
@@ -122,8 +123,8 @@ def _students(run: RunData) -> Sequence[_Student]:
 
 def _steps(alignment: StageData) -> int:
     """Optimizer steps behind the teacher that was kept."""
-    monitored = alignment.metrics.get("monitor", {}).get("selected_step")
-    return int(monitored if monitored is not None else alignment.metrics.get("steps", 0))
+    monitored = mapping(alignment.metrics.get("monitor")).get("selected_step")
+    return int(monitored if monitored is not None else alignment.number("steps") or 0)
 
 
 def _point(student: _Student, measure: str) -> Point:
