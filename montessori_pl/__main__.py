@@ -6,7 +6,7 @@ from importlib import import_module
 from montessori_pl.cli.common import DEBUG, show_on_any_terminal
 from montessori_pl.processes.stop import STOP
 
-BESIDE = {name: f"montessori_pl.cli.{name}" for name in ("compare", "export", "verify")}
+BESIDE = {name: f"montessori_pl.cli.{name}" for name in ("compare", "export", "report", "verify")}
 """Commands without what `fit` needs, and without the seconds that importing it takes; each module has a `main`."""
 
 

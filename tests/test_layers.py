@@ -15,8 +15,8 @@ PACKAGE = ROOT / "montessori_pl"
 LAYERS = [
     {"bounds", "data", "losses", "processes", "renames", "stats"},
     {"config_errors", "influence", "optim", "pairing", "run_directory"},
-    {"export", "report", "synthesis"},
-    {"classroom"},
+    {"export", "synthesis"},
+    {"classroom", "report"},
     {"batches", "models"},
     {"generation", "routing"},
     {"estimates"},

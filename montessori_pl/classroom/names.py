@@ -1,12 +1,15 @@
 """Names of the embedded classroom beside hub ids and paths: `classroom/teacher`, `classroom@3/seed_tasks[:10]`."""
 
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from montessori_pl import classroom
 
 _CLASSROOM = re.compile(r"(classroom(?:@[^/]*)?/[^\[]*)(\[.*\])?")
+_SET = re.compile(r"classroom(?:@(\d+))?/(seed_tasks|reference|test)(\[.*\])?")
 
 
 def locate(name: str) -> str:
@@ -33,3 +36,14 @@ def with_versions(settings: Any) -> Any:
     if isinstance(settings, str) and (match := _CLASSROOM.fullmatch(settings)):
         return f"{settings} (version {classroom.version(match[1])})"
     return settings
+
+
+def kept(name: str) -> str | None:
+    """What `locate` gives where nothing has to be built for it; none for a set of a world that is not kept here."""
+    match = _SET.fullmatch(name)
+    if match is None:
+        return name
+    # As `classroom` keeps them. The code of this is not there, because on the code there the worlds depend.
+    cache = Path(os.environ.get("MONTESSORI_PL_CACHE") or Path.home() / ".cache" / "montessori-pl")
+    world = cache / f"classroom-{int(match[1] or 0)}-{classroom.version()}"
+    return f"{world / classroom.CONTENTS[match[2]]}{match[3] or ''}" if world.is_dir() else None

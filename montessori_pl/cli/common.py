@@ -66,6 +66,13 @@ def path_argument(argument: str) -> Path:
     return Path(expand_home(argument))
 
 
+def named_run(argument: str) -> tuple[str, Path]:
+    """`NAME=DIR` -> both; a directory that has such a name itself stays one, without a name."""
+    name, equals, directory = argument.partition("=")
+    whole = path_argument(argument)
+    return (name, path_argument(directory)) if equals and not whole.is_dir() else ("", whole)
+
+
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """List `--debug` in the help of a command; who parses is not told of it, because it is no setting."""
     parser.add_argument(DEBUG, action=_Listed, help="Show the Python traceback of an error above its message.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from montessori_pl.cli.common import DEBUG, CommandParser, add_debug, errors_end_in_a_sentence, path_argument
+from montessori_pl.cli.common import DEBUG, CommandParser, add_debug, errors_end_in_a_sentence, named_run, path_argument
 from montessori_pl.report.comparison import compare
 from montessori_pl.report.formats import as_csv, as_markdown, as_text
 from montessori_pl.report.groups import form_groups
@@ -65,8 +65,8 @@ def _compare(options: argparse.Namespace) -> None:
     output: Path | None = options.output
     if output is not None and not output.absolute().parent.is_dir():
         raise CompareError(f"there is no directory {output.parent} to write {output.name} into; make it first")
-    runs = [(name, read_run(root, options.student)) for name, root in map(_named, options.runs)]
-    _check_student(options.student, [run for _, run in runs])
+    runs = [(name, read_run(root, options.student)) for name, root in map(named_run, options.runs)]
+    check_student(options.student, [run for _, run in runs])
     comparison = compare(form_groups(runs), options.baseline)
     if options.format == "csv":
         text = as_csv(comparison)
@@ -80,14 +80,12 @@ def _compare(options: argparse.Namespace) -> None:
         sys.stdout.write(text)
 
 
-def _named(argument: str) -> tuple[str, Path]:
-    """`NAME=DIR` -> both; a directory that has such a name itself stays one."""
-    name, equals, directory = argument.partition("=")
-    whole = path_argument(argument)
-    return (name, path_argument(directory)) if equals and not whole.is_dir() else ("", whole)
+def check_student(student: str | None, runs: Sequence[Run]) -> None:
+    """Refuse a student that no run has evaluated, where some have evaluated any.
 
-
-def _check_student(student: str | None, runs: Sequence[Run]) -> None:
+    Raises:
+        CompareError: there is none of this name; the sentence lists those that there are.
+    """
     known = list(dict.fromkeys(name for run in runs for name in run.students))
     if student is not None and known and student not in known:
         raise CompareError(f"--student names {student!r}, which no run has evaluated; there are: {listed(known)}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from montessori_pl.data.records import Example, PreferencePair, Score, read_records, stable_id
-from montessori_pl.run_directory.manifest import StageEntry
 from montessori_pl.run_directory.run_directory import RunDirectory, listed
 
 METRICS = "metrics.json"
@@ -191,7 +190,7 @@ def _metrics(run_directory: RunDirectory, key: str) -> dict[str, Any]:
 def _stage(run_directory: RunDirectory, key: str) -> FinishedStage:
     directory = run_directory.verify(key)
     entry = run_directory.entries[key]
-    return FinishedStage(key, directory, entry.settings, _reads(entry), _metrics(run_directory, key))
+    return FinishedStage(key, directory, entry.settings, entry.reads, _metrics(run_directory, key))
 
 
 def _records(stage: FinishedStage, kind: str, record: type[Any]) -> list[Any]:
@@ -235,7 +234,7 @@ def _as_input(run_directory: RunDirectory, key: str) -> str:
 def _steps(run_directory: RunDirectory, key: str) -> list[FinishedStep]:
     needed, unread = {key}, [key]
     while unread:
-        read = set(_reads(run_directory.entries[unread.pop()]).values()) & run_directory.entries.keys()
+        read = set(run_directory.entries[unread.pop()].reads.values()) & run_directory.entries.keys()
         unread += read - needed
         needed |= read
     return [_step(run_directory, one) for one in run_directory.entries if one in needed]
@@ -244,9 +243,4 @@ def _steps(run_directory: RunDirectory, key: str) -> list[FinishedStep]:
 def _step(run_directory: RunDirectory, key: str) -> FinishedStep:
     entry = run_directory.entries[key]
     class_path = entry.settings.get(f"recipe.{key.partition('/')[2]}", {}).get("class_path", "")
-    return FinishedStep(key, class_path.rpartition(".")[2], _reads(entry))
-
-
-def _reads(entry: StageEntry) -> dict[str, str]:
-    """The inputs without their digests."""
-    return {setting: read.split(" ")[0] for setting, read in entry.inputs.items()}
+    return FinishedStep(key, class_path.rpartition(".")[2], entry.reads)

@@ -4,23 +4,20 @@ What models write is shown as text: it is escaped in the page, and control chara
 """
 
 from collections.abc import Sequence
-from html import escape
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from montessori_pl.estimates.preview import PreviewedSample, StagePreview
+from montessori_pl.report.html import document, joined, tag
 
 LONGEST = 400
 """Characters of a text on the console; the page has all of it."""
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 110em; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; width: 100%; table-layout: fixed; }
-th, td { border: 1px solid #ccc; padding: .5em; text-align: left; vertical-align: top; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.4 ui-monospace, monospace; margin: 0; }
-.rejected { background: #fdf1f0; } .accepted { background: #f1f8f1; } .note { color: #865400; }
+body { max-width: 110rem; } table { table-layout: fixed; }
+.rejected { background: var(--bad-back); } .accepted { background: var(--good-back); }
 """
 
 
@@ -45,22 +42,20 @@ def print_preview(previews: Sequence[StagePreview], console: Console) -> None:
 
 def preview_page(previews: Sequence[StagePreview], title: str) -> str:
     """The same as HTML, with every text in full."""
-    parts = [f"<h1>{escape(title)}</h1>"]
+    parts = [tag("h1", title)]
     for preview in previews:
-        parts += [f"<h2>{escape(preview.key)}</h2>", f"<p>{escape(preview.verdict())}</p>"]
-        parts += [f'<p class="note">{escape(note)}</p>' for note in preview.notes]
-        parts.append(f"<p>{escape(preview.expectation())}</p>")
+        parts += [tag("h2", preview.key), tag("p", preview.verdict())]
+        parts += [tag("p", note, class_="note") for note in preview.notes]
+        parts.append(tag("p", preview.expectation()))
         names = ("prompt", "completion", "verdict", "instruction", "response")
-        parts.append(f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>")
+        rows = [tag("tr", *(tag("th", name) for name in names))]
         for one in preview.samples:
             verdict = f"{one.reason}\n{one.detail}" if one.reason else "accepted"
             texts = (one.prompt, one.completion, verdict, one.instruction, one.response)
-            cells = "".join(f"<td><pre>{escape(visible(text))}</pre></td>" for text in texts)
-            parts.append(f'<tr class="{"rejected" if one.reason else "accepted"}">{cells}</tr>')
-        parts.append("</table>")
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+            cells = [tag("td", tag("pre", visible(text))) for text in texts]
+            rows.append(tag("tr", *cells, class_="rejected" if one.reason else "accepted"))
+        parts.append(tag("table", *rows))
+    return document(title, _STYLE, joined(parts))
 
 
 def visible(text: str) -> str:

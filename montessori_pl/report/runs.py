@@ -54,10 +54,7 @@ def read_run(root: Path, student: str | None) -> Run:
         CompareError: no stage of it has begun, or a number is missing.
     """
     run_directory = open_run(root)
-    try:
-        summary = summarize(root)
-    except KeyError as error:
-        raise CompareError(f"the metrics of {root} lack {error}; leave it out") from error
+    summary = read_summary(root)
     begun = {key: entry.settings for key, entry in run_directory.entries.items() if run_directory.begun(key)}
     seeds = [settings[SEED] for settings in begun.values() if SEED in settings]
     if not seeds:
@@ -83,6 +80,19 @@ def read_run(root: Path, student: str | None) -> Run:
         warnings=tuple(summary["warnings"]),
         last_stage=finished[-1] if finished else "",
     )
+
+
+def read_summary(root: Path) -> dict[str, Any]:
+    """The summary of a run directory, as `summarize` makes it.
+
+    Raises:
+        RunDirectoryError: the numbers of a stage are missing or changed.
+        CompareError: a number is missing.
+    """
+    try:
+        return summarize(root)
+    except KeyError as error:
+        raise CompareError(f"the metrics of {root} lack {error}; leave it out") from error
 
 
 def _around(summary: dict[str, Any], scored: Sequence[str]) -> dict[str, float]:

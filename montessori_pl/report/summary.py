@@ -98,5 +98,4 @@ def _of_responses(metrics: Mapping[str, Any]) -> dict[str, float]:
 def _source(run_directory: RunDirectory, key: str, setting: str) -> str:
     """The key of the stage that a stage read under this setting; empty where it read none."""
     entry = run_directory.entries.get(key)
-    # An input is a key and a digest; for a base model it is another word, which is nobody's key.
-    return entry.inputs.get(setting, "").split(" ")[0] if entry is not None else ""
+    return entry.reads.get(setting, "") if entry is not None else ""

@@ -31,6 +31,11 @@ class StageEntry:
     seconds: float = 0.0
     """Time spent in the stage, all sessions together."""
 
+    @property
+    def reads(self) -> dict[str, str]:
+        """The inputs without their digests; for a base model another word, which is nobody's key."""
+        return {setting: read.split(" ")[0] for setting, read in self.inputs.items()}
+
 
 def read_manifest(path: Path) -> tuple[dict[str, StageEntry], dict[str, Any]]:
     """The stages by key, and the facts.

@@ -1,0 +1,69 @@
+"""Figures of students: their numbers below each other, for one run and for several."""
+
+from collections.abc import Mapping
+
+from montessori_pl.report.comparison import MEASURES, STUDENT, RunComparison
+from montessori_pl.report.page.figures import Figure, Row, Rows
+from montessori_pl.report.page.run_data import RunData
+from montessori_pl.report.page.score_figures import NORMAL_95
+from montessori_pl.report.page.verdict import HIGHER_IS_BETTER
+
+UNITS = {"reference_loss": "reference loss, nats per token", "test_loss": "test loss, nats per token"}
+HIDDEN = ("_standard_error", "answers_cut", "judged_rate")
+"""Ends of the names of numbers that are about others."""
+
+
+def student_figures(run: RunData) -> list[Figure]:
+    """One for each measure that some evaluation has."""
+    names = dict.fromkeys(name for stage in run.evaluated() for numbers in stage.students.values() for name in numbers)
+    found: list[Figure] = []
+    shown = [name for name in names if not name.endswith(HIDDEN)]
+    for name in sorted(shown, key=lambda name: [*HIGHER_IS_BETTER, name].index(name)):
+        rows: dict[tuple[str, float], Row] = {}
+        for stage in run.evaluated():
+            for student, numbers in stage.students.items():
+                if name in numbers:
+                    # A student that a later iteration evaluates again, such as the base, has the same numbers.
+                    rows.setdefault(
+                        (stage.reads.get(f"students.{student}", student), numbers[name]),
+                        _row(stage.key, student, numbers, name),
+                    )
+        found.append(
+            Rows(
+                name=f"students-{name.replace('_', '-')}",
+                title=f"Students: {name.replace('_', ' ')}",
+                x=UNITS.get(name, name.replace("_", " ")),
+                rows=[*rows.values()],
+                style="dots",
+                note="With 95% intervals over test items, where a standard error is known.",
+            )
+        )
+    return found
+
+
+def group_figures(comparison: RunComparison) -> list[Figure]:
+    """The groups of a comparison, one figure for each measure of students."""
+    found: list[Figure] = []
+    for measure in (one for one in MEASURES if one.section == STUDENT):
+        means = {group.name: comparison.means[group.name].get(measure.name) for group in comparison.groups}
+        rows = [Row(name, mean.mean, low=mean.low, high=mean.high) for name, mean in means.items() if mean is not None]
+        if rows:
+            found.append(
+                Rows(
+                    name=f"runs-{measure.name.replace('_', '-')}",
+                    title=f"Runs: {measure.title}",
+                    x=UNITS.get(measure.name, measure.title),
+                    rows=rows,
+                    style="dots",
+                    note="Means over seeds, with 95% intervals by Student's t from three seeds on.",
+                )
+            )
+    return found
+
+
+def _row(key: str, student: str, numbers: Mapping[str, float], name: str) -> Row:
+    error = numbers.get(f"{name}_standard_error")
+    half = NORMAL_95 * error if error is not None else None
+    value = numbers[name]
+    low, high = (value - half, value + half) if half is not None else (None, None)
+    return Row(f"{student}, {key.partition('/')[0].replace('_', ' ')}", value, low=low, high=high)
