@@ -1,7 +1,8 @@
 """Names of the embedded classroom beside hub ids and paths: `classroom/teacher`, `classroom@3/seed_tasks[:10]`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from montessori_pl import classroom
@@ -33,3 +34,13 @@ def with_versions(settings: Any) -> Any:
     if isinstance(settings, str) and (match := _CLASSROOM.fullmatch(settings)):
         return f"{settings} (version {classroom.version(match[1])})"
     return settings
+
+
+def cached(name: str, build: Callable[[Path], None]) -> Path:
+    """A directory of the classroom's cache that others build as well: by one process, and whole or not at all.
+
+    Args:
+        name: of the directory; what it holds depends on nothing else.
+        build: fills it, while it is empty and has another name.
+    """
+    return classroom._built(name, build)
