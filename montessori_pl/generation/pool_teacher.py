@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from montessori_pl.bounds import Text, checked
-from montessori_pl.classroom.names import locate
 from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.generation.base import GenerationBackend, Price
 from montessori_pl.models.loading import BaseDtype, ModelSource
 from montessori_pl.run_directory.fingerprint import Files
-from montessori_pl.worlds.gguf import gguf_file
+from montessori_pl.worlds.names import backbone_file, locate
 
 
 @checked
@@ -20,7 +19,7 @@ class PoolTeacher:
     """A teacher that only writes."""
 
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ("price", "license")
-    files: ClassVar[Files] = {"backbone": gguf_file, "chat_template": chat_template_file}
+    files: ClassVar[Files] = {"backbone": backbone_file, "chat_template": chat_template_file}
     backbone: Text
     """Hub id, local directory, GGUF file, name of the embedded classroom, or what an endpoint calls the model."""
     adapter: Text | None = None

@@ -12,7 +12,7 @@ from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, load_model, make_trainable
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
-from montessori_pl.worlds.gguf import gguf_file
+from montessori_pl.worlds.names import backbone_file
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,7 +44,7 @@ class LanguageModule(lightning.LightningModule):
         ValueError: all weights are trained, and not in float32.
     """
 
-    files: ClassVar[Files] = {"backbone": gguf_file, "chat_template": chat_template_file}
+    files: ClassVar[Files] = {"backbone": backbone_file, "chat_template": chat_template_file}
 
     def __init__(
         self,

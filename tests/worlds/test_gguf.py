@@ -148,7 +148,7 @@ def test_a_file_is_trained_probed_and_saved_like_any_model(tmp_path: Path) -> No
 def test_the_copy_is_made_once_for_a_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     first = locate_backbone(str(path))
-    moved = shutil.copy(path, tmp_path / "other.gguf")
+    moved = str(shutil.copy(path, tmp_path / "other.gguf"))
     monkeypatch.setattr(gguf, "_convert", lambda *_: pytest.fail("it is converted twice"))
     assert locate_backbone(moved) == first
     monkeypatch.undo()
