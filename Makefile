@@ -1,5 +1,5 @@
-# Two commands on a fresh machine: `make demo` runs the main job on the embedded classroom, `make test` runs the tests.
-# Each makes its environment in .venv, with the versions of constraints.txt, by pip alone.
+# On a fresh machine: `make demo` runs the main job on the embedded classroom, `make test` runs the tests.
+# Each command makes its environment in .venv, with the versions of constraints.txt, by pip alone.
 # `make test-slow` runs the tests that take minutes: the program is killed, stopped and started again, over and over.
 # `make real` runs the method on a real language model; `make test-real` the same in a few minutes, as a test.
 # `make docs` builds the documentation into site/. `make test-vllm` runs the tests that need vLLM, in an environment of
