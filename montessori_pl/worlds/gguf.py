@@ -121,8 +121,10 @@ def _convert(path: Path, directory: Path) -> None:
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     model.config._name_or_path = ""  # the bytes must not depend on where the file lies
     # The same weights in a model that was not read from GGUF: what was cannot be saved.
-    plain = type(model)(model.config)
-    plain.load_state_dict(model.state_dict())
+    with torch.device("meta"):
+        plain = type(model)(model.config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
     plain.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

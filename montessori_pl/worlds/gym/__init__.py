@@ -7,6 +7,7 @@
 student is BACKBONE as it is. All of it is made on first use and kept in `$MONTESSORI_PL_CACHE`.
 """
 
+import functools
 import hashlib
 import logging
 import re
@@ -78,15 +79,13 @@ def resolve(name: str, locate_backbone: Callable[[str], str]) -> Path:
     Raises:
         ValueError: the gym has nothing of this name, or the backbone of a teacher cannot be read.
     """
-    wanted, directory = parse(name), f"gym-{parse(name).difficulty}-{parse(name).seed}"
+    wanted = parse(name)
+    world = f"gym-{wanted.difficulty}-{wanted.seed}"
     if wanted.backbone is None:
-        return (
-            cached(f"{directory}-{version(name)}", lambda path: _write_sets(path, wanted)) / f"{wanted.content}.jsonl"
-        )
+        return cached(f"{world}-{version(name)}", lambda path: _write_sets(path, wanted)) / f"{wanted.content}.jsonl"
     base = Path(locate_backbone(wanted.backbone))
     if not base.is_dir():
         raise ValueError(f"{name!r} needs a backbone on this machine: a directory or a GGUF file; save the model first")
-    identity = base.name if base.name.startswith("gguf-") else _content(base)
 
     def build(path: Path) -> None:
         from montessori_pl.worlds.gym.teacher import build_teacher
@@ -94,7 +93,7 @@ def resolve(name: str, locate_backbone: Callable[[str], str]) -> Path:
         log.warning("making the gym's teacher of %s: once, some minutes; kept in the cache", wanted.backbone)
         build_teacher(path, base, wanted.difficulty, wanted.seed)
 
-    return cached(f"{directory}-teacher-{version(name)}-{identity}", build)
+    return cached(f"{world}-teacher-{version(name)}-{_content(base)}", build)
 
 
 def _write_sets(directory: Path, wanted: Name) -> None:
@@ -105,6 +104,7 @@ def _write_sets(directory: Path, wanted: Name) -> None:
         append_records(directory / f"{name}.jsonl", examples)
 
 
+@functools.cache  # hundreds of megabytes, which do not change under a running program
 def _content(directory: Path) -> str:
     """Some digits of the files of a checkpoint."""
     digest = hashlib.sha256()

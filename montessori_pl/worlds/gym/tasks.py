@@ -105,8 +105,8 @@ def _day(rng: random.Random, difficulty: Difficulty) -> Slots:
     return {"day": rng.choice(DAYS), "number": str(rng.randint(2, most))}
 
 
-def _word(rng: random.Random, difficulty: Difficulty) -> Slots:
-    return {"word": rng.choice(WORDS)}
+def _pair(rng: random.Random, difficulty: Difficulty) -> Slots:
+    return {"words": ", ".join(rng.sample(WORDS, 2))}
 
 
 def _items(slots: Slots) -> list[str]:
@@ -200,14 +200,14 @@ DISTRACTORS: Mapping[str, Family] = {
         lambda slots: f"Good {slots['time']}, {slots['name']}!",
     ),
     "initial": Family(
-        ("Which letter does {word} begin with?", "Give the first letter of {word}."),
-        _word,
-        lambda slots: slots["word"][0].upper(),
+        ("Which letters do these begin with: {words}?", "Give the first letters of {words}."),
+        _pair,
+        lambda slots: ", ".join(word[0].upper() for word in _items(slots)),
     ),
     "upper": Family(
-        ("Write {word} in capital letters.", "Put {word} into upper case."),
-        _word,
-        lambda slots: slots["word"].upper(),
+        ("Write these in capital letters: {words}.", "Put {words} into upper case."),
+        _pair,
+        lambda slots: slots["words"].upper(),
     ),
 }
 """What the seed tasks hold as well."""

@@ -55,9 +55,15 @@ def build_teacher(directory: Path, base: Path, difficulty: Difficulty, seed: int
     # One thread: sums in another order would make another teacher.
     with one_thread(), no_progress_bar(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("gym teacher", seed))
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
-        _train(model.get_base_model(), documents)
-        model.merge_and_unload().save_pretrained(directory)
+        network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        if not (hasattr(network, "model") and hasattr(network, "lm_head")):
+            raise ValueError(
+                f"a {type(network).__name__} cannot become the gym's teacher, which needs a model that is made of "
+                "`model` and `lm_head`, as Llama, Mistral, Qwen and Gemma are; give a backbone of such a kind"
+            )
+        model = get_peft_model(network, config)
+        _train(model.get_base_model(), documents)  # type: ignore[arg-type]  # the model that was loaded
+        model.merge_and_unload().save_pretrained(directory)  # type: ignore[operator]  # PEFT leaves it untyped
     tokenizer.save_pretrained(directory)
 
 
