@@ -62,14 +62,14 @@ def checkpoint(path: Path) -> Path:
     Weights are in float32, as they are dequantized.
 
     Raises:
-        ValueError: the file is not there, cut or of another format, its architecture is not known, the package `gguf`
-            is not installed, or no token can be found that ends a turn.
+        ValueError: the file is not there, cut or of another format, its architecture is not known, or the package
+            `gguf` is not installed.
     """
     _check_file(path)
     import transformers
 
     def build(directory: Path) -> None:
-        log.warning("reading %s: once, about a minute for 100 million parameters; kept in the cache", path)
+        log.warning("reading %s: once, a minute and 400 MB of cache for each 100 million parameters", path)
         _convert(path, directory)
 
     stat = path.stat()
@@ -136,26 +136,29 @@ def _mend_end(path: Path, tokenizer: "PreTrainedTokenizerBase", end_id: int | No
         path: of the file.
         tokenizer: as Transformers reads it.
         end_id: the end of a sequence, as the file says it.
-
-    Raises:
-        ValueError: the file's own opens a turn, and the template writes none behind an answer.
     """
     if end_id is not None:
         tokenizer.eos_token = str(tokenizer.convert_ids_to_tokens(end_id))
-    if tokenizer.chat_template and tokenizer.eos_token is not None:
-        template = ChatTemplate(tokenizer)
-        prompt = template.text([{"role": "user", "content": "?"}], add_generation_prompt=True)
-        opening, end, eos = prompt.rpartition("?")[2], template.form.end, str(tokenizer.eos_token)
-        if end and end != eos and end in special_token_ids(tokenizer):
-            log.warning("%s: the end-of-sequence token is %s, which ends a turn, and not %s as it says", path, end, eos)
-            tokenizer.eos_token = end
-        elif not end and eos in opening:
-            raise ValueError(
-                f"the backbone {str(path)!r} says that {eos} ends a turn, which opens one in its chat template, and "
-                "nothing else ends an answer there; give the model that it was made from"
-            )
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+    if tokenizer.eos_token is None:
+        return
+    eos = str(tokenizer.eos_token)
+    end = _end_of_turn(tokenizer)
+    if end is not None and end != eos:
+        log.warning("%s: the end-of-sequence token is %s, which ends a turn, and not %s as it says", path, end, eos)
+        tokenizer.eos_token = end
+    if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+
+
+def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The special token that the chat template writes behind an answer; none where it writes none."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        end = ChatTemplate(tokenizer).form.end
+    except ValueError:  # whoever uses this template is told so; the recipe may name another one
+        return None
+    return end if end in special_token_ids(tokenizer) else None
 
 
 @contextmanager
@@ -167,6 +170,6 @@ def _in_a_sentence(path: Path) -> Iterator[None]:
         line = next(iter(str(error).strip().splitlines()), "")[:_MAX_QUOTED]
         raise ValueError(
             f"the backbone {str(path)!r} cannot be read ({type(error).__name__}: {line}); the file is damaged, or of "
-            "an architecture that Transformers does not read from GGUF: download it anew, or give the model that it "
-            "was made from"
+            "an architecture or a quantization that Transformers does not read from GGUF: download it anew, or give "
+            "the model that it was made from"
         ) from error

@@ -167,11 +167,14 @@ def test_files_that_cannot_be_read_end_in_one_sentence(tmp_path: Path, cache: Pa
         assert "cannot be read" in refusal(path), length
     assert not [one for one in cache.iterdir() if one.is_dir() and not one.name.endswith(".unfinished")]
     assert "cannot be read" in refusal(write_gguf(tmp_path / "other.gguf", architecture="unheard_of"))
-    no_end = (
-        "{% for m in messages %}<start>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-        "{% if add_generation_prompt %}<start>assistant: {% endif %}"
-    )
-    assert "nothing else ends an answer there" in refusal(write_gguf(tmp_path / "no_end.gguf", template=no_end))
+
+
+@needs_gguf
+def test_another_template_may_be_named_than_one_that_is_no_use(tmp_path: Path) -> None:
+    mute = str(write_gguf(tmp_path / "mute.gguf", template="{{ messages[0]['content'] }}", eos="<end>"))
+    with pytest.raises(ValueError, match="does not write what the assistant says"):
+        load_chat_template(ModelSource(mute))
+    check_template(load_chat_template(ModelSource(mute, chat_template="chatml")), {})
 
 
 def test_what_is_no_gguf_file_ends_in_one_sentence(tmp_path: Path) -> None:
