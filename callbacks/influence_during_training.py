@@ -10,12 +10,12 @@ from torch import Tensor
 from montessori_pl.batches.collate import collate
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.bounds import Count, PositiveInt, Text, checked
-from montessori_pl.classroom.names import locate
 from montessori_pl.data.formats import read_examples
 from montessori_pl.influence import AdamW, InfluenceScorer, Method
 from montessori_pl.losses import IGNORED
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.models.student import StudentModule
+from montessori_pl.worlds.names import locate
 
 
 @checked

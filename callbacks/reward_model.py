@@ -10,7 +10,6 @@ from torch import Tensor
 from montessori_pl.batches.collate import pad
 from montessori_pl.batches.samplers import chunks
 from montessori_pl.bounds import PositiveInt, Text
-from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score
 from montessori_pl.estimates.estimate import StageEstimate
@@ -26,6 +25,7 @@ from montessori_pl.models.student import StudentModule
 from montessori_pl.signals.base import one_pass
 from montessori_pl.signals.scalar import Columns, ScalarSignal
 from montessori_pl.signals.scoring_data import ScoringData
+from montessori_pl.worlds.names import locate_backbone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -136,7 +136,7 @@ def load_reward_model(
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    location = locate(name)
+    location = locate_backbone(name)
     check_files(name, location)
     with errors_in_a_sentence(name, "reward model"):
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)

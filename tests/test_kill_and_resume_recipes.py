@@ -62,6 +62,7 @@ ELSEWHERE = {
     "iter2.yaml": [],  # the stages of iter1
     "llm2llm.yaml": test_llm2llm.MOMENTS,
     "real_text.yaml": [],  # which test_real_text.py runs: the stages of iter1, and one of llm2llm
+    "smollm2.yaml": [],  # which test_smollm2.py runs: the stages of iter1
     "recorded_teachers.yaml": test_recorded_teachers.MOMENTS,
     "accumulate.yaml": test_accumulate.MOMENTS,
 }

@@ -17,6 +17,7 @@ LAYERS = [
     {"config_errors", "influence", "optim", "pairing", "run_directory"},
     {"export", "synthesis"},
     {"classroom", "report"},
+    {"worlds"},
     {"batches", "models"},
     {"generation", "routing"},
     {"estimates"},

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from montessori_pl.bounds import Text, checked
-from montessori_pl.classroom.names import in_classroom, locate
 from montessori_pl.data.formats import LoadedSource, load_source, source_path
 from montessori_pl.data.records import Example
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.synthesis.contamination import ContaminationIndex, normalized
+from montessori_pl.worlds.names import in_world, locate
 
 ROLES = ("seed_tasks", "reference", "test")
 """What the sources are for."""
@@ -20,8 +20,8 @@ have a template in common, and nothing stops the run; synthesis is stricter, bec
 
 
 def source_file(source: str) -> Path | None:
-    """The file or directory that a source of examples names; none for a set of the classroom, which has a version."""
-    return None if in_classroom(source) else source_path(source)
+    """The file or directory that a source of examples names; none for a set of a world, which has a version."""
+    return None if in_world(source) else source_path(source)
 
 
 @checked
@@ -31,8 +31,8 @@ class DataSources:
 
     files: ClassVar[Files] = {"seed_tasks": source_file, "reference": source_file, "test": source_file}
     seed_tasks: Text
-    """Examples whose instructions are shown to the teacher as shots: a name of the classroom, a file (JSON lines,
-    JSON, CSV, Parquet), or a directory of a Hugging Face dataset; `[a:b]` behind it takes rows a to b."""
+    """Examples whose instructions are shown to the teacher as shots: a set of the classroom or the gym, a file (JSON
+    lines, JSON, CSV, Parquet), or a directory of a Hugging Face dataset; `[a:b]` behind it takes rows a to b."""
     reference: Text
     """The reference set, on which influence is measured."""
     test: Text | None = None

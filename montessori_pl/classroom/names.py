@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +47,13 @@ def kept(name: str) -> str | None:
     cache = Path(os.environ.get("MONTESSORI_PL_CACHE") or Path.home() / ".cache" / "montessori-pl")
     world = cache / f"classroom-{int(match[1] or 0)}-{classroom.version()}"
     return f"{world / classroom.CONTENTS[match[2]]}{match[3] or ''}" if world.is_dir() else None
+
+
+def cached(name: str, build: Callable[[Path], None]) -> Path:
+    """A directory of the classroom's cache that others build as well: by one process, and whole or not at all.
+
+    Args:
+        name: of the directory; what it holds depends on nothing else.
+        build: fills it, while it is empty and has another name.
+    """
+    return classroom._built(name, build)

@@ -24,7 +24,6 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.bounds import Bounds, PositiveInt, Text
-from montessori_pl.classroom.names import with_versions
 from montessori_pl.cli.common import (
     DEBUG,
     PrintableFormatter,
@@ -62,6 +61,7 @@ from montessori_pl.run_directory.fingerprint import pinned
 from montessori_pl.run_directory.progress import ConsoleDisplay
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.stages import Stage
+from montessori_pl.worlds.names import with_versions
 
 PROGRAM = "python -m montessori_pl"
 ABOUT = "Teachers learn to write the training data from which a student model learns most."

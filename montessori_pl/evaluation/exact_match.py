@@ -81,7 +81,9 @@ class ExactMatch(Evaluator):
     ) -> dict[str, float]:
         """`accuracy` with its standard error, and `answers_cut`, the share of items whose answer was cut."""
         test = data.read("test")
-        answers = self._answers(test, student, backend)
+        return self._metrics(test, self._answers(test, student, backend))
+
+    def _metrics(self, test: Sequence[Example], answers: Sequence[ItemAnswer]) -> dict[str, float]:
         accuracy = sum(one.right for one in answers) / len(test)
         return {
             "accuracy": accuracy,

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from montessori_pl.bounds import Text, checked
-from montessori_pl.classroom.names import locate
 from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.generation.base import GenerationBackend, Price
 from montessori_pl.models.loading import BaseDtype, ModelSource
 from montessori_pl.run_directory.fingerprint import Files
+from montessori_pl.worlds.names import backbone_file, locate
 
 
 @checked
@@ -19,9 +19,9 @@ class PoolTeacher:
     """A teacher that only writes."""
 
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ("price", "license")
-    files: ClassVar[Files] = {"chat_template": chat_template_file}
+    files: ClassVar[Files] = {"backbone": backbone_file, "chat_template": chat_template_file}
     backbone: Text
-    """Hub id, local directory, name of the embedded classroom, or what an endpoint calls the model."""
+    """Hub id, local directory, GGUF file, name of the embedded classroom, or what an endpoint calls the model."""
     adapter: Text | None = None
     """A LoRA adapter on the backbone: a local directory, or a name of the classroom."""
     chat_template: Text = "auto"

@@ -35,17 +35,10 @@ def check_files(backbone: str, location: str) -> None:
         location: hub id or local path.
 
     Raises:
-        ValueError: it is a file, an adapter, holds GGUF files only or no configuration, or its weights are cut, missing
-            or quantized without a word in the configuration.
+        ValueError: it is a file, an adapter, holds no configuration, or its weights are cut, missing or quantized
+            without a word in the configuration.
     """
     path = Path(location)
-    holds_gguf = path.is_dir() and not (path / CONFIG).exists() and any(path.glob("*.gguf"))
-    if path.suffix.lower() == ".gguf" or holds_gguf:
-        raise ValueError(
-            f"the backbone {backbone!r} is GGUF, a format for inference: quantized weights, which are neither trained "
-            "nor measured here; give the model that it was made from (a hub id, or a directory with config.json and "
-            "safetensors)"
-        )
     if path.is_file():
         raise ValueError(
             f"the backbone {backbone!r} is a file; give the directory that holds it together with config.json and the "
@@ -151,8 +144,8 @@ def errors_in_a_sentence(backbone: str, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(
-            f"no {what} for the backbone {backbone!r}: give a hub id, a local directory, classroom/teacher or "
-            f"classroom/student ({_first_line(error)})"
+            f"no {what} for the backbone {backbone!r}: give a hub id, a local directory, a GGUF file, "
+            f"classroom/teacher or classroom/student ({_first_line(error)})"
         ) from error
     except ImportError as error:
         raise ValueError(

@@ -47,7 +47,7 @@ class DPOModule(LanguageModule):
     was there before, kept frozen beside the one that is trained; where all weights are trained, a frozen copy of them.
 
     Args:
-        backbone: hub id, local directory, or a name of the embedded classroom.
+        backbone: hub id, local directory, GGUF file, or a name of the embedded classroom.
         lora: the adapter that is trained; null trains all weights.
         beta: strength of the pull towards the reference policy.
         loss_type: `sigmoid` is DPO's; `sigmoid` with label smoothing (cDPO), `robust` and `ipo` trust the pairs less

@@ -12,6 +12,7 @@ from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, load_model, make_trainable
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
+from montessori_pl.worlds.names import backbone_file
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,7 +32,7 @@ class LanguageModule(lightning.LightningModule):
     Building the module costs nothing: the model is loaded by `configure_model`, when Lightning knows the device.
 
     Args:
-        backbone: hub id, local directory, or a name of the embedded classroom.
+        backbone: hub id, local directory, GGUF file, or a name of the embedded classroom.
         lora: the adapter; none trains all weights.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
         chat_template_kwargs: what the chat template is told apart from the messages, as by `apply_chat_template`, for
@@ -43,7 +44,7 @@ class LanguageModule(lightning.LightningModule):
         ValueError: all weights are trained, and not in float32.
     """
 
-    files: ClassVar[Files] = {"chat_template": chat_template_file}
+    files: ClassVar[Files] = {"backbone": backbone_file, "chat_template": chat_template_file}
 
     def __init__(
         self,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from montessori_pl.bounds import Bounds, NonNegativeInt, NotEmpty, Text, Texts, checked
-from montessori_pl.classroom.names import locate
 from montessori_pl.data.chat_template import ChatTemplate, LossOn
 from montessori_pl.models.backbones import (
     ADAPTER_CONFIG,
@@ -21,6 +20,7 @@ from montessori_pl.models.backbones import (
 )
 from montessori_pl.models.text import freeze_what_text_does_not_pass, modules_without_text
 from montessori_pl.run_directory.atomic import directory_written_atomically
+from montessori_pl.worlds.names import locate_backbone
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -71,7 +71,7 @@ class ModelSource:
     """A model that can be loaded: a backbone, and what a stage has trained on top of it."""
 
     backbone: Text
-    """Hub id, local directory, or a name of the embedded classroom such as `classroom/teacher`."""
+    """Hub id, local directory, GGUF file, or a name of the embedded classroom such as `classroom/teacher`."""
     weights: Path | None = None
     """Directory of a LoRA adapter, or of a whole fine-tuned model; none for the backbone as it is."""
     chat_template: Text = "auto"
@@ -94,7 +94,7 @@ def load_tokenizer(backbone: str, trust_remote_code: bool = False) -> "PreTraine
     """
     from transformers import AutoTokenizer
 
-    location = locate(backbone)
+    location = locate_backbone(backbone)
     check_files(backbone, location)
     with errors_in_a_sentence(backbone, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
@@ -144,7 +144,7 @@ def load_config(source: ModelSource) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     with errors_in_a_sentence(source.backbone, "model"):
-        return AutoConfig.from_pretrained(locate(source.backbone), trust_remote_code=source.trust_remote_code)
+        return AutoConfig.from_pretrained(locate_backbone(source.backbone), trust_remote_code=source.trust_remote_code)
 
 
 def load_model(
@@ -241,7 +241,7 @@ def move_to(device: "str | device", model: M) -> M:
 def base_location(source: ModelSource) -> str:
     """Where the whole weights lie: those of the fine-tuned model, or those of the backbone under an adapter."""
     whole = source.weights is not None and not holds_adapter(source.weights)
-    return str(source.weights) if whole else locate(source.backbone)
+    return str(source.weights) if whole else locate_backbone(source.backbone)
 
 
 def holds_adapter(weights: Path) -> bool:

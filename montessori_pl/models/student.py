@@ -19,7 +19,8 @@ class StudentModule(LanguageModule):
     """Learns to answer instructions; the loss is taken on response tokens and their end tokens only.
 
     Args:
-        backbone: the student's base model: hub id, local directory, or a name of the embedded classroom.
+        backbone: the student's base model: hub id, local directory, GGUF file, or a name of the embedded
+            classroom.
         lora: the adapter that is trained; null trains all weights.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
         chat_template_kwargs: what the chat template is told apart from the messages, as by `apply_chat_template`, for

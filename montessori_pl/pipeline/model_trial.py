@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from montessori_pl.batches.collate import collate
-from montessori_pl.classroom.names import with_versions
 from montessori_pl.data.records import Message, stable_id
 from montessori_pl.influence import (
     AdamW,
@@ -41,6 +40,7 @@ from montessori_pl.pipeline.runner import Runner
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.signals.base import SignalCallback
 from montessori_pl.stages.base import Kind
+from montessori_pl.worlds.names import with_versions
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 from montessori_pl.batches.sources import source_file
 from montessori_pl.bounds import Text
-from montessori_pl.classroom.names import locate
 from montessori_pl.data.formats import LoadedSource, load_source
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate, real
@@ -13,6 +12,7 @@ from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, Kind, Stage, StageContext
 from montessori_pl.synthesis.diversity import diversity_metrics
 from montessori_pl.synthesis.repetition import TeacherRepetition
+from montessori_pl.worlds.names import locate
 
 
 class RecordedExamples(Stage):

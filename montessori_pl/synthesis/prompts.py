@@ -21,6 +21,7 @@ TEMPLATES = {
         "The instruction:\n"
         "{shots}"
     ),
+    "new_task": "Here are some tasks.\n\n{shots}\n\nWrite one new task.",
     "self_instruct": (
         "Below are examples of instructions that people give to an assistant. Write one new instruction of your own.\n"
         "\n"

@@ -65,12 +65,7 @@ def test_an_adapter_is_no_backbone(backbone: Path, tmp_path: Path) -> None:
     assert "is a PEFT adapter" in refusal(ModelSource(str(adapter)))
 
 
-def test_gguf_and_other_files_are_no_backbones(backbone: Path, tmp_path: Path) -> None:
-    file = tmp_path / "gguf" / "model-Q4_K_M.gguf"
-    file.parent.mkdir()
-    file.write_bytes(b"GGUF")
-    for path in (file, file.parent):
-        assert "is GGUF, a format for inference" in refusal(ModelSource(str(path)))
+def test_a_file_of_weights_is_no_backbone(backbone: Path) -> None:
     assert "is a file; give the directory" in refusal(ModelSource(str(backbone / "model.safetensors")))
 
 

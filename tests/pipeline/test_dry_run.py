@@ -28,9 +28,11 @@ from montessori_pl.stages.training.alignment_monitor import AlignmentMonitor
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(
-    path.name for path in CONFIGS.glob("*.yaml") if path.name not in ("real_text.yaml", "recorded_teachers.yaml")
+    path.name
+    for path in CONFIGS.glob("*.yaml")
+    if path.name not in ("real_text.yaml", "recorded_teachers.yaml", "smollm2.yaml")
 )
-"""Without the recipes whose data do not come with the program."""
+"""Without the recipes whose data or models do not come with the program."""
 PLUGIN = '''
 from montessori_pl.stages import Kind, Stage, StageContext
 

@@ -1,0 +1,95 @@
+"""Makes a teacher of the gym: a language model that learns in minutes to write its tasks and to answer them.
+
+The model reads tasks of all families, each drawn as often as any other, with right answers, and requests for a new task
+with some shots and the task that is written then. So it writes evenly: half of what it writes are distractors.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from montessori_pl.classroom.build import backward, no_progress_bar, one_thread
+from montessori_pl.data.chat_template import ChatTemplate, Rendered
+from montessori_pl.data.records import Message, stable_seed
+from montessori_pl.synthesis.prompts import TEMPLATES, fill
+from montessori_pl.worlds.gym.sets import draw_sets, new_task
+from montessori_pl.worlds.gym.tasks import FAMILIES, Difficulty
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+NUM_STEPS = 80
+"""Optimizer steps."""
+DOCUMENTS_PER_STEP = 12
+"""Documents in one optimizer step; one in four is a task that is written."""
+NUM_SHOTS = 2
+"""Tasks that a request shows."""
+RANK = 16
+"""Rank of the adapter, which is scaled by 2."""
+LR = 1e-3
+"""Peak learning rate of AdamW."""
+
+
+def build_teacher(directory: Path, base: Path, difficulty: Difficulty, seed: int) -> None:
+    """Write a whole model, the base with what it has learned, into an empty directory.
+
+    The same base, difficulty and seed give the same weights. Neither the global random state nor the number of threads
+    is changed.
+
+    Args:
+        directory: where to.
+        base: a checkpoint with a chat template.
+        difficulty: of the tasks.
+        seed: of the world.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    documents = _documents(ChatTemplate(tokenizer), difficulty, seed)
+    config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
+    # One thread: sums in another order would make another teacher.
+    with one_thread(), no_progress_bar(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed("gym teacher", seed))
+        network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        if not (hasattr(network, "model") and hasattr(network, "lm_head")):
+            raise ValueError(
+                f"a {type(network).__name__} cannot become the gym's teacher, which needs a model that is made of "
+                "`model` and `lm_head`, as Llama, Mistral, Qwen and Gemma are; give a backbone of such a kind"
+            )
+        model = get_peft_model(network, config)
+        _train(model.get_base_model(), documents)  # type: ignore[arg-type]  # the model that was loaded
+        model.merge_and_unload().save_pretrained(directory)  # type: ignore[operator]  # PEFT leaves it untyped
+    tokenizer.save_pretrained(directory)
+
+
+def _documents(chat_template: ChatTemplate, difficulty: Difficulty, seed: int) -> Iterator[Rendered]:
+    """Endless reading: three answers to one task that is written; nothing of the reference or the test set."""
+    rng = random.Random(stable_seed("gym teacher", difficulty, seed))
+    sets = draw_sets(difficulty, seed)
+    held_out = {example.instruction for name in ("reference", "test") for example in sets[name]}
+    families = list(FAMILIES)
+    for number in itertools.count():
+        question, answer = new_task(rng, rng.choice(families), difficulty, held_out)
+        if number % 4 == 3:
+            shots = [new_task(rng, rng.choice(families), difficulty, held_out)[0] for _ in range(NUM_SHOTS)]
+            question, answer = fill(TEMPLATES["new_task"], "\n\n".join(shots)), question
+        messages: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        yield chat_template.render(messages)
+
+
+def _train(model: "LlamaForCausalLM", documents: Iterator[Rendered]) -> None:
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=LR, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 5, 2 - 2 * step / NUM_STEPS)
+    )
+    model.train()
+    for _ in range(NUM_STEPS):
+        backward(model, list(itertools.islice(documents, DOCUMENTS_PER_STEP)))
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
