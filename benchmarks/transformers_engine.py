@@ -10,12 +10,12 @@ The same requests are completed, in one run and by the same seeds, by
            ended, `TopPLogitsWarper` sorts the vocabulary, and there is noise for all of it
 
 which draw the same tokens, so that the completions are compared one by one. In each round the two come in random
-order. A *ratio* is the median over rounds of the ratios within a round, by the clock and by the CPU time of the process,
-which other work on the machine disturbs less; the first round warms up and is not counted.
+order. A *ratio* is the median over rounds of the ratios within a round, by the clock and by CPU time, which other work on
+the machine disturbs less; the first round warms up and is not counted.
 
 The model is made on the spot: random weights in the shape of SmolLM2-135M (30 layers, width 576, 49,152 tokens), whose
-logits are spread as those of trained models are, so that a nucleus has tens of tokens. It never ends a completion by
-itself; with a trained model, `--ends` keeps the completions' own ends.
+logits are spread as those of trained models are, so that a nucleus has tens of tokens. It hardly ever ends a completion
+by itself; a trained model does, and then the rows that have ended are not computed any more.
 
     samples  long prompts of 600 tokens, four samples of each
     single   short prompts, one sample of each
@@ -88,7 +88,7 @@ class StopAtText(StoppingCriteria):
         self.chat_template, self.stops, self.prompt_length = chat_template, stops, prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        texts = [self.chat_template.tokenizer.decode(row) for row in input_ids[:, self.prompt_length :].tolist()]
+        texts = [self.chat_template.decode(row)[0] for row in input_ids[:, self.prompt_length :].tolist()]
         return torch.tensor([bool(stop) and stop in text for stop, text in zip(self.stops, texts, strict=True)])
 
 
@@ -115,9 +115,7 @@ class PlainGeneration:
                 completions[index] = decoded(self.chat_template, row, len(prompts[index]), requests[index])
         return [completions[index] for index in range(len(requests))]
 
-    def _rows(
-        self, prompts: Sequence[list[int]], requests: Sequence[Request], sampling: Sampling
-    ) -> list[list[int]]:
+    def _rows(self, prompts: Sequence[list[int]], requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
         (end_id,) = {self.chat_template.open_turn(request.messages).end_id for request in requests}
         pad_id = self.chat_template.tokenizer.pad_token_id
         batch = pad(prompts, pad_id, side="left")
@@ -204,10 +202,14 @@ def compare(
     tokens = sum(one.num_tokens for one in completions["ours"])
     speed = tokens / statistics.median(mine[0] for mine in taken["ours"][1:])
     same = sum(mine == theirs for mine, theirs in zip(completions["ours"], completions["plain"], strict=True))
-    return f"{speed:5.0f} tokens/s" + "".join(
-        f"   x plain by {kind}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-        for kind, values in zip(("clock", "CPU"), zip(*ratios, strict=True), strict=True)
-    ) + f"   same completions: {same} of {len(requests)}"
+    return (
+        f"{speed:5.0f} tokens/s"
+        + "".join(
+            f"   x plain by {kind}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+            for kind, values in zip(("clock", "CPU"), zip(*ratios, strict=True), strict=True)
+        )
+        + f"   same completions: {same} of {len(requests)}"
+    )
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The loop that decodes a batch, in the place of Transformers' own: prompts are computed once, and rows leave at their end.
+"""The loop that decodes a batch, in the place of Transformers' own: prompts are computed once, and ended rows leave.
 
 `generate` prepares a model's inputs and its cache, and hands them to the loop (its argument `custom_generate`). Samples
 of one prompt then share what the model has computed of it: the cache is repeated, and their first token is drawn from
@@ -35,7 +35,7 @@ SELECTABLE_LAYERS = (
     *(DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, LinearAttentionLayer),
     *(LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer),
 )
-"""Layers of a cache that hold nothing of a row but tensors that `reorder_cache` selects; a model's own may hold more."""
+"""Layers of a cache that hold nothing of a row but tensors which `reorder_cache` selects; others may hold more."""
 
 
 class Decoder:
@@ -116,10 +116,11 @@ class Decoder:
         """Whether its last token ends a completion; where exactly it does is found when it is decoded."""
         if completion[-1] == self.end_id:
             return True
+        if not request.stop:
+            return False
         # A token is a character at least, but for parts of one: the last tokens hold the text if they complete it.
-        return bool(request.stop) and request.stop in self.chat_template.tokenizer.decode(
-            completion[-2 * len(request.stop) :]
-        )
+        tail, turn = completion[-2 * len(request.stop) :], self.chat_template.open_turn(request.messages)
+        return request.stop in self.chat_template.decode(tail, turn)[0]
 
 
 def selects_rows(model: torch.nn.Module, device: torch.device) -> bool:
@@ -146,7 +147,7 @@ def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], **how: Any) 
 
 
 def _select(inputs: dict[str, Any], rows: Sequence[int], device: torch.device) -> None:
-    """Put these rows in the place of all in what the model is given: masks and positions (..., rows, T), and the cache."""
+    """Put these rows in the place of all in what the model is given: masks and positions (..., B, T), and the cache."""
     index = torch.tensor(list(rows), device=device)
     for name, value in inputs.items():
         if isinstance(value, Cache):
