@@ -10,8 +10,8 @@ The same requests are completed, in one run and by the same seeds, by
            ended, `TopPLogitsWarper` sorts the vocabulary, and there is noise for all of it
 
 which draw the same tokens, so that the completions are compared one by one. In each round the two come in random
-order. A *ratio* is the median over rounds of the ratios within a round, by the clock and by CPU time, which other work on
-the machine disturbs less; the first round warms up and is not counted.
+order. A *ratio* is the median over rounds of the ratios within a round, by the clock and by CPU time, which other work
+on the machine disturbs less; the first round warms up and is not counted.
 
 The model is made on the spot: random weights in the shape of SmolLM2-135M (30 layers, width 576, 49,152 tokens), whose
 logits are spread as those of trained models are, so that a nucleus has tens of tokens. It hardly ever ends a completion

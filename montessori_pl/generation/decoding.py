@@ -60,7 +60,8 @@ class Decoder:
         selects_rows: bool,
     ) -> None:
         self.chat_template, self.requests, self.sampling, self.end_id = chat_template, requests, sampling, end_id
-        self.prompt_of, self.selects_rows = prompt_of, selects_rows
+        self.prompt_of, self.selects_rows = list(prompt_of), selects_rows
+        self.turns = [chat_template.open_turn(request.messages) if request.stop else None for request in requests]
 
     def __call__(
         self,
@@ -88,18 +89,16 @@ class Decoder:
         ended, rows = [False] * len(self.requests), list(range(len(self.requests)))
         completions: list[list[int]] = [[] for _ in self.requests]
         length = input_ids.shape[1]
-        output = _forward(model, input_ids, inputs, is_first_iteration=True)
-        inputs = model._update_model_kwargs_for_generation(output, inputs)
-        logits = output.logits[:, -1]
-        if list(self.prompt_of) != rows:
-            input_ids, logits = input_ids[list(self.prompt_of)], logits[list(self.prompt_of)]
+        logits, inputs = _forward(model, input_ids, inputs, is_first_iteration=True)
+        if self.prompt_of != rows:
+            input_ids, logits = input_ids[self.prompt_of], logits[self.prompt_of]
             _select(inputs, self.prompt_of, input_ids.device)
         with model._optimize_model_for_decode():
             while True:
                 tokens = draws.next_tokens(logits, input_ids[:, length:])
                 for row, token in zip(rows, tokens.tolist(), strict=True):
                     completions[row].append(token)
-                    ended[row] = ended[row] or self._ends(self.requests[row], completions[row])
+                    ended[row] = ended[row] or self._ends(row, completions[row])
                 if all(ended) or len(completions[rows[0]]) == self.sampling.max_tokens:
                     return completions
                 input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
@@ -108,19 +107,15 @@ class Decoder:
                     rows, input_ids = [rows[place] for place in going], input_ids[going]
                     draws.keep(going)
                     _select(inputs, going, input_ids.device)
-                output = _forward(model, input_ids, inputs, next_sequence_length=1)
-                inputs = model._update_model_kwargs_for_generation(output, inputs)
-                logits = output.logits[:, -1]
+                logits, inputs = _forward(model, input_ids, inputs, next_sequence_length=1)
 
-    def _ends(self, request: Request, completion: Sequence[int]) -> bool:
+    def _ends(self, row: int, completion: Sequence[int]) -> bool:
         """Whether its last token ends a completion; where exactly it does is found when it is decoded."""
-        if completion[-1] == self.end_id:
-            return True
-        if not request.stop:
-            return False
+        stop = self.requests[row].stop
+        if completion[-1] == self.end_id or not stop:
+            return completion[-1] == self.end_id
         # A token is a character at least, but for parts of one: the last tokens hold the text if they complete it.
-        tail, turn = completion[-2 * len(request.stop) :], self.chat_template.open_turn(request.messages)
-        return request.stop in self.chat_template.decode(tail, turn)[0]
+        return stop in self.chat_template.decode(completion[-2 * len(stop) :], self.turns[row])[0]
 
 
 def selects_rows(model: torch.nn.Module, device: torch.device) -> bool:
@@ -129,7 +124,7 @@ def selects_rows(model: torch.nn.Module, device: torch.device) -> bool:
     One token is put through it, to see the cache: every layer must keep its state there, in a form that is known.
     """
     output = model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=True)
-    cache = output.get("past_key_values", output.get("cache_params"))
+    cache = getattr(output, "past_key_values", getattr(output, "cache_params", None))
     return type(cache) is DynamicCache and all(
         type(layer) in SELECTABLE_LAYERS and _holds_state(layer) for layer in cache.layers
     )
@@ -142,13 +137,16 @@ def _holds_state(layer: Any) -> bool:
     return linear or getattr(layer, "is_initialized", False)
 
 
-def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], **how: Any) -> Any:
-    return model(**model.prepare_inputs_for_generation(input_ids, **how, **inputs), return_dict=True)
+def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], **how: Any) -> tuple[Tensor, dict[str, Any]]:
+    """The logits of the next token, (B, V) in float32, and what the model is given beside at the next call."""
+    output = model(**model.prepare_inputs_for_generation(input_ids, **how, **inputs), return_dict=True)
+    inputs = model._update_model_kwargs_for_generation(output, inputs)
+    return output.logits[:, -1].to(torch.float32, copy=True), inputs  # a view would keep those of the whole prompt
 
 
 def _select(inputs: dict[str, Any], rows: Sequence[int], device: torch.device) -> None:
     """Put these rows in the place of all in what the model is given: masks and positions (..., B, T), and the cache."""
-    index = torch.tensor(list(rows), device=device)
+    index = torch.tensor(rows, device=device)
     for name, value in inputs.items():
         if isinstance(value, Cache):
             value.reorder_cache(index)

@@ -40,7 +40,7 @@ class SeededDraws:
         """Draw.
 
         Args:
-            logits: of the next token, shape (B, V).
+            logits: of the next token, shape (B, V), in float32.
             written: the tokens of the completions so far, shape (B, T).
 
         Returns:
@@ -48,9 +48,9 @@ class SeededDraws:
         """
         sampling = self.sampling
         if not sampling.temperature:
-            return penalized(logits.float(), written, sampling.presence_penalty).argmax(dim=-1)
+            return penalized(logits, written, sampling.presence_penalty).argmax(dim=-1)
         bits = [random_bits(generator, logits.shape[1]) for generator in self.generators]  # while a GPU still computes
-        scores = penalized(logits.float(), written, sampling.presence_penalty) / sampling.temperature
+        scores = penalized(logits, written, sampling.presence_penalty) / sampling.temperature
         if sampling.top_p < 1:
             values, ids = nucleus(scores, sampling.top_p)
             values, ids = values.cpu(), ids.cpu()
@@ -128,6 +128,6 @@ def _largest(scores: Tensor, bits: Tensor) -> Tensor:
     against the likeliest one cannot win.
     """
     likeliest = scores.argmax()
-    limit = (scores - scores[likeliest]).exp() * (1.0001 * exponential(bits[likeliest]))
-    ids = (_uniform(bits) <= limit).nonzero().squeeze(1)
+    limit = (scores - scores[likeliest]).exp() * (1.01 * exponential(bits[likeliest]))  # with room for rounding
+    ids = (_uniform(bits) > limit).logical_not().nonzero().squeeze(1)  # all, if the scores of a model are NaN
     return ids[(scores[ids] - exponential(bits[ids]).log()).argmax()]

@@ -119,10 +119,11 @@ class TransformersBackend(GenerationBackend):
         model, chat_template = self._loaded()
         if self._selects_rows is None:
             self._selects_rows = selects_rows(model, self.device)
-        different = list(dict.fromkeys(prompts)) if self._selects_rows else prompts
-        prompt_of = list(map(different.index, prompts)) if self._selects_rows else range(len(prompts))
+        computed = list(dict.fromkeys(prompts)) if self._selects_rows else prompts
+        places = {prompt: place for place, prompt in enumerate(computed)}
+        prompt_of = [places[prompt] for prompt in prompts] if self._selects_rows else range(len(prompts))
         pad_id = chat_template.tokenizer.pad_token_id
-        batch = {name: tensor.to(self.device) for name, tensor in pad(different, pad_id, side="left").items()}
+        batch = {name: tensor.to(self.device) for name, tensor in pad(computed, pad_id, side="left").items()}
         # How tokens are drawn, and what ends a completion, is the decoder's; this is what the preparations need.
         config = GenerationConfig(max_new_tokens=sampling.max_tokens, pad_token_id=pad_id, use_cache=True)
         decoder = Decoder(chat_template, requests, sampling, end_id, prompt_of, self._selects_rows)

@@ -128,3 +128,12 @@ def test_nothing_is_sampled_behind_a_stop(monkeypatch: pytest.MonkeyPatch) -> No
         (cut,) = engine.generate([Request(messages=messages, seed=request.seed, stop=stop)], sampling)
         assert cut.text == text[: text.index(stop) + 2]
         assert len(counted.shapes) == cut.num_tokens
+
+
+def test_the_name_of_a_special_token_is_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`<assistant>`, which the model writes at times, is no text: only an i that is written ends the row."""
+    engine, _, chat_template = engine_of("Llama", monkeypatch)
+    completions = engine.generate(requests(10, "i"), Sampling(temperature=2.0, top_p=1.0, max_tokens=12))
+    assert all("i" in one.text or one.finished or one.num_tokens == 12 for one in completions)
+    special = chat_template.tokenizer.convert_tokens_to_ids("<assistant>")
+    assert any(special in one.tokens.ids for one in completions if one.tokens is not None), "it is written"

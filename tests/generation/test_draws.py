@@ -91,3 +91,11 @@ def test_tokens_are_those_of_noise_for_the_whole_vocabulary(top_p: float) -> Non
             kept = [0, 2, 4] if step == 20 else [1]
             draws.keep(kept)
             written, generators = written[kept], [generators[row] for row in kept]
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_a_model_that_has_diverged_still_draws_tokens(top_p: float, odd: float) -> None:
+    logits = torch.tensor([[0.0, odd, 1.0], [odd, odd, odd]])
+    tokens = SeededDraws(Sampling(top_p=top_p), [0, 1]).next_tokens(logits, torch.zeros(2, 0, dtype=torch.long))
+    assert all(0 <= token < 3 for token in tokens.tolist())
