@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from montessori_pl.bounds import Bounds, Text, checked
-from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss, sequence_log_probabilities
+from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss
 from montessori_pl.models.language_module import OF_PREFERENCES, LanguageModule
 from montessori_pl.models.loading import BaseDtype, LoraSettings
 from montessori_pl.models.ranks import mean_over_ranks, mean_over_step
@@ -135,8 +135,8 @@ class DPOModule(LanguageModule):
     def log_probabilities(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log-probability of each sequence's labelled tokens under the policy and under the reference, each (B,)."""
         with self.reference_policy():
-            reference = sequence_log_probabilities(self.logits(batch), batch["labels"])
-        return sequence_log_probabilities(self.logits(batch), batch["labels"]), reference
+            reference = self.token_log_probabilities(batch).sum(dim=1)
+        return self.token_log_probabilities(batch).sum(dim=1), reference
 
     def dpo(self, batch: dict[str, Tensor]) -> tuple[DPOOutput, Tensor, Tensor]:
         """The DPO loss of a batch of 2B sequences: B chosen, then the B rejected of the same prompts.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from montessori_pl.data.records import stable_seed
 from montessori_pl.data.template_text import chat_template_file
+from montessori_pl.losses import OutputHead
 from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, load_model, make_trainable
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
@@ -78,6 +79,7 @@ class LanguageModule(lightning.LightningModule):
         self.log_prefix = ""
         """Stands before the name of every logged metric; a stage sets it to its key."""
         self.model: nn.Module | None = None
+        self._head: OutputHead | None = None
         self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
 
     def configure_model(self) -> None:
@@ -142,6 +144,21 @@ class LanguageModule(lightning.LightningModule):
         optimizer = self.training_settings.optimizer(self.optimized().values())
         scheduler = self.training_settings.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def token_log_probabilities(self, batch: dict[str, Tensor]) -> Tensor:
+        """Log-probability of each labelled token given the tokens before it, shape (B, T-1); 0 where there is none.
+
+        Logits of all positions are computed only where they are small (`OutputHead`).
+        """
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return self.output_head.log_probabilities(batch["labels"], **inputs)
+
+    @property
+    def output_head(self) -> OutputHead:
+        """What computes logits where labels are."""
+        if self._head is None or self._head.model is not self.network:
+            self._head = OutputHead(self.network)
+        return self._head
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Next-token logits, shape (B, T, V)."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from montessori_pl.bounds import Text, checked
 from montessori_pl.data.chat_template import LossOn
-from montessori_pl.losses import IGNORED, mean_response_loss, token_log_probabilities
+from montessori_pl.losses import IGNORED, mean_nats
 from montessori_pl.models.language_module import OF_PREFERENCES, OPTIMIZED_NAMES, LanguageModule
 from montessori_pl.models.loading import BaseDtype, LoraSettings
 from montessori_pl.models.ranks import mean_over_ranks, mean_over_step
@@ -66,7 +66,7 @@ class StudentModule(LanguageModule):
 
         What is logged is the mean over the tokens of this batch, in all processes.
         """
-        nats = -token_log_probabilities(self.logits(batch), batch["labels"]).sum()
+        nats = -self.token_log_probabilities(batch).sum()
         num_tokens = (batch["labels"][:, 1:] != IGNORED).sum()
         mean_loss = mean_over_ranks(nats.detach() / num_tokens, num_tokens)
         self.log_metrics({"loss": mean_loss, "lr": self._lr()}, batch_size=len(batch["input_ids"]))
@@ -75,7 +75,7 @@ class StudentModule(LanguageModule):
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over each example's response tokens, shape (B,), in nats."""
         with torch.no_grad():
-            return mean_response_loss(self.logits(batch), batch["labels"])
+            return mean_nats(self.token_log_probabilities(batch), batch["labels"])
 
     def _lr(self) -> float:
         return float(self.trainer.optimizers[0].param_groups[0]["lr"])
