@@ -4,7 +4,8 @@ The reference policy is the model as it was before, and there is never a second 
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -184,9 +185,31 @@ class DPOModule(LanguageModule):
 
         What is logged are the means over this batch, in all processes.
         """
-        output, chosen, rejected = self.dpo(batch)
-        num_tokens = (batch["labels"][: len(chosen), 1:] != IGNORED).sum()
-        own = self.objective(output.loss.detach(), chosen.detach(), batch["weights"], num_tokens)
+        num_pairs = len(batch["weights"])
+        num_tokens = (batch["labels"][:num_pairs, 1:] != IGNORED).sum()
+        in_step = self.in_step or {"pairs": num_pairs, "tokens": int(num_tokens), "averaged_batches": 1}
+        of_parts: list[tuple[DPOOutput, Tensor, Tensor]] = []
+
+        def loss(part: dict[str, Tensor]) -> Tensor:
+            output, chosen, rejected = self.dpo(part)
+            detached = dataclasses.replace(output, loss=output.loss.detach())
+            of_parts.append((detached, chosen.detach(), rejected.detach()))
+            return self.objective(output.loss, chosen, part["weights"], num_tokens, in_step).loss
+
+        total = self.summed_over_parts(loss, batch, num_pairs)
+        self._log(batch["weights"], num_tokens, of_parts)
+        return total
+
+    def _log(self, weights: Tensor, num_tokens: Tensor, of_parts: Sequence[tuple[DPOOutput, Tensor, Tensor]]) -> None:
+        """Log what the parts of a batch have shown."""
+        outputs, of_chosen, of_rejected = zip(*of_parts, strict=True)
+        output = DPOOutput(
+            torch.cat([one.loss for one in outputs]),
+            torch.cat([one.chosen_rewards for one in outputs]),
+            torch.cat([one.rejected_rewards for one in outputs]),
+        )
+        chosen, rejected = torch.cat(of_chosen), torch.cat(of_rejected)
+        own = self.objective(output.loss, chosen, weights, num_tokens)
         pair_loss = mean_over_ranks(own.pair_loss, len(chosen))
         nll = mean_over_ranks(own.nll, num_tokens)
         of_pairs = {
@@ -194,13 +217,12 @@ class DPOModule(LanguageModule):
             "reward_margin": output.margins,
             "chosen_reward": output.chosen_rewards,
             "rejected_reward": output.rejected_rewards,
-            "chosen_log_probability": chosen.detach(),
-            "rejected_log_probability": rejected.detach(),
+            "chosen_log_probability": chosen,
+            "rejected_log_probability": rejected,
         }
         means = {name: mean_over_ranks(values.mean(), len(chosen)) for name, values in of_pairs.items()}
         metrics = {"loss": pair_loss + self.sft_weight * nll, "chosen_nll": nll, **means}
         self.log_metrics(metrics, batch_size=len(chosen))
-        return self.objective(output.loss, chosen, batch["weights"], num_tokens, self.in_step).loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the optimizer's moments are of: a probe that takes a step on an example has no use for them."""

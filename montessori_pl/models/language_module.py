@@ -1,6 +1,6 @@
 """What the student and the teacher have in common: a causal language model that is trained and checkpointed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from montessori_pl.data.records import stable_seed
 from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.losses import OutputHead
+from montessori_pl.models.batch_parts import ActivationMemory, summed
 from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, load_model, make_trainable
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
@@ -70,6 +71,8 @@ class LanguageModule(lightning.LightningModule):
             self.train_all_weights()
         self.training_settings: TrainingSettings | None = None
         """How `fit` trains; a stage sets it."""
+        self.activation_memory: ActivationMemory | None = None
+        """What activations of a batch may take; a stage sets it. None goes through a batch as it is."""
         self.seed = 0
         """Of dropout; a stage sets it to its own."""
         self._restored_metrics: dict[str, float] = {}
@@ -144,6 +147,21 @@ class LanguageModule(lightning.LightningModule):
         optimizer = self.training_settings.optimizer(self.optimized().values())
         scheduler = self.training_settings.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def summed_over_parts(
+        self, loss: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor], num_items: int
+    ) -> Tensor:
+        """The loss of a batch as the sum of those of its parts, of which each goes forward and back by itself.
+
+        Args:
+            loss: of a part, a scalar; it is called with gradients, once for each part, in their order.
+            batch: its rows.
+            num_items: rows that can be parted, or pairs of two rows each (`ActivationMemory.parts`).
+        """
+        if self.activation_memory is None:
+            return loss(batch)
+        parts = self.activation_memory.parts(batch, num_items)
+        return summed(loss, parts, self.language_model, list(self.optimized().values()))
 
     def token_log_probabilities(self, batch: dict[str, Tensor]) -> Tensor:
         """Log-probability of each labelled token given the tokens before it, shape (B, T-1); 0 where there is none.

@@ -66,11 +66,17 @@ class StudentModule(LanguageModule):
 
         What is logged is the mean over the tokens of this batch, in all processes.
         """
-        nats = -self.token_log_probabilities(batch).sum()
-        num_tokens = (batch["labels"][:, 1:] != IGNORED).sum()
-        mean_loss = mean_over_ranks(nats.detach() / num_tokens, num_tokens)
+        num_tokens, of_parts = (batch["labels"][:, 1:] != IGNORED).sum(), []
+
+        def loss(part: dict[str, Tensor]) -> Tensor:
+            nats = -self.token_log_probabilities(part).sum()
+            of_parts.append(nats.detach())
+            return mean_over_step(nats, num_tokens, self.in_step, "tokens")
+
+        total = self.summed_over_parts(loss, batch, len(batch["input_ids"]))
+        mean_loss = mean_over_ranks(torch.stack(of_parts).sum() / num_tokens, num_tokens)
         self.log_metrics({"loss": mean_loss, "lr": self._lr()}, batch_size=len(batch["input_ids"]))
-        return mean_over_step(nats, num_tokens, self.in_step, "tokens")
+        return total
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over each example's response tokens, shape (B,), in nats."""

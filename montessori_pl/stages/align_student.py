@@ -10,7 +10,7 @@ from montessori_pl.models.dpo import Beta, DPOModule, SFTWeight, Smoothing, chec
 from montessori_pl.models.loading import holds_adapter, load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
-from montessori_pl.stages.training.fit import fit
+from montessori_pl.stages.training.fit import HOW_TRAINED, fit
 from montessori_pl.stages.training.preferences import estimate_alignment, pair_data, read_pairs
 
 
@@ -36,7 +36,7 @@ class AlignStudent(Stage):
     produces = Kind.STUDENT
     artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
     uses = ("student", "trainer")
-    fingerprint_excludes = ("training.checkpoint_every_n_steps",)
+    fingerprint_excludes = HOW_TRAINED
     distributed = True
 
     def __init__(

@@ -23,7 +23,7 @@ from montessori_pl.stages.training.alignment_monitor import (
     num_held_out,
     prompts_in_order,
 )
-from montessori_pl.stages.training.fit import fit
+from montessori_pl.stages.training.fit import HOW_TRAINED, fit
 from montessori_pl.stages.training.preferences import estimate_alignment, pair_data, read_pairs
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 
@@ -49,7 +49,7 @@ class AlignTeacher(Stage):
     artifacts = (CHECKPOINT, f"{WEIGHTS}/*", EVALUATIONS, f"{ADAPTERS}/*/*")
     uses = ("teacher", "trainer")
     trains = ("teacher",)
-    fingerprint_excludes = ("training.checkpoint_every_n_steps",)
+    fingerprint_excludes = HOW_TRAINED
     distributed = True
 
     def __init__(
