@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from montessori_pl.losses.log_probabilities import IGNORED, nats, token_log_probabilities
 
-LOGITS_AT_ONCE = 2**25
-"""Logits that are computed together (128 MiB in float32); of a batch with fewer, all at once, by the model as it is."""
+LOGITS_AT_ONCE = 2**24
+"""Logits that are computed together (64 MiB in float32); of a batch with fewer, all at once, by the model as it is."""
 TOKENS_TO_COMPARE = 4
 """Tokens on which a model is compared with its two parts."""
 

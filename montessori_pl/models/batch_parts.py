@@ -1,7 +1,7 @@
 """A batch in parts that go forward and back one after another: activations are held of one part at a time.
 
 Activations are most of the memory of a training with an adapter: 1.8 MB for each token of SmolLM2-135M in float32, and
-6 MB of an 8B Llama in bfloat16. A batch that would need more than it may take is computed in parts of neighbouring
+8 MB of an 8B Llama in bfloat16. A batch that would need more than it may take is computed in parts of neighbouring
 rows, each padded to its own longest. The gradient of a sum is the sum of gradients: the step is the same, up to the
 order of summation. One row that needs too much by itself has its layers computed again in the backward pass (gradient
 checkpointing, arXiv 1604.06174), which takes about a third more time.
@@ -13,64 +13,34 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from montessori_pl.influence.memory import LayerSizes
 
 Rows = dict[str, Tensor]
 """A batch, or a part of one: tensors whose first dimension is the row."""
 PADDED = ("input_ids", "attention_mask", "labels")
 """Of a batch, what has a column for each token."""
-PER_WIDTH, PER_INNER_WIDTH = 15, 4
-"""Numbers that a layer of a Llama keeps of each token for the backward pass, for each of its width and of the inner
-width of its feed-forward network (counted with `saved_tensors_hooks`). Adapters change it by less than a tenth, Qwen3
-and Gemma 2 by a tenth; GPT-2, whose GELU is computed step by step, keeps twice as much."""
-ON_CPU, SHARE_OF_ACCELERATOR = 2 * 10**9, 0.25
-"""Bytes that activations may take by default on a CPU, and the share of an accelerator's memory. They depend on the
-machine and not on what is free, so that a training that is resumed there sums in the same order."""
-
-
-def default_budget(device: torch.device) -> int:
-    """Bytes that activations may take on a device."""
-    if device.type in ("cpu", "mps"):
-        return ON_CPU
-    _, total = torch.accelerator.get_memory_info(device)
-    return int(total * SHARE_OF_ACCELERATOR)
 
 
 @dataclass(frozen=True)
 class ActivationMemory:
     """What activations take, and may take."""
 
+    sizes: LayerSizes
+    """Of the model."""
+    itemsize: int
+    """Bytes of a number."""
     budget: int
     """Bytes for a part of a batch."""
-    of_token: int
-    """Bytes that the layers keep of a token."""
-    of_token_recomputing: int
-    """The same where they are computed again in the backward pass."""
     recompute: bool | None = None
-    """Whether they are, always or never; none does where one row alone needs too much."""
+    """Whether layers are computed again in the backward pass, always or never; none does where one row alone needs too
+    much."""
     parted: bool = True
-    """Whether a batch may go through in parts; otherwise it is computed again where it needs too much."""
-
-    @classmethod
-    def of_model(
-        cls, config: "PreTrainedConfig", itemsize: int, budget: int, recompute: bool | None, parted: bool
-    ) -> "ActivationMemory | None":
-        """Of a model whose numbers have so many bytes; none where its configuration does not tell its size."""
-        text = config.get_text_config()
-        layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
-        if not isinstance(layers, int) or not isinstance(width, int):
-            return None
-        inner = getattr(text, "intermediate_size", None) or 4 * width
-        inner = max(inner) if isinstance(inner, Sequence) else inner
-        experts = getattr(text, "num_experts_per_tok", None) or 1
-        of_layer = (PER_WIDTH * width + PER_INNER_WIDTH * inner * experts) * itemsize
-        return cls(budget, layers * of_layer, of_layer + layers * width * itemsize, recompute, parted)
+    """Whether a batch may go through in parts; otherwise all of it is computed again where it needs too much."""
 
     def parts(self, batch: Rows, num_items: int) -> list[tuple[Rows, bool]]:
         """A batch in parts within the budget, and of each whether its layers are to be computed again.
@@ -82,15 +52,13 @@ class ActivationMemory:
         mask = batch["attention_mask"]
         sides = len(mask) // num_items
         widths = mask.sum(dim=1).view(sides, num_items).amax(dim=0).tolist()
-        of_token = self.of_token_recomputing if self.recompute else self.of_token
-        whole = [range(num_items)]
-        ranges = row_parts(widths, self.budget // (sides * of_token)) if self.parted else whole
+        kept = self.sizes.of_token_recomputing if self.recompute else self.sizes.of_token
+        most = self.budget // (sides * kept * self.itemsize)
+        ranges = row_parts(widths, most) if self.parted else [range(num_items)]
         found = []
         for items in ranges:
             width = max(widths[item] for item in items)
-            again = self.recompute
-            if again is None:
-                again = len(items) * sides * width * self.of_token > self.budget
+            again = len(items) * width > most if self.recompute is None else self.recompute
             found.append((_part(batch, items, num_items, width) if len(ranges) > 1 else batch, again))
         return found
 

@@ -135,9 +135,17 @@ class DPOModule(LanguageModule):
 
     def log_probabilities(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log-probability of each sequence's labelled tokens under the policy and under the reference, each (B,)."""
-        with self.reference_policy():
-            reference = self.token_log_probabilities(batch).sum(dim=1)
+        reference = batch["reference"] if "reference" in batch else self.reference_log_probabilities(batch)
         return self.token_log_probabilities(batch).sum(dim=1), reference
+
+    def reference_log_probabilities(self, batch: dict[str, Tensor]) -> Tensor:
+        """Log-probability of each sequence's labelled tokens under the reference policy, shape (B,)."""
+        with self.reference_policy():
+            return self.token_log_probabilities(batch).sum(dim=1)
+
+    def release_copy(self) -> None:
+        """Give back the memory of the frozen copy, where there is one: batches bring what it says of them."""
+        self._copy = []
 
     def dpo(self, batch: dict[str, Tensor]) -> tuple[DPOOutput, Tensor, Tensor]:
         """The DPO loss of a batch of 2B sequences: B chosen, then the B rejected of the same prompts.

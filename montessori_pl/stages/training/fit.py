@@ -11,7 +11,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from montessori_pl.batches.samplers import EpochBatches, ResumableLoader
-from montessori_pl.models.batch_parts import ActivationMemory, default_budget
+from montessori_pl.influence.memory import LayerSizes, activation_budget
+from montessori_pl.models.batch_parts import ActivationMemory
 from montessori_pl.models.language_module import LanguageModule
 from montessori_pl.models.loading import ModelSource, load_config, save_weights
 from montessori_pl.optim import TrainingSettings
@@ -207,10 +208,13 @@ def activation_memory(source: ModelSource, training: TrainingSettings, trainer: 
     """
     precision, device = trainer.precision_plugin, trainer.strategy.root_device
     scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
-    return ActivationMemory.of_model(
-        load_config(source),
+    sizes = LayerSizes.of(load_config(source))
+    if sizes is None:
+        return None
+    return ActivationMemory(
+        sizes,
         itemsize=2 if source.base_dtype == "bfloat16" or "16" in str(precision.precision) else 4,
-        budget=training.activation_memory or default_budget(device),
+        budget=training.activation_memory or activation_budget(device),
         recompute=training.gradient_checkpointing,
         parted=isinstance(trainer.strategy, IN_PARTS) and not scaled,
     )
