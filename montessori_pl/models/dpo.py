@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from montessori_pl.bounds import Bounds, Text, checked
 from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss
 from montessori_pl.models.language_module import OF_PREFERENCES, LanguageModule
-from montessori_pl.models.loading import BaseDtype, LoraSettings
+from montessori_pl.models.loading import Attention, BaseDtype, LoraSettings
 from montessori_pl.models.ranks import mean_over_ranks, mean_over_step
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class DPOModule(LanguageModule):
             example `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
         trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
+        attn_implementation: how attention is computed: `eager`, `sdpa`, `flash_attention_2`, `flash_attention_3` or
+            `flex_attention`; null leaves it to Transformers, which takes `sdpa` where the model has it.
     """
 
     for_training = ("beta", "loss_type", "label_smoothing", "sft_weight")
@@ -78,8 +80,11 @@ class DPOModule(LanguageModule):
         chat_template_kwargs: dict[str, Any] | None = None,
         base_dtype: BaseDtype = "float32",
         trust_remote_code: bool = False,
+        attn_implementation: Attention | None = None,
     ) -> None:
-        super().__init__(backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code)
+        super().__init__(
+            backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code, attn_implementation
+        )
         check_smoothing(loss_type, label_smoothing)
         self.beta, self.loss_type, self.label_smoothing, self.sft_weight = beta, loss_type, label_smoothing, sft_weight
         self._copy: list[nn.Module] = []
@@ -261,10 +266,11 @@ class TeacherDPOModule(DPOModule):
         chat_template_kwargs: dict[str, Any] | None = None,
         base_dtype: BaseDtype = "float32",
         trust_remote_code: bool = False,
+        attn_implementation: Attention | None = None,
     ) -> None:
         super().__init__(
             *(backbone, lora, beta, loss_type, label_smoothing, sft_weight),
-            *(chat_template, chat_template_kwargs, base_dtype, trust_remote_code),
+            *(chat_template, chat_template_kwargs, base_dtype, trust_remote_code, attn_implementation),
         )
 
 

@@ -11,7 +11,7 @@ from montessori_pl.data.records import stable_seed
 from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.losses import OutputHead
 from montessori_pl.models.batch_parts import ActivationMemory, summed
-from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, load_model, make_trainable
+from montessori_pl.models.loading import Attention, BaseDtype, LoraSettings, ModelSource, load_model, make_trainable
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
 
@@ -40,6 +40,7 @@ class LanguageModule(lightning.LightningModule):
             example `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
         trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
+        attn_implementation: how attention is computed; null leaves it to Transformers.
 
     Raises:
         ValueError: all weights are trained, and not in float32.
@@ -55,6 +56,7 @@ class LanguageModule(lightning.LightningModule):
         base_dtype: BaseDtype,
         chat_template_kwargs: dict[str, Any] | None,
         trust_remote_code: bool,
+        attn_implementation: Attention | None,
     ) -> None:
         super().__init__()
         self.backbone, self.lora = backbone, lora
@@ -65,6 +67,7 @@ class LanguageModule(lightning.LightningModule):
             base_dtype=base_dtype,
             chat_template_kwargs=chat_template_kwargs,
             trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
         )
         """What `configure_model` loads; a stage sets it to go on from trained weights."""
         if lora is None:

@@ -10,7 +10,7 @@ from montessori_pl.bounds import Text, checked
 from montessori_pl.data.chat_template import LossOn
 from montessori_pl.losses import IGNORED, mean_nats
 from montessori_pl.models.language_module import OF_PREFERENCES, OPTIMIZED_NAMES, LanguageModule
-from montessori_pl.models.loading import BaseDtype, LoraSettings
+from montessori_pl.models.loading import Attention, BaseDtype, LoraSettings
 from montessori_pl.models.ranks import mean_over_ranks, mean_over_step
 
 
@@ -30,6 +30,8 @@ class StudentModule(LanguageModule):
             evaluation alike: of `all` (TRL's `assistant_only_loss`), or of the `last` one alone (LLaMA-Factory's
             `mask_history`). Answers of weight 0 are never learned.
         trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
+        attn_implementation: how attention is computed: `eager`, `sdpa`, `flash_attention_2`, `flash_attention_3` or
+            `flex_attention`; null leaves it to Transformers, which takes `sdpa` where the model has it.
     """
 
     def __init__(
@@ -41,8 +43,11 @@ class StudentModule(LanguageModule):
         base_dtype: BaseDtype = "float32",
         loss_on: LossOn = "all",
         trust_remote_code: bool = False,
+        attn_implementation: Attention | None = None,
     ) -> None:
-        super().__init__(backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code)
+        super().__init__(
+            backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code, attn_implementation
+        )
         self.source = dataclasses.replace(self.source, loss_on=loss_on)
         self.optimizer_state: dict[str, Any] | None = None
         """State of AdamW in the checkpoint that was loaded last, with the moments of the warm-up; none if that is of a

@@ -76,7 +76,7 @@ class RouterModule(LanguageModule):
     def __init__(self, encoder: ModelSource, lora: LoraSettings | None, num_teachers: int) -> None:
         super().__init__(
             *(encoder.backbone, lora, encoder.chat_template, encoder.base_dtype),
-            *(encoder.chat_template_kwargs, encoder.trust_remote_code),
+            *(encoder.chat_template_kwargs, encoder.trust_remote_code, encoder.attn_implementation),
         )
         self.num_teachers = num_teachers
 

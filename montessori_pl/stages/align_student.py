@@ -94,6 +94,7 @@ class AlignStudent(Stage):
             chat_template_kwargs=before.chat_template_kwargs,
             base_dtype=source.base_dtype,
             trust_remote_code=source.trust_remote_code,
+            attn_implementation=source.attn_implementation,
         )
         policy.source = source
         return policy
