@@ -8,7 +8,8 @@ from torch import Tensor
 
 from montessori_pl.bounds import PositiveInt
 from montessori_pl.data.records import Example
-from montessori_pl.losses import IGNORED, token_log_probabilities
+from montessori_pl.influence import Batch, row_blocks
+from montessori_pl.losses import IGNORED, LOGITS_AT_ONCE, token_log_probabilities
 from montessori_pl.models.student import StudentModule
 from montessori_pl.signals.scalar import Columns, Direction, ScalarSignal
 
@@ -44,8 +45,16 @@ class RankSurprisalSignal(ScalarSignal):
         self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
     ) -> Columns:
         """The ratio, with the means of its two sums per token."""
+        columns: dict[str, list[float]] = {self.quantity: [], "mean_rank": [], "mean_surprisal": []}
+        logits_of_a_row = batch["labels"].shape[1] * student.output_head.vocabulary
+        for some in row_blocks(batch, max(1, LOGITS_AT_ONCE // logits_of_a_row)):
+            for name, values in self._measured(student, some).items():
+                columns[name] += values.tolist()
+        return columns
+
+    def _measured(self, student: StudentModule, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad(), student.trainer.precision_plugin.predict_step_context():
-            logits = student.logits(batch)
+            logits = student.logits(dict(batch))
         surprisals = -token_log_probabilities(logits, batch["labels"]).sum(dim=1)
         answered = batch["labels"][:, 1:] != IGNORED
         rows = logits[:, :-1][answered]  # (N, V), the N response tokens of the batch
@@ -54,7 +63,7 @@ class RankSurprisalSignal(ScalarSignal):
         ranks[answered] = (1 + (rows > chosen).sum(dim=1)).clamp_max(self.max_rank)
         counts, totals = answered.sum(dim=1), ranks.sum(dim=1)
         return {
-            self.quantity: (totals / surprisals.clamp_min(FLOOR)).tolist(),
-            "mean_rank": (totals / counts).tolist(),
-            "mean_surprisal": (surprisals / counts).tolist(),
+            self.quantity: totals / surprisals.clamp_min(FLOOR),
+            "mean_rank": totals / counts,
+            "mean_surprisal": surprisals / counts,
         }

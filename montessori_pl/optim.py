@@ -45,6 +45,12 @@ class TrainingSettings:
     """Largest norm of the gradient; null does not clip."""
     max_length: Count = 1024
     """Longest sequence in tokens; longer ones are cut on the right."""
+    activation_memory: PositiveInt | None = None
+    """Bytes that the activations of one forward pass may take; a batch that needs more goes through in parts, which
+    make the same step, up to rounding. Null: 1 GB on a CPU, a quarter of a GPU's memory."""
+    gradient_checkpointing: bool | None = None
+    """Whether layers are computed again in the backward pass, in place of keeping their activations: less memory, a
+    third more time, the same gradients. Null does so where one example or pair needs more than `activation_memory`."""
     checkpoint_every_n_steps: PositiveInt = 100
     """Optimizer steps between two checkpoints: what a kill can cost."""
 

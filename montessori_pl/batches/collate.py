@@ -45,9 +45,16 @@ def num_labels(rendered: Rendered) -> int:
 
 
 def collate_pairs(pairs: Sequence[EncodedPair], pad_id: int) -> dict[str, Tensor]:
-    """One batch of 2B sequences, the chosen ones, then the rejected ones, and the pairs' `weights`, shape (B,)."""
+    """One batch of 2B sequences, the chosen ones, then the rejected ones, and the pairs' `weights`, shape (B,).
+
+    Where the reference policy's log-probabilities of all pairs are known, they are its `reference`, shape (2B,).
+    """
     batch = collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id)
-    return {**batch, "weights": torch.tensor([pair.weight for pair in pairs])}
+    batch["weights"] = torch.tensor([pair.weight for pair in pairs])
+    known = [pair.reference for pair in pairs if pair.reference is not None]
+    if len(known) == len(pairs):
+        batch["reference"] = torch.tensor([chosen for chosen, _ in known] + [rejected for _, rejected in known])
+    return batch
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, side: Side = "right") -> Tensor:

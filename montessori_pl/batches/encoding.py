@@ -34,6 +34,8 @@ class EncodedPair(NamedTuple):
     """Prompt and the other completion."""
     weight: float = 1.0
     """How much the pair counts."""
+    reference: tuple[float, float] | None = None
+    """Log-probabilities of both completions under the reference policy, once they are known."""
 
 
 def encode_pairs(pairs: Sequence[PreferencePair], chat_template: ChatTemplate, max_length: int) -> list[EncodedPair]:

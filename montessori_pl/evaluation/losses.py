@@ -16,7 +16,7 @@ from montessori_pl.data.records import Example
 from montessori_pl.estimates.estimate import Work, passes
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend
-from montessori_pl.losses import mean_response_loss
+from montessori_pl.losses import OutputHead, mean_nats
 from montessori_pl.models.loading import ModelSource, load_chat_template, load_model, move_to
 
 
@@ -91,10 +91,10 @@ class ResponseLoss(Evaluator):
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         model, chat_template = move_to(device, load_model(student)), load_chat_template(student)
         rendered, _ = encode_examples(examples, chat_template, self.max_length)
+        head = OutputHead(model)
         losses = torch.empty(len(rendered), dtype=torch.float64)
         for indices in length_batches([len(one.input_ids) for one in rendered], self.batch_tokens):
             batch = collate([rendered[index] for index in indices], chat_template.tokenizer.pad_token_id)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            losses[indices] = mean_response_loss(logits, batch["labels"]).double().cpu()
+            losses[indices] = mean_nats(head.log_probabilities(**batch), batch["labels"]).double().cpu()
         return losses

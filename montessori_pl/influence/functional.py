@@ -2,32 +2,27 @@
 
 Knows `torch.func` and that a model answers token ids with `.logits`; nothing about optimizers, tokenizers or files.
 
-Nothing is computed that the losses do not need: logits only at positions that predict a response token, and no
-attention mask, because in a causal model no token sees the padding on its right.
+Nothing is computed that the losses do not need: logits only at positions that predict a response token, some at a time
+where they are large, and no attention mask, because in a causal model no token sees the padding on its right.
 
 Shapes: B examples, T tokens, V vocabulary, N response tokens of the whole batch, C columns that predict one, H width.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
-from torch.nn.functional import cross_entropy
 
 from montessori_pl.influence.updates import Params
-from montessori_pl.losses import IGNORED
+from montessori_pl.losses import IGNORED, LOGITS_AT_ONCE, OutputHead, nats
 
 Batch = Mapping[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, each (B, T), padded on the right; a label of -100 is not trained on."""
 
 LossFn = Callable[[Params, Batch], Tensor]
 """Parameters and a batch -> the loss of each example, shape (B,)."""
-
-LOGITS_AT_ONCE = 2**25
-"""Elements of the float32 logits that cross-entropy takes at a time (128 MiB)."""
 
 
 def trainable_parameters(model: nn.Module) -> Params:
@@ -94,8 +89,9 @@ class ResponseLosses:
         self.model = model
         # A tied weight has several names, and each of them works.
         self._known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        inner: Any = getattr(model, "get_base_model", lambda: model)()  # inside PEFT
-        self._selects = "logits_to_keep" in inspect.signature(inner.forward).parameters
+        self._head = OutputHead(model)
+        self._selects = "logits_to_keep" in inspect.signature(self._head.top.forward).parameters
+        self._nats = _Nats(self._of_response, model)
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """The losses.
@@ -121,35 +117,42 @@ class ResponseLosses:
         counts = answered.sum(dim=1)
         if not counts.all():
             raise ValueError(f"{int((counts == 0).sum())} of {len(counts)} examples have no response token")
-        columns = answered.any(dim=0).nonzero().squeeze(1)  # (C,)
-        logits = self._logits(params, batch, columns)[answered[:, columns]]  # (N, V)
-        nats = _cross_entropy(logits, targets[:, columns][answered[:, columns]])
+        moving = {f"model.{name}": param for name, param in params.items()}
+        found: Tensor = functional_call(self._nats, moving, (batch, answered))
         # Unlike an indexed addition, writing to distinct places is deterministic on every device.
-        spread = torch.zeros(answered.shape, dtype=nats.dtype, device=nats.device).index_put((answered,), nats)
+        spread = torch.zeros(answered.shape, dtype=found.dtype, device=found.device).index_put((answered,), found)
         return spread.sum(dim=1) / counts
 
-    def _logits(self, params: Params, batch: Batch, columns: Tensor) -> Tensor:
-        """The logits at these columns, shape (B, C, V)."""
+    def _of_response(self, batch: Batch, answered: Tensor) -> Tensor:
+        """The nats of all response tokens (N,) under the parameters that the model holds by now."""
+        targets = batch["labels"][:, 1:]
+        columns = answered.any(dim=0).nonzero().squeeze(1)  # (C,)
         name = "inputs_embeds" if "inputs_embeds" in batch else "input_ids"
-        inputs: dict[str, object] = {name: batch[name], "use_cache": False}
-        if self._selects:
-            inputs["logits_to_keep"] = columns
-        logits: Tensor = functional_call(self.model, params, kwargs=inputs).logits
-        return logits if self._selects else logits[:, columns]
+        head, inputs = self._head, {name: batch[name]}
+        large = len(targets) * len(columns) * head.vocabulary > LOGITS_AT_ONCE
+        # Of a head that is trained, the gradients need all logits.
+        if large and head.can_be_split(**inputs) and (head.is_frozen or not torch.is_grad_enabled()):
+            return head.nats(head.hidden_states(**inputs)[:, :-1][answered], targets[answered])
+        selected = {"logits_to_keep": columns} if self._selects else {}
+        logits: Tensor = self.model(**inputs, **selected, use_cache=False).logits
+        logits = (logits if self._selects else logits[:, columns])[answered[:, columns]]  # (N, V)
+        rows = max(1, LOGITS_AT_ONCE // logits.shape[1])
+        parts = zip(logits.split(rows), targets[answered].split(rows), strict=True)
+        return torch.cat([nats(some, wanted) for some, wanted in parts])
+
+
+class _Nats(nn.Module):
+    """A function of a model as a module, for `functional_call` takes parameters for one call of a module."""
+
+    def __init__(self, function: Callable[[Batch, Tensor], Tensor], model: nn.Module) -> None:
+        super().__init__()
+        self.function, self.model = function, model
+
+    def forward(self, batch: Batch, answered: Tensor) -> Tensor:
+        return self.function(batch, answered)
 
 
 def _check_padding(attention_mask: Tensor) -> None:
     """The mask (B, T) is never passed on, so that it must say nothing that causality does not."""
     if (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
         raise ValueError("examples must be padded on the right, but an attention mask hides tokens before others")
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats of each target (N,) under logits (N, V), in float32 or better, a bounded number of rows at a time."""
-    rows = max(1, LOGITS_AT_ONCE // logits.shape[1])
-    precise = torch.promote_types(logits.dtype, torch.float32)
-    parts = [
-        cross_entropy(part.to(precise), wanted, reduction="none")
-        for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat(parts)

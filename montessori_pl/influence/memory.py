@@ -1,4 +1,4 @@
-"""What gradients may take: a budget in bytes, and what fits into it.
+"""What gradients and the activations on the way to them may take: budgets in bytes, and what fits into them.
 
 First order holds whole copies of the trained parameters: several for each example of a batch, and one for each
 reference whose own gradient is kept. Of an adapter these are small; where all weights are trained, each is as large as
@@ -7,11 +7,13 @@ the model.
 Knows devices and sizes; nothing about what the gradients are for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from montessori_pl.influence.container import memory_left
 from montessori_pl.influence.functional import Batch
@@ -21,6 +23,62 @@ COPIES_PER_EXAMPLE = 4
 """At the peak for each example: where its step leads, the way back by name and in one row, and what a pass works on."""
 SHARED_COPIES = 4
 """For all: the null step, the reference gradient, and what computing the latter takes."""
+
+PER_WIDTH, PER_INNER_WIDTH = 15, 4
+"""Numbers that a layer of a Llama keeps of each token for the backward pass, for each of its width and of the inner
+width of its feed-forward network (counted with `saved_tensors_hooks`). Adapters change it by less than a tenth, Qwen3
+and Gemma 2 by a tenth; GPT-2, whose GELU is computed step by step, keeps twice as much."""
+ON_CPU, SHARE_OF_ACCELERATOR = 10**9, 0.25
+"""Bytes that activations may take by default on a CPU, and the share of an accelerator's memory. They depend on the
+machine and not on what is free, so that work that is resumed there sums in the same order."""
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """How large the layers of a language model are."""
+
+    layers: int
+    """How many."""
+    width: int
+    """Of the hidden states."""
+    kept: int
+    """Numbers that each of them keeps of a token for the backward pass."""
+
+    @classmethod
+    def of(cls, config: Any) -> "LayerSizes | None":
+        """As the configuration of a model of Transformers says; none where it does not."""
+        text = config.get_text_config() if hasattr(config, "get_text_config") else None
+        layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+        if not isinstance(layers, int) or not isinstance(width, int):
+            return None
+        inner = getattr(text, "intermediate_size", None) or 4 * width
+        widest = max(inner) if isinstance(inner, Sequence) else inner
+        experts = getattr(text, "num_experts_per_tok", None) or 1
+        return cls(layers, width, PER_WIDTH * width + PER_INNER_WIDTH * widest * experts)
+
+    @property
+    def of_token(self) -> int:
+        """Numbers that all layers keep of a token."""
+        return self.layers * self.kept
+
+    @property
+    def of_token_recomputing(self) -> int:
+        """The same where layers keep their inputs only, and are computed again one at a time."""
+        return self.kept + self.layers * self.width
+
+
+def activation_budget(device: torch.device) -> int:
+    """Bytes that activations may take on a device."""
+    if device.type in ("cpu", "mps"):
+        return ON_CPU
+    _, total = torch.accelerator.get_memory_info(device)
+    return int(total * SHARE_OF_ACCELERATOR)
+
+
+def gradient_tokens(model: nn.Module, device: torch.device) -> int | None:
+    """Tokens of a pass with gradients in float32 that fit; none where the model does not tell its size."""
+    sizes = LayerSizes.of(getattr(model, "config", None))
+    return None if sizes is None else max(1, activation_budget(device) // (4 * sizes.of_token))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Knows losses as functions; nothing about update rules.
 Shapes: R reference examples, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from montessori_pl.influence.frozen import FrozenLayers
 from montessori_pl.influence.functional import Batch, LossFn, unpadded
+from montessori_pl.influence.memory import row_blocks
 from montessori_pl.influence.packing import packed
 from montessori_pl.influence.updates import Params
 from montessori_pl.losses import IGNORED
@@ -36,6 +37,7 @@ class ReferenceSet:
         batch_tokens: tokens of one batch, padding included: what bounds the memory of a pass.
         frozen: the model's frozen lower layers; what they compute is kept, where the model allows.
         cache_bytes: how much of it is kept at most; the rest is computed in every pass.
+        gradient_tokens: tokens of a pass with gradients, which holds on to its activations; none takes `batch_tokens`.
 
     Raises:
         ValueError: there are no examples.
@@ -49,11 +51,12 @@ class ReferenceSet:
         batch_tokens: int = 8192,
         frozen: FrozenLayers | None = None,
         cache_bytes: int = 2**30,
+        gradient_tokens: int | None = None,
     ) -> None:
         rows = [row for batch in references for row in unpadded(batch)]
         if not rows:
             raise ValueError("the reference set is empty, so that there is no loss to lower")
-        self.loss, self.batch_tokens = loss, batch_tokens
+        self.loss, self.batch_tokens, self.gradient_tokens = loss, batch_tokens, gradient_tokens
         self._rows = rows
         self.lengths = [row["input_ids"].shape[1] for row in rows]
         self.weights = _weights([int((row["labels"][:, 1:] != IGNORED).sum()) for row in rows], reduction)
@@ -78,7 +81,7 @@ class ReferenceSet:
     def gradient(self, params: Params) -> Params:
         """The gradient of the average loss, accumulated batch by batch."""
         total = {name: torch.zeros_like(param) for name, param in params.items()}
-        for indices, batch in self._packed:
+        for indices, batch in self._within_gradient_tokens():
             with without_autocast(params), torch.enable_grad(), self._onward(batch):
                 leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
                 losses = self.loss(leaves, batch)
@@ -87,6 +90,15 @@ class ReferenceSet:
             for held, gradient in zip(total.values(), gradients, strict=True):
                 held += gradient
         return total
+
+    def _within_gradient_tokens(self) -> Iterator[tuple[list[int], Batch]]:
+        """The batches, cut where a pass with gradients would take too much."""
+        for indices, batch in self._packed:
+            rows = len(indices)
+            if self.gradient_tokens is not None:
+                rows = max(1, self.gradient_tokens // batch["labels"].shape[1])
+            for number, block in enumerate(row_blocks(batch, rows)):
+                yield indices[number * rows : (number + 1) * rows], block
 
     def row(self, index: int) -> Batch:
         """One reference example, shape (1, T)."""

@@ -22,7 +22,7 @@ from montessori_pl.influence.exact import ExactInfluence
 from montessori_pl.influence.first_order import FirstOrderInfluence
 from montessori_pl.influence.frozen import FrozenLayers, computing_in_float32
 from montessori_pl.influence.functional import Batch, ResponseLosses, trainable_parameters
-from montessori_pl.influence.memory import default_budget, plan_memory, row_blocks
+from montessori_pl.influence.memory import default_budget, gradient_tokens, plan_memory, row_blocks
 from montessori_pl.influence.noise import EXAMPLES, Noise, measure_noise
 from montessori_pl.influence.per_example import per_example_gradients
 from montessori_pl.influence.references import Reduction, ReferenceSet
@@ -54,7 +54,8 @@ class InfluenceScorer:
         refine: with an approximate method that has been calibrated, examples that may be the best or the worst of
             their group within so many standard deviations of the method's error are scored exactly; 0 never does.
         reduction: how the losses of the references are averaged.
-        batch_tokens: tokens of one pass, padding included: what bounds the memory of activations.
+        batch_tokens: tokens of one pass, padding included: what bounds the memory of activations. Passes with
+            gradients have fewer where a large model would keep too much of them (`gradient_tokens`).
         sample: references whose own gradients are kept, for standard errors and corrections, as far as there is room.
         seed: of that sample.
         memory_budget: bytes that gradients may take; none takes half of what is free on the model's device. It decides
@@ -93,10 +94,12 @@ class InfluenceScorer:
         self.calibrated: list[Influence] = []
         self.noise: Noise | None = None
         loss, params = ResponseLosses(model), trainable_parameters(model)
-        budget = memory_budget if memory_budget is not None else default_budget(next(iter(params.values())).device)
+        device = next(iter(params.values())).device
+        budget = memory_budget if memory_budget is not None else default_budget(device)
         with self._measuring():
             frozen, cache_bytes = FrozenLayers(model, params), min(2**30, budget // 8)
-            self.references = ReferenceSet(loss, references, reduction, batch_tokens, frozen, cache_bytes)
+            most = min(batch_tokens, gradient_tokens(model, device) or batch_tokens)
+            self.references = ReferenceSet(loss, references, reduction, batch_tokens, frozen, cache_bytes, most)
             wanted = min(max(sample, num_references) if method == "control_variate" else sample, len(self.references))
             self.memory = plan_memory(params, budget, wanted)
             self._check_memory(num_references)
@@ -106,7 +109,7 @@ class InfluenceScorer:
             if self._only_exact:
                 return
             order = random.Random(seed).sample(range(len(self.references)), wanted)[: self.memory.kept_gradients]
-            gradients = per_example_gradients(loss, params, batch_tokens)
+            gradients = per_example_gradients(loss, params, most)
             self.first_order = FirstOrderInfluence(
                 gradients, params, update, self.references, order, self.exact.null_gain
             )

@@ -4,7 +4,8 @@ The reference policy is the model as it was before, and there is never a second 
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from montessori_pl.bounds import Bounds, Text, checked
-from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss, sequence_log_probabilities
+from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss
 from montessori_pl.models.language_module import OF_PREFERENCES, LanguageModule
-from montessori_pl.models.loading import BaseDtype, LoraSettings
+from montessori_pl.models.loading import Attention, BaseDtype, LoraSettings
 from montessori_pl.models.ranks import mean_over_ranks, mean_over_step
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class DPOModule(LanguageModule):
             example `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
         trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
+        attn_implementation: how attention is computed: `eager`, `sdpa`, `flash_attention_2`, `flash_attention_3` or
+            `flex_attention`; null leaves it to Transformers, which takes `sdpa` where the model has it.
     """
 
     for_training = ("beta", "loss_type", "label_smoothing", "sft_weight")
@@ -77,8 +80,11 @@ class DPOModule(LanguageModule):
         chat_template_kwargs: dict[str, Any] | None = None,
         base_dtype: BaseDtype = "float32",
         trust_remote_code: bool = False,
+        attn_implementation: Attention | None = None,
     ) -> None:
-        super().__init__(backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code)
+        super().__init__(
+            backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code, attn_implementation
+        )
         check_smoothing(loss_type, label_smoothing)
         self.beta, self.loss_type, self.label_smoothing, self.sft_weight = beta, loss_type, label_smoothing, sft_weight
         self._copy: list[nn.Module] = []
@@ -134,9 +140,17 @@ class DPOModule(LanguageModule):
 
     def log_probabilities(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log-probability of each sequence's labelled tokens under the policy and under the reference, each (B,)."""
+        reference = batch["reference"] if "reference" in batch else self.reference_log_probabilities(batch)
+        return self.token_log_probabilities(batch).sum(dim=1), reference
+
+    def reference_log_probabilities(self, batch: dict[str, Tensor]) -> Tensor:
+        """Log-probability of each sequence's labelled tokens under the reference policy, shape (B,)."""
         with self.reference_policy():
-            reference = sequence_log_probabilities(self.logits(batch), batch["labels"])
-        return sequence_log_probabilities(self.logits(batch), batch["labels"]), reference
+            return self.token_log_probabilities(batch).sum(dim=1)
+
+    def release_copy(self) -> None:
+        """Give back the memory of the frozen copy, where there is one: batches bring what it says of them."""
+        self._copy = []
 
     def dpo(self, batch: dict[str, Tensor]) -> tuple[DPOOutput, Tensor, Tensor]:
         """The DPO loss of a batch of 2B sequences: B chosen, then the B rejected of the same prompts.
@@ -184,9 +198,31 @@ class DPOModule(LanguageModule):
 
         What is logged are the means over this batch, in all processes.
         """
-        output, chosen, rejected = self.dpo(batch)
-        num_tokens = (batch["labels"][: len(chosen), 1:] != IGNORED).sum()
-        own = self.objective(output.loss.detach(), chosen.detach(), batch["weights"], num_tokens)
+        num_pairs = len(batch["weights"])
+        num_tokens = (batch["labels"][:num_pairs, 1:] != IGNORED).sum()
+        in_step = self.in_step or {"pairs": num_pairs, "tokens": int(num_tokens), "averaged_batches": 1}
+        of_parts: list[tuple[DPOOutput, Tensor, Tensor]] = []
+
+        def loss(part: dict[str, Tensor]) -> Tensor:
+            output, chosen, rejected = self.dpo(part)
+            detached = dataclasses.replace(output, loss=output.loss.detach())
+            of_parts.append((detached, chosen.detach(), rejected.detach()))
+            return self.objective(output.loss, chosen, part["weights"], num_tokens, in_step).loss
+
+        total = self.summed_over_parts(loss, batch, num_pairs)
+        self._log(batch["weights"], num_tokens, of_parts)
+        return total
+
+    def _log(self, weights: Tensor, num_tokens: Tensor, of_parts: Sequence[tuple[DPOOutput, Tensor, Tensor]]) -> None:
+        """Log what the parts of a batch have shown."""
+        outputs, of_chosen, of_rejected = zip(*of_parts, strict=True)
+        output = DPOOutput(
+            torch.cat([one.loss for one in outputs]),
+            torch.cat([one.chosen_rewards for one in outputs]),
+            torch.cat([one.rejected_rewards for one in outputs]),
+        )
+        chosen, rejected = torch.cat(of_chosen), torch.cat(of_rejected)
+        own = self.objective(output.loss, chosen, weights, num_tokens)
         pair_loss = mean_over_ranks(own.pair_loss, len(chosen))
         nll = mean_over_ranks(own.nll, num_tokens)
         of_pairs = {
@@ -194,13 +230,12 @@ class DPOModule(LanguageModule):
             "reward_margin": output.margins,
             "chosen_reward": output.chosen_rewards,
             "rejected_reward": output.rejected_rewards,
-            "chosen_log_probability": chosen.detach(),
-            "rejected_log_probability": rejected.detach(),
+            "chosen_log_probability": chosen,
+            "rejected_log_probability": rejected,
         }
         means = {name: mean_over_ranks(values.mean(), len(chosen)) for name, values in of_pairs.items()}
         metrics = {"loss": pair_loss + self.sft_weight * nll, "chosen_nll": nll, **means}
         self.log_metrics(metrics, batch_size=len(chosen))
-        return self.objective(output.loss, chosen, batch["weights"], num_tokens, self.in_step).loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the optimizer's moments are of: a probe that takes a step on an example has no use for them."""
@@ -231,10 +266,11 @@ class TeacherDPOModule(DPOModule):
         chat_template_kwargs: dict[str, Any] | None = None,
         base_dtype: BaseDtype = "float32",
         trust_remote_code: bool = False,
+        attn_implementation: Attention | None = None,
     ) -> None:
         super().__init__(
             *(backbone, lora, beta, loss_type, label_smoothing, sft_weight),
-            *(chat_template, chat_template_kwargs, base_dtype, trust_remote_code),
+            *(chat_template, chat_template_kwargs, base_dtype, trust_remote_code, attn_implementation),
         )
 
 

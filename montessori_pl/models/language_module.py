@@ -1,6 +1,6 @@
 """What the student and the teacher have in common: a causal language model that is trained and checkpointed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from montessori_pl.data.records import stable_seed
 from montessori_pl.data.template_text import chat_template_file
-from montessori_pl.models.loading import BaseDtype, LoraSettings, ModelSource, load_model, make_trainable
+from montessori_pl.losses import OutputHead
+from montessori_pl.models.batch_parts import ActivationMemory, summed
+from montessori_pl.models.loading import Attention, BaseDtype, LoraSettings, ModelSource, load_model, make_trainable
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.worlds.names import backbone_file
@@ -39,6 +41,7 @@ class LanguageModule(lightning.LightningModule):
             example `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base under an adapter; the adapter itself is in float32.
         trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
+        attn_implementation: how attention is computed; null leaves it to Transformers.
 
     Raises:
         ValueError: all weights are trained, and not in float32.
@@ -54,6 +57,7 @@ class LanguageModule(lightning.LightningModule):
         base_dtype: BaseDtype,
         chat_template_kwargs: dict[str, Any] | None,
         trust_remote_code: bool,
+        attn_implementation: Attention | None,
     ) -> None:
         super().__init__()
         self.backbone, self.lora = backbone, lora
@@ -64,12 +68,15 @@ class LanguageModule(lightning.LightningModule):
             base_dtype=base_dtype,
             chat_template_kwargs=chat_template_kwargs,
             trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
         )
         """What `configure_model` loads; a stage sets it to go on from trained weights."""
         if lora is None:
             self.train_all_weights()
         self.training_settings: TrainingSettings | None = None
         """How `fit` trains; a stage sets it."""
+        self.activation_memory: ActivationMemory | None = None
+        """What activations of a batch may take; a stage sets it. None goes through a batch as it is."""
         self.seed = 0
         """Of dropout; a stage sets it to its own."""
         self._restored_metrics: dict[str, float] = {}
@@ -79,6 +86,7 @@ class LanguageModule(lightning.LightningModule):
         self.log_prefix = ""
         """Stands before the name of every logged metric; a stage sets it to its key."""
         self.model: nn.Module | None = None
+        self._head: OutputHead | None = None
         self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
 
     def configure_model(self) -> None:
@@ -143,6 +151,36 @@ class LanguageModule(lightning.LightningModule):
         optimizer = self.training_settings.optimizer(self.optimized().values())
         scheduler = self.training_settings.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def summed_over_parts(
+        self, loss: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor], num_items: int
+    ) -> Tensor:
+        """The loss of a batch as the sum of those of its parts, of which each goes forward and back by itself.
+
+        Args:
+            loss: of a part, a scalar; it is called with gradients, once for each part, in their order.
+            batch: its rows.
+            num_items: rows that can be parted, or pairs of two rows each (`ActivationMemory.parts`).
+        """
+        if self.activation_memory is None:
+            return loss(batch)
+        parts = self.activation_memory.parts(batch, num_items)
+        return summed(loss, parts, self.language_model, list(self.optimized().values()))
+
+    def token_log_probabilities(self, batch: dict[str, Tensor]) -> Tensor:
+        """Log-probability of each labelled token given the tokens before it, shape (B, T-1); 0 where there is none.
+
+        Logits of all positions are computed only where they are small (`OutputHead`).
+        """
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return self.output_head.log_probabilities(batch["labels"], **inputs)
+
+    @property
+    def output_head(self) -> OutputHead:
+        """What computes logits where labels are."""
+        if self._head is None or self._head.model is not self.network:
+            self._head = OutputHead(self.network)
+        return self._head
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Next-token logits, shape (B, T, V)."""

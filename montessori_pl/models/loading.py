@@ -63,6 +63,9 @@ class LoraSettings:
 
 
 BaseDtype = Literal["float32", "bfloat16"]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+"""How attention is computed (`attn_implementation` of Transformers)."""
+ON_GPU_ONLY = ("flash_attention_2", "flash_attention_3")
 
 
 @checked
@@ -84,6 +87,8 @@ class ModelSource:
     """Of which answers of a conversation the loss is taken: of all, or of the last one alone."""
     trust_remote_code: bool = False
     """Whether code that lies beside the backbone (`auto_map`) is run."""
+    attn_implementation: Attention | None = None
+    """How attention is computed; null leaves it to Transformers, which takes `sdpa` where the model has it."""
 
 
 def load_tokenizer(backbone: str, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
@@ -172,6 +177,7 @@ def load_model(
             base_location(source),
             dtype=getattr(torch, source.base_dtype),
             trust_remote_code=source.trust_remote_code,
+            **({"attn_implementation": source.attn_implementation} if source.attn_implementation else {}),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the report has them
             device_map=None if weights else "meta",

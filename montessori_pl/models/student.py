@@ -8,9 +8,9 @@ from torch import Tensor
 
 from montessori_pl.bounds import Text, checked
 from montessori_pl.data.chat_template import LossOn
-from montessori_pl.losses import IGNORED, mean_response_loss, token_log_probabilities
+from montessori_pl.losses import IGNORED, mean_nats
 from montessori_pl.models.language_module import OF_PREFERENCES, OPTIMIZED_NAMES, LanguageModule
-from montessori_pl.models.loading import BaseDtype, LoraSettings
+from montessori_pl.models.loading import Attention, BaseDtype, LoraSettings
 from montessori_pl.models.ranks import mean_over_ranks, mean_over_step
 
 
@@ -31,6 +31,8 @@ class StudentModule(LanguageModule):
             evaluation alike: of `all` (TRL's `assistant_only_loss`), or of the `last` one alone (LLaMA-Factory's
             `mask_history`). Answers of weight 0 are never learned.
         trust_remote_code: whether code that lies beside the backbone is run (`auto_map` of its configuration).
+        attn_implementation: how attention is computed: `eager`, `sdpa`, `flash_attention_2`, `flash_attention_3` or
+            `flex_attention`; null leaves it to Transformers, which takes `sdpa` where the model has it.
     """
 
     def __init__(
@@ -42,8 +44,11 @@ class StudentModule(LanguageModule):
         base_dtype: BaseDtype = "float32",
         loss_on: LossOn = "all",
         trust_remote_code: bool = False,
+        attn_implementation: Attention | None = None,
     ) -> None:
-        super().__init__(backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code)
+        super().__init__(
+            backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code, attn_implementation
+        )
         self.source = dataclasses.replace(self.source, loss_on=loss_on)
         self.optimizer_state: dict[str, Any] | None = None
         """State of AdamW in the checkpoint that was loaded last, with the moments of the warm-up; none if that is of a
@@ -67,16 +72,22 @@ class StudentModule(LanguageModule):
 
         What is logged is the mean over the tokens of this batch, in all processes.
         """
-        nats = -token_log_probabilities(self.logits(batch), batch["labels"]).sum()
-        num_tokens = (batch["labels"][:, 1:] != IGNORED).sum()
-        mean_loss = mean_over_ranks(nats.detach() / num_tokens, num_tokens)
+        num_tokens, of_parts = (batch["labels"][:, 1:] != IGNORED).sum(), []
+
+        def loss(part: dict[str, Tensor]) -> Tensor:
+            nats = -self.token_log_probabilities(part).sum()
+            of_parts.append(nats.detach())
+            return mean_over_step(nats, num_tokens, self.in_step, "tokens")
+
+        total = self.summed_over_parts(loss, batch, len(batch["input_ids"]))
+        mean_loss = mean_over_ranks(torch.stack(of_parts).sum() / num_tokens, num_tokens)
         self.log_metrics({"loss": mean_loss, "lr": self._lr()}, batch_size=len(batch["input_ids"]))
-        return mean_over_step(nats, num_tokens, self.in_step, "tokens")
+        return total
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss over each example's response tokens, shape (B,), in nats."""
         with torch.no_grad():
-            return mean_response_loss(self.logits(batch), batch["labels"])
+            return mean_nats(self.token_log_probabilities(batch), batch["labels"])
 
     def _lr(self) -> float:
         return float(self.trainer.optimizers[0].param_groups[0]["lr"])

@@ -5,6 +5,7 @@ does not fit, a layer that autograd or a probe cannot pass. A trial runs on the 
 remembers it.
 """
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from montessori_pl.influence import (
 from montessori_pl.influence.functional import gradient
 from montessori_pl.influence.memory import COPIES_PER_EXAMPLE, SHARED_COPIES
 from montessori_pl.models.loading import (
+    ON_GPU_ONLY,
     LoraSettings,
     ModelSource,
     load_chat_template,
@@ -74,8 +76,9 @@ class Trial:
     @property
     def key(self) -> str:
         """Stands for the trial in the manifest."""
-        backbone = with_versions(self.source.backbone)
-        return stable_id(backbone, self.source.base_dtype, repr(self.lora), self.probed)
+        source = self.source
+        backbone, computed = with_versions(source.backbone), (source.base_dtype, source.attn_implementation)
+        return stable_id(backbone, *computed, repr(self.lora), self.probed)
 
 
 def trials(runner: Runner, steps: Sequence[Step]) -> list[Trial]:
@@ -131,6 +134,8 @@ def try_model(wanted: Sequence[Trial]) -> None:
         ValueError: one of them fails.
     """
     source = wanted[0].source
+    if source.attn_implementation in ON_GPU_ONLY:
+        source = dataclasses.replace(source, attn_implementation=None)
     quantized = getattr(load_config(source), "quantization_config", None)
     if quantized is not None:
         raise ValueError(

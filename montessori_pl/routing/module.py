@@ -76,7 +76,7 @@ class RouterModule(LanguageModule):
     def __init__(self, encoder: ModelSource, lora: LoraSettings | None, num_teachers: int) -> None:
         super().__init__(
             *(encoder.backbone, lora, encoder.chat_template, encoder.base_dtype),
-            *(encoder.chat_template_kwargs, encoder.trust_remote_code),
+            *(encoder.chat_template_kwargs, encoder.trust_remote_code, encoder.attn_implementation),
         )
         self.num_teachers = num_teachers
 
@@ -89,10 +89,19 @@ class RouterModule(LanguageModule):
 
         What is logged is the mean over the pairs of this batch, in all processes.
         """
-        loss = bradley_terry_loss(self.network(batch), batch["preferences"])
-        compared = (~batch["preferences"].isnan()).sum()
-        self.log_metrics({"loss": mean_over_ranks(loss.detach(), compared)}, batch_size=len(batch["input_ids"]))
-        return mean_over_step(loss * compared, compared, self.in_step, "comparisons")
+
+        def loss(batch: dict[str, Tensor]) -> Tensor:
+            mean = bradley_terry_loss(self.network(batch), batch["preferences"])
+            compared = (~batch["preferences"].isnan()).sum()
+            self.log_metrics({"loss": mean_over_ranks(mean.detach(), compared)}, batch_size=len(batch["input_ids"]))
+            return mean_over_step(mean * compared, compared, self.in_step, "comparisons")
+
+        return self.summed_over_parts(loss, batch, num_items=1)
+
+    @property
+    def language_model(self) -> "PreTrainedModel | PeftModel":
+        """The encoder."""
+        return self._routing_network.encoder
 
     def save_encoder(self, directory: Path) -> None:
         """Save the encoder's weights where a learned router looks for them."""

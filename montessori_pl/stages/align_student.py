@@ -10,8 +10,9 @@ from montessori_pl.models.dpo import Beta, DPOModule, SFTWeight, Smoothing, chec
 from montessori_pl.models.loading import holds_adapter, load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
-from montessori_pl.stages.training.fit import fit
+from montessori_pl.stages.training.fit import HOW_TRAINED, fit
 from montessori_pl.stages.training.preferences import estimate_alignment, pair_data, read_pairs
+from montessori_pl.stages.training.reference import REFERENCE, ReferencePolicy
 
 
 class AlignStudent(Stage):
@@ -34,9 +35,9 @@ class AlignStudent(Stage):
     """
 
     produces = Kind.STUDENT
-    artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
+    artifacts = (CHECKPOINT, f"{WEIGHTS}/*", REFERENCE)
     uses = ("student", "trainer")
-    fingerprint_excludes = ("training.checkpoint_every_n_steps",)
+    fingerprint_excludes = HOW_TRAINED
     distributed = True
 
     def __init__(
@@ -71,8 +72,10 @@ class AlignStudent(Stage):
         student = self._student(context)
         chat_template = load_chat_template(student.source)
         fitting, too_long = read_pairs(context, chat_template, self.training.max_length)
-        data = pair_data([encoded for _, encoded in fitting], chat_template, self.training, context)
-        metrics = fit(context, student, data, self.training)
+        pairs = [encoded for _, encoded in fitting]
+        data = pair_data(pairs, chat_template, self.training, context)
+        reference = ReferencePolicy(pairs, data, context.directory)
+        metrics = fit(context, student, data, self.training, [reference])
         return {"pairs": len(fitting), "left_out_as_too_long": too_long, **metrics}
 
     def _student(self, context: StageContext) -> DPOModule:
@@ -91,6 +94,7 @@ class AlignStudent(Stage):
             chat_template_kwargs=before.chat_template_kwargs,
             base_dtype=source.base_dtype,
             trust_remote_code=source.trust_remote_code,
+            attn_implementation=source.attn_implementation,
         )
         policy.source = source
         return policy

@@ -23,8 +23,9 @@ from montessori_pl.stages.training.alignment_monitor import (
     num_held_out,
     prompts_in_order,
 )
-from montessori_pl.stages.training.fit import fit
+from montessori_pl.stages.training.fit import HOW_TRAINED, fit
 from montessori_pl.stages.training.preferences import estimate_alignment, pair_data, read_pairs
+from montessori_pl.stages.training.reference import REFERENCE, ReferencePolicy
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer
 
 
@@ -46,10 +47,10 @@ class AlignTeacher(Stage):
     """
 
     produces = Kind.TEACHER
-    artifacts = (CHECKPOINT, f"{WEIGHTS}/*", EVALUATIONS, f"{ADAPTERS}/*/*")
+    artifacts = (CHECKPOINT, f"{WEIGHTS}/*", REFERENCE, EVALUATIONS, f"{ADAPTERS}/*/*")
     uses = ("teacher", "trainer")
     trains = ("teacher",)
-    fingerprint_excludes = ("training.checkpoint_every_n_steps",)
+    fingerprint_excludes = HOW_TRAINED
     distributed = True
 
     def __init__(
@@ -107,9 +108,10 @@ class AlignTeacher(Stage):
         callback = self._monitor_callback(context, teacher, chat_template, held_out, list(prompts.values()))
         data = pair_data(learned, chat_template, self.training, context)
         counts = {"pairs": len(learned), "left_out_as_too_long": too_long}
+        reference = ReferencePolicy(learned, data, context.directory)
         if callback is None:
-            return {**counts, **fit(context, teacher, data, self.training)}
-        metrics = fit(context, teacher, data, self.training, [callback], callback.leave_weights)
+            return {**counts, **fit(context, teacher, data, self.training, [reference])}
+        metrics = fit(context, teacher, data, self.training, [reference, callback], callback.leave_weights)
         seen = callback.metrics()
         warnings = [*metrics.get("warnings", []), *seen["warnings"]]
         return {**counts, "held_out_pairs": len(held_out), **metrics, **seen, "warnings": warnings}

@@ -37,7 +37,7 @@ from montessori_pl.stages.selection.responses import (
     read_pool_scores,
     save_router,
 )
-from montessori_pl.stages.training.fit import TrainingData, fit
+from montessori_pl.stages.training.fit import HOW_TRAINED, TrainingData, fit
 
 FEWEST = 10
 """Fewest prompts to learn from, and fewest to judge by: an interval of fewer means nothing."""
@@ -91,7 +91,7 @@ class TrainRouter(Stage):
 
     produces = Kind.ROUTING
     artifacts = (f"{ROUTING}/*.json", f"{ROUTING}/*.safetensors", f"{ROUTING}/{ENCODER}/*")
-    fingerprint_excludes = ("training.checkpoint_every_n_steps", "batch_tokens")
+    fingerprint_excludes = (*HOW_TRAINED, "batch_tokens")
     files: ClassVar[Files] = {"encoder_chat": chat_template_file}
     distributed = True
 

@@ -15,7 +15,7 @@ from montessori_pl.models.loading import load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import with_content
 from montessori_pl.stages.base import CHECKPOINT, EXAMPLES, WEIGHTS, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.training.fit import TrainingData, fit
+from montessori_pl.stages.training.fit import HOW_TRAINED, TrainingData, fit
 
 
 class TrainStudent(Stage):
@@ -32,7 +32,7 @@ class TrainStudent(Stage):
     produces = Kind.STUDENT
     artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
     uses = ("student", "trainer")
-    fingerprint_excludes = ("training.checkpoint_every_n_steps",)
+    fingerprint_excludes = HOW_TRAINED
     distributed = True
 
     def __init__(

@@ -61,7 +61,8 @@ class TestMistakes:
     def test_misspelt_setting_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(student__init_args__backbon="x")) == (
             "student: StudentModule has no setting 'backbon'; did you mean 'backbone'? there are: backbone, lora, "
-            "chat_template, chat_template_kwargs, base_dtype, loss_on, trust_remote_code"
+            "chat_template, chat_template_kwargs, base_dtype, loss_on, trust_remote_code, "
+            "attn_implementation"
         )
         assert mistake("--config", recipe(student__init_args__lora={"rank": 8})) == (
             "student.lora: LoraSettings has no setting 'rank'; there are: r, alpha, dropout, target_modules, layers"

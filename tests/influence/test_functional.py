@@ -17,7 +17,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from montessori_pl.influence import Batch, ReferenceSet, ResponseLosses, trainable_parameters
+from montessori_pl.influence import Batch, ReferenceSet, ResponseLosses, functional, trainable_parameters
+from montessori_pl.losses import output_head
 
 VOCABULARY = 50
 SIZES = {
@@ -86,6 +87,15 @@ def naive_losses(model: nn.Module, batch: Batch) -> Tensor:
     return torch.stack(losses)
 
 
+@pytest.fixture(params=[None, 3 * VOCABULARY], ids=["all logits", "some at a time"])
+def logits_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are, or those of three tokens."""
+    if request.param is not None:
+        for module in (functional, output_head):
+            monkeypatch.setattr(module, "LOGITS_AT_ONCE", request.param)
+
+
+@pytest.mark.usefixtures("logits_at_once")
 @pytest.mark.parametrize("build", [llama, qwen2, gpt_neox])
 @pytest.mark.parametrize("lora", [False, True])
 def test_losses_and_gradients_equal_those_of_unpadded_examples(build: type, lora: bool) -> None:
@@ -106,6 +116,7 @@ def test_losses_and_gradients_equal_those_of_unpadded_examples(build: type, lora
             torch.testing.assert_close(gradients[name], param.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.usefixtures("logits_at_once")
 def test_the_parameters_that_are_passed_are_the_ones_that_count() -> None:
     model = with_lora(llama())
     batch, losses = padded_batch(), ResponseLosses(model)
@@ -118,6 +129,7 @@ def test_the_parameters_that_are_passed_are_the_ones_that_count() -> None:
     torch.testing.assert_close(at_moved, losses({}, batch), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("logits_at_once")
 def test_a_tied_embedding_moves_at_both_ends() -> None:
     model = llama(tie_word_embeddings=True)
     batch, params, losses = padded_batch(), trainable_parameters(model), ResponseLosses(model)
@@ -153,6 +165,7 @@ def test_padding_elsewhere_than_on_the_right_is_refused() -> None:
             ReferenceSet(losses, [refused])
 
 
+@pytest.mark.usefixtures("logits_at_once")
 def test_gradients_are_the_same_in_inference_mode() -> None:
     model = with_lora(llama())
     batch, losses = padded_batch(), ResponseLosses(model)

@@ -57,6 +57,27 @@ def test_losses_in_the_given_order_whatever_the_batches(batching: str, batch_tok
     torch.testing.assert_close(found, slow_losses(model, REFERENCES).detach(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("gradient_tokens", [1, 40, None])
+def test_gradients_pass_by_pass(gradient_tokens: int | None) -> None:
+    """However few tokens a pass with gradients may have, their sum is the gradient of the average."""
+    model = make_model("llama", "lora", torch.float64)
+    params, losses = trainable_parameters(model), ResponseLosses(model)
+    seen: list[int] = []
+
+    def watched(moving: Params, batch: Batch) -> Tensor:
+        seen.append(batch["labels"].numel())
+        return losses(moving, batch)
+
+    references = ReferenceSet(watched, [collate(REFERENCES)], "tokens", gradient_tokens=gradient_tokens)
+    found = references.gradient(params)
+    leaves = {name: param.clone().requires_grad_() for name, param in params.items()}
+    average = (losses(leaves, collate(REFERENCES)) * references.weights).sum()
+    expected = torch.autograd.grad(average, list(leaves.values()))
+    for (name, gradient), wanted in zip(found.items(), expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-12, msg=name)
+    assert all(size <= max(gradient_tokens, LONGEST) for size in seen) if gradient_tokens else seen
+
+
 def test_some_losses_in_the_order_asked_for() -> None:
     model = make_model("llama", "lora", torch.float64)
     references, params = reference_set(model, REFERENCES, batch_tokens=40), trainable_parameters(model)

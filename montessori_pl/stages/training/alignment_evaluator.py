@@ -8,7 +8,7 @@ are computed without mixed precision, as the teacher will write.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ class AlignmentEvaluator:
     """Pairs, or completions, that are scored together."""
     stop: str = ""
     """The text at which completions stop; empty for none."""
+    _references: dict[int, Tensor] = field(default_factory=dict, init=False)
+    """What the reference policy says of the held-out pairs, by batch, from the first evaluation on."""
 
     def evaluate(self) -> Evaluation:
         """All numbers of the teacher as it is now, and some of its texts.
@@ -81,9 +83,11 @@ class AlignmentEvaluator:
 
     def _preferences(self) -> Evaluation:
         losses, chosen, chosen_ratios, rejected_ratios, weights, num_tokens = [], [], [], [], [], 0
-        for pairs in chunks(self.held_out, self.batch_size):
+        for number, pairs in enumerate(chunks(self.held_out, self.batch_size)):
             batch = self._on_device(collate_pairs(pairs, self.chat_template.tokenizer.pad_token_id))
-            output, log_probabilities, _ = self.teacher.dpo(batch)
+            if number not in self._references:
+                self._references[number] = self.teacher.reference_log_probabilities(batch)
+            output, log_probabilities, _ = self.teacher.dpo({**batch, "reference": self._references[number]})
             losses.append(output.loss)
             chosen.append(log_probabilities)
             chosen_ratios.append(output.chosen_rewards / self.teacher.beta)

@@ -7,15 +7,28 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from montessori_pl.batches.samplers import EpochBatches, ResumableLoader
+from montessori_pl.influence.memory import LayerSizes, activation_budget
+from montessori_pl.models.batch_parts import ActivationMemory
 from montessori_pl.models.language_module import LanguageModule
-from montessori_pl.models.loading import save_weights
+from montessori_pl.models.loading import ModelSource, load_config, save_weights
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.processes.stop import STOP
 from montessori_pl.run_directory.durable import replace
 from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, StageContext, StageError
 from montessori_pl.stages.training.divergence import StopAtDivergence, refuse_diverged_weights
+
+HOW_TRAINED = (
+    "training.checkpoint_every_n_steps",
+    "training.activation_memory",
+    "training.gradient_checkpointing",
+)
+"""Settings that say how fast and in how much memory is trained; they may be changed after a stage has begun."""
+IN_PARTS = (SingleDeviceStrategy, DDPStrategy)
+"""Strategies that keep whole parameters in every process and add up gradients where a backward pass ends."""
 
 
 class TrainingData(LightningDataModule):
@@ -175,6 +188,7 @@ def fit(
     path = context.directory / CHECKPOINT
     checkpoint, divergence = LastCheckpoint(path, training.checkpoint_every_n_steps), StopAtDivergence()
     trainer = context.trainer(callbacks=[divergence, *callbacks, checkpoint], **training.trainer_arguments())
+    module.activation_memory = activation_memory(module.source, training, trainer)
     with STOP.postponed():  # until a step has ended, see `LastCheckpoint`
         trainer.fit(module, datamodule=data, ckpt_path=str(path) if path.exists() else None)
     checkpoint.save(trainer)  # once more: callbacks such as weight averaging change the weights when training ends
@@ -185,3 +199,22 @@ def fit(
     metrics = {name.removeprefix(module.log_prefix): value for name, value in module.last_metrics().items()}
     warnings = divergence.warnings(training.lr)
     return {"steps": trainer.global_step, **metrics, **({"warnings": warnings} if warnings else {})}
+
+
+def activation_memory(source: ModelSource, training: TrainingSettings, trainer: Trainer) -> ActivationMemory | None:
+    """What the activations of a batch may take in this training; none where the model does not tell its size.
+
+    Where parameters are sharded or gradients scaled, no batch is parted; layers may be computed again.
+    """
+    precision, device = trainer.precision_plugin, trainer.strategy.root_device
+    scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
+    sizes = LayerSizes.of(load_config(source))
+    if sizes is None:
+        return None
+    return ActivationMemory(
+        sizes,
+        itemsize=2 if source.base_dtype == "bfloat16" or "16" in str(precision.precision) else 4,
+        budget=training.activation_memory or activation_budget(device),
+        recompute=training.gradient_checkpointing,
+        parted=isinstance(trainer.strategy, IN_PARTS) and not scaled,
+    )

@@ -4,7 +4,7 @@ In float64 but for Llama's norms, which compute in float32: gradients agree with
 that all steps start from the same weights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,11 +118,15 @@ class Watch(Callback):
         self.steps.append({name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None})
 
 
-def gradients(case: Case, directory: Path, batch_size: int, accumulate: int) -> list[Gradients]:
+def gradients(
+    case: Case, directory: Path, batch_size: int, accumulate: int, **settings_of_memory: Any
+) -> list[Gradients]:
     """Of each step of an epoch, as the stages train."""
     watch = Watch()
     settings = TrainingSettings(
-        lr=1e-30, batch_size=batch_size, accumulate_grad_batches=accumulate, schedule="constant", gradient_clip_val=None
+        **{"lr": 1e-30, "batch_size": batch_size, "accumulate_grad_batches": accumulate, "schedule": "constant"},
+        gradient_clip_val=None,
+        **settings_of_memory,
     )
 
     def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
@@ -216,6 +220,50 @@ def test_a_step_is_the_mean_over_all_that_it_holds(
     assert len(found) == 2
     for step, examples in zip(found, steps, strict=True):
         assert_same(step, slow_gradients(case, [case.items[index] for index in examples]))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("activation_memory", "gradient_checkpointing", "passes", "recomputed"),
+    [
+        (10**9, None, [1], 0),
+        (10**9, True, [1], 1),
+        (400_000, None, range(2, 8), 0),
+        (1, None, [8], 8),
+        (1, False, [8], 0),
+    ],
+    ids=["enough", "recomputed", "parts", "rows recomputed", "rows"],
+)
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_memory_changes_no_step(
+    backbone: str,
+    tmp_path: Path,
+    method: str,
+    activation_memory: int,
+    gradient_checkpointing: bool | None,
+    passes: Collection[int],
+    recomputed: int,
+    accumulate: int,
+) -> None:
+    """A batch that goes through in parts, or whose layers are computed again, makes the same step."""
+    case = MAKERS[method](backbone, 8)
+    expected = gradients(case, tmp_path / "whole", 8 // accumulate, accumulate)
+    ran: list[bool] = []
+    top: Any = case.module.language_model.get_base_model()  # type: ignore[operator]
+    layer = top.model.layers[0]
+    top.model.embed_tokens.register_forward_pre_hook(
+        lambda module, inputs: ran.append(layer.gradient_checkpointing) if torch.is_grad_enabled() else None
+    )
+    found = gradients(
+        *(case, tmp_path / "parts", 8 // accumulate, accumulate),
+        activation_memory=activation_memory,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    assert_same(found[0], expected[0])
+    assert not layer.gradient_checkpointing
+    if accumulate == 1:
+        assert len(ran) in passes
+        assert sum(ran) == recomputed
 
 
 def test_one_batch_of_eight_is_four_twice(backbone: str, tmp_path: Path) -> None:

@@ -1,20 +1,13 @@
-"""Log-probabilities of labelled tokens, and the losses made of them.
+"""Losses of preference pairs, made of the log-probabilities of their completions.
 
-Knows logits and labels; nothing about models or trainers. A label of -100 is not trained on. Logits are raised to
-float32 (float64 stays), because a log-probability in half precision has two or three digits.
-
-Shapes: B examples or pairs, T tokens, V vocabulary.
+Shapes: B pairs.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, logsigmoid
-
-IGNORED = -100
-"""Label of a token that is not trained on; the one that `cross_entropy` leaves out unless told otherwise."""
+from torch.nn.functional import logsigmoid
 
 PairLoss = Literal["sigmoid", "robust", "ipo"]
 
@@ -39,32 +32,6 @@ class DPOOutput:
     def accuracies(self) -> Tensor:
         """1 where the chosen completion has the higher reward, else 0, shape (B,)."""
         return (self.margins > 0).to(self.margins.dtype)
-
-
-def token_log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each labelled token given the tokens before it.
-
-    Args:
-        logits: shape (B, T, V).
-        labels: the token ids, or -100, shape (B, T).
-
-    Returns:
-        Shape (B, T-1), for the labels from the second on; 0 where the label is -100.
-    """
-    targets = labels[:, 1:]
-    logits = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
-    nats = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return -nats.view_as(targets)
-
-
-def sequence_log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the log-probabilities of each example's labelled tokens, shape (B,)."""
-    return token_log_probabilities(logits, labels).sum(dim=1)
-
-
-def mean_response_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Nats per labelled token of each example, shape (B,); nan for an example without labelled tokens."""
-    return -sequence_log_probabilities(logits, labels) / (labels[:, 1:] != IGNORED).sum(dim=1)
 
 
 def dpo_loss(

@@ -1,0 +1,27 @@
+"""Log-probabilities of labelled tokens, and the losses made of them."""
+
+from montessori_pl.losses.log_probabilities import (
+    IGNORED,
+    mean_nats,
+    mean_response_loss,
+    nats,
+    sequence_log_probabilities,
+    token_log_probabilities,
+)
+from montessori_pl.losses.output_head import LOGITS_AT_ONCE, OutputHead, evaluating
+from montessori_pl.losses.preferences import DPOOutput, PairLoss, dpo_loss
+
+__all__ = [
+    "IGNORED",
+    "LOGITS_AT_ONCE",
+    "DPOOutput",
+    "OutputHead",
+    "PairLoss",
+    "dpo_loss",
+    "evaluating",
+    "mean_nats",
+    "mean_response_loss",
+    "nats",
+    "sequence_log_probabilities",
+    "token_log_probabilities",
+]
