@@ -27,9 +27,9 @@ from montessori_pl.run_directory.errors import RunDirectoryError
 from montessori_pl.stats.means import MeanInterval
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunData:
-    return read_run_data(write_run(tmp_path / "run"), "run")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
+    return read_run_data(write_run(tmp_path_factory.mktemp("runs") / "run"), "run")
 
 
 def figure(run: RunData, name: str) -> Figure:
