@@ -296,6 +296,17 @@ class TestRuns:
         assert "No evaluation of two students has finished; it has reached iteration_1/probing_data" in page
         assert "iteration_1/influence (so far)" in page
 
+    def test_scores_are_put_together_while_they_are_read(self, tmp_path: Path) -> None:
+        """Where the whole file is there, its parts count no more; where a part is gone, the others do."""
+        run = HandMadeRun(tmp_path / "run", seed_everything=1)
+        directory = run.begin("iteration_1/influence", "ScoreExamples", {"student": "base"})
+        for rank, one in enumerate(scores("data", 2)):
+            append_records(directory / f"scores.part{rank}.jsonl", [one])
+        (directory / "scores.part2.jsonl").symlink_to(tmp_path / "gone")
+        assert len(read_run_data(tmp_path / "run", "run").stages["iteration_1/influence"].scores) == 2
+        append_records(directory / "scores.jsonl", scores("data", 2))
+        assert len(read_run_data(tmp_path / "run", "run").stages["iteration_1/influence"].scores) == 2
+
     def test_nothing_but_a_stage_that_has_begun(self, tmp_path: Path) -> None:
         HandMadeRun(tmp_path / "run").begin("iteration_1/data", "Synthesize", {})
         assert "iteration_1/data" in write_page([read_run_data(tmp_path / "run", "run")], None, [{}])
@@ -329,5 +340,5 @@ class TestRuns:
         run.finish("iteration_1/mine", "scores")
         found = read_run_data(tmp_path / "run", "run")
         assert len(found.warnings) == 4
-        assert found.warnings[0].startswith("iteration_1/mine: scores.jsonl is left out of this page")
+        assert found.warnings[0].startswith("iteration_1/mine: examples.jsonl is left out of this page")
         assert "is left out of this page" in write_page([found], None, [{}])
