@@ -13,8 +13,8 @@ from montessori_pl.cli.compare import check_student
 from montessori_pl.cli.questions import read_questions
 from montessori_pl.report.comparison import RunComparison, compare
 from montessori_pl.report.groups import form_groups
-from montessori_pl.report.page.page import comparison_figures, run_figures, write_page
-from montessori_pl.report.page.run_data import RunData, read_run_data
+from montessori_pl.report.page.page import comparison_figures, run_figures, run_part, write_page
+from montessori_pl.report.page.run_data import read_run_data
 from montessori_pl.report.page.save_figures import check_can_draw, save_figures
 from montessori_pl.report.runs import CompareError, read_run
 from montessori_pl.run_directory.atomic import write_atomically
@@ -77,9 +77,16 @@ def _report(options: argparse.Namespace) -> None:
         raise CompareError(f"there is no directory {output.parent} to write {output.name} into; make it first")
     if options.figures is not None:
         check_can_draw()
-    runs = [read_run_data(root, name) for name, root in zip(_names(given), (root for _, root in given), strict=True)]
     comparison = _comparison(given, options.baseline, options.student)
-    page = write_page(runs, comparison, [*map(read_questions, runs)], options.student)
+    runs, parts = [], []
+    for number, (name, (_, root)) in enumerate(zip(_names(given), given, strict=True)):
+        run = read_run_data(root, name)
+        parts.append(run_part(run, read_questions(run), number, len(given), options.student))
+        if options.figures is not None:
+            own = options.figures if len(given) == 1 else options.figures / re.sub(r"[^\w.-]", "_", name)
+            save_figures([one for some in run_figures(run).values() for one in some], own)
+        runs.append(run.without_records())
+    page = write_page(parts, runs, comparison, options.student)
     try:
         write_atomically(output, page)
     except OSError as error:  # a run directory may be read-only
@@ -88,7 +95,7 @@ def _report(options: argparse.Namespace) -> None:
         ) from error
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB on {len(runs)} run{'s' * (len(runs) > 1)}")
     if options.figures is not None:
-        _save_figures(runs, comparison, options.figures)
+        save_figures(comparison_figures(runs, comparison), options.figures)
         print(f"{options.figures}: the figures as PNG and CSV")
 
 
@@ -119,11 +126,3 @@ def _names(given: Sequence[tuple[str, Path]]) -> list[str]:
     while depth < max(len(path.parts) for path in paths) and len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
     return ["/".join(path.parts[-depth:]) for path in paths]
-
-
-def _save_figures(runs: Sequence[RunData], comparison: RunComparison | None, directory: Path) -> None:
-    """The figures of several runs together, and those of each run in a directory of its own."""
-    save_figures(comparison_figures(runs, comparison), directory)
-    for run in runs:
-        own = directory if len(runs) == 1 else directory / re.sub(r"[^\w.-]", "_", run.name)
-        save_figures([one for some in run_figures(run).values() for one in some], own)

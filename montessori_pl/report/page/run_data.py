@@ -6,7 +6,7 @@ is read up to its last whole line.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,6 +111,11 @@ class RunData:
     """The source of the test set, as the recipe names it; empty where there is none."""
     pinned_test_set: str
     """The same with what stands for its content."""
+
+    def without_records(self) -> "RunData":
+        """What a comparison with other runs needs: the records of ten thousands of examples take much memory."""
+        nothing: dict[str, Any] = {"examples": (), "rejections": (), "scores": (), "pairs": ()}
+        return replace(self, stages={key: replace(stage, **nothing) for key, stage in self.stages.items()})
 
     def stage(self, key: str | None) -> StageData | None:
         """The stage of this key, if it has begun."""
