@@ -90,6 +90,18 @@ def test_no_run_has_finished() -> None:
     assert "No run has finished the evaluation" in Path("report.html").read_text()
 
 
+def test_names_of_runs() -> None:
+    """A name that one run has, or as much of the path as tells it from others; a link keeps its own name."""
+    for seed, name in enumerate(("a/run", "b/run", "c/run")):
+        write_run(Path(name), seed, lr=1)
+    Path("link").symlink_to("c/run")
+    main(["report", "both=a/run", "both=b/run", "mine=link"])
+    page = Path("report.html").read_text()
+    assert re.findall(r'<option value="\d">(.*?)</option>', page) == ["a/run", "b/run", "mine"]
+    main(["report", "a/run", "link"])
+    assert re.findall(r'<option value="\d">(.*?)</option>', Path("report.html").read_text())[1].endswith("link")
+
+
 def test_baseline_has_not_finished() -> None:
     """The page says so: it is for runs that go on, too."""
     write_run(Path("ours"))
