@@ -22,7 +22,7 @@ from montessori_pl.report.page.teacher_figures import students_by_progress, teac
 from montessori_pl.report.page.verdict import Verdict, group_verdicts, run_verdicts
 
 MAX_BYTES = 4_800_000
-"""Of a page, by its rows of data; figures and tables are small."""
+"""Of a page, shared by its runs: what figures and tables leave of them is for rows."""
 MAX_WARNINGS = 50
 """Warnings of a run that are shown."""
 MAX_CONFIG = 100_000
@@ -131,6 +131,9 @@ def _several(runs: Sequence[RunData], comparison: RunComparison | None, student:
         states = ", ".join(f"{run.root.name}: {run.last_stage or 'none'}" for run in group.unfinished)
         said = f"{group.name}: {len(group.unfinished)} of {len(group.runs)} runs have not finished ({states})."
         parts.append(tag("p", said, class_="note"))
+    warned = ", ".join(f"{run.name} ({len(run.warnings)})" for run in runs if run.warnings)
+    if warned:
+        parts.append(tag("p", f"Runs with warnings, which stand with each of them: {warned}.", class_="note"))
     parts.append(_figures(comparison_figures(runs, comparison)))
     return tag("section", *parts, class_="all")
 
