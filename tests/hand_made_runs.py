@@ -1,11 +1,12 @@
 """Run directories that are written by hand, record by record, for the page of `report`."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.data.records import Example, PreferencePair, Record, Rejection, Score, append_records
+from montessori_pl.data.records import Example, PreferencePair, Record, Rejection, Score
 from montessori_pl.run_directory.run_directory import RunDirectory
 
 DIVERSITY = {"token_entropy": 4.0, "first_word_entropy": 2.0, "distinct_rate": 1.0, "mean_max_rouge_l": 0.5}
@@ -196,10 +197,6 @@ def _write_evaluation(run: HandMadeRun, text: str) -> None:
 
 
 def _append(path: Path, records: Sequence[Record]) -> None:
-    """Also records with half a surrogate, which only ASCII JSON can hold: as another program may have written them."""
-    try:
-        append_records(path, records)
-    except UnicodeEncodeError:
-        path.write_text(
-            "".join(json.dumps(json.loads(json.dumps(one.__dict__, default=vars))) + "\n" for one in records)
-        )
+    """In ASCII, which holds half a surrogate as well: other programs write such lines."""
+    with open(path, "a") as file:
+        file.writelines(f"{json.dumps(dataclasses.asdict(one))}\n" for one in records)

@@ -4,6 +4,7 @@ Knows nothing of models or of Lightning, which take seconds to import.
 """
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from montessori_pl.cli.compare import check_student
 from montessori_pl.cli.questions import read_questions
 from montessori_pl.report.comparison import RunComparison, compare
 from montessori_pl.report.groups import form_groups
-from montessori_pl.report.page.page import comparison_figures, run_figures, write_page
+from montessori_pl.report.page.page import RunPart, comparison_figures, run_figures, run_part, write_page
 from montessori_pl.report.page.run_data import RunData, read_run_data
 from montessori_pl.report.page.save_figures import check_can_draw, save_figures
 from montessori_pl.report.runs import CompareError, read_run
@@ -77,9 +78,13 @@ def _report(options: argparse.Namespace) -> None:
         raise CompareError(f"there is no directory {output.parent} to write {output.name} into; make it first")
     if options.figures is not None:
         check_can_draw()
-    runs = [read_run_data(root, name) for name, root in zip(_names(given), (root for _, root in given), strict=True)]
     comparison = _comparison(given, options.baseline, options.student)
-    page = write_page(runs, comparison, [*map(read_questions, runs)], options.student)
+    names = _names(given)
+    read = [
+        _read(options, number, name, root) for number, (name, (_, root)) in enumerate(zip(names, given, strict=True))
+    ]
+    parts, runs = [part for part, _ in read], [run for _, run in read]
+    page = write_page(parts, runs, comparison, options.student)
     try:
         write_atomically(output, page)
     except OSError as error:  # a run directory may be read-only
@@ -88,8 +93,25 @@ def _report(options: argparse.Namespace) -> None:
         ) from error
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB on {len(runs)} run{'s' * (len(runs) > 1)}")
     if options.figures is not None:
-        _save_figures(runs, comparison, options.figures)
+        save_figures(comparison_figures(runs, comparison), options.figures)
         print(f"{options.figures}: the figures as PNG and CSV")
+
+
+def _read(options: argparse.Namespace, number: int, name: str, root: Path) -> tuple[RunPart, RunData]:
+    """What the page says of one run, and what a comparison needs of it; its figures are written.
+
+    Args:
+        options: of the command.
+        number: the run's place on the page.
+        name: what the page calls it.
+        root: its directory.
+    """
+    count = len(options.runs)
+    run = read_run_data(root, name)
+    if options.figures is not None:
+        own = options.figures if count == 1 else options.figures / re.sub(r"[^\w.-]", "_", name)
+        save_figures([one for some in run_figures(run).values() for one in some], own)
+    return run_part(run, read_questions(run), number, count, options.student), run.without_records()
 
 
 def _comparison(given: Sequence[tuple[str, Path]], baseline: str, student: str | None) -> RunComparison | None:
@@ -113,17 +135,16 @@ def _comparison(given: Sequence[tuple[str, Path]], baseline: str, student: str |
 
 
 def _names(given: Sequence[tuple[str, Path]]) -> list[str]:
-    """What the page calls each run: its directory's name, with as many parents as tell it from the others."""
-    paths = [root.resolve() for _, root in given]
+    """What the page calls each run: the name that is given to it alone, or else that of its directory.
+
+    Directories of one name have as many parents with them as tell them apart.
+    """
+    paths = [Path(os.path.abspath(root)) for _, root in given]  # a link keeps its own name
     depth = 1
     while depth < max(len(path.parts) for path in paths) and len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
-    return ["/".join(path.parts[-depth:]) for path in paths]
-
-
-def _save_figures(runs: Sequence[RunData], comparison: RunComparison | None, directory: Path) -> None:
-    """The figures of several runs together, and those of each run in a directory of its own."""
-    save_figures(comparison_figures(runs, comparison), directory)
-    for run in runs:
-        own = directory if len(runs) == 1 else directory / re.sub(r"[^\w.-]", "_", run.name)
-        save_figures([one for some in run_figures(run).values() for one in some], own)
+    names = [name for name, _ in given]
+    return [
+        name if name and names.count(name) == 1 else "/".join(path.parts[-depth:])
+        for name, path in zip(names, paths, strict=True)
+    ]

@@ -29,7 +29,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_page_lies_in_the_run_or_here(capsys: pytest.CaptureFixture[str]) -> None:
     write_run(Path("one"))
-    write_run(Path("two"), seed=2, lr=1)
+    write_run(Path("two"), seed=2, lr=1, warning="it narrows")
     main(["report", "one"])
     assert re.fullmatch(r"one/report\.html: 0\.\d\d MB on 1 run\n", capsys.readouterr().out)
     main(["report", "one", "two", "--baseline", "two"])
@@ -38,6 +38,8 @@ def test_page_lies_in_the_run_or_here(capsys: pytest.CaptureFixture[str]) -> Non
     assert "all that one vouches for is there" in capsys.readouterr().out
     page = Path("report.html").read_text()
     assert "one and two are not told apart in accuracy" in page
+    assert "Runs with warnings, which stand with each of them: two (1)." in page
+    assert "<li>iteration_1/training_data: it narrows</li>" in page
     main(["report", "one", "two", "--baseline", "two"])
     assert Path("report.html").read_text() == page, "the same runs give the same page"
 
@@ -88,6 +90,18 @@ def test_no_run_has_finished() -> None:
         HandMadeRun(Path(name), seed_everything=1, name=name).begin("iteration_1/data", "Synthesize", {})
     main(["report", "a", "b"])
     assert "No run has finished the evaluation" in Path("report.html").read_text()
+
+
+def test_names_of_runs() -> None:
+    """A name that one run has, or as much of the path as tells it from others; a link keeps its own name."""
+    for seed, name in enumerate(("a/run", "b/run", "c/run")):
+        write_run(Path(name), seed, lr=1)
+    Path("link").symlink_to("c/run")
+    main(["report", "both=a/run", "both=b/run", "mine=link"])
+    page = Path("report.html").read_text()
+    assert re.findall(r'<option value="\d">(.*?)</option>', page) == ["a/run", "b/run", "mine"]
+    main(["report", "a/run", "link"])
+    assert re.findall(r'<option value="\d">(.*?)</option>', Path("report.html").read_text())[1].endswith("link")
 
 
 def test_baseline_has_not_finished() -> None:

@@ -1,6 +1,7 @@
 """The page in a browser: no error, nothing loaded, hostile texts shown as texts, lists that work, both themes."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,6 +138,28 @@ def test_pairs_are_searched_and_ordered(pages: Pages) -> None:
     search = f"document.querySelector({f'{pairs} input'!r})"
     pages.tab.run(f"{search}.value = 'AGAIN 12<'; {search}.dispatchEvent(new Event('input'))")
     assert pages.text(f"{pairs} .count") == "pairs: 1, page 1 of 1"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "marks"),
+    [
+        ("sort 3 1", "sort 3 2", ["1"]),
+        ("<a>one</a>", "<a>two</a>", ["one"]),
+        ("你好世界", "你好人界", ["世"]),
+        ("a b c", "a b c", []),
+        ("", "a", []),
+        ("café, naïve", "cafe, naïve", ["café"]),
+        ("x " * 5000, "y", []),
+    ],
+)
+def test_words_that_differ_are_marked(pages: Pages, ours: str, theirs: str, marks: list[str]) -> None:
+    """All of the text stays; above the limit of length nothing is marked."""
+    pages.tab.open(pages.two)
+    made = pages.tab.run(
+        f"(() => {{ const made = marked({json.dumps(ours)}, {json.dumps(theirs)}); "
+        "return [made.textContent, ...[...made.querySelectorAll('mark')].map((one) => one.textContent)]; })()"
+    )
+    assert made == [ours, *marks]
 
 
 def test_rejections_of_a_reason(pages: Pages) -> None:

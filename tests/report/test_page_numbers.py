@@ -17,7 +17,7 @@ from montessori_pl.report.page.axes import labels, ticks
 from montessori_pl.report.page.browsers import LONGEST, Budget, embedded, short
 from montessori_pl.report.page.figures import Figure, Plot, Point, Row, Rows, Series
 from montessori_pl.report.page.histogram import histograms
-from montessori_pl.report.page.page import run_figures, write_page
+from montessori_pl.report.page.page import run_figures, run_part, write_page
 from montessori_pl.report.page.run_data import RunData, read_run_data
 from montessori_pl.report.page.tables import cost_table, sentence
 from montessori_pl.report.page.teacher_figures import students_by_progress
@@ -27,9 +27,14 @@ from montessori_pl.run_directory.errors import RunDirectoryError
 from montessori_pl.stats.means import MeanInterval
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunData:
-    return read_run_data(write_run(tmp_path / "run"), "run")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
+    return read_run_data(write_run(tmp_path_factory.mktemp("runs") / "run"), "run")
+
+
+def page_on(run: RunData) -> str:
+    """The page on one run."""
+    return write_page([run_part(run, {})], [run.without_records()], None)
 
 
 def figure(run: RunData, name: str) -> Figure:
@@ -274,7 +279,7 @@ class TestRuns:
     def test_size_has_a_limit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("montessori_pl.report.page.page.MAX_BYTES", 250_000)
         run = read_run_data(write_run(tmp_path / "run", text=HOSTILE, count=12), "run")
-        page = write_page([run], None, [{}])
+        page = page_on(run)
         assert 200_000 < len(page.encode()) < 270_000
         assert "more characters" in page
 
@@ -292,13 +297,24 @@ class TestRuns:
         found = read_run_data(tmp_path / "run", "run")
         assert len(found.stages["iteration_1/probing_data"].examples) == 3
         assert [one.value for one in found.stages["iteration_1/influence"].scores] == [-3.0, -2.0]
-        page = write_page([found], None, [{}])
+        page = page_on(found)
         assert "No evaluation of two students has finished; it has reached iteration_1/probing_data" in page
         assert "iteration_1/influence (so far)" in page
 
+    def test_scores_are_put_together_while_they_are_read(self, tmp_path: Path) -> None:
+        """Where the whole file is there, its parts count no more; where a part is gone, the others do."""
+        run = HandMadeRun(tmp_path / "run", seed_everything=1)
+        directory = run.begin("iteration_1/influence", "ScoreExamples", {"student": "base"})
+        for rank, one in enumerate(scores("data", 2)):
+            append_records(directory / f"scores.part{rank}.jsonl", [one])
+        (directory / "scores.part2.jsonl").symlink_to(tmp_path / "gone")
+        assert len(read_run_data(tmp_path / "run", "run").stages["iteration_1/influence"].scores) == 2
+        append_records(directory / "scores.jsonl", scores("data", 2))
+        assert len(read_run_data(tmp_path / "run", "run").stages["iteration_1/influence"].scores) == 2
+
     def test_nothing_but_a_stage_that_has_begun(self, tmp_path: Path) -> None:
         HandMadeRun(tmp_path / "run").begin("iteration_1/data", "Synthesize", {})
-        assert "iteration_1/data" in write_page([read_run_data(tmp_path / "run", "run")], None, [{}])
+        assert "iteration_1/data" in page_on(read_run_data(tmp_path / "run", "run"))
 
     def test_changed_file_is_named(self, tmp_path: Path) -> None:
         root = write_run(tmp_path / "run")
@@ -316,7 +332,7 @@ class TestRuns:
         (directory / "alignment_evaluations.jsonl").write_text('{"step": "first"}\n{"step": 2, "samples": null}\n')
         odd = {"students": {"a": 1, "b": {"accuracy": "high"}}, "diversity": 3, "monitor": 7, "pairs": ["a"]}
         run.finish("iteration_1/mine", "mine", **odd, mean=None, standard_error="small", cost="dear")
-        page = write_page([read_run_data(tmp_path / "run", "run")], None, [{}])
+        page = page_on(read_run_data(tmp_path / "run", "run"))
         assert "iteration_1/mine (so far)" not in page
         assert "<td>Mine</td>" in page
 
@@ -329,5 +345,5 @@ class TestRuns:
         run.finish("iteration_1/mine", "scores")
         found = read_run_data(tmp_path / "run", "run")
         assert len(found.warnings) == 4
-        assert found.warnings[0].startswith("iteration_1/mine: scores.jsonl is left out of this page")
-        assert "is left out of this page" in write_page([found], None, [{}])
+        assert found.warnings[0].startswith("iteration_1/mine: examples.jsonl is left out of this page")
+        assert "is left out of this page" in page_on(found)

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
+from typing import Any
 
 import montessori_pl
 from montessori_pl.report.comparison import RunComparison
@@ -20,7 +22,7 @@ from montessori_pl.report.page.teacher_figures import students_by_progress, teac
 from montessori_pl.report.page.verdict import Verdict, group_verdicts, run_verdicts
 
 MAX_BYTES = 4_800_000
-"""Of a page, by its rows of data; figures and tables are small."""
+"""Of a page, shared by its runs: what figures and tables leave of them is for rows."""
 MAX_WARNINGS = 50
 """Warnings of a run that are shown."""
 MAX_CONFIG = 100_000
@@ -53,30 +55,51 @@ def comparison_figures(runs: Sequence[RunData], comparison: RunComparison | None
     return [*group_figures(comparison), *students_by_progress(groups)]
 
 
+@dataclass(frozen=True)
+class RunPart:
+    """What a page says of one run."""
+
+    section: Markup
+    lists: Mapping[str, Any]
+    """The rows that the script shows."""
+
+
+def run_part(
+    run: RunData, questions: Questions, number: int = 0, count: int = 1, student: str | None = None
+) -> RunPart:
+    """What a page says of one run.
+
+    Args:
+        run: what was read of it.
+        questions: of its test set, where they are known.
+        number: its place on the page.
+        count: runs on the page, which share its bytes.
+        student: the student that is compared; none: the last of the last evaluation.
+    """
+    section = _section_of_run(number, run, student)
+    room = MAX_BYTES // count - len(section.encode())
+    return RunPart(section, browsers(run, questions, max(0, room)))
+
+
 def write_page(
-    runs: Sequence[RunData],
-    comparison: RunComparison | None,
-    questions: Sequence[Questions],
-    student: str | None = None,
+    parts: Sequence[RunPart], runs: Sequence[RunData], comparison: RunComparison | None, student: str | None = None
 ) -> str:
     """The page as HTML.
 
     Args:
-        runs: what was read.
+        parts: what it says of each run.
+        runs: what was read of each; their records are not needed any more.
         comparison: of the runs, where several are shown and some have finished.
-        questions: of each run's test set, where they are known.
         student: the student that is compared; none: the last of each run's last evaluation.
     """
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    sections = [_section_of_run(number, run, student) for number, run in enumerate(runs)]
     top = _several(runs, comparison, student) if len(runs) > 1 else Markup()
-    room = MAX_BYTES - sum(len(section.encode()) for section in (*sections, top))
-    lists = [browsers(run, some, max(0, room) // len(runs)) for run, some in zip(runs, questions, strict=True)]
+    lists = embedded([part.lists for part in parts])
     body = [
         tag("header", tag("h1", f"Report: {title}"), _chooser(runs)),
-        tag("main", top, *sections),
+        tag("main", top, *(part.section for part in parts)),
         tag("footer", f"Written by montessori-pl {montessori_pl.__version__} from run directories alone."),
-        Markup(f'<script type="application/json" id="data">{embedded(lists)}</script>'),
+        Markup(f'<script type="application/json" id="data">{lists}</script>'),
     ]
     return document(f"Report: {title}", _asset("page.css"), joined(body), _asset("page.js"))
 
@@ -108,6 +131,9 @@ def _several(runs: Sequence[RunData], comparison: RunComparison | None, student:
         states = ", ".join(f"{run.root.name}: {run.last_stage or 'none'}" for run in group.unfinished)
         said = f"{group.name}: {len(group.unfinished)} of {len(group.runs)} runs have not finished ({states})."
         parts.append(tag("p", said, class_="note"))
+    warned = ", ".join(f"{run.name} ({len(run.warnings)})" for run in runs if run.warnings)
+    if warned:
+        parts.append(tag("p", f"Runs with warnings, which stand with each of them: {warned}.", class_="note"))
     parts.append(_figures(comparison_figures(runs, comparison)))
     return tag("section", *parts, class_="all")
 

@@ -5,8 +5,8 @@ is read up to its last whole line.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from montessori_pl.report.runs import SEED, read_summary
 from montessori_pl.run_directory.run_directory import RunDirectory, open_run
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 Row = Mapping[str, Any]
 
 ANSWERS = "answers.jsonl"
@@ -111,6 +112,11 @@ class RunData:
     pinned_test_set: str
     """The same with what stands for its content."""
 
+    def without_records(self) -> "RunData":
+        """What a comparison with other runs needs: the records of ten thousands of examples take much memory."""
+        nothing: dict[str, Any] = {"examples": (), "rejections": (), "scores": (), "pairs": ()}
+        return replace(self, stages={key: replace(stage, **nothing) for key, stage in self.stages.items()})
+
     def stage(self, key: str | None) -> StageData | None:
         """The stage of this key, if it has begun."""
         return self.stages.get(key or "")
@@ -182,7 +188,7 @@ def _stage(run_directory: RunDirectory, key: str, notes: list[str]) -> StageData
     entry = run_directory.entries[key]
     own = mapping(entry.settings.get(f"recipe.{key.partition('/')[2]}"))
     files = _Files(run_directory, key, notes)
-    scores = [one for name in files.parts("scores") for one in files.records(name, Score)]
+    rejected = ["rejections.jsonl", *files.parts("unscored")]
     return StageData(
         key=key,
         what=str(own.get("class_path", "")).rpartition(".")[2],
@@ -193,8 +199,8 @@ def _stage(run_directory: RunDirectory, key: str, notes: list[str]) -> StageData
         metrics=files.metrics(),
         hashes=entry.files,
         examples=files.records("examples.jsonl", Example),
-        rejections=[one for name in ("rejections.jsonl", "unscored.jsonl") for one in files.records(name, Rejection)],
-        scores=scores,
+        rejections=[one for name in rejected for one in files.records(name, Rejection)],
+        scores=[one for name in files.parts("scores") for one in files.records(name, Score)],
         pairs=files.records("pairs.jsonl", PreferencePair),
         evaluations=files.rows(EVALUATIONS, {"step"}),
         answers={
@@ -221,33 +227,34 @@ class _Files:
 
     def records(self, name: str, kind: type[R]) -> list[R]:
         """The records of a file; none if there is no such file."""
-        path = self._path(name)
-        try:
-            return read_records(path, kind) if path is not None else []
-        except (ValueError, TypeError) as error:
-            self.notes.append(f"{self.key}: {name} is left out of this page, for it cannot be read: {error}")
-            return []
+        return self._read(name, lambda path: read_records(path, kind))
 
     def rows(self, name: str, needed: set[str]) -> list[Row]:
         """The rows of a file that have what is needed."""
-        path = self._path(name)
-        try:
-            return [row for row in read_lines(path) if needed <= row.keys()] if path is not None else []
-        except ValueError as error:
-            self.notes.append(f"{self.key}: {name} is left out of this page, for it cannot be read: {error}")
-            return []
+        return self._read(name, lambda path: [row for row in read_lines(path) if needed <= row.keys()])
 
     def parts(self, stem: str) -> list[str]:
-        """A file, or before the stage has finished what each process has written of it."""
-        if self.run_directory.finished(self.key):
+        """A file, or before there is one what each process has written of it."""
+        directory = self.run_directory.directory(self.key)
+        if self.run_directory.finished(self.key) or (directory / f"{stem}.jsonl").exists():
             return [f"{stem}.jsonl"]
-        names = self.run_directory.directory(self.key).glob(f"{stem}*.jsonl")
-        return sorted(path.name for path in names)
+        return sorted(path.name for path in directory.glob(f"{stem}.part*.jsonl"))
 
     def matching(self, name: str) -> list[str]:
         """The files of this name in directories of a student and an evaluator."""
         directory = self.run_directory.directory(self.key)
         return sorted(path.relative_to(directory).as_posix() for path in directory.glob(f"*/*/{name}"))
+
+    def _read(self, name: str, read: Callable[[Path], list[T]]) -> list[T]:
+        """What stands in a file; nothing if it is not there, or is not what we call so."""
+        path = self._path(name)
+        try:
+            return read(path) if path is not None else []
+        except FileNotFoundError:  # a run that goes on has put it into another one
+            return []
+        except (ValueError, TypeError) as error:
+            self.notes.append(f"{self.key}: {name} is left out of this page, for it cannot be read: {error}")
+            return []
 
     def _path(self, name: str) -> Path | None:
         """A file that is there and, of a finished stage, as it was written."""

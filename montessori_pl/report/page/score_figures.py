@@ -37,7 +37,7 @@ def _distributions(run: RunData) -> list[Figure]:
                 y="share of examples",
                 series=histograms(samples),
                 style="steps",
-                guides=[Guide("x", 0.0, "")],
+                guides=[Guide("x", 0.0, "")] if INFLUENCE in axis else [],
                 note=f"{_described(run, stages)} The outermost bins hold what lies beyond them.",
             )
         )

@@ -9,7 +9,7 @@ from montessori_pl.report.page.figures import Figure, Guide, Plot, Row, Rows, Se
 
 WIDTH, HEIGHT = 400, 250
 """Of a plot, in units that are pixels where there is room for them: on a telephone, a little less."""
-TOP, RIGHT, BOTTOM, LEFT = 10, 14, 44, 68
+TOP, RIGHT, BOTTOM, LEFT = 10, 22, 44, 68
 ROW = 24
 """Height of a row."""
 NUM_COLOURS = 8

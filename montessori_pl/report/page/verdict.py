@@ -71,9 +71,9 @@ def run_verdicts(run: RunData, student: str | None = None) -> list[Verdict]:
     base = "base" if "base" in names else names[0]
     rivals = {base: (evaluation, base)} if base != ours else {}
     made = f"students.{ours}"
-    for earlier in evaluated[:-1]:
-        if ours in earlier.students and earlier.reads.get(made) != evaluation.reads.get(made):
-            rivals[f"{ours} (iteration {earlier.iteration})"] = (earlier, ours)
+    others = [one for one in evaluated if ours in one.students and one.reads.get(made) != evaluation.reads.get(made)]
+    for earlier in others[-1:]:
+        rivals[f"{ours} (iteration {earlier.iteration})"] = (earlier, ours)
     iterations = {stage.iteration for stage in run.stages.values()}
     who = ours if iterations == {1} else f"{ours} (iteration {evaluation.iteration})"
     return [

@@ -4,9 +4,9 @@
 const RUNS = JSON.parse(document.getElementById("data").textContent);
 const PER_PAGE = 5;
 // Words of two completions are compared up to this length; the time grows with its square.
-const MAX_WORDS = 600;
-// Between words, blanks and each other sign.
-const WORDS = /(\s+|[^\p{L}\p{M}\p{N}_\s])/u;
+const MAX_WORDS = 2000;
+// Words, blanks, and each other sign; Chinese and Japanese write no blanks, and each of their characters stands alone.
+const WORDS = /(\s+|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\p{L}\p{M}\p{N}_\s])/u;
 
 /** An element with attributes and children; children that are texts become text nodes. */
 function element(name, attributes, ...children) {
@@ -98,7 +98,7 @@ function soft(text) {
 
 /** The words of one text that are not in its longest common subsequence with another, marked. */
 function marked(ours, theirs) {
-  const a = ours.split(WORDS), b = theirs.split(WORDS);
+  const [a, b] = [ours, theirs].map((text) => text.split(WORDS).filter(Boolean));
   if (a.length > MAX_WORDS || b.length > MAX_WORDS) return written(ours);
   const length = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
   for (let i = a.length - 1; i >= 0; i--) {
