@@ -148,8 +148,9 @@ def load_config(source: ModelSource) -> "PreTrainedConfig":
     """
     from transformers import AutoConfig
 
+    location = locate_backbone(source.backbone)
     with errors_in_a_sentence(source.backbone, "model"):
-        return AutoConfig.from_pretrained(locate_backbone(source.backbone), trust_remote_code=source.trust_remote_code)
+        return AutoConfig.from_pretrained(location, trust_remote_code=source.trust_remote_code)
 
 
 def load_model(
@@ -172,9 +173,10 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    location = base_location(source)
     with errors_in_a_sentence(source.backbone, "model"):
         loaded = AutoModelForCausalLM.from_pretrained(
-            base_location(source),
+            location,
             dtype=getattr(torch, source.base_dtype),
             trust_remote_code=source.trust_remote_code,
             **({"attn_implementation": source.attn_implementation} if source.attn_implementation else {}),

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from montessori_pl.classroom.names import cached
 from montessori_pl.data.chat_template import ChatTemplate
@@ -62,8 +62,8 @@ def checkpoint(path: Path) -> Path:
     Weights are in float32, as they are dequantized.
 
     Raises:
-        ValueError: the file is not there, cut or of another format, its architecture is not known, or the package
-            `gguf` is not installed.
+        ValueError: the file is not there, cut or of another format, its architecture is not known, weights are missing
+            in it, or the package `gguf` is not installed.
     """
     _check_file(path)
     import transformers
@@ -110,10 +110,18 @@ def _convert(path: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, name = str(path.resolve().parent), path.name
+    folder, name = str(path.absolute().parent), path.name
     with _in_a_sentence(path):
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=name, dtype=torch.float32, output_loading_info=True
+        )
+    model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    if missing := sorted(report["missing_keys"]):  # a copy would hide it: there they are weights like any other
+        raise ValueError(
+            f"the backbone {str(path)!r} has no weights for {len(missing)} parameters of its model (first: "
+            f"{missing[0]}), which would be random; download it anew, or give the model that it was made from"
+        )
     _mend_end(path, tokenizer, model.config.eos_token_id)
     del model.config.quantization_config  # by now the weights are ordinary ones
     for config in (model.config, model.generation_config):

@@ -56,7 +56,8 @@ def with_versions(settings: Any) -> Any:
     if isinstance(settings, list):
         return [with_versions(value) for value in settings]
     if isinstance(settings, str) and (match := _gym_set(settings) or _GYM_TEACHER.fullmatch(settings)):
-        return f"{settings} (version {gym.version(match[0].partition('[')[0])})"
+        name = match[1] if match.re is _GYM_SET else settings
+        return f"{settings} (version {gym.version(name)})" if gym.is_name(name) else settings
     return classroom.with_versions(settings)
 
 

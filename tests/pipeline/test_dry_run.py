@@ -115,9 +115,16 @@ class TestRecipes:
         assert sum(bool(step.estimate.prompts) for step in steps if step.estimate is not None) >= 1
         assert not list(tmp_path.iterdir()), "nothing is written, not even an empty directory"
 
-    @pytest.mark.parametrize("name", ["real_text.yaml", "recorded_teachers.yaml"])
-    def test_shipped_recipe_without_its_data(
-        self, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    @pytest.mark.parametrize(
+        ("name", "missing"),
+        [
+            ("real_text.yaml", "data.seed_tasks: "),
+            ("recorded_teachers.yaml", "data.seed_tasks: "),
+            ("smollm2.yaml", "student: there is no file 'checkpoints/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'"),
+        ],
+    )
+    def test_shipped_recipe_without_its_data_or_model(
+        self, name: str, missing: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         said = []
         for arguments in ([], ["--dry_run"]):
@@ -125,7 +132,7 @@ class TestRecipes:
                 cli.main(["fit", "--config", name, "--run", "run", *arguments])
             said.append(capsys.readouterr().err)
         assert said[0] == said[1]
-        assert "data.seed_tasks" in said[0]
+        assert missing in said[0]
         assert not list(tmp_path.iterdir())
 
     def test_growing_set_is_counted_once(self, plan: Planner) -> None:

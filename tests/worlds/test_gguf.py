@@ -45,8 +45,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def write_gguf(path: Path, template: str | None = CHATML, eos: str = "<start>", architecture: str = "llama") -> Path:
-    """A Llama of two layers with one token for each byte, its weights drawn from seed 0."""
+def write_gguf(
+    path: Path, template: str | None = CHATML, eos: str = "<start>", architecture: str = "llama", without: str = ""
+) -> Path:
+    """A Llama of two layers with one token for each byte, its weights drawn from seed 0, but for one of them."""
     from gguf import GGUFWriter, TokenType
 
     torch.manual_seed(0)
@@ -72,8 +74,8 @@ def write_gguf(path: Path, template: str | None = CHATML, eos: str = "<start>", 
     if template is not None:
         writer.add_chat_template(template)
     for name, weight in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue  # tied
+        if name in ("lm_head.weight", without):
+            continue  # the head is tied
         writer.add_tensor(_name(name), _as_llama_cpp(name, weight.numpy()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -110,7 +112,8 @@ def test_a_file_is_read_as_the_model_that_it_was_made_from(tmp_path: Path) -> No
     torch.manual_seed(0)
     original = LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.3)).eval()
     ids = torch.tensor([[1, 70, 80, 90, 2]])
-    for backbone in (path, path.parent):
+    (tmp_path / "link.gguf").symlink_to(path)  # as in the cache of the hub
+    for backbone in (tmp_path / "link.gguf", path, path.parent):
         model = load_model(ModelSource(str(backbone)))
         torch.testing.assert_close(model(input_ids=ids).logits, original(input_ids=ids).logits)
 
@@ -167,6 +170,10 @@ def test_files_that_cannot_be_read_end_in_one_sentence(tmp_path: Path, cache: Pa
         assert "cannot be read" in refusal(path), length
     assert not [one for one in cache.iterdir() if one.is_dir() and not one.name.endswith(".unfinished")]
     assert "cannot be read" in refusal(write_gguf(tmp_path / "other.gguf", architecture="unheard_of"))
+    lost = "model.layers.1.mlp.up_proj.weight"
+    assert f"no weights for 1 parameters of its model (first: {lost})" in refusal(
+        write_gguf(tmp_path / "lost.gguf", without=lost)
+    )
 
 
 @needs_gguf

@@ -115,6 +115,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             locate(wrong)
     assert source_file("gym/test[:10]") is None
     assert re.fullmatch(r"gym/test\[:10\] \(version [0-9a-f]{12}\)", with_versions("gym/test[:10]"))
+    assert with_versions(["gym/notes", "gym/teacher:a[b].gguf"])[0] == "gym/notes", "a text like any other"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gym").mkdir()
     (tmp_path / "gym" / "test.jsonl").touch()

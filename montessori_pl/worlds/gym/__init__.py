@@ -43,6 +43,11 @@ class Name:
         return self.content.removeprefix(TEACHER) if self.content.startswith(TEACHER) else None
 
 
+def is_name(name: str) -> bool:
+    """Whether the gym has something of this name, without its slice."""
+    return _NAME.fullmatch(name) is not None
+
+
 def parse(name: str) -> Name:
     """What a name means, without its slice.
 
