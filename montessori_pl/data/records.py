@@ -143,7 +143,7 @@ class Example(Record):
     instruction: str
     """What the student is asked: the last user turn."""
     response: str
-    """What the student is asked."""
+    """What it is to answer."""
     system: str = ""
     """System message of the conversation; empty when there is none."""
     history: tuple[Turn, ...] = ()

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
 from transformers.cache_utils import (
     Cache,
     DynamicCache,
@@ -65,7 +64,7 @@ class Decoder:
 
     def __call__(
         self,
-        model: GenerationMixin,
+        model: Any,
         input_ids: Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
@@ -75,7 +74,7 @@ class Decoder:
         """Decode.
 
         Args:
-            model: the model, which a LoRA adapter may have changed.
+            model: a `GenerationMixin`, in which there may be a LoRA adapter.
             input_ids: the prompts, padded on the left, shape (P, T).
             logits_processor: not used, nor are the next two: what they would say is said by our own arguments.
             stopping_criteria: not used.
@@ -141,7 +140,8 @@ def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], **how: Any) 
     """The logits of the next token, (B, V) in float32, and what the model is given beside at the next call."""
     output = model(**model.prepare_inputs_for_generation(input_ids, **how, **inputs), return_dict=True)
     inputs = model._update_model_kwargs_for_generation(output, inputs)
-    return output.logits[:, -1].to(torch.float32, copy=True), inputs  # a view would keep those of the whole prompt
+    # A view would keep the logits of the whole prompt.
+    return output.logits[:, -1].to(input_ids.device, torch.float32, copy=True), inputs
 
 
 def _select(inputs: dict[str, Any], rows: Sequence[int], device: torch.device) -> None:
@@ -149,6 +149,6 @@ def _select(inputs: dict[str, Any], rows: Sequence[int], device: torch.device) -
     index = torch.tensor(rows, device=device)
     for name, value in inputs.items():
         if isinstance(value, Cache):
-            value.reorder_cache(index)
+            value.reorder_cache(index)  # type: ignore[arg-type]  # any integers, says the code
         elif isinstance(value, Tensor):
             inputs[name] = value.index_select(-2, index)

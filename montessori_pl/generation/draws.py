@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 
 from montessori_pl.generation.base import Sampling
 
-CANDIDATES = (64, 1024)
-"""Among how many tokens a nucleus is looked for, before all are sorted, which takes 30 times as long as to find 64."""
+CANDIDATES = (64, 1024, 16384)
+"""Among how many tokens a nucleus is looked for before all are sorted; 64 of 49,152 are found 30 times as fast."""
 _MANTISSA = 2**53
 
 
@@ -87,9 +87,12 @@ def _nucleus(scores: Tensor, top_p: float, sizes: Sequence[int]) -> tuple[Tensor
     """The nucleus, looked for among so many tokens, among more in the rows where they are too few, and among all."""
     size = min([*sizes[:1], scores.shape[1]])
     probabilities = scores.softmax(dim=-1)
-    ids = scores.topk(size).indices.sort(dim=-1).values  # so that a stable sort puts the earlier one of equals first
-    values, order = scores.gather(1, ids).sort(dim=-1, descending=True, stable=True)
-    ids = ids.gather(1, order)
+    if size < scores.shape[1]:
+        ids = scores.topk(size).indices.sort(dim=-1).values  # a stable sort then puts the earlier one of equals first
+        values, order = scores.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+        ids = ids.gather(1, order)
+    else:
+        values, ids = scores.sort(dim=-1, descending=True, stable=True)
     likeliest = probabilities.gather(1, ids).double()
     # Not one minus what comes before: rounded probabilities do not sum to one, and the limit may be hit exactly.
     total = probabilities.sum(dim=-1, keepdim=True, dtype=torch.float64)

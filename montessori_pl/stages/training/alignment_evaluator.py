@@ -58,6 +58,8 @@ class AlignmentEvaluator:
     """Pairs, or completions, that are scored together."""
     stop: str = ""
     """The text at which completions stop; empty for none."""
+    engine: TransformersBackend = field(default_factory=TransformersBackend)
+    """Samples from the teacher where it is; of its settings only the size of its batches counts."""
     _references: dict[int, Tensor] = field(default_factory=dict, init=False)
     """What the reference policy says of the held-out pairs, by batch, from the first evaluation on."""
 
@@ -132,9 +134,9 @@ class AlignmentEvaluator:
             Request(messages=prompt, seed=stable_seed(self.seed, "look", number), stop=self.stop)
             for number, prompt in enumerate(prompts)
         ]
-        with closing(TransformersBackend()) as backend:
-            backend.serve(self.teacher.network, self.chat_template)
-            return backend.generate(requests, sampling)
+        with closing(self.engine):
+            self.engine.serve(self.teacher.network, self.chat_template)
+            return self.engine.generate(requests, sampling)
 
     def _log_probabilities(
         self, prompts: Sequence[list[Message]], completions: Sequence[Completion]
