@@ -89,17 +89,9 @@ class OutputHead:
     @property
     def is_frozen(self) -> bool:
         """Whether nothing above the body is trained, tied weights included."""
-        return not any(parameter.requires_grad for parameter in self.parameters().values())
-
-    def parameters(self) -> dict[str, Tensor]:
-        """What stands above the body, by its name below `top`; tied weights are among them."""
         inside = set(self._body.modules())
-        return {
-            f"{path}.{name}".lstrip("."): parameter
-            for path, module in self.top.named_modules()
-            if module not in inside
-            for name, parameter in module.named_parameters(recurse=False)
-        }
+        above = [module for module in self.top.modules() if module not in inside]
+        return not any(one.requires_grad for module in above for one in module.parameters(recurse=False))
 
     @torch.no_grad()
     def can_be_split(self, **inputs: Tensor) -> bool:

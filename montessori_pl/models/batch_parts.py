@@ -108,6 +108,8 @@ def summed(
 
 
 class _Summed(torch.autograd.Function):
+    """Takes the gradients of each loss as it comes, and keeps their sums alone for the backward pass."""
+
     @staticmethod
     def forward(ctx: Any, losses: Sequence[Callable[[], Tensor]], *parameters: nn.Parameter) -> Tensor:  # type: ignore[override]
         total = parameters[0].new_zeros(())
@@ -121,14 +123,14 @@ class _Summed(torch.autograd.Function):
             for place, gradient in enumerate(gradients):
                 held = sums[place]
                 if gradient is not None:
-                    sums[place] = gradient if held is None else held.add_(gradient)
+                    sums[place] = gradient if held is None else held + gradient
         ctx.sums = sums
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         sums, ctx.sums = ctx.sums, None
-        return None, *(None if held is None else held.mul_(scale) for held in sums)
+        return None, *(None if held is None else held * scale for held in sums)
 
 
 @contextmanager
