@@ -130,7 +130,7 @@ class _NatsOfFrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(hidden: Tensor, targets: Tensor, to_logits: ToLogits) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(hidden: Tensor, targets: Tensor, to_logits: ToLogits) -> tuple[Tensor, Tensor]:
         # `torch.func.grad` works in inference mode, too, whose tensors autograd does not take: hence the copies.
         with torch.inference_mode(False), torch.enable_grad():
             leaf = hidden.clone().detach().requires_grad_()
@@ -144,7 +144,7 @@ class _NatsOfFrozenHead(torch.autograd.Function):
         ctx.save_for_backward(output[1])
 
     @staticmethod
-    def backward(ctx: Any, from_above: Tensor, _: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, from_above: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * from_above[:, None]).to(gradient.dtype), None, None
 

@@ -111,7 +111,7 @@ class _Summed(torch.autograd.Function):
     """Takes the gradients of each loss as it comes, and keeps their sums alone for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, losses: Sequence[Callable[[], Tensor]], *parameters: nn.Parameter) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, losses: Sequence[Callable[[], Tensor]], *parameters: nn.Parameter) -> Tensor:
         total = parameters[0].new_zeros(())
         sums: list[Tensor | None] = [None] * len(parameters)
         for loss in losses:
@@ -128,7 +128,7 @@ class _Summed(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         sums, ctx.sums = ctx.sums, None
         return None, *(None if held is None else held * scale for held in sums)
 
