@@ -241,14 +241,18 @@ def test_two_processes_train_as_one(recipe: Path, tmp_path: Path) -> None:
     main(command(path, tmp_path / "one")[3:])
     main([*command(path, tmp_path / "half")[3:], *half])
     fit_by_two(path, tmp_path / "two", *half)
+    # Each example by itself, and its layers computed again.
+    fit_by_two(path, tmp_path / "parts", *half, "--recipe.trained.training.activation_memory", "1")
 
     one, two = (outcome(tmp_path / name) for name in ("one", "two"))
     assert two["steps"] == one["steps"] == 6
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
     assert two["students"]["base"] == one["students"]["base"]
     assert two["students"]["trained"] == pytest.approx(one["students"]["trained"], abs=1e-5)
-    weights = {name: trained_weights(tmp_path / name) for name in ("one", "two", "half")}
+    weights = {name: trained_weights(tmp_path / name) for name in ("one", "two", "parts", "half")}
     assert largest_difference(weights["two"], weights["one"]) < 1.2e-5
+    assert largest_difference(weights["parts"], weights["one"]) < 1.2e-5
+    assert largest_difference(weights["parts"], weights["two"]) > 0, "it has gone another way"
     # One process alone on batches of two makes another student: what the other process has read matters.
     assert largest_difference(weights["half"], weights["one"]) > 1e-3
 

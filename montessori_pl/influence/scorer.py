@@ -36,6 +36,7 @@ from montessori_pl.influence.selection import (
     subset_sizes,
 )
 from montessori_pl.influence.updates import UpdateRule
+from montessori_pl.losses import evaluating
 
 Method = Literal["auto", "exact", "first_order", "control_variate"]
 
@@ -229,14 +230,8 @@ class InfluenceScorer:
     @contextmanager
     def _measuring(self) -> Iterator[None]:
         """Evaluation mode and float32 arithmetic; afterwards the model is as it was."""
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            with computing_in_float32(self.model):
-                yield
-        finally:
-            for module in training:
-                module.training = True
+        with evaluating(self.model), computing_in_float32(self.model):
+            yield
 
 
 Engine = ExactInfluence | FirstOrderInfluence | ControlVariateInfluence

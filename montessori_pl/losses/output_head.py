@@ -89,17 +89,9 @@ class OutputHead:
     @property
     def is_frozen(self) -> bool:
         """Whether nothing above the body is trained, tied weights included."""
-        return not any(parameter.requires_grad for parameter in self.parameters().values())
-
-    def parameters(self) -> dict[str, Tensor]:
-        """What stands above the body, by its name below `top`; tied weights are among them."""
         inside = set(self._body.modules())
-        return {
-            f"{path}.{name}".lstrip("."): parameter
-            for path, module in self.top.named_modules()
-            if module not in inside
-            for name, parameter in module.named_parameters(recurse=False)
-        }
+        above = [module for module in self.top.modules() if module not in inside]
+        return not any(one.requires_grad for module in above for one in module.parameters(recurse=False))
 
     @torch.no_grad()
     def can_be_split(self, **inputs: Tensor) -> bool:
@@ -138,7 +130,7 @@ class _NatsOfFrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(hidden: Tensor, targets: Tensor, to_logits: ToLogits) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(hidden: Tensor, targets: Tensor, to_logits: ToLogits) -> tuple[Tensor, Tensor]:
         # `torch.func.grad` works in inference mode, too, whose tensors autograd does not take: hence the copies.
         with torch.inference_mode(False), torch.enable_grad():
             leaf = hidden.clone().detach().requires_grad_()
@@ -152,7 +144,7 @@ class _NatsOfFrozenHead(torch.autograd.Function):
         ctx.save_for_backward(output[1])
 
     @staticmethod
-    def backward(ctx: Any, from_above: Tensor, _: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, from_above: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * from_above[:, None]).to(gradient.dtype), None, None
 

@@ -108,8 +108,10 @@ def summed(
 
 
 class _Summed(torch.autograd.Function):
+    """Takes the gradients of each loss as it comes, and keeps their sums alone for the backward pass."""
+
     @staticmethod
-    def forward(ctx: Any, losses: Sequence[Callable[[], Tensor]], *parameters: nn.Parameter) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, losses: Sequence[Callable[[], Tensor]], *parameters: nn.Parameter) -> Tensor:
         total = parameters[0].new_zeros(())
         sums: list[Tensor | None] = [None] * len(parameters)
         for loss in losses:
@@ -121,14 +123,14 @@ class _Summed(torch.autograd.Function):
             for place, gradient in enumerate(gradients):
                 held = sums[place]
                 if gradient is not None:
-                    sums[place] = gradient if held is None else held.add_(gradient)
+                    sums[place] = gradient if held is None else held + gradient
         ctx.sums = sums
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         sums, ctx.sums = ctx.sums, None
-        return None, *(None if held is None else held.mul_(scale) for held in sums)
+        return None, *(None if held is None else held * scale for held in sums)
 
 
 @contextmanager

@@ -6,13 +6,13 @@ are computed without mixed precision, as the teacher will write.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from montessori_pl.batches.collate import collate, collate_pairs
 from montessori_pl.batches.encoding import EncodedPair
@@ -21,7 +21,7 @@ from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Message, stable_seed
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.generation.transformers_backend import TransformersBackend
-from montessori_pl.losses import IGNORED
+from montessori_pl.losses import IGNORED, evaluating
 from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected
@@ -77,7 +77,7 @@ class AlignmentEvaluator:
             and without bias only where `sampling` changes no probability), `divergence` (the same per token),
             `surprise` (of the reference policy, in nats per token) and `samples`, some texts.
         """
-        with _undisturbed(self.teacher.network):
+        with evaluating(self.teacher.network), torch.no_grad():
             return {
                 **(self._preferences() if self.held_out else {}),
                 **(self._writing() if self.num_samples and self.prompts else {}),
@@ -159,19 +159,6 @@ class AlignmentEvaluator:
     def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         device = next(self.teacher.network.parameters()).device
         return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-@contextmanager
-def _undisturbed(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module gets back the mode that it had."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def whole_response(completion: str, finished: bool) -> str:

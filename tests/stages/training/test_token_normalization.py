@@ -247,7 +247,8 @@ def test_memory_changes_no_step(
 ) -> None:
     """A batch that goes through in parts, or whose layers are computed again, makes the same step."""
     case = MAKERS[method](backbone, 8)
-    expected = gradients(case, tmp_path / "whole", 8 // accumulate, accumulate)
+    expected = gradients(case, tmp_path / "whole" / "it", 8 // accumulate, accumulate)
+    metrics = case.module.last_metrics()
     ran: list[bool] = []
     top: Any = case.module.language_model.get_base_model()  # type: ignore[operator]
     layer = top.model.layers[0]
@@ -255,11 +256,12 @@ def test_memory_changes_no_step(
         lambda module, inputs: ran.append(layer.gradient_checkpointing) if torch.is_grad_enabled() else None
     )
     found = gradients(
-        *(case, tmp_path / "parts", 8 // accumulate, accumulate),
+        *(case, tmp_path / "parts" / "it", 8 // accumulate, accumulate),
         activation_memory=activation_memory,
         gradient_checkpointing=gradient_checkpointing,
     )
     assert_same(found[0], expected[0])
+    assert case.module.last_metrics() == pytest.approx(metrics, rel=1e-6)
     assert not layer.gradient_checkpointing
     if accumulate == 1:
         assert len(ran) in passes
