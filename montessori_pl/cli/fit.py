@@ -165,7 +165,8 @@ class MontessoriCLI(LightningCLI):
             "--num_threads",
             type=TYPES["num_threads"],
             default=None,
-            help="CPU threads of PyTorch. With null, PyTorch chooses. Very small models are fastest with 1.",
+            help="CPU threads of PyTorch, and of vLLM on a CPU. With null, they choose. Very small models are fastest "
+            "with 1.",
         )
         parser.add_argument(
             "--student", type=TYPES["student"], required=True, help="The model that the data is made for."
@@ -208,7 +209,9 @@ class MontessoriCLI(LightningCLI):
         """Build the plugins of the recipe; trainers are built for each stage."""
         if (num_threads := self._get(self.config, "num_threads")) is not None:
             torch.set_num_threads(num_threads)
-            os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))  # or Lightning sets another number under DDP
+            os.environ["OMP_NUM_THREADS"] = str(
+                num_threads
+            )  # of the processes that are started: Lightning's, an engine's
         try:
             self.config_init = self.parser.instantiate_classes(self.config)
             for section in ("student", "teacher", "generation"):

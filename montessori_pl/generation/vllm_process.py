@@ -43,6 +43,9 @@ class EngineProcess:
     def __init__(self, name: str, devices: Sequence[str] | None = None) -> None:
         self.name = name
         environment = DEFAULTS | os.environ
+        if "OMP_NUM_THREADS" in environment:
+            # Where it binds threads to cores, vLLM on a CPU has one for each core, whatever this number says.
+            environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         if devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         descriptor, path = tempfile.mkstemp(prefix="vllm-", suffix=".log")

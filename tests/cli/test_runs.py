@@ -1,6 +1,7 @@
 """Runs to their ends, and on from there: quick ones of a stage or two, and the shipped recipe with small counts."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -72,6 +73,14 @@ class TestRuns:
             assert summary["warnings"][:2] == list(notes)
             assert summary["data"]["iteration_1/recorded"]["unread_columns"] == {"topic": 1}
         assert summary["sources"]["test"]["notes"] == []
+
+    def test_the_number_of_threads_holds_for_processes_that_are_started(
+        self, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever the environment says, as for this one."""
+        monkeypatch.setenv("OMP_NUM_THREADS", "7")
+        main(["fit", "--config", recipe(num_threads=1), "--dry_run"])
+        assert os.environ["OMP_NUM_THREADS"] == "1"
 
     def test_engine_is_needed_only_for_what_is_left(self, mistake: Mistake, recipe: Recipe) -> None:
         """An engine whose key is gone stops a run that has something to write, and no other."""

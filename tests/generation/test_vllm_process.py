@@ -281,3 +281,28 @@ class TestCheck:
         for backend, room in ((make(), 74), (make(max_model_len=50), 28)):
             assert backend.fits(messages, Sampling(max_tokens=room))
             assert not backend.fits(messages, Sampling(max_tokens=room + 1))
+
+
+@pytest.mark.parametrize(
+    ("environment", "bound"),
+    [
+        ({}, None),
+        ({"OMP_NUM_THREADS": "3"}, "nobind"),
+        ({"OMP_NUM_THREADS": "3", "VLLM_CPU_OMP_THREADS_BIND": "0-2"}, "0-2"),
+    ],
+    ids=["no number", "number", "bound by the user"],
+)
+def test_a_number_of_threads_reaches_the_engine(
+    make: Make, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], bound: str | None
+) -> None:
+    """Where vLLM binds threads to cores, it has as many as there are cores."""
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    backend = make()
+    answers(backend, "a")
+    lines = Path(f"/proc/{pids(backend)[0]}/environ").read_text().split("\0")
+    found = dict(line.split("=", 1) for line in lines if line)
+    assert found.get("VLLM_CPU_OMP_THREADS_BIND") == bound
+    assert found.get("OMP_NUM_THREADS") == environment.get("OMP_NUM_THREADS")
