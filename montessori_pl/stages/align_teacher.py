@@ -10,6 +10,7 @@ from montessori_pl.data.records import Message, PreferencePair, Turn
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.requests import RequestEstimator
+from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.optim import TrainingSettings
@@ -142,6 +143,7 @@ class AlignTeacher(Stage):
     ) -> AlignmentMonitorCallback | None:
         if self.monitor is None:
             return None
+        engine = context.backend()  # another kind could not sample from a teacher that is being trained
         evaluator = AlignmentEvaluator(
             teacher=teacher,
             chat_template=chat_template,
@@ -153,6 +155,7 @@ class AlignTeacher(Stage):
             seed=context.seed,
             batch_size=self.training.batch_size,
             stop=self.synthesizer.stop if self.over == "instruction" else "",
+            engine=engine if isinstance(engine, TransformersBackend) else TransformersBackend(),
         )
         return AlignmentMonitorCallback(self.monitor, evaluator, context.directory, self.save_all_checkpoints)
 

@@ -8,7 +8,7 @@ are computed without mixed precision, as the teacher will write.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ class AlignmentEvaluator:
     """Pairs, or completions, that are scored together."""
     stop: str = ""
     """The text at which completions stop; empty for none."""
+    engine: TransformersBackend = field(default_factory=TransformersBackend)
+    """Samples from the teacher where it is; of its settings only the size of its batches counts."""
 
     def evaluate(self) -> Evaluation:
         """All numbers of the teacher as it is now, and some of its texts.
@@ -128,9 +130,9 @@ class AlignmentEvaluator:
             Request(messages=prompt, seed=stable_seed(self.seed, "look", number), stop=self.stop)
             for number, prompt in enumerate(prompts)
         ]
-        with closing(TransformersBackend()) as backend:
-            backend.serve(self.teacher.network, self.chat_template)
-            return backend.generate(requests, sampling)
+        with closing(self.engine):
+            self.engine.serve(self.teacher.network, self.chat_template)
+            return self.engine.generate(requests, sampling)
 
     def _log_probabilities(
         self, prompts: Sequence[list[Message]], completions: Sequence[Completion]

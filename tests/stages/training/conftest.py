@@ -1,5 +1,6 @@
 """Pairs, a teacher that is aligned on them, and the stage that aligns it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from stage_runs import quiet_trainer, stage_context
 from tiny_models import save_tiny_model
 
 from montessori_pl.data.records import PreferencePair, append_records
+from montessori_pl.generation import GenerationBackend, TransformersBackend
 from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import LoraSettings
 from montessori_pl.optim import TrainingSettings
@@ -57,6 +59,7 @@ def align(backbone: str, pairs: Path) -> Align:
         notes: Callback | None = None,
         previous: Path | None = None,
         logger: Any = False,
+        backend: Callable[[], GenerationBackend] = TransformersBackend,
         **settings: Any,
     ) -> dict[str, Any]:
         lightning.seed_everything(SEED, verbose=False)
@@ -70,6 +73,7 @@ def align(backbone: str, pairs: Path) -> Align:
             seed=SEED,
             inputs={"pairs": pairs, "teacher": previous},
             teacher=lambda: TeacherDPOModule(backbone, lora=LoraSettings(r=2, alpha=4, dropout=0.1), sft_weight=0.1),
+            backend=backend,
             trainer=trainer,
         )
         stage = AlignTeacher("pairs", training, monitor=monitor, synthesizer=Whatever(), **settings)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tiny_models import tiny_tokenizer
 from torch import Tensor
 
 from montessori_pl.data.chat_template import ChatTemplate
+from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
 from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import ModelSource, load_model
 from montessori_pl.stages import AlignTeacher, Synthesize
@@ -218,6 +219,18 @@ class TestTraining:
         logger.save()
         header = (tmp_path / "log" / "metrics.csv").read_text().splitlines()[0].split(",")
         assert {"iteration_1/aligned/monitor/margin", "iteration_1/aligned/monitor/kl"} <= set(header)
+
+    def test_live_samples_are_drawn_in_the_batches_of_the_recipe(self, align: Align, tmp_path: Path) -> None:
+        """Or a recipe whose batches are small for its GPU would end in the monitor."""
+        drawn = []
+
+        class Watched(TransformersBackend):
+            def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+                drawn.append(self.max_batch_tokens)
+                return super().generate(requests, sampling)
+
+        align(tmp_path / "aligned", backend=lambda: Watched(max_batch_tokens=50))
+        assert set(drawn) == {50}
 
     def test_teachers_are_kept(self, align: Align, backbone: str, tmp_path: Path) -> None:
         """One directory for each look, with the adapter as it was after that step."""
