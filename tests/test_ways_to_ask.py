@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from stage_runs import Killed, StandIn, stage_context, write
 from test_sampled_tokens import LETTERS, bpe_tokenizer
 from tiny_models import SPECIAL, save_tiny_model
@@ -21,7 +20,6 @@ from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, PreferencePair, PromptFormat, Score, read_records
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend, transformers_backend
 from montessori_pl.generation.base import decoded
-from montessori_pl.generation.transformers_backend import StopAtText
 from montessori_pl.generation.vllm_backend import _ends
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.pairing import pair_examples
@@ -182,14 +180,6 @@ def test_requests_that_end_differently_may_come_together(backbone: str) -> None:
     assert engine.generate(requests, SAMPLING) == alone
     assert any(completion.finished for completion in alone)
     assert any(request.stop and request.stop in one.text for request, one in zip(requests, alone, strict=True))
-
-
-@pytest.mark.parametrize(("text", "stop", "ended"), [("bac", "ca", False), ("bca", "ca", True), ("bca", "", False)])
-def test_a_row_is_not_sampled_beyond_its_stop(backbone: str, text: str, stop: str, ended: bool) -> None:
-    chat_template = load_chat_template(ModelSource(backbone))
-    row = torch.tensor([chat_template.response_ids(text, finished=False)])
-    assert StopAtText(chat_template, [stop], prompt_length=0)(row, torch.zeros(1)).tolist() == [ended]
-    assert StopAtText(chat_template, [stop], prompt_length=row.shape[1])(row, torch.zeros(1)).tolist() == [False]
 
 
 def test_tokens_at_which_vllm_ends(backbone: str) -> None:

@@ -1,20 +1,11 @@
-"""Generation by Transformers' own `generate`: no further engine, any device, every sample with a seed of its own."""
+"""Generation by Transformers' `generate`: no further engine, any device, every sample with a seed of its own."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig
 
 from montessori_pl.batches.collate import pad
 from montessori_pl.batches.samplers import length_batches
@@ -22,6 +13,7 @@ from montessori_pl.bounds import PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling, decoded
+from montessori_pl.generation.decoding import Decoder, selects_rows
 from montessori_pl.models.loading import (
     ModelSource,
     check_loadable,
@@ -42,6 +34,9 @@ _DEFAULTS = "generation_config"
 class TransformersBackend(GenerationBackend):
     """Samples with `generate` on one device.
 
+    Samples of one prompt share what is computed of it, and completions that have ended leave the batch, with all models
+    whose cache allows it. What each request gets is drawn by its seed alone.
+
     The stage's sampling alone decides what is drawn: the model's own `generation_config.json`, with its penalties,
     suppressed tokens and lengths, has no influence.
 
@@ -60,6 +55,7 @@ class TransformersBackend(GenerationBackend):
         self.device = device_of(device) if device != "auto" else accelerator or torch.device("cpu")
         self._model: nn.Module | None = None
         self._chat: ChatTemplate | None = None
+        self._selects_rows: bool | None = None  # not known until the model is asked
 
     def check(self, source: ModelSource) -> None:
         """Look at the tokenizer, the configuration and the adapter's directory."""
@@ -83,7 +79,7 @@ class TransformersBackend(GenerationBackend):
         The model must be in evaluation mode while it generates: in training mode it drops out, and with gradient
         checkpointing it keeps no cache. `close` leaves it alone.
         """
-        self._model, self._chat = model, chat_template
+        self._model, self._chat, self._selects_rows = model, chat_template, None
         self.device = next(model.parameters()).device
 
     def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
@@ -97,11 +93,13 @@ class TransformersBackend(GenerationBackend):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Sample in batches of similar length, each of requests that end by the same token."""
         _, chat_template = self._loaded()
-        prompts = [chat_template.prompt_ids(request.messages) for request in requests]
+        prompts = [tuple(chat_template.prompt_ids(request.messages)) for request in requests]
         ends = [chat_template.open_turn(request.messages).end_id for request in requests]
+        order = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         completions: dict[int, Completion] = {}
         for end_id in dict.fromkeys(ends):
             alike = [index for index, end in enumerate(ends) if end == end_id]
+            alike.sort(key=lambda index: order[prompts[index]])  # samples of one prompt stand together
             lengths = [len(prompts[index]) + sampling.max_tokens for index in alike]
             for batch in length_batches(lengths, self.max_batch_tokens):
                 asked = [alike[place] for place in batch]
@@ -111,32 +109,26 @@ class TransformersBackend(GenerationBackend):
 
     def close(self) -> None:
         """Drop the model."""
-        self._model = self._chat = None
+        self._model = self._chat = self._selects_rows = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _sample(
-        self, prompts: Sequence[list[int]], requests: Sequence[Request], sampling: Sampling, end_id: int
+        self, prompts: Sequence[tuple[int, ...]], requests: Sequence[Request], sampling: Sampling, end_id: int
     ) -> list[Completion]:
         model, chat_template = self._loaded()
+        if self._selects_rows is None:
+            self._selects_rows = selects_rows(model, self.device)
+        computed = list(dict.fromkeys(prompts)) if self._selects_rows else prompts
+        places = {prompt: place for place, prompt in enumerate(computed)}
+        prompt_of = [places[prompt] for prompt in prompts] if self._selects_rows else range(len(prompts))
         pad_id = chat_template.tokenizer.pad_token_id
-        batch = {name: tensor.to(self.device) for name, tensor in pad(prompts, pad_id, side="left").items()}
-        length = batch["input_ids"].shape[1]
-        config = GenerationConfig(
-            max_new_tokens=sampling.max_tokens,
-            do_sample=False,  # the processors draw: see SeededSampling
-            eos_token_id=end_id,
-            pad_token_id=pad_id,
-            use_cache=True,
-        )
+        batch = {name: tensor.to(self.device) for name, tensor in pad(computed, pad_id, side="left").items()}
+        # How tokens are drawn, and what ends a completion, is the decoder's; this is what the preparations need.
+        config = GenerationConfig(max_new_tokens=sampling.max_tokens, pad_token_id=pad_id, use_cache=True)
+        decoder = Decoder(chat_template, requests, sampling, end_id, prompt_of, self._selects_rows)
         with _without_defaults(model):
-            output: Tensor = model.generate(  # type: ignore[operator]
-                **batch,
-                generation_config=config,
-                logits_processor=_processors(sampling, [request.seed for request in requests], length),
-                stopping_criteria=_criteria(chat_template, [request.stop for request in requests], length),
-            )
-        rows = output[:, length:].tolist()
+            rows = model.generate(**batch, generation_config=config, custom_generate=decoder)  # type: ignore[operator]
         return [
             decoded(chat_template, row, len(prompt), request)
             for row, prompt, request in zip(rows, prompts, requests, strict=True)
@@ -146,64 +138,6 @@ class TransformersBackend(GenerationBackend):
         assert self._model is not None, "load a model first"
         assert self._chat is not None, "load a model first"
         return self._model, self._chat
-
-
-class PresencePenalty(LogitsProcessor):
-    """Subtract a constant from the logits of the tokens that the completion already holds."""
-
-    def __init__(self, penalty: float, prompt_length: int) -> None:
-        self.penalty, self.prompt_length = penalty, prompt_length
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Penalize; `input_ids` (B, T), `scores` (B, V)."""
-        present = torch.zeros_like(scores).scatter_(1, input_ids[:, self.prompt_length :], 1.0)
-        return scores - self.penalty * present
-
-
-class SeededSampling(LogitsProcessor):
-    """Draw each row by its own generator: the largest logit plus Gumbel noise is a sample of the softmax.
-
-    `generate` then takes the maximum. Its own sampling draws all rows from one global generator, so that a completion
-    would depend on what stands beside it in the batch.
-    """
-
-    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Add the noise; `scores` (B, V)."""
-        noise = torch.stack(
-            [
-                torch.empty(scores.shape[1], dtype=torch.float32, device=generator.device).exponential_(
-                    generator=generator
-                )
-                for generator in self.generators
-            ]
-        )
-        return scores - noise.log().to(scores)
-
-
-class StopAtText(StoppingCriteria):
-    """End each row when it has written its text; where exactly a completion ends is found when it is decoded.
-
-    Args:
-        chat_template: of the model.
-        stops: the text of each row; empty for none.
-        prompt_length: tokens of the prompts, with padding.
-    """
-
-    def __init__(self, chat_template: ChatTemplate, stops: Sequence[str], prompt_length: int) -> None:
-        self.chat_template, self.stops, self.prompt_length = chat_template, stops, prompt_length
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        """Whether each row has ended; `input_ids` (B, T), returns (B,)."""
-        # A token is a character at least, but for parts of one: the last tokens hold the text if they complete it.
-        tails = [row[self.prompt_length :][-2 * len(stop) :] for row, stop in zip(input_ids, self.stops, strict=True)]
-        ended = [
-            bool(stop) and stop in self.chat_template.tokenizer.decode(tail.tolist())
-            for tail, stop in zip(tails, self.stops, strict=True)
-        ]
-        return torch.tensor(ended, device=input_ids.device)
 
 
 @contextmanager
@@ -222,19 +156,3 @@ def _without_defaults(model: "nn.Module") -> Iterator[None]:
     finally:
         for module, defaults in zip(owners, kept, strict=True):
             setattr(module, _DEFAULTS, defaults)
-
-
-def _processors(sampling: Sampling, seeds: Sequence[int], prompt_length: int) -> LogitsProcessorList:
-    processors = LogitsProcessorList()
-    if sampling.presence_penalty:
-        processors.append(PresencePenalty(sampling.presence_penalty, prompt_length))
-    if sampling.temperature > 0:
-        processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
-        if sampling.top_p < 1:
-            processors.append(TopPLogitsWarper(sampling.top_p))
-        processors.append(SeededSampling(seeds))
-    return processors
-
-
-def _criteria(chat_template: ChatTemplate, stops: Sequence[str], prompt_length: int) -> StoppingCriteriaList:
-    return StoppingCriteriaList([StopAtText(chat_template, stops, prompt_length)] if any(stops) else [])

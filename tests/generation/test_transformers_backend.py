@@ -17,7 +17,7 @@ from torch import Tensor
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
-from montessori_pl.generation.transformers_backend import PresencePenalty
+from montessori_pl.generation.draws import penalized
 from montessori_pl.models.loading import (
     LoraSettings,
     ModelSource,
@@ -183,10 +183,9 @@ def test_samples_follow_the_softmax(
 
 
 def test_presence_penalty_is_subtracted_once_from_what_the_completion_holds() -> None:
-    """Prompt (3, 4), completion (5, 5, 3): tokens 5 and 3 lose .5, however often they came; token 4 loses nothing."""
+    """Completion (5, 5, 3): tokens 5 and 3 lose .5, however often they came."""
     scores = torch.zeros(1, 7)
-    ids = torch.tensor([[3, 4, 5, 5, 3]])
-    assert PresencePenalty(0.5, prompt_length=2)(ids, scores).tolist() == [[0, 0, 0, -0.5, 0, -0.5, 0]]
+    assert penalized(scores, torch.tensor([[5, 5, 3]]), 0.5).tolist() == [[0, 0, 0, -0.5, 0, -0.5, 0]]
     assert not scores.any(), "the logits themselves are not changed"
 
 
