@@ -318,8 +318,9 @@ def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) ->
             requests.send([ends[child] for child in children])
         _write_into(log)
         os.setpgid(0, children[0] if children else 0)
-        # Started in the background of a script, the tests are deaf to Ctrl-C, and so would be what they start.
+        # Started in the background of a script, or by nohup, the tests are deaf to these, and so would be what they start.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         STOP.install()
         if processes > 1:
             _be_one_of(processes, len(children), port)

@@ -339,7 +339,9 @@ class TestSettings:
             "patience": "at any time",
             "min_acceptance": "at any time",
         }
-        assert changes(TrainStudent) == {"training": "`checkpoint_every_n_steps` at any time"}
+        assert changes(TrainStudent) == {
+            "training": "`checkpoint_every_n_steps`, `activation_memory`, `gradient_checkpointing` at any time"
+        }
         assert set(changes(OpenAIBackend)) == set(OpenAIBackend.fingerprint_excludes)
         assert set(changes(TeacherDPOModule)) == set(TeacherDPOModule.for_training)
 

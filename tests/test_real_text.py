@@ -202,7 +202,7 @@ def test_nothing_is_rendered_beyond_the_context(byte_model: Path) -> None:
     assert max(len(one.input_ids) for one in rendered) == CONTEXT
     assert [example.id for example in too_long] == list(TOO_LONG)
     pair = PreferencePair(id="p", prompt="Q", chosen=LONG, rejected="A", chosen_id="c", rejected_id="r", margin=1.0)
-    ((chosen, rejected, _),) = encode_pairs([pair], chat_template, max_length=1024)
+    ((chosen, rejected, *_),) = encode_pairs([pair], chat_template, max_length=1024)
     assert (len(chosen.input_ids), len(rejected.input_ids) < CONTEXT) == (CONTEXT, True)
 
 

@@ -54,7 +54,7 @@ class TestEncoding:
 
     def test_pairs_keep_whole_completions_and_their_ends(self, chat_template: ChatTemplate) -> None:
         """What was sampled is learned: no end token behind a completion that was cut, no text lost."""
-        ((chosen, rejected, _),) = encode_pairs([pair("think. a", "b", True, False)], chat_template, max_length=64)
+        ((chosen, rejected, *_),) = encode_pairs([pair("think. a", "b", True, False)], chat_template, max_length=64)
         prompt = chat_template.prompt_ids([{"role": "user", "content": "ask"}])
         for side, text, finished in ((chosen, "think. a", True), (rejected, "b", False)):
             assert side.input_ids[: len(prompt)] == prompt
@@ -65,7 +65,7 @@ class TestEncoding:
     def test_pairs_are_cut_and_left_out_on_both_sides(self, chat_template: ChatTemplate) -> None:
         """The prompt has five tokens: with six, one token of each side is left; with five, none, and the pair goes."""
         pairs = [pair("abc", "d")]
-        ((chosen, rejected, _),) = encode_pairs(pairs, chat_template, max_length=6)
+        ((chosen, rejected, *_),) = encode_pairs(pairs, chat_template, max_length=6)
         assert [sum(side.completion_mask) for side in (chosen, rejected)] == [1, 1]
         assert encode_pairs(pairs, chat_template, max_length=5) == []
         assert encode_pairs([pair("", "d", chosen_finished=False)], chat_template, 64) == [], (

@@ -54,7 +54,9 @@ class Program:
         ignored: Sequence[signal.Signals] = (),
     ) -> None:
         def ignore() -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+            # Where tests run in the background, under nohup perhaps, these are ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             for signum in ignored:
                 signal.signal(signum, signal.SIG_IGN)
 
