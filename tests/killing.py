@@ -318,7 +318,7 @@ def _serve(arguments: list[str], log: Path, note: Path, requests: Connection) ->
             requests.send([ends[child] for child in children])
         _write_into(log)
         os.setpgid(0, children[0] if children else 0)
-        # Started in the background of a script, or by nohup, the tests are deaf to these, and so would be what they start.
+        # Started in the background of a script, or by nohup, tests are deaf to these, and so would be their children.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         STOP.install()
