@@ -35,8 +35,8 @@ SLOWEST = (
     "test_kill_and_resume_recipes.py",
     "test_distributed.py",
     "test_kill_and_resume.py",
-    "test_docs.py",
     "test_dry_run.py",
+    "test_docs.py",
     "test_fuzz.py",
     "test_accumulate.py",
     "test_alignment_monitor.py",
@@ -44,7 +44,8 @@ SLOWEST = (
     "test_recorded_teachers.py",
     "test_llm2llm.py",
 )
-"""Files that take longest and need the world, from about five minutes down to one."""
+"""Files that take longest and need the world, from about five minutes down to one. Of those with fast tests too, the
+first one needs the world for its first test."""
 
 
 @pytest.hookimpl(trylast=True)  # when what the command line leaves out has gone

@@ -50,6 +50,7 @@ def check(run: Path) -> None:
     assert {len(examples) for examples in written.values()} == {8}
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_to_its_table_with_a_tiny_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,6 +180,7 @@ class TestRuns:
         assert contents(Path("run/iteration_1/recorded")) == before
         assert len(Path("run/iteration_1/later/examples.jsonl").read_text().splitlines()) == 4
 
+    @pytest.mark.slow
     def test_recipe_to_its_end_and_on(
         self, tiny_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
     ) -> None:

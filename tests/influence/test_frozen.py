@@ -284,7 +284,10 @@ def plain_half(model: nn.Module, lr: float) -> list[float]:
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["fresh", "warm"])
-@pytest.mark.parametrize(("trained", "lr"), [("all", 5e-6), ("lora", 1e-4), ("lora", 1e-3)])
+@pytest.mark.parametrize(
+    ("trained", "lr"),
+    [("all", 5e-6), *(pytest.param("lora", lr, marks=pytest.mark.slow) for lr in (1e-4, 1e-3))],
+)
 def test_float32_keeps_the_ranking(trained: str, lr: float, warm: bool) -> None:
     """Spearman with float64, also with a frozen base in bfloat16; arithmetic in bfloat16 does not (measured: .2)."""
     model = make_model("llama", trained, torch.float32, **WIDE)

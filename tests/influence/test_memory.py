@@ -78,6 +78,7 @@ def test_the_ruler_measures() -> None:
     assert peak_bytes(work) == pytest.approx(320 * KIB, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["exact", "first order"])
 def test_peak_memory_grows_with_batch_tokens_alone(model: nn.Module, method: str) -> None:
     base = peak_bytes(run(method, model, num_references=16, num_probes=4, at_once=4))
