@@ -18,15 +18,13 @@ os.environ.update(
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 
 pytest.register_assert_rewrite("killing")  # whose assertions say what differs as well
 
-if importlib.util.find_spec("hypothesis") is not None:  # which the environment of vLLM has not
-    from hypothesis import settings
-
-    # Machines that are busy take their time; what takes too long runs into pytest's own limit.
-    settings.register_profile("patient", deadline=None)
-    settings.load_profile("patient")
+# Machines that are busy take their time; what takes too long runs into pytest's own limit.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 ROOT = Path(__file__).parents[1]
 
