@@ -18,13 +18,13 @@ os.environ.update(
 import pytest
 import torch
 import yaml
-from hypothesis import settings
+from hypothesis import settings as hypothesis_settings
 
 pytest.register_assert_rewrite("killing")  # whose assertions say what differs as well
 
 # Machines that are busy take their time; what takes too long runs into pytest's own limit.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+hypothesis_settings.register_profile("patient", deadline=None)
+hypothesis_settings.load_profile("patient")
 
 ROOT = Path(__file__).parents[1]
 
