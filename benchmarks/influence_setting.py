@@ -12,17 +12,20 @@ import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from montessori_pl.batches.collate import collate
+from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.classroom.tasks import DISTRACTORS, FAMILIES, SKILLS, sample_task
 from montessori_pl.classroom.tokenizer import train_tokenizer
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
+from montessori_pl.data.formats import load_source
 from montessori_pl.influence import AdamW
-from montessori_pl.models.loading import LoraSettings, attach_lora
+from montessori_pl.models.loading import LoraSettings, ModelSource, attach_lora, load_chat_template, load_model
 
 Batch = dict[str, Tensor]
 GROUP = 4
@@ -305,6 +308,33 @@ def _with_random_adapters(base: Any, warmup: Sequence[Batch], lr: float) -> Stud
             param.data = param.data.float()
     with torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
         return Student(model, _train(model, warmup, lr))
+
+
+def real_setting(backbone: str, data: str, num_references: int, num_probes: int, longest: int, lr: float) -> Setting:
+    """A pretrained model and examples of a file, as long as they are; nothing shares a prompt, groups are by chance."""
+    source = ModelSource(backbone)
+    chat_template, base = load_chat_template(source), load_model(source)
+    examples = load_source(data).examples
+    random.Random(0).shuffle(examples)
+    rendered, _ = encode_examples(examples, chat_template, longest)
+    rows = [collate([one], int(chat_template.tokenizer.pad_token_id)) for one in rendered]
+    counts = {"references": num_references, "probes": num_probes, "calibration": 2 * GROUP, "warmup": 4 * 8}
+    if len(rows) < sum(counts.values()):
+        raise SystemExit(
+            f"error: {data} has {len(rows)} examples within {longest} tokens; {sum(counts.values())} are needed"
+        )
+    parts = {name: [rows.pop() for _ in range(count)] for name, count in counts.items()}
+    config: Any = base.config
+    size = Size(
+        *(Path(backbone).stem, config.hidden_size, config.intermediate_size, config.num_hidden_layers),
+        *(config.num_attention_heads, config.num_key_value_heads, config.vocab_size, longest),
+        *(num_references, num_probes, 2 * GROUP, 0, 4),
+    )
+    base.requires_grad_(False)
+    warmup = [stack(parts["warmup"][start : start + 8]) for start in range(0, 32, 8)]
+    upper = range(size.layers - max(1, size.layers // 4), size.layers)
+    students = adapted(base, None, warmup, lr), adapted(base, list(upper), warmup, lr)
+    return Setting(size, lr, base, *students, parts["references"], parts["probes"], parts["calibration"], warmup)
 
 
 def trained_as_a_whole(setting: Setting, lr: float) -> Student:

@@ -18,7 +18,6 @@ from montessori_pl.influence import (
     ReferenceSet,
     ResponseLosses,
     computing_in_float32,
-    default_budget,
     per_example_gradients,
     plan_memory,
     row_blocks,
@@ -72,7 +71,7 @@ class GradientCosineSignal(ScalarSignal):
         self._update = self._adam(student) if self.preconditioned else None
         loss, self._params = ResponseLosses(student.network), trainable_parameters(student.network)
         self._gradients = per_example_gradients(loss, self._params, self.reference_batch_tokens)
-        budget = self.memory_budget or default_budget(student.device)
+        budget = self.memory_budget or self.free_memory(student.device)
         # One after another where not even one fits: there is no cheaper way to a gradient.
         self._at_once = max(1, plan_memory(self._params, budget, wanted=0).examples_at_once)
         batch = {name: rows.to(student.device) for name, rows in data.reference_batch().items()}

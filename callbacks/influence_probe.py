@@ -20,9 +20,7 @@ from montessori_pl.influence import (
     Method,
     Reduction,
     UpdateRule,
-    default_budget,
 )
-from montessori_pl.models.ranks import minimum_over_ranks
 from montessori_pl.models.student import StudentModule
 from montessori_pl.signals.base import SignalCallback
 from montessori_pl.signals.scoring_data import ScoringData
@@ -110,8 +108,6 @@ class InfluenceProbeCallback(SignalCallback):
                 into the memory.
         """
         few = self.method == "auto" and len(data.items) <= self.calibration_examples
-        # In all processes the same: what is free decides how many references' gradients are kept.
-        budget = self.memory_budget or minimum_over_ranks(default_budget(student.device))
         self._scorer = InfluenceScorer(
             student.network,
             self._update(student),
@@ -122,7 +118,7 @@ class InfluenceProbeCallback(SignalCallback):
             refine=self.refine,
             reduction=self.reduction,
             batch_tokens=self.reference_batch_tokens,
-            memory_budget=budget,
+            memory_budget=self.memory_budget or self.free_memory(student.device),
         )
         sample = data.sample(self.calibration_examples, seed=0)
         self._scorer.calibrate(

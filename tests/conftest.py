@@ -143,6 +143,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
                 if source is counts and config["recipe"][stage]["class_path"] in (
                     "GenerateResponses",
                     "ConcatExamples",
+                    "SelectBest",
                 ):
                     continue  # they take as many as there are
                 for dotted, value in settings.items():

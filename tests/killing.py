@@ -236,7 +236,7 @@ class Program:
         assert self._server is not None
         try:
             return self._server.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise AssertionError(f"the server has ended\n{self.log.read_text(encoding='utf-8')}") from None
 
     @property

@@ -25,9 +25,10 @@ try:
     import classroom_study
     from study import StudyError
     from study.checks import check_cell, overlap
-    from study.comparisons import PairedDifference, collapse_limits, collapsed, compare
+    from study.comparisons import PairedDifference, collapse_limits, collapsed, compare, share_of_headroom
     from study.figures import draw
     from study.measures import ALL_MEASURES, MEASURES, Cell, alarms, content, entropy
+    from study.oracle import oracle_examples
     from study.runs import CellRuns, Run, as_argument, copy_stages, manifest, override, shared_stages
     from study.settings import Settings, read_settings
     from study.tables import print_study
@@ -35,6 +36,7 @@ finally:
     sys.path.remove(str(BENCHMARKS))
 
 SETTINGS = BENCHMARKS / "classroom_study.yaml"
+FRONTIER = BENCHMARKS / "frontier_study.yaml"
 ARMS = ("self_instruct", "montessori", "random")
 
 
@@ -92,6 +94,12 @@ def test_a_restricted_study_keeps_the_order_and_the_pairs_that_are_left() -> Non
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Statistics
+
+
+def test_the_frontier_has_a_ceiling() -> None:
+    settings = read_settings(FRONTIER)
+    assert settings.oracle == "oracle"
+    assert settings.restricted([], [], ["montessori"]).oracle == ""
 
 
 def test_entropy() -> None:
@@ -191,6 +199,42 @@ def test_collapsed_cells_by_hand() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs
+
+
+def test_share_of_headroom_by_hand() -> None:
+    """Accuracies are 1 - loss: gains of .1, .1, .2 where .4 are possible; the fourth has no oracle."""
+    losses = {"base": (0.5, 0.5, 0.5, 0.5), "arm": (0.4, 0.4, 0.3, 0.0), "best": (0.1, 0.1, 0.1)}
+    cells = [_cell(0, seed, arm, loss) for arm, values in losses.items() for seed, loss in enumerate(values)]
+    share, count = share_of_headroom(cells, "arm", "base", "best")
+    assert (share.mean, count) == (pytest.approx(1 / 3), 3)
+    assert share.ends == (pytest.approx(0.25), pytest.approx(0.5))
+    two, _ = share_of_headroom([cell for cell in cells if cell.seed < 2], "arm", "base", "best")
+    assert (two.mean, two.ends) == (pytest.approx(0.25), None)
+    assert share_of_headroom(cells, "arm", "base", "none")[1] == 0
+
+
+@pytest.mark.slow  # the first test that needs the world builds it
+def test_the_oracle_knows_what_is_asked_for() -> None:
+    examples = oracle_examples(300, world=0, seed=3)
+    families, measures = content(examples)
+    assert len({one.instruction for one in examples}) == 300
+    assert measures["target share"] == measures["right answers"] == 1.0
+    assert max(families.values()) - min(families.values()) <= 1
+    for role in ("reference", "test"):
+        assert not overlap(examples, read_records(classroom_study.resolve(f"classroom/{role}"), Example))
+    assert examples == oracle_examples(300, world=0, seed=3)
+    assert examples != oracle_examples(300, world=0, seed=4)
+
+
+def test_an_arm_of_the_oracle_reads_its_data(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.runs.oracle_examples", lambda *numbers: [_example(str(number)) for number in numbers])
+    arm = dataclasses.replace(settings.arms["self_instruct"], name="oracle", oracle=True)
+    run = CellRuns(settings, tmp_path, 5, 7, "small").run(arm)
+    assert [one.instruction for one in read_records(tmp_path / "oracle.jsonl", Example)] == ["48", "5", "7"]
+    stage = {"class_path": "RecordedExamples", "init_args": {"source": str(tmp_path / "oracle.jsonl")}}
+    assert run.config["recipe"]["training_data"] == stage
 
 
 def test_overrides_by_their_names_on_the_command_line() -> None:

@@ -156,6 +156,25 @@ def the_router_decides_who_answers(run: Path) -> None:
     assert len({example.instruction for example in examples}) == len(examples)
 
 
+def the_best_is_made_likelier(run: Path) -> None:
+    """And no loss of pairs is learned: the objective is the likelihood, up to rounding."""
+    last = metrics(run, "aligned_teacher")
+    assert last["loss"] == pytest.approx(last["chosen_nll"])
+    assert last["chosen_reward"] != 0
+
+
+def the_better_half_is_learned(run: Path) -> None:
+    """By the mean of three students, each divided by its root mean square."""
+    total: dict[str, float] = {}
+    for stage in ("influence", "influence_2", "influence_3"):
+        scores = {score.id: score.value for score in records(run, stage, Score)}
+        size = (sum(value**2 for value in scores.values()) / len(scores)) ** 0.5
+        for id_, value in scores.items():
+            total[id_] = total.get(id_, 0.0) + value / size
+    best = sorted(total, key=lambda id_: -total[id_])[: len(total) // 2]
+    assert {example.id for example in records(run, "training_data", Example)} == set(best)
+
+
 CALIBRATION: dict[str, dict[str, Any]] = {
     "calibration_prompts": {"num_examples": 60, "prompts_per_batch": 8},
     "calibration": {"instructions_per_batch": 16},
@@ -250,6 +269,23 @@ CASES = {
             Moment("best_half", "montessori_pl.run_directory.run_directory.RunDirectory.finish"),
             Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=2),
         ],
+    ),
+    "raft.yaml": Case(
+        settings={"aligned_teacher": {"monitor.sampling": SHORT}},
+        moments=[
+            Moment("aligned_teacher", "montessori_pl.models.dpo.TeacherDPOModule.dpo", call=3),
+            Moment("aligned_teacher", REPLACE, file="last.ckpt.draft"),
+        ],
+        check=the_best_is_made_likelier,
+    ),
+    "influence_selection.yaml": Case(
+        settings={"candidates": {"num_examples": 48, "prompts_per_batch": 8}, "influence_3": {"batch_tokens": 64}},
+        moments=[
+            Moment("candidates", GENERATE, everything, call=2),
+            Moment("influence_3", OPEN, half_a_line, file="/scores.part0.jsonl", call=2),
+            Moment("training_data", OPEN, half_a_line, file="/examples.jsonl.draft"),
+        ],
+        check=the_better_half_is_learned,
     ),
     "self_reward.yaml": Case(
         settings={

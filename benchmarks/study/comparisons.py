@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from montessori_pl.stats.bootstrap import bootstrap_groups, bootstrap_values, percentile_interval
-from montessori_pl.stats.means import MIN_VALUES, mean_interval
+from montessori_pl.stats.bootstrap import bootstrap_groups, bootstrap_rows, bootstrap_values, percentile_interval
+from montessori_pl.stats.means import MIN_VALUES, MeanInterval, mean_interval
 from study.measures import ALL_MEASURES, Cell
 
 SPREADS = 2
@@ -102,6 +102,27 @@ def compare(cells: Sequence[Cell], pairs: Iterable[tuple[str, str]]) -> list[Com
                 differences.setdefault(world, []).append(a[name] - b[name])
             found.append(Comparison(ours, rival, name, PairedDifference.of(differences)))
     return found
+
+
+def share_of_headroom(cells: Sequence[Cell], arm: str, baseline: str, oracle: str) -> tuple[MeanInterval, int]:
+    """What an arm gains in accuracy over the baseline, as a share of what the oracle gains.
+
+    Returns:
+        the ratio of the mean gains over the cells in which all three finished, with the interval of a bootstrap that
+        draws cells (none for fewer than three), and how many cells these are.
+    """
+    sides = [finished(cells, name) for name in (arm, baseline, oracle)]
+    keys = sorted(set.intersection(*(set(side) for side in sides)))
+    if not keys:
+        return MeanInterval(float("nan")), 0
+    ours, theirs, best = (np.array([side[key].measures["accuracy"] for key in keys]) for side in sides)
+    gains = np.stack([ours - theirs, best - theirs], axis=1)
+    mean = gains.mean(axis=0)
+    share = float(mean[0] / mean[1])
+    if len(keys) < MIN_VALUES:
+        return MeanInterval(share), len(keys)
+    drawn = bootstrap_rows(gains, np.random.default_rng(0), NUM_RESAMPLES)
+    return percentile_interval(share, drawn[:, 0] / drawn[:, 1], interpolated=False), len(keys)
 
 
 def collapse_limits(cells: Sequence[Cell], baseline: str) -> dict[int, float]:

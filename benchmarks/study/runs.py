@@ -5,6 +5,7 @@
       /<arm>.influence/   the influence of its training data, where its recipe does not measure it or does so on
                           another student than the other arms'
       /<run>.yaml, .log   the recipe of such a further run; what the program has said
+      /oracle.jsonl       what the oracle's student learns, where there is such an arm
       /<run>.finished     the settings under which the run finished, so that it is not even started again
 """
 
@@ -21,6 +22,8 @@ import yaml
 
 from montessori_pl.classroom import resolve
 from montessori_pl.cli.fit import shipped_configs
+from montessori_pl.run_directory.atomic import write_records
+from study.oracle import oracle_examples
 from study.settings import Arm, Settings
 
 COUNTS: dict[str, dict[str, Any]] = {
@@ -28,6 +31,7 @@ COUNTS: dict[str, dict[str, Any]] = {
     "small": {
         "recipe.warmup_data.num_examples": 24,
         "recipe.probing_data.num_prompts": 8,
+        "recipe.candidates.num_examples": 96,
         "recipe.training_data.num_examples": 48,
         "recipe.influence_after.max_examples": 8,
     },
@@ -151,7 +155,20 @@ class CellRuns:
             **{f"data.{role}": f"classroom@{self.world}/{role}" for role in ("seed_tasks", "reference", "test")},
             **{dotted: count for dotted, count in COUNTS[self.counts].items() if _has(stages, dotted)},
         }
+        if arm.oracle:
+            number = overrides.pop(
+                "recipe.training_data.num_examples", stages["training_data"]["init_args"]["num_examples"]
+            )
+            overrides["recipe.training_data"] = self._oracle(number)
         return Run(self.directory / arm.name, file, overrides | arm.overrides)
+
+    def _oracle(self, number: int) -> dict[str, Any]:
+        """A stage that reads the classroom's best examples, from a file that is made here."""
+        path = self.directory / "oracle.jsonl"
+        if not path.exists():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_records(path, oracle_examples(number, self.world, self.seed))
+        return {"class_path": "RecordedExamples", "init_args": {"source": str(path)}}
 
     def students(self, arm: Arm) -> Run:
         """The students from the second one on, which learn the same examples from other seeds.

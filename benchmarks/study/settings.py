@@ -31,6 +31,9 @@ class Arm:
     """How often the recipe is gone through; what is measured is the last time."""
     seeds: tuple[int, ...] = ()
     """The arm is run under these of the study's seeds only; empty: under all."""
+    oracle: bool = False
+    """What its student learns is drawn from the reference set's own families of tasks, evenly and with right answers,
+    instead of being written: how much is possible."""
 
     @property
     def last(self) -> str:
@@ -82,6 +85,11 @@ class Settings:
     def pairs(self) -> list[tuple[str, str]]:
         """The comparisons between arms that are run."""
         return [pair for pair in self.compare if set(pair) <= set(self.chosen)]
+
+    @property
+    def oracle(self) -> str:
+        """The arm that is run and shows how much is possible; empty if there is none."""
+        return next((name for name in self.chosen if self.arms[name].oracle), "")
 
     def titles(self, names: Sequence[str]) -> list[str]:
         """How these arms are called."""
@@ -136,13 +144,15 @@ def _arm(name: str, given: Any, path: Path) -> Arm:
     where = f"{path}: arm {name!r}"
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise StudyError(f"{where} becomes a directory: use letters, digits and '_'")
-    _keys(given, {"title", "config"}, {"title", "config", "overrides", "iterations", "seeds"}, where)
+    _keys(given, {"title", "config"}, {"title", "config", "overrides", "iterations", "seeds", "oracle"}, where)
     if not (shipped_configs() / given["config"]).is_file():
         names = ", ".join(sorted(one.name for one in shipped_configs().glob("*.yaml")))
         raise StudyError(f"{where} has the recipe {given['config']!r}; those that ship are: {names}")
     arm = Arm(name, **given | {"seeds": tuple(given.get("seeds", ()))})
     if not isinstance(arm.overrides, dict):
         raise StudyError(f"{where}: overrides must be a mapping of dotted names to values, found {arm.overrides!r}")
+    if not isinstance(arm.oracle, bool):
+        raise StudyError(f"{where}: oracle must be true or false, found {arm.oracle!r}")
     if not isinstance(arm.iterations, int) or arm.iterations < 1:
         raise StudyError(f"{where}: iterations must be at least 1, found {arm.iterations!r}")
     return arm

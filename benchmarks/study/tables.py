@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from study.comparisons import SPREADS, Comparison, collapse_limits, collapsed, compare, finished
+from study.comparisons import SPREADS, Comparison, collapse_limits, collapsed, compare, finished, share_of_headroom
 from study.measures import ALL_MEASURES, MEASURES, Cell
 from study.settings import Settings
 
@@ -42,6 +42,8 @@ def print_study(console: Console, cells: Sequence[Cell], settings: Settings) -> 
     for pair in settings.pairs:
         if rows := [one for one in found if (one.ours, one.rival) == pair]:
             console.print(_comparison(rows, settings))
+    if settings.oracle:
+        console.print(_headroom(cells, settings))
     console.print(_collapsed(cells, settings))
     if overdosed := [name for name in settings.overdosed if name in settings.chosen]:
         console.print(_overdosed(cells, settings, overdosed))
@@ -87,6 +89,21 @@ def _comparison(rows: Sequence[Comparison], settings: Settings) -> Table:
                 for each in intervals
             ),
         )
+    return table
+
+
+def _headroom(cells: Sequence[Cell], settings: Settings) -> Table:
+    """Each arm's gain over the baseline as a share of the oracle's."""
+    baseline, oracle = settings.titles([settings.baseline, settings.oracle])
+    table = _table(f"accuracy: gain over {baseline}, as a share of the {oracle}'s", "arm")
+    for heading in ("share", "95% over cells", "cells"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in settings.chosen:
+        if name in (settings.baseline, settings.oracle):
+            continue
+        share, count = share_of_headroom(cells, name, settings.baseline, settings.oracle)
+        ends = "-" if share.ends is None else escape(f"[{share.ends[0]:.2f}, {share.ends[1]:.2f}]")
+        table.add_row(settings.arms[name].title, f"{share.mean:.2f}" if count else "-", ends, str(count))
     return table
 
 

@@ -102,8 +102,8 @@ class MemoryPlan:
 def plan_memory(params: Params, budget: int, wanted: int) -> MemoryPlan:
     """What fits: first one example, then half of the rest for references, then more examples.
 
-    Fewer references than wanted are a power of two, so that a little more or less of free memory, in another process or
-    after a restart, makes no difference.
+    Examples, and references if they are fewer than wanted, are a power of two, so that a little more or less of free
+    memory, as in another run, makes no difference.
 
     Args:
         params: the trained parameters, by name.
@@ -115,8 +115,13 @@ def plan_memory(params: Params, budget: int, wanted: int) -> MemoryPlan:
     if left < 0:
         return MemoryPlan(budget, copy, kept_gradients=0, examples_at_once=0)
     kept = left // 2
-    kept = wanted if kept >= wanted else 2 ** (kept.bit_length() - 1) if kept else 0
-    return MemoryPlan(budget, copy, kept, examples_at_once=1 + (left - kept) // COPIES_PER_EXAMPLE)
+    kept = wanted if kept >= wanted else _power_of_two(kept)
+    return MemoryPlan(budget, copy, kept, examples_at_once=_power_of_two(1 + (left - kept) // COPIES_PER_EXAMPLE))
+
+
+def _power_of_two(number: int) -> int:
+    """The largest that is no more; 0 of 0."""
+    return 2 ** (number.bit_length() - 1) if number else 0
 
 
 def default_budget(device: torch.device) -> int:

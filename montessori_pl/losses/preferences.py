@@ -6,10 +6,11 @@ Shapes: B pairs.
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-PairLoss = Literal["sigmoid", "robust", "ipo"]
+PairLoss = Literal["sigmoid", "robust", "ipo", "sft"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def dpo_loss(
         `robust` (arXiv 2403.00409): (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2e), whose mean over
         labels that are flipped with probability e is the loss without flips
         `ipo` (arXiv 2310.12036, equation 17): (h' - 1 / (2 beta))^2, where h' takes log-ratios per token
+        `sft`: 0; what is learned is the likelihood of the chosen completions, which is no loss of a pair
 
     Args:
         policy_chosen: log-probability of the chosen completions under the policy, shape (B,).
@@ -64,12 +66,14 @@ def dpo_loss(
         beta: how strongly the policy is held to the reference.
         loss_type: which of the losses above.
         label_smoothing: the share e of pairs that are believed to be the wrong way round, from 0 to less than 1/2;
-            `ipo` does not look at it.
+            `ipo` and `sft` do not look at it.
         lengths: labelled tokens of the chosen and of the rejected completions, each (B,); `ipo` needs them.
     """
     chosen_ratios, rejected_ratios = policy_chosen - reference_chosen, policy_rejected - reference_rejected
     margins = beta * (chosen_ratios - rejected_ratios)
-    if loss_type == "ipo":
+    if loss_type == "sft":
+        losses = torch.zeros_like(margins)
+    elif loss_type == "ipo":
         assert lengths is not None, "ipo takes log-ratios per token"
         losses = (chosen_ratios / lengths[0] - rejected_ratios / lengths[1] - 1 / (2 * beta)) ** 2
     elif label_smoothing == 0:

@@ -52,11 +52,12 @@ class DPOModule(LanguageModule):
         lora: the adapter that is trained; null trains all weights.
         beta: strength of the pull towards the reference policy.
         loss_type: `sigmoid` is DPO's; `sigmoid` with label smoothing (cDPO), `robust` and `ipo` trust the pairs less
-            (see `losses.dpo_loss`).
+            (see `losses.dpo_loss`). `sft` learns the chosen completions and nothing else: the best of n, as in RAFT
+            (arXiv 2304.06767), weighted if the pairs are.
         label_smoothing: for `sigmoid` and `robust`, the share of pairs believed to be the wrong way round.
         sft_weight: weight of the negative log-likelihood of the chosen completions, per token; it equals TRL's
             `loss_type: [LOSS, sft]` with `loss_weights: [1, sft_weight]`. DPO alone widens margins also by making both
-            completions unlikely, and what becomes likely instead is not measured.
+            completions unlikely, and what becomes likely instead is not measured. `loss_type: sft` needs one above 0.
         chat_template: `auto` (the tokenizer's own), the name of a shipped one, or the path of a Jinja file.
         chat_template_kwargs: what the chat template is told apart from the messages, as by `apply_chat_template`, for
             example `enable_thinking: false`; null tells it nothing.
@@ -85,7 +86,7 @@ class DPOModule(LanguageModule):
         super().__init__(
             backbone, lora, chat_template, base_dtype, chat_template_kwargs, trust_remote_code, attn_implementation
         )
-        check_smoothing(loss_type, label_smoothing)
+        check_loss(loss_type, label_smoothing, sft_weight)
         self.beta, self.loss_type, self.label_smoothing, self.sft_weight = beta, loss_type, label_smoothing, sft_weight
         self._copy: list[nn.Module] = []
         """The frozen copy, where all weights are trained; in a list, so that it is no part of what is checkpointed."""
@@ -281,11 +282,16 @@ def _with_adapter(model: nn.Module) -> "PeftModel":
     return model
 
 
-def check_smoothing(loss_type: PairLoss, label_smoothing: float) -> None:
-    """Refuse a smoothing that the loss does not look at.
+def check_loss(loss_type: PairLoss, label_smoothing: float, sft_weight: float) -> None:
+    """Refuse a smoothing that the loss does not look at, and a loss that learns nothing.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it is one.
     """
-    if label_smoothing and loss_type == "ipo":
-        raise ValueError("label_smoothing is for the loss types sigmoid and robust, found 'ipo'")
+    if label_smoothing and loss_type in ("ipo", "sft"):
+        raise ValueError(f"label_smoothing is for the loss types sigmoid and robust, found {loss_type!r}")
+    if loss_type == "sft" and not sft_weight:
+        raise ValueError(
+            "loss_type sft learns the likelihood of the chosen completions alone, and sft_weight, its weight, is 0: "
+            "set sft_weight to 1.0"
+        )

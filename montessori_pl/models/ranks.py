@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.distributed import all_gather_object, get_world_size, is_available, is_initialized
+from torch.distributed import all_gather_object, get_rank, get_world_size, is_available, is_initialized
 from torchmetrics import SumMetric
 
 
@@ -25,6 +25,11 @@ def mean_over_ranks(mean: Tensor, weight: Tensor | int) -> Tensor:
     count.update(weight)
     reduced: Tensor = total.compute() / count.compute()
     return reduced
+
+
+def is_first_rank() -> bool:
+    """Whether this is the first process, or the only one."""
+    return not _several() or get_rank() == 0
 
 
 def minimum_over_ranks(number: int) -> int:

@@ -1,11 +1,13 @@
 """Preference signals: Lightning callbacks that say, during `Trainer.predict`, how good an example is."""
 
+import json
 import math
 from abc import ABC
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -13,6 +15,8 @@ from montessori_pl.bounds import Checked
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Rejection, Score, as_lines
 from montessori_pl.estimates.estimate import StageEstimate, Work, mean, passes
+from montessori_pl.influence.memory import default_budget
+from montessori_pl.models.ranks import is_first_rank, minimum_over_ranks
 from montessori_pl.models.student import StudentModule
 from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.run_directory.durable import append
@@ -21,6 +25,9 @@ from montessori_pl.signals.scoring_data import ScoringData
 REPORT = "signal.json"
 """File beside the scores in which a signal says how it computed them."""
 
+
+FREE_MEMORY = "free_memory.json"
+"""File beside unfinished scores in which a signal keeps how much memory it found free when it began."""
 
 NO_NUMBER = "score is no number"
 """The reason of a rejection: what was computed is NaN or infinite."""
@@ -52,6 +59,8 @@ class SignalCallback(Checked, Callback, ABC):
     """Where the examples go that have no score, in the same way."""
     requests: Path | None = None
     """Directory in which an engine of the signal may keep answers that were paid for; the stage sets it."""
+    directory: Path | None = None
+    """Of the stage, which sets it; none where no stage asks."""
 
     def check_environment(self) -> None:
         """Look, before a run begins, at an engine of the signal's own; by default there is none.
@@ -86,6 +95,19 @@ class SignalCallback(Checked, Callback, ABC):
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Compute what all examples share; called once, with the student on its device, and loaded if it is needed."""
         return
+
+    def free_memory(self, device: torch.device) -> int:
+        """Bytes that gradients may take, in all processes the same: half of what is free when scoring begins.
+
+        It decides how many examples share a pass, and so the last digits of their scores. Scoring that goes on in
+        another process goes on with what was free for the first one.
+        """
+        path = self.directory / FREE_MEMORY if self.directory is not None else None
+        kept = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
+        found = minimum_over_ranks(kept.get(device.type) or default_budget(device))
+        if path is not None and is_first_rank():
+            write_json(path, {device.type: found})
+        return found
 
     def report(self) -> dict[str, Any]:
         """What there is to say before the first score, as plain JSON values; kept beside the scores."""

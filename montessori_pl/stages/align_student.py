@@ -6,7 +6,7 @@ from montessori_pl.bounds import Text
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.losses import PairLoss
-from montessori_pl.models.dpo import Beta, DPOModule, SFTWeight, Smoothing, check_smoothing
+from montessori_pl.models.dpo import Beta, DPOModule, SFTWeight, Smoothing, check_loss
 from montessori_pl.models.loading import holds_adapter, load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
@@ -27,7 +27,7 @@ class AlignStudent(Stage):
         student: the stage whose student is trained further, and is the reference policy; `latest`, or `base`.
         beta: strength of the pull towards the reference policy.
         loss_type: `sigmoid` is DPO's; `sigmoid` with label smoothing (cDPO), `robust` and `ipo` trust the pairs less
-            (see `losses.dpo_loss`).
+            (see `losses.dpo_loss`). `sft` learns the chosen responses and nothing else, with `sft_weight`.
         label_smoothing: for `sigmoid` and `robust`, the share of pairs believed to be the wrong way round.
         sft_weight: weight of the negative log-likelihood of the chosen responses, per token, which is the weight of
             TRL's loss type `sft`; without it DPO may make both responses of a pair unlikely.
@@ -52,7 +52,7 @@ class AlignStudent(Stage):
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
-        check_smoothing(loss_type, label_smoothing)
+        check_loss(loss_type, label_smoothing, sft_weight)
         self.pairs, self.training, self.student = pairs, training, student
         self.beta, self.loss_type, self.label_smoothing, self.sft_weight = beta, loss_type, label_smoothing, sft_weight
 

@@ -186,6 +186,7 @@ class ScoreExamples(Stage):
             return
         files, rank = ScoreFiles(context.directory), trainer.global_rank
         self.signal.output, self.signal.unscored = files.part(SCORES, rank), files.part(UNSCORED, rank)
+        self.signal.directory = context.directory
         self.signal.requests = context.requests
         for part in (self.signal.output, self.signal.unscored):
             drop_torn_line(part)

@@ -27,10 +27,13 @@ from montessori_pl.generation import Completion, EngineError, Request, Sampling,
 from montessori_pl.generation.head_padding import CPU_HEAD_DIMS
 from montessori_pl.losses import sequence_log_probabilities
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat_template, load_model, save_weights
+from montessori_pl.synthesis.prompts import TEMPLATES, fill
+from montessori_pl.worlds.gym.sets import draw_sets
 
 GREEDY = Sampling(temperature=0, max_tokens=48)
 SAMPLED = Sampling(temperature=1, top_p=0.9, presence_penalty=1, max_tokens=48)
 NUMBER = 300
+SMOLLM2 = Path(__file__).parents[2] / "checkpoints" / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEACHER, STUDENT = ModelSource("classroom/teacher"), ModelSource("classroom/student")
 
 
@@ -136,6 +139,29 @@ class TestAgainstTransformers:
             )
         assert torch.allclose(ours, theirs, atol=1e-3)
         assert (ours - unadapted).abs().mean() > 1, "the adapter matters"
+
+
+@pytest.mark.skipif(
+    not (SMOLLM2.exists() and importlib.util.find_spec("gguf")),
+    reason="needs SmolLM2, which `make real` fetches, and gguf",
+)
+def test_a_real_model_from_its_gguf_file(peer: TransformersBackend, tmp_path: Path) -> None:
+    """Greedy, token for token, with and without an adapter: 25 tasks of the gym and 25 requests for a new one."""
+    tasks = [one.instruction for one in draw_sets("normal", 0)["seed_tasks"]]
+    texts = [*tasks[:25], *(fill(TEMPLATES["new_task"], "\n\n".join(tasks[at : at + 6])) for at in range(25))]
+    requests = [Request(messages=turn(text), seed=0) for text in texts]
+    plain = ModelSource(str(SMOLLM2))
+    adapted = random_adapter(plain, LoraSettings(r=8, alpha=1), tmp_path / "weights")
+    engine = VLLMBackend(enforce_eager=True)
+    seen = []
+    for source in (plain, adapted):
+        engine.check(source)
+        for one in (engine, peer):
+            one.load(source)
+        seen.append(engine.generate(requests, GREEDY))
+        assert seen[-1] == peer.generate(requests, GREEDY)
+    engine.close()
+    assert sum(map(Completion.__ne__, *seen)) > 10, "the adapter matters"
 
 
 class TestSampling:

@@ -31,8 +31,8 @@ BATCH, REFERENCES = collate(make_examples(9, seed=3)), [collate(make_examples(12
         (10, 1, 1),
         (15, 2, 2),
         (16, 4, 2),
-        (70, 16, 12),  # 62 more than the first example takes: half of them would be 31, and a power of two is 16
-        (200, 32, 41),
+        (70, 16, 8),  # 62 more than the first example takes: half of them would be 31, and a power of two is 16
+        (200, 32, 32),
     ],
 )
 def test_plan_by_hand(copies: int, kept: int, at_once: int) -> None:

@@ -170,7 +170,14 @@ def randomize_adapter(model: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("loss_type", "label_smoothing", "sft_weight"),
-    [("sigmoid", 0.0, 0.0), ("robust", 0.2, 0.0), ("ipo", 0.0, 0.0), ("sigmoid", 0.0, 0.5), ("robust", 0.1, 0.25)],
+    [
+        ("sigmoid", 0.0, 0.0),
+        ("robust", 0.2, 0.0),
+        ("ipo", 0.0, 0.0),
+        ("sigmoid", 0.0, 0.5),
+        ("robust", 0.1, 0.25),
+        ("sft", 0.0, 1.0),
+    ],
 )
 def test_loss_rewards_and_gradients_equal_those_of_trl(
     tmp_path: Path, loss_type: PairLoss, label_smoothing: float, sft_weight: float
@@ -197,8 +204,8 @@ def test_loss_rewards_and_gradients_equal_those_of_trl(
         args=trl.DPOConfig(
             output_dir=str(tmp_path),
             beta=0.3,
-            loss_type=[loss_type, "sft"] if sft_weight else [loss_type],
-            loss_weights=[1.0, sft_weight] if sft_weight else None,
+            loss_type=[loss_type, "sft"] if sft_weight and loss_type != "sft" else [loss_type],
+            loss_weights=[1.0, sft_weight] if sft_weight and loss_type != "sft" else None,
             label_smoothing=label_smoothing,
             use_cpu=True,
             bf16=False,

@@ -262,6 +262,11 @@ def test_nothing_to_learn(context: Context, tmp_path: Path) -> None:
             {"loss_type": "ipo", "label_smoothing": 0.1},
             "label_smoothing is for the loss types sigmoid and robust, found 'ipo'",
         ),
+        (
+            {"loss_type": "sft", "sft_weight": 1.0, "label_smoothing": 0.1},
+            "label_smoothing is for the loss types sigmoid and robust, found 'sft'",
+        ),
+        ({"loss_type": "sft"}, "loss_type sft learns .* alone, and sft_weight, .*, is 0: set sft_weight to 1.0"),
     ],
 )
 def test_mistakes_are_found_when_the_recipe_is_read(settings: dict[str, Any], sentence: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from montessori_pl.data.records import Example, Rejection, Score, read_records
 from montessori_pl.run_directory.atomic import write_records
+from montessori_pl.signals.base import FREE_MEMORY
 from montessori_pl.stages.base import SCORES
 
 UNSCORED = "unscored.jsonl"
@@ -58,8 +59,8 @@ class ScoreFiles:
             write_records(self.directory / UNSCORED, without)
         # The last to be written: where it stands, the parts are not needed any more.
         write_records(self.directory / SCORES, scores)
-        for part in self.directory.glob("*.part*.jsonl"):
-            part.unlink()
+        for part in [*self.directory.glob("*.part*.jsonl"), self.directory / FREE_MEMORY]:
+            part.unlink(missing_ok=True)
         return scores, without
 
     @property

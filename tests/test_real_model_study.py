@@ -1,0 +1,75 @@
+"""The study of the real model: its arms, its checks, its intervals by hand, and the whole with a tiny model."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from test_classroom_study import forked
+from tiny_models import save_tiny_model
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+try:
+    import real_model_study as study
+    from study import StudyError
+finally:
+    sys.path.remove(str(BENCHMARKS))
+
+
+def result(right: list[bool], **measures: float) -> study.Result:
+    """With as many examples and steps as any other."""
+    return study.Result(right, {"examples": 8.0, "steps": 1.0, **measures})
+
+
+def test_a_difference_is_paired_by_item_and_seed() -> None:
+    """Two seeds on which an arm answers the same three of four more items: no draw of seeds can change that."""
+    theirs = [result([False, False, False, True])] * 2
+    ours = [result([True, True, True, True])] * 2
+    found = study.accuracy_interval(ours, theirs)
+    assert found.mean == 0.75
+    assert found.ends is not None
+    assert 0 < found.ends[0] < 0.75 < found.ends[1] <= 1
+    assert study.accuracy_interval(theirs, theirs).ends == (0.0, 0.0)
+
+
+def test_students_that_learned_unequally_are_not_compared() -> None:
+    with pytest.raises(StudyError, match=r"differ in the number of their steps: \[1.0, 2.0\]"):
+        study.check({"one": [result([True])], "other": [result([True], steps=2.0)]})
+    with pytest.raises(StudyError, match="different numbers of test items"):
+        study.check({"one": [result([True])], "other": [result([True, False])]})
+
+
+@pytest.mark.slow
+def test_the_whole_study_with_a_tiny_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second start does nothing again."""
+    monkeypatch.setenv("MONTESSORI_PL_CACHE", str(tmp_path / "cache"))
+    model = save_tiny_model(tmp_path / "model", max_position_embeddings=512)
+    small = {
+        "student.backbone": model,
+        "teacher.backbone": f"gym-easy/teacher:{model}",
+        "data.reference": "gym-easy/reference[:6]",
+        "data.test": "gym-easy/test[:12]",
+        "recipe.warmup_data.num_examples": 8,
+        "recipe.probing_data.num_prompts": 8,
+        "recipe.training_data.num_examples": 8,
+        "recipe.self_instruct_data.num_examples": 8,
+        "recipe.aligned_teacher.monitor.num_samples": 4,
+    }
+    options = [part for name, value in small.items() for part in ("--set", name, yaml.safe_dump(value).split("\n")[0])]
+    out = tmp_path / "study"
+    command = ["real_model_study.py", "--seeds", "1", "2", "--out", str(out), *options]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr("study.runs.subprocess", SimpleNamespace(run=forked, STDOUT=subprocess.STDOUT))
+    study.main()
+    shown = capsys.readouterr().out
+    assert all(arm in shown for arm in ("Self-Instruct", "Montessori", "random pairs", "paper's rule", "Magpie"))
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("examples.jsonl")}
+    assert files
+    study.main()
+    assert files == {path: path.stat().st_mtime_ns for path in out.rglob("examples.jsonl")}
+    assert (out / "study.txt").read_text() == capsys.readouterr().out
