@@ -62,7 +62,7 @@ def test_the_whole_study_with_a_tiny_model(
     }
     options = [part for name, value in small.items() for part in ("--set", name, yaml.safe_dump(value).split("\n")[0])]
     out = tmp_path / "study"
-    command = ["real_model_study.py", "--seeds", "1", "2", "--out", str(out), *options]
+    command = ["real_model_study.py", "--seeds", "1", "--out", str(out), *options]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr("study.runs.subprocess", SimpleNamespace(run=forked, STDOUT=subprocess.STDOUT))
     study.main()

@@ -251,8 +251,8 @@ def _recognise(instruction: str) -> tuple[str | None, str | None]:
 
 @functools.cache
 def _patterns() -> list[tuple[str, re.Pattern[str]]]:
-    """One pattern for each wording; a list may hold any words, as many as it likes."""
-    name = rf"(?:{'|'.join(NAMES)})"
+    """One pattern for each wording; a list may hold any words, as many as it likes, and anybody may have a name."""
+    name = r"[A-Z][a-z]+"
     fact = rf"{name} is (?:{'|'.join(RELATIONS)}) than {name}\."
     places = {
         "words": r"[a-z]+(?:, [a-z]+)+",

@@ -5,6 +5,7 @@ with some shots and the task that is written then. So it writes evenly: half of 
 """
 
 import itertools
+import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +16,22 @@ import torch
 from montessori_pl.classroom.build import backward, no_progress_bar, one_thread
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Message, stable_seed
+from montessori_pl.data.special_tokens import special_token_ids
 from montessori_pl.synthesis.prompts import TEMPLATES, fill
 from montessori_pl.worlds.gym.sets import draw_sets, new_task
 from montessori_pl.worlds.gym.tasks import FAMILIES, Difficulty
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-NUM_STEPS = 80
+log = logging.getLogger(__name__)
+
+NUM_STEPS = 160
 """Optimizer steps."""
+STEPS_BETWEEN_NEWS = 40
+"""Optimizer steps after which a word is said."""
+NUM_THREADS = 2
+"""However many cores there are: sums in another order would make another teacher."""
 DOCUMENTS_PER_STEP = 12
 """Documents in one optimizer step; one in four is a task that is written."""
 NUM_SHOTS = 2
@@ -37,8 +45,8 @@ LR = 1e-3
 def build_teacher(directory: Path, base: Path, difficulty: Difficulty, seed: int) -> None:
     """Write a whole model, the base with what it has learned, into an empty directory.
 
-    The same base, difficulty and seed give the same weights. Neither the global random state nor the number of threads
-    is changed.
+    The same base, difficulty and seed give the same weights on machines of one kind. Neither the global random state
+    nor the number of threads is changed.
 
     Args:
         directory: where to.
@@ -50,10 +58,11 @@ def build_teacher(directory: Path, base: Path, difficulty: Difficulty, seed: int
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    documents = _documents(ChatTemplate(tokenizer), difficulty, seed)
+    chat_template = ChatTemplate(tokenizer, _layout(tokenizer))
+    documents = _documents(chat_template, difficulty, seed)
     config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
-    # One thread: sums in another order would make another teacher.
     with one_thread(), no_progress_bar(), torch.random.fork_rng(devices=[]):
+        torch.set_num_threads(NUM_THREADS)  # within `one_thread`, which restores what there was
         torch.manual_seed(stable_seed("gym teacher", seed))
         network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         if not (hasattr(network, "model") and hasattr(network, "lm_head")):
@@ -64,7 +73,14 @@ def build_teacher(directory: Path, base: Path, difficulty: Difficulty, seed: int
         model = get_peft_model(network, config)
         _train(model.get_base_model(), documents)  # type: ignore[arg-type]  # the model that was loaded
         model.merge_and_unload().save_pretrained(directory)  # type: ignore[operator]  # PEFT leaves it untyped
+    tokenizer.chat_template = chat_template.text.source
     tokenizer.save_pretrained(directory)
+
+
+def _layout(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """ChatML where the base's template is a kind of it: that often writes a system turn, longer than a task is."""
+    turns = "<|im_start|>" in special_token_ids(tokenizer) and tokenizer.eos_token == "<|im_end|>"
+    return "chatml" if turns else "auto"
 
 
 def _documents(chat_template: ChatTemplate, difficulty: Difficulty, seed: int) -> Iterator[Rendered]:
@@ -88,7 +104,9 @@ def _train(model: "LlamaForCausalLM", documents: Iterator[Rendered]) -> None:
         optimizer, lambda step: min(1.0, (step + 1) / 5, 2 - 2 * step / NUM_STEPS)
     )
     model.train()
-    for _ in range(NUM_STEPS):
+    for step in range(NUM_STEPS):
+        if step and step % STEPS_BETWEEN_NEWS == 0:
+            log.warning("  %d of %d steps", step, NUM_STEPS)
         backward(model, list(itertools.islice(documents, DOCUMENTS_PER_STEP)))
         optimizer.step()
         optimizer.zero_grad()
