@@ -25,7 +25,7 @@ RECORDS: Mapping[Kind, tuple[str, type[Record]]] = {
 
 
 def estimate_steps(
-    runner: Runner, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]
+    runner: Runner, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]], processes: int
 ) -> list[StepEstimate]:
     """An estimate for each step.
 
@@ -33,22 +33,25 @@ def estimate_steps(
         runner: who would run them.
         steps: from `recipe.resolve_recipe`.
         settings: for each stage's name, the settings that its result depends on.
+        processes: that train.
 
     Raises:
         RunDirectoryError: the run directory does not fit the settings, or is damaged.
     """
     runner.check(steps, settings)
-    estimator = _Estimator(runner, steps, settings)
+    estimator = _Estimator(runner, steps, settings, processes)
     return [estimator.step_estimate(step) for step in steps]
 
 
 class _Estimator:
     """Estimates one step after another; knows the output of those before."""
 
-    def __init__(self, runner: Runner, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, runner: Runner, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]], processes: int
+    ) -> None:
         self.runner, self.run_directory, self.settings = runner, runner.run_directory, settings
         self.steps = {step.key: step for step in steps}
-        self.processes = runner.trainer(callbacks=[]).world_size
+        self.processes = processes
         self.expected: dict[str, ExpectedRecords[Any] | None] = {}
         """By key; a step without an estimate is not in it."""
 
