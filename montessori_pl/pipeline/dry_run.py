@@ -12,6 +12,7 @@ from typing import Any
 from montessori_pl.data.records import Example, PreferencePair, Record, Score, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, NoEstimate, StageEstimate, StepEstimate, Work, real
+from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.pipeline.recipe import Step
 from montessori_pl.pipeline.runner import METRICS, Runner
 from montessori_pl.stages.base import EXAMPLES, PAIRS, SCORES, Kind
@@ -54,6 +55,8 @@ class _Estimator:
         self.processes = processes
         self.expected: dict[str, ExpectedRecords[Any] | None] = {}
         """By key; a step without an estimate is not in it."""
+        self.models: dict[str, RequestEstimator] = {}
+        """Tokenizers, which take seconds to read."""
 
     def step_estimate(self, step: Step) -> StepEstimate:
         """The step with its estimate."""
@@ -110,6 +113,7 @@ class _Estimator:
             self.runner.estimate_context(step),
             expected_output=self._expected_output,
             processes=self.processes,
+            models=self.models,
             begun=self.run_directory.directory(step.key) if self.run_directory.begun(step.key) else None,
             before=self.run_directory.directory(earlier[-1]) if earlier else None,
         )
