@@ -74,9 +74,9 @@ ABOUT_FIT = (
     f"recipes that ship with the program. Example: {PROGRAM} fit --config iter1.yaml"
 )
 OTHER_COMMANDS = (
-    "init writes a recipe for your models and files. Other commands read what runs have written: compare puts runs into "
-    "one table, export writes the data of a run for other trainers, and verify says whether the files of a run are as "
-    f"they were written. For their options, see {PROGRAM} compare --help, and so on."
+    "init writes a recipe for your models and files. Four commands read what runs have written: compare puts runs into "
+    "one table, report makes a page of them, export writes the data of a run for other trainers, and verify says "
+    f"whether the files of a run are as they were written. For their options, see {PROGRAM} compare --help, and so on."
 )
 """What `--help` says of the commands that are not Lightning's."""
 TYPES: dict[str, Any] = {

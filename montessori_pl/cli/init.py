@@ -25,7 +25,7 @@ from montessori_pl.drafts.recipe_text import recipe_text
 from montessori_pl.drafts.texts import look_at_texts
 from montessori_pl.estimates.devices import devices_named, this_machine
 from montessori_pl.pipeline.resources import RunPlan
-from montessori_pl.pipeline.resources_table import duration, sentences, size_of
+from montessori_pl.pipeline.resources_table import does_not_fit, duration, sentences
 from montessori_pl.run_directory.atomic import write_atomically
 
 PROGRAM = "python -m montessori_pl init"
@@ -66,11 +66,15 @@ def _parser() -> argparse.ArgumentParser:
         "--reference", required=True, metavar="FILE", help="What the student should become good at; [a:b] takes rows."
     )
     parser.add_argument(
-        "--test", metavar="FILE", help="Held out for evaluation (default: a part of a reference file of 64 rows or more)."
+        "--test",
+        metavar="FILE",
+        help="Held out for evaluation (default: a part of a reference file of 64 rows or more).",
     )
     parser.add_argument("--base_url", metavar="URL", help="The teacher answers at this OpenAI-compatible endpoint.")
     parser.add_argument(
-        "--api_key_env", metavar="NAME", help="Environment variable of its key (default: OPENAI_API_KEY, none if local)."
+        "--api_key_env",
+        metavar="NAME",
+        help="Environment variable of its key (default: OPENAI_API_KEY, none if local).",
     )
     parser.add_argument(
         "--price", type=float, nargs=2, metavar=("IN", "OUT"), help="US dollars for a million tokens of the endpoint."
@@ -139,7 +143,8 @@ def fit_to(draft: Draft, hours: float, plan: Planner) -> tuple[Draft, RunPlan]:
         if found.too_large() and draft.all_weights:
             draft = dataclasses.replace(draft, adapter_only=True)
             continue
-        _refuse_what_does_not_fit(found)
+        for key, one in found.too_large().items():
+            raise CommandError(does_not_fit(key, one, found.device))
         fixed = sum(one.compute.seconds for key, one in found.resources.items() if _is_fixed(key, draft))
         wanted = draft.scale * max(0.0, budget - fixed) / max(1e-9, found.seconds - fixed)
         if found.seconds <= budget and (draft.scale >= 1 or wanted < 1.15 * draft.scale):
@@ -157,16 +162,6 @@ def fit_to(draft: Draft, hours: float, plan: Planner) -> tuple[Draft, RunPlan]:
 def _is_fixed(key: str, draft: Draft) -> bool:
     """Whether what a stage takes hardly depends on the counts."""
     return key.endswith("/evaluation") or (key.endswith("/influence") and draft.scale < 0.1)
-
-
-def _refuse_what_does_not_fit(found: RunPlan) -> None:
-    for key, one in found.too_large().items():
-        assert one.peak is not None
-        helps = f"it would fit with {one.helps}" if one.helps else "take a smaller model, or larger GPUs"
-        raise CommandError(
-            f"{key.partition('/')[2]} needs {size_of(one.peak.total)} of memory, and one device of {found.device.title} "
-            f"has {size_of(found.device.memory)}; {helps}"
-        )
 
 
 def _check(options: argparse.Namespace, output: Path) -> None:
@@ -200,4 +195,3 @@ def _about(draft: Draft, found: RunPlan, hours: float) -> list[str]:
 def _counts(draft: Draft) -> str:
     warmup, prompts, training = draft.counts
     return f"{warmup} examples to warm up on, {prompts} prompts to probe, {training} examples to train on"
-

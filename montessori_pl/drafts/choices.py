@@ -1,4 +1,4 @@
-"""What follows from models, files and machine: the numbers of a recipe, each with its reason where it is not obvious."""
+"""What follows from models, files and machine: the numbers of a recipe."""
 
 import dataclasses
 import math
@@ -75,7 +75,9 @@ class Draft:
     @property
     def counts(self) -> tuple[int, int, int]:
         """Examples to warm up on, prompts to probe, examples to train on."""
-        warmup, prompts, training = (max(least, round(self.scale * number)) for number, least in zip(PAPER, SMALLEST, strict=True))
+        warmup, prompts, training = (
+            max(least, round(self.scale * number)) for number, least in zip(PAPER, SMALLEST, strict=True)
+        )
         return warmup, prompts, training
 
     @property

@@ -28,7 +28,7 @@ student:
     backbone: $student
     chat_template: $student_template  # $about_student_template
     base_dtype: $student_dtype  # $about_student_dtype
-    lora: {r: $rank, alpha: $alpha}  # influence is measured on the adapter: little memory, one backward pass for each example
+    lora: {r: $rank, alpha: $alpha}  # influence is measured on the adapter, of which a copy is small
 $teacher
 generation:
 $generation
@@ -73,24 +73,24 @@ _WRITING = """\
         # $about_answer_format
         init_args: {answer_format: $answer_format, num_seed_shots: $seed_shots, num_written_shots: $written_shots}
       # Seed tasks have $instruction_median tokens at the median, $instruction_long at the 95th percentile.
-      instruction_sampling: &sampling {temperature: 1.0, top_p: 0.9, presence_penalty: 0.0, max_tokens: $instruction_tokens}
+      instruction_sampling: &sampling {temperature: 1.0, top_p: 0.9, presence_penalty: 0.0, max_tokens: $asked_tokens}
       # Responses of the reference set have $response_median and $response_long.
       response_sampling: {temperature: 0.6, top_p: 0.9, presence_penalty: 0.0, max_tokens: $response_tokens}
-$filters      max_similarity: $max_similarity  # ROUGE-L F1 with what there is; seed tasks have $words words at the median
+$filters      max_similarity: $max_similarity  # ROUGE-L F1; seed tasks have $words words at the median
       prompts_per_batch: $prompts_per_batch  # prompts that a kill can cost
 $min_acceptance      first_iteration_only: true
   warmup:
     class_path: TrainStudent
     init_args:
       examples: warmup_data
-      training: {lr: $lr_student, schedule: linear_warmup, epochs: 2, batch_size: $batch_warmup, max_length: $max_length}
+      training: {lr: $lr_student, schedule: linear_warmup, epochs: 2, batch_size: $of_warmup, max_length: $max_length}
       first_iteration_only: true
 """
 _ALIGNED = """
-  # Four samples for each prompt, and how much one step on each would lower the loss on the reference set.
+  # Four samples for each prompt (of $paper_prompts), and how much a step on each would lower the reference loss.
   probing_data:
     class_path: Synthesize
-    init_args: {<<: *writing, num_examples: null, num_prompts: $num_prompts, first_iteration_only: false}  # of $paper_prompts
+    init_args: {<<: *writing, num_examples: null, num_prompts: $num_prompts, first_iteration_only: false}
 $influence
   # One pair for each prompt; the monitor ends the alignment where the writing moves too far.
   preferences:
@@ -101,7 +101,7 @@ $influence
     init_args:
       pairs: preferences
       synthesizer: *asking
-      training: {lr: $lr_teacher, schedule: wsd, epochs: $align_epochs, batch_size: $batch_pairs, max_length: $pair_length}
+      training: {lr: $lr_teacher, schedule: wsd, epochs: 2, batch_size: $batch_pairs, max_length: $pair_length}
       monitor: {every_n_steps: $every_n_steps, num_samples: 32, sampling: *sampling}
 
   # The aligned teacher writes the training data, and the student learns from its base again.
@@ -200,7 +200,9 @@ def _values(draft: Draft) -> dict[str, object]:
         "reference": scalar(texts.reference),
         "num_references": texts.num_references,
         "about_reference": ", and the rest of the file is held out as a test set" if texts.split else "",
-        "test": f"  test: {scalar(texts.test)}" if texts.test is not None else "  # test: none; too few rows to hold out",
+        "test": f"  test: {scalar(texts.test)}"
+        if texts.test is not None
+        else "  # test: none; too few rows to hold out",
         "devices": draft.device.count,
         "precision": "" if draft.on_cpu else "precision: bf16-mixed, ",
         "log_every": "log_every_n_steps: 1",
@@ -217,7 +219,7 @@ def _values(draft: Draft) -> dict[str, object]:
         "written_shots": draft.num_shots[1],
         "instruction_median": instructions.median,
         "instruction_long": instructions.long,
-        "instruction_tokens": draft.instruction_tokens,
+        "asked_tokens": draft.instruction_tokens,
         "response_median": responses.median,
         "response_long": responses.long,
         "response_tokens": draft.response_tokens,
@@ -230,12 +232,11 @@ def _values(draft: Draft) -> dict[str, object]:
         "lr_teacher": f"{lr_teacher:.1e}",
         "lr_probe": f"{lr_student / 3:.1e}",
         "lr_trained": f"{lr_whole if draft.all_weights else lr_student:.1e}",
-        "batch_warmup": of_warmup,
+        "of_warmup": of_warmup,
         "batch_pairs": of_pairs,
         "batch_training": of_training,
         "max_length": draft.max_length,
         "pair_length": draft.pair_length,
-        "align_epochs": 2,
         "every_n_steps": max(2, steps // 3),
         "scored": "probing_data" if isinstance(draft.teacher, LookedAt) else "candidates",
         **_method(draft),
@@ -262,7 +263,9 @@ def _teacher(draft: Draft) -> dict[str, object]:
 
 def _endpoint(endpoint: Endpoint) -> str:
     if endpoint.price is None:
-        price = "# price: {input: 0.15, output: 0.6}  # US dollars for a million tokens; then a dry run says what it costs"
+        price = (
+            "# price: {input: 0.15, output: 0.6}  # US dollars for a million tokens; then a dry run says what it costs"
+        )
     else:
         price = f"price: {{input: {endpoint.price[0]}, output: {endpoint.price[1]}}}  # US dollars for a million tokens"
     return Template(_ENDPOINT).substitute(
@@ -282,7 +285,7 @@ def _generation(draft: Draft) -> str:
     return (
         "  class_path: montessori_pl.generation.VLLMBackend\n"
         "  init_args:\n"
-        f"    max_model_len: {draft.max_model_len}  # the longest prompt with its completion; more would only take memory\n"
+        f"    max_model_len: {draft.max_model_len}  # the longest prompt with its completion\n"
         f"    tensor_parallel_size: {parts}  # GPUs over which one copy is split\n"
         f"    data_parallel_size: {copies}  # copies that share the requests"
     )
@@ -304,7 +307,10 @@ def _filters(draft: Draft) -> str:
 def _method(draft: Draft) -> dict[str, object]:
     if draft.on_cpu:
         method = "method: first_order, refine: 0, calibration_examples: 4"
-        return {"method": method, "about_method": "a gradient for each example; exact influence of 4 says how good it is"}
+        return {
+            "method": method,
+            "about_method": "a gradient for each example; exact influence of 4 says how good it is",
+        }
     return {"method": "method: auto", "about_method": "the cheapest method that agrees with exact influence"}
 
 
@@ -323,7 +329,8 @@ def _about_all_weights(draft: Draft) -> str:
 def _exact_match(draft: Draft) -> str:
     if not draft.short_answers:
         return ""
-    return f"        - {{class_path: ExactMatch, init_args: {{max_tokens: {draft.response_tokens}}}}}  # answers are short\n"
+    settings = f"{{class_path: ExactMatch, init_args: {{max_tokens: {draft.response_tokens}}}}}"
+    return f"        - {settings}  # answers are short\n"
 
 
 def scalar(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A look at the files that a recipe is to be written for: rows, lengths in tokens, and which filters they would pass."""
+"""A look at the files that a recipe is to be written for: rows, lengths in tokens, and which filters they pass."""
 
 import statistics
 from collections import Counter

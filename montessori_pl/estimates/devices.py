@@ -12,6 +12,7 @@ import psutil
 import torch
 
 GIB = 2**30
+"""What the name of a GPU calls a gigabyte; a hundredth of it is not there."""
 CONTEXT = 1.5 * 10**9
 """Bytes of a GPU that CUDA, its libraries and what lies between blocks take."""
 SECONDS_OF_MEASURING = 0.25
@@ -40,12 +41,13 @@ class Device:
         """All of them, with their memory, for a sentence."""
         size = f"{self.memory / 10**9:.1f} GB"
         if self.is_cpu:
-            return f"{self.name} ({size} free, {self.flops / 1e9:.0f} GFLOP/s and {self.bandwidth / 1e9:.0f} GB/s measured)"
+            speed = f"{self.flops / 1e9:.0f} GFLOP/s and {self.bandwidth / 1e9:.0f} GB/s"
+            return f"{self.name} ({size} free, {speed} measured)"
         return f"{self.count} x {self.name} ({size} each for the run)"
 
 
 def _gpu(name: str, gib: float, teraflops: float, gigabytes: float) -> Device:
-    return Device(name, gib * GIB - CONTEXT, teraflops * 1e12, gigabytes * 1e9)
+    return Device(name, gib * 0.99 * GIB - CONTEXT, teraflops * 1e12, gigabytes * 1e9)
 
 
 GPUS = {
@@ -53,7 +55,7 @@ GPUS = {
     for gpu in (
         _gpu("4090", 24, 165, 1008),
         _gpu("A100-40", 40, 312, 1555),
-        _gpu("L40S", 45, 362, 864),
+        _gpu("L40S", 45.4, 362, 864),
         _gpu("A100", 80, 312, 2039),
         _gpu("H100", 80, 989, 3350),
         _gpu("H200", 140, 989, 4800),
@@ -63,7 +65,7 @@ GPUS = {
 
 
 def devices_named(text: str) -> Device:
-    """`8xH100`, `H100x8` or `H100`; or `1x24`, a GPU of 24 GB, taken to be as fast as the smallest known one of that size.
+    """`8xH100`, `H100x8`, `H100`; or `1x24`, a GPU of 24 GB, taken to be as fast as the smallest known one of its size.
 
     Raises:
         ValueError: it names no GPU that is known, or no number of them.
@@ -76,7 +78,7 @@ def devices_named(text: str) -> Device:
         gigabytes = int(match[2])
         known = [gpu for gpu in GPUS.values() if gpu.memory + CONTEXT >= gigabytes * 10**9]
         if gigabytes >= 4 and known:
-            name, memory = f"GPU of {gigabytes} GB, as fast as {known[0].name}", gigabytes * 10**9 - CONTEXT
+            name, memory = f"GPU of {gigabytes} GB, as fast as {known[0].name}", gigabytes * 0.99 * GIB - CONTEXT
             return replace(known[0], name=name, memory=memory, count=int(match[1]))
     raise ValueError(
         f"no GPUs are called {text!r}; write their number and name, such as 8xH100, with one of {', '.join(GPUS)}, or "

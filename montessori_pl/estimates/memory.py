@@ -4,21 +4,18 @@ Counted, not measured. `benchmarks/plan.py` holds it beside measurement.
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
 import torch
 
-from montessori_pl.estimates.devices import Device
+from montessori_pl.estimates.devices import CONTEXT, Device
 from montessori_pl.estimates.model_size import FLOAT32, ModelSize
 from montessori_pl.influence.memory import ON_CPU, SHARE_OF_ACCELERATOR, MemoryPlan, plan_memory
 from montessori_pl.losses.output_head import LOGITS_AT_ONCE
 
 COPIES_OF_LOGITS = 3
 """Logits, their logarithms, and the gradient."""
-MIN_KEPT = 1
-"""References of which a probe that knows first order keeps the gradient, at least."""
 
 
 @dataclass(frozen=True)
@@ -84,21 +81,18 @@ class Training:
         )
 
     def _activations(self, device: Device, itemsize: int) -> int:
+        """Of as many rows as go forward together (`models.batch_parts`)."""
         layers = self.size.layers
         if layers is None:
             return 0
         budget = self.activation_memory or budget_of(device)
-        of_token = (layers.of_token_recomputing if self.recompute else layers.of_token) * itemsize
-        whole, row = self.rows * self.longest * of_token, self.longest * of_token
-        if self.recompute is None and row > budget:
-            row = self.longest * layers.of_token_recomputing * itemsize
-        can_part = self.shards == 1
-        return whole if whole <= budget else max(min(budget, whole), row) if can_part else self._sharded(itemsize)
-
-    def _sharded(self, itemsize: int) -> int:
-        """Where batches are not parted, all layers of a batch are computed again."""
-        assert self.size.layers is not None
-        return self.rows * self.longest * self.size.layers.of_token_recomputing * itemsize
+        row = self.longest * layers.of_token * itemsize
+        row_again = self.longest * layers.of_token_recomputing * itemsize
+        if self.shards > 1:  # whole batches, computed again where they need too much
+            return self.rows * (row_again if self.recompute or self.rows * row > budget else row)
+        again = row > budget if self.recompute is None else self.recompute
+        size = row_again if again else row
+        return min(self.rows, max(1, budget // max(1, size))) * size
 
     def _logits(self) -> int:
         at_once = min(self.rows * self.longest * self.size.vocabulary, LOGITS_AT_ONCE)
@@ -190,21 +184,30 @@ def remedies(demand: Demand) -> list[tuple[str, Demand]]:
         again = dataclasses.replace(demand, recompute=True)
         found.append(("training.gradient_checkpointing: true", again))
         shorter = dataclasses.replace(again, longest=max(1, demand.longest // 2), activation_memory=10**9)
-        found.append((f"gradient_checkpointing: true and training.max_length: {shorter.longest}", shorter))
+        found.append((f"training.gradient_checkpointing: true and training.max_length: {shorter.longest}", shorter))
         if size.adapter and size.itemsize == FLOAT32:
             found.append(("base_dtype: bfloat16", dataclasses.replace(demand, size=halved)))
         if not size.adapter:
             if demand.processes > 1 and demand.shards == 1:
                 sharded = dataclasses.replace(again, shards=demand.processes)
-                found.append((f"trainer.strategy: fsdp over {demand.processes} devices", sharded))
+                found.append((f"trainer.strategy: fsdp over {demand.processes} devices (never run here)", sharded))
             trained = size.parameters // 100
             adapted = dataclasses.replace(halved, trained=trained, adapter=True)
-            found.append(("an adapter (lora, no all_weights) with base_dtype: bfloat16", dataclasses.replace(demand, size=adapted)))
+            found.append(
+                (
+                    "an adapter (lora, no all_weights) with base_dtype: bfloat16",
+                    dataclasses.replace(demand, size=adapted),
+                )
+            )
     elif isinstance(demand, Scoring):
         if size.adapter and size.itemsize == FLOAT32:
             found.append(("base_dtype: bfloat16", dataclasses.replace(demand, size=halved)))
-        shorter_scoring = dataclasses.replace(demand, longest=demand.longest // 2, batch_tokens=demand.batch_tokens // 4)
-        found.append((f"batch_tokens: {demand.batch_tokens // 4} and max_length: {demand.longest // 2}", shorter_scoring))
+        shorter_scoring = dataclasses.replace(
+            demand, longest=demand.longest // 2, batch_tokens=demand.batch_tokens // 4
+        )
+        found.append(
+            (f"batch_tokens: {demand.batch_tokens // 4} and max_length: {demand.longest // 2}", shorter_scoring)
+        )
         if not size.adapter:
             adapted = dataclasses.replace(halved, trained=size.parameters // 100, adapter=True)
             found.append(("an adapter (lora) with base_dtype: bfloat16", dataclasses.replace(demand, size=adapted)))
@@ -220,7 +223,7 @@ def remedies(demand: Demand) -> list[tuple[str, Demand]]:
 
 
 def what_helps(demand: Demand, device: Device) -> str | None:
-    """The first setting with which a demand fits that does not fit as it is; none where none does, or none is needed."""
+    """The first setting with which a demand fits that does not fit as it is; none where none does."""
     return next((named for named, smaller in remedies(demand) if fits(smaller, device)), None)
 
 
@@ -232,12 +235,8 @@ def fits(demand: Demand, device: Device) -> bool:
 
 def budget_of(device: Device) -> int:
     """Bytes that activations may take by default (`influence.memory.activation_budget`), also of a GPU elsewhere."""
-    return ON_CPU if device.is_cpu else int(device.memory * SHARE_OF_ACCELERATOR)
+    return ON_CPU if device.is_cpu else int((device.memory + CONTEXT) * SHARE_OF_ACCELERATOR)
 
 
 def _program(device: Device) -> int:
     return psutil.Process().memory_info().rss if device.is_cpu else 0
-
-
-Shape = Callable[[ModelSize], Demand]
-"""Makes a demand of the model that a stage trains, scores with or asks."""

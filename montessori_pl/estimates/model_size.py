@@ -1,4 +1,4 @@
-"""How large a model is, from its configuration alone: parameters, those that are trained, keys and values of a token."""
+"""How large a model is, by its configuration alone: parameters, those that are trained, keys and values of a token."""
 
 import dataclasses
 import re
@@ -24,7 +24,7 @@ class ModelSize:
     parameters: int
     """All of the base."""
     multiplied: int
-    """Those that a token is multiplied with: without what is only looked up, and of experts those that it is sent to."""
+    """Those that a token is multiplied with: not what is only looked up, and of experts those that it is sent to."""
     trained: int
     """Those of the adapter, or all that are trained."""
     itemsize: int

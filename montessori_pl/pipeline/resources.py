@@ -1,4 +1,4 @@
-"""What each step of a recipe takes on a machine: operations, seconds and peak memory, by the models that do its work."""
+"""What each step of a recipe takes on a machine: operations, seconds and peak memory, by the models that work."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,9 +204,7 @@ class ResourcePlanner:
             at_once = batch_tokens // max(1, work.longest)
             batch_tokens = min(batch_tokens, together * work.longest)
         at_once = max(1.0, min(at_once, together, count))
-        compute = generated(
-            size, work.prompt_tokens, work.completion_tokens, at_once, context, self.device, compiled
-        )
+        compute = generated(size, work.prompt_tokens, work.completion_tokens, at_once, context, self.device, compiled)
         compute = Compute(compute.flops, compute.seconds / (copies * parallel))
         return compute, Generation(size, batch_tokens, parallel, share)
 

@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from montessori_pl.estimates.devices import Device
 from montessori_pl.estimates.model_size import ModelSize
 from montessori_pl.pipeline.resources import Resources, RunPlan
 
@@ -32,20 +33,23 @@ def print_resources(plan: RunPlan, console: Console) -> None:
 def sentences(plan: RunPlan) -> list[str]:
     """The machine, the models, how it is counted, and each step that does not fit with what would make it fit."""
     models = [f"{name}: {_model(size)}" for name, size in plan.models.items()]
-    too_large = []
-    for key, one in plan.too_large().items():
-        assert one.peak is not None
-        helps = f"it would fit with {one.helps}" if one.helps else "no single setting makes it fit: take a smaller model"
-        too_large.append(
-            f"warning: {key} does not fit: it needs {size_of(one.peak.total)} of {size_of(plan.device.memory)}, most of "
-            f"it {one.peak.largest()}; {helps}"
-        )
+    too_large = [f"warning: {does_not_fit(key, one, plan.device)}" for key, one in plan.too_large().items()]
     return [
         f"On {plan.device.title}. Time is computed, at 35 to 40% of the peak for passes and 60% of the bandwidth for "
         "generation; loading models is left out, and a plan may be wrong by half.",
         *models,
         *too_large,
     ]
+
+
+def does_not_fit(key: str, one: Resources, device: Device) -> str:
+    """Of a step that does not fit how much it needs, and which setting would make it fit."""
+    assert one.peak is not None
+    helps = f"it would fit with {one.helps}" if one.helps else "no setting makes it fit: take a smaller model"
+    return (
+        f"{key} does not fit: it needs {size_of(one.peak.total)}, most of it {one.peak.largest()}, and {device.title} "
+        f"has {size_of(device.memory)}; {helps}"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -66,8 +70,8 @@ def size_of(number: float) -> str:
 def _model(size: ModelSize) -> str:
     trained = f"an adapter of {_millions(size.trained)} is trained" if size.adapter else "all of them are trained"
     return (
-        f"{_millions(size.parameters)} parameters, {trained}; "
-        f"{size_of(size.weights)} of weights, {size.cache * size.itemsize / 1e3:.0f} kB of keys and values for each token"
+        f"{_millions(size.parameters)} parameters, {trained}; {size_of(size.weights)} of weights, "
+        f"{size.cache * size.itemsize / 1e3:.0f} kB of keys and values for each token"
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from montessori_pl.estimates.devices import CONTEXT, GPUS, devices_named, this_machine
+from montessori_pl.estimates.devices import CONTEXT, GIB, GPUS, devices_named, this_machine
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_gigabytes(text: str, like: str, count: int) -> None:
     """As fast as the smallest known one of that size; CUDA takes its part."""
     found = devices_named(text)
     assert (found.flops, found.count) == (GPUS[like].flops, count)
-    assert found.memory == int(text.partition("x")[2].removesuffix("GB")) * 10**9 - CONTEXT
+    assert found.memory == int(text.partition("x")[2].removesuffix("GB")) * 0.99 * GIB - CONTEXT
 
 
 @pytest.mark.parametrize("text", ["x", "8x", "0xH100", "H1000", "1x2", "24", "1x2x3", "-1xH100", "1x999", "8 xH100"])
