@@ -53,7 +53,8 @@ class Case:
 
     def recipe(self, directory: Path) -> Path:
         """Write it, with its examples."""
-        rows = [{"instruction": f"say {n}", "response": " ".join(f"w{n + k}" for k in range(self.words))} for n in range(24)]
+        responses = [" ".join(f"w{n + k}" for k in range(self.words)) for n in range(24)]
+        rows = [{"instruction": f"say {n}", "response": response} for n, response in enumerate(responses)]
         examples = directory / "examples.jsonl"
         examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
         training = {"lr": 1e-4, "epochs": 1, "batch_size": 8, "max_length": 256}
@@ -121,8 +122,8 @@ def measure(case: Case) -> None:
         (memory, seconds), _ = apart(plan)
         (took,), peak = apart(run)
     print(
-        f"{case.name:<28} memory: {memory / 1e9:.2f} GB planned, {peak / 1e9:.2f} GB measured ({memory / peak - 1:+.0%}); "
-        f"time: {seconds:.1f} s planned, {took:.1f} s measured, with loading",
+        f"{case.name:<28} memory: {memory / 1e9:.2f} GB planned, {peak / 1e9:.2f} GB measured "
+        f"({memory / peak - 1:+.0%}); time: {seconds:.1f} s planned, {took:.1f} s measured, with loading",
         flush=True,
     )
 

@@ -160,7 +160,7 @@ class Draft:
         of_student = 1e-3 if size < 3 * 10**8 else 2e-4
         teacher = self.teacher.size.parameters if isinstance(self.teacher, LookedAt) else CAPABLE
         of_teacher = 2e-4 if teacher < 3 * 10**8 else 5e-5 if teacher < CAPABLE else 1e-5
-        return of_student, of_teacher, 1e-5
+        return of_student, of_teacher, 1e-4 if size < 3 * 10**8 else 1e-5
 
     @property
     def tensor_parallel(self) -> int:

@@ -13,11 +13,14 @@ from montessori_pl.estimates.model_size import ModelSize
 
 COMPUTED = {True: 0.4, False: 0.35}
 """Share of the peak at which a CPU (True) or a GPU computes passes over batches."""
+GENERATED = {True: 0.2, False: 0.35}
+"""The same for the steps of generation, of a token for each row."""
 READ = 0.6
 """Share of the bandwidth at which weights and cache are read while text is generated."""
-OF_LAYER = {True: 2.5e-3, False: 0.15e-3}
+OF_LAYER = {True: 5e-3, False: 0.15e-3}
 """Seconds that PyTorch takes for each layer of a step of generation besides, on a CPU (True) and on a GPU; vLLM, whose
-steps are compiled, takes none."""
+steps are compiled, takes none. Those of a CPU are from `benchmarks/notes/2026-11-29-transformers-engine.md`: a step of
+SmolLM2's 30 layers took .43 s at 16 rows and .70 s at 32."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def generated(
     read = passed(size, prompts, device, 1)
     steps = completions / max(1.0, at_once)
     bytes_of_step = size.weights + at_once * context * size.cache * size.itemsize
-    computing = 2 * size.multiplied * at_once / (device.flops * COMPUTED[device.is_cpu])
+    computing = 2 * size.multiplied * at_once / (device.flops * GENERATED[device.is_cpu])
     reading = bytes_of_step / (device.bandwidth * READ)
     layers = size.layers.layers if size.layers is not None else 0
     overhead = 0.0 if compiled else layers * OF_LAYER[device.is_cpu]

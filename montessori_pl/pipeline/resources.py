@@ -189,8 +189,9 @@ class ResourcePlanner:
             return Compute(0.0, work.completion_tokens / (ENDPOINT_TOKENS * engine.max_concurrency)), None
         if size is None:
             return Compute(), None
-        count = max(1, work.requests)
-        together = getattr(step.stage, "prompts_per_batch", count) * getattr(step.stage, "samples_per_prompt", 1)
+        count, samples = max(1, work.requests), getattr(step.stage, "samples_per_prompt", 1)
+        together = getattr(step.stage, "prompts_per_batch", count) * samples
+        read = work.prompt_tokens / (samples if work.what == "instructions" else 1)  # once for all samples of a prompt
         context = (work.prompt_tokens + work.completion_tokens) / count
         compiled, parallel, share, copies = False, 1, 1.0, 1
         batch_tokens = getattr(engine, "max_batch_tokens", 16384)
@@ -204,7 +205,7 @@ class ResourcePlanner:
             at_once = batch_tokens // max(1, work.longest)
             batch_tokens = min(batch_tokens, together * work.longest)
         at_once = max(1.0, min(at_once, together, count))
-        compute = generated(size, work.prompt_tokens, work.completion_tokens, at_once, context, self.device, compiled)
+        compute = generated(size, read, work.completion_tokens, at_once, context, self.device, compiled)
         compute = Compute(compute.flops, compute.seconds / (copies * parallel))
         return compute, Generation(size, batch_tokens, parallel, share)
 

@@ -6,7 +6,7 @@ import pytest
 
 from montessori_pl.estimates.devices import Device
 from montessori_pl.estimates.model_size import ModelSize
-from montessori_pl.estimates.seconds import COMPUTED, READ, generated, passed, trained_on
+from montessori_pl.estimates.seconds import COMPUTED, GENERATED, READ, generated, passed, trained_on
 
 GPU = Device("a GPU", memory=80e9, flops=1e15, bandwidth=1e12)
 SIZE = ModelSize(
@@ -43,5 +43,5 @@ def test_generation_reads_the_weights_at_each_step() -> None:
 
 def test_generation_of_very_many_is_bound_by_computing() -> None:
     found = generated(SIZE, 0, 10**6, at_once=10_000, context=0, device=GPU, compiled=True)
-    assert found.seconds == pytest.approx(2e9 * 10**6 / (1e15 * COMPUTED[False]))
+    assert found.seconds == pytest.approx(2e9 * 10**6 / (1e15 * GENERATED[False]))
     assert passed(SIZE, 1000, GPU, 1).flops == 2e12
