@@ -20,7 +20,7 @@ from montessori_pl.cli.common import (
 from montessori_pl.cli.fit import planned, quiet
 from montessori_pl.data.text import printable
 from montessori_pl.drafts.choices import SMALLEST, Draft, Endpoint
-from montessori_pl.drafts.models import look_at
+from montessori_pl.drafts.models import LookedAt, look_at
 from montessori_pl.drafts.recipe_text import recipe_text
 from montessori_pl.drafts.texts import look_at_texts
 from montessori_pl.estimates.devices import devices_named, this_machine
@@ -95,10 +95,9 @@ def _init(options: argparse.Namespace, command: str) -> None:
     _check(options, output)
     device = devices_named(options.gpus) if options.gpus is not None else this_machine()
     elsewhere = options.gpus is not None
-    student = look_at(options.student)
     draft = Draft(
-        student=student,
-        teacher=_endpoint(options) if options.base_url is not None else look_at(options.teacher),
+        student=_look_at("--student", options.student),
+        teacher=_endpoint(options) if options.base_url is not None else _look_at("--teacher", options.teacher),
         texts=look_at_texts(options.seed_tasks, options.reference, options.test),
         device=device,
         elsewhere=elsewhere,
@@ -175,6 +174,14 @@ def _check(options: argparse.Namespace, output: Path) -> None:
         raise CommandError("--price and --api_key_env are of a teacher behind an endpoint; give its --base_url, too")
     if options.price is not None and not all(0 <= one < 1e6 for one in options.price):
         raise CommandError(f"--price must be two numbers of US dollars, found {options.price}")
+
+
+def _look_at(option: str, backbone: str) -> LookedAt:
+    try:
+        return look_at(backbone)
+    except ValueError as error:
+        hint = "; for a model behind an endpoint give --base_url, too" if option == "--teacher" else ""
+        raise CommandError(f"{option}: {error}{hint}") from error
 
 
 def _endpoint(options: argparse.Namespace) -> Endpoint:

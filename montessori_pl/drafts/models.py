@@ -11,6 +11,9 @@ LORA = LoraSettings(r=16, alpha=32)
 """The adapter of a drafted recipe."""
 CAPABLE = 3 * 10**9
 """Parameters from which an instruction-tuned teacher is taken to keep to a form that it is asked for."""
+SMALL = 5 * 10**8
+"""Parameters below which it is asked as a base model. Of SmolLM2-135M-Instruct's completions 27 of 32 were accepted with
+`numbered_list`, 17 with `prefilled_tags`, none with `tags`."""
 LAYOUTS = {"<|im_start|>": "chatml", "<|eot_id|>": "llama3", "<|user|>": "zephyr"}
 """The shipped layout for a tokenizer that knows its special token."""
 
@@ -52,6 +55,8 @@ class LookedAt:
         billions = f"{self.size.parameters / 1e9:.1f}B"
         if not self.has_template:
             return "numbered_list", "a base model: it goes on with a list"
+        if self.size.parameters < SMALL:
+            return "numbered_list", f"{billions} parameters: it goes on with a list more often than it keeps to a form"
         if self.size.parameters < CAPABLE:
             return "prefilled_tags", f"{billions} parameters: its turn begins with the tag, which it may forget"
         return "tags", f"{billions} parameters: it can reason first and put its instruction between tags"

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import Example
+from montessori_pl.estimates.estimate import evenly
 from montessori_pl.synthesis.filters import InstructionFilter, Rejected
 
 MAX_REFERENCES = 256
 """Rows of the reference set that influence is measured on at most; the paper's code takes as many."""
 MIN_TO_SPLIT = 64
 """Rows of the reference set from which a part is held out as a test set, where none is given."""
+MEASURED = 1000
+"""So many texts are measured in place of all, where there are more."""
 FEW = 0.02
 """Share of the seed tasks that a filter may reject before it is changed."""
 SHORT_ANSWER = 12
@@ -60,7 +63,7 @@ class Texts:
 
     def instructions(self, tokens: Callable[[str], int]) -> Lengths:
         """Lengths of the seed tasks' instructions."""
-        return Lengths.of([tokens(one.instruction) for one in self.seeds])
+        return Lengths.of([tokens(one.instruction) for one in evenly(self.seeds, min(MEASURED, len(self.seeds)))])
 
     def responses(self, tokens: Callable[[str], int]) -> Lengths:
         """Lengths of the reference set's responses."""

@@ -50,20 +50,21 @@ def model_size(source: ModelSource, lora: LoraSettings | None) -> ModelSize:
     Raises:
         ValueError: there is no such model, or the adapter does not fit it.
     """
-    key = repr((source.backbone, source.trust_remote_code, lora))
+    config = load_config(source)
+    key = repr((config.to_json_string(), lora))
     if key not in _KNOWN:
-        _KNOWN[key] = _count(source, lora)
-    return dataclasses.replace(_KNOWN[key], itemsize=2 if source.base_dtype == "bfloat16" else FLOAT32)
+        _KNOWN[key] = _count(source, config, lora)
+    itemsize = 2 if source.base_dtype == "bfloat16" else FLOAT32
+    return dataclasses.replace(_KNOWN[key], backbone=source.backbone, itemsize=itemsize)
 
 
 _KNOWN: dict[str, ModelSize] = {}
-"""What was counted in this process, in float32; to make a model without weights takes seconds."""
+"""What was counted in this process, by configuration and adapter; to make a model without weights takes seconds."""
 
 
-def _count(source: ModelSource, lora: LoraSettings | None) -> ModelSize:
+def _count(source: ModelSource, config: Any, lora: LoraSettings | None) -> ModelSize:
     from transformers import AutoModelForCausalLM
 
-    config = load_config(source)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny_models import save_tiny_model
 
 from montessori_pl.__main__ import main
-from montessori_pl.cli import init
+from montessori_pl.cli import fit, init
 from montessori_pl.cli.common import CommandError
 from montessori_pl.cli.fit import planned
 from montessori_pl.drafts.choices import Draft
 from montessori_pl.drafts.models import look_at
 from montessori_pl.drafts.recipe_text import scalar
 from montessori_pl.drafts.texts import look_at_texts
-from montessori_pl.estimates.devices import devices_named
+from montessori_pl.estimates.devices import Device, devices_named
 from montessori_pl.estimates.memory import Peak
 from montessori_pl.estimates.seconds import Compute
 from montessori_pl.pipeline.resources import Resources, RunPlan
@@ -65,7 +66,7 @@ def test_model_twice_on_this_cpu(files: list[str], capsys: pytest.CaptureFixture
     assert content["student"]["init_args"]["base_dtype"] == "float32"
     assert content["generation"] == {"class_path": "montessori_pl.generation.TransformersBackend"}
     writing = content["recipe"]["warmup_data"]["init_args"]
-    assert writing["synthesizer"]["init_args"]["answer_format"] == "prefilled_tags", "a weak teacher with a template"
+    assert writing["synthesizer"]["init_args"]["answer_format"] == "numbered_list", "a weak teacher"
     assert "instruction_filter" not in writing, "the default keeps all of the seed tasks"
     assert "ExactMatch" in Path("recipe.yaml").read_text(), "answers are one letter"
     found = planned(["fit", "--config", "recipe.yaml", "--dry_run"])
@@ -112,7 +113,8 @@ def test_gpus_elsewhere(files: list[str]) -> None:
         (["--hours", "0"], "--hours must be more than 0"),
         (["--gpus", "3xH1"], "no GPUs are called '3xH1'"),
         (["--price", "1", "2"], "give its --base_url, too"),
-        (["--student", "nowhere/to/be"], "nowhere/to/be"),
+        (["--student", "nowhere/to/be"], "error: --student: "),
+        (["--teacher", "gpt-9"], "for a model behind an endpoint give --base_url, too"),
         (["--reference", "none.jsonl"], "data.reference: "),
         (["--output", "away/recipe.yaml"], "there is no directory away"),
         (["--output", "seeds.jsonl"], "seeds.jsonl exists; remove it, or choose another file with --output"),
@@ -123,7 +125,7 @@ def test_gpus_elsewhere(files: list[str]) -> None:
 def test_mistakes(files: list[str], options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(Path().iterdir())
     with pytest.raises(SystemExit) as end:
-        main(["init", *files, "--teacher", "model", *options])
+        main(["init", "--teacher", "model", *files, *options])
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
@@ -195,3 +197,19 @@ def test_lengths_and_filters_of_files(files: list[str]) -> None:
     assert (texts.test, texts.split, texts.num_references) == (None, False, 30)
     assert texts.instructions(len).longest == 5000
     assert texts.responses(len).median == 1
+
+
+@pytest.mark.slow
+def test_recipe_runs_to_its_end_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classroom's models, on a machine that is said to be so slow that the smallest counts just fit."""
+    slow = Device("a slow CPU", memory=8e9, flops=2e9, bandwidth=2e9, is_cpu=True)
+    monkeypatch.setattr(init, "this_machine", lambda: slow)
+    monkeypatch.setattr(fit, "this_machine", lambda: slow)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    data = {"--seed_tasks": "seed_tasks", "--reference": "reference[:24]", "--test": "test[:24]"}
+    options = [word for option, name in data.items() for word in (option, f"classroom/{name}")]
+    models = ["--student", "classroom/student", "--teacher", "classroom/teacher"]
+    main(["init", *models, *options, "--hours", "0.1"])
+    main(["fit", "--config", "recipe.yaml"])
+    summary = json.loads(Path("checkpoints/recipe/summary.json").read_text())
+    assert set(summary["students"]) == {"base", "warmup", "trained"}
