@@ -10,10 +10,10 @@ from montessori_pl.synthesis.answer_formats import AnswerFormat
 LORA = LoraSettings(r=16, alpha=32)
 """The adapter of a drafted recipe."""
 CAPABLE = 3 * 10**9
-"""Parameters from which an instruction-tuned teacher is taken to keep to a form that it is asked for."""
+"""Parameters from which an instruction-tuned teacher is taken to keep to a form."""
 SMALL = 5 * 10**8
-"""Parameters below which it is asked as a base model. Of SmolLM2-135M-Instruct's completions 27 of 32 were accepted with
-`numbered_list`, 17 with `prefilled_tags`, none with `tags`."""
+"""Parameters below which it is asked as a base model. Of SmolLM2-135M-Instruct's completions 27 of 32 were accepted
+with `numbered_list`, 17 with `prefilled_tags`, none with `tags`."""
 LAYOUTS = {"<|im_start|>": "chatml", "<|eot_id|>": "llama3", "<|user|>": "zephyr"}
 """The shipped layout for a tokenizer that knows its special token."""
 

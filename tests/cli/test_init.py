@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from tiny_models import save_tiny_model
 
@@ -205,7 +204,6 @@ def test_recipe_runs_to_its_end_as_written(monkeypatch: pytest.MonkeyPatch) -> N
     slow = Device("a slow CPU", memory=8e9, flops=2e9, bandwidth=2e9, is_cpu=True)
     monkeypatch.setattr(init, "this_machine", lambda: slow)
     monkeypatch.setattr(fit, "this_machine", lambda: slow)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     data = {"--seed_tasks": "seed_tasks", "--reference": "reference[:24]", "--test": "test[:24]"}
     options = [word for option, name in data.items() for word in (option, f"classroom/{name}")]
     models = ["--student", "classroom/student", "--teacher", "classroom/teacher"]
