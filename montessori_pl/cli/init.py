@@ -100,7 +100,6 @@ def _init(options: argparse.Namespace, command: str) -> None:
         teacher=_endpoint(options) if options.base_url is not None else _look_at("--teacher", options.teacher),
         texts=look_at_texts(options.seed_tasks, options.reference, options.test),
         device=device,
-        elsewhere=elsewhere,
         vllm=options.base_url is None
         and not device.is_cpu
         and (elsewhere or importlib.util.find_spec("vllm") is not None),

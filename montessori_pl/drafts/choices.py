@@ -50,8 +50,6 @@ class Draft:
     """The files."""
     device: Device
     """The machine."""
-    elsewhere: bool
-    """Whether that is another machine than this one."""
     vllm: bool
     """Whether vLLM generates."""
     run: str
@@ -98,44 +96,44 @@ class Draft:
         few, many = (3, 0), (6, 2)  # the paper's
         wanted = many if self.answer_format[0] == "tags" else few
         room = self._teacher_context // 2 - REQUEST_TOKENS - self.instruction_tokens
-        fitting = max(1, room // max(1, self._instructions.long))
+        fitting = max(1, room // max(1, self.instructions.long))
         return wanted if sum(wanted) <= fitting else (min(few[0], fitting), 0)
 
     @property
     def instruction_tokens(self) -> int:
         """`instruction_sampling.max_tokens`."""
         reasoning = REASONING_TOKENS if self.answer_format[0] == "tags" else 8
-        return self._within(_upwards(1.5 * self._instructions.long + reasoning, 16))
+        return self._within(_upwards(1.5 * self.instructions.long + reasoning, 16))
 
     @property
     def response_tokens(self) -> int:
         """`response_sampling.max_tokens`."""
-        return self._within(_upwards(1.25 * self._responses.long + 4, 8))
+        return self._within(_upwards(1.25 * self.responses.long + 4, 8))
 
     @property
     def max_length(self) -> int:
         """Tokens of an example or a reference that the student sees."""
-        examples = self._instructions.long * 1.5 + self.response_tokens + TEMPLATE_TOKENS
+        examples = self.instructions.long * 1.5 + self.response_tokens + TEMPLATE_TOKENS
         longest = max(self._conversation(one.instruction, one.response) for one in self.texts.examples)
         return min(self.student.context, _upwards(max(examples, min(longest, 2 * examples)), 32))
 
     @property
     def pair_length(self) -> int:
         """Tokens of a side of a preference pair: the request with its shots, and what was written."""
-        shots = sum(self.num_shots) * (1.2 * self._instructions.long + 8)
+        shots = sum(self.num_shots) * (1.2 * self.instructions.long + 8)
         return min(self._teacher_context, _upwards(REQUEST_TOKENS + shots + self.instruction_tokens, 64))
 
     @property
     def max_model_len(self) -> int:
         """Longest prompt with completion of vLLM."""
-        answered = 2 * self._instructions.long + self.response_tokens + TEMPLATE_TOKENS
+        answered = 2 * self.instructions.long + self.response_tokens + TEMPLATE_TOKENS
         context = min(self._teacher_context, self.student.context)
         return min(context, _upwards(max(2 * self.pair_length, answered, self.max_length), 256))
 
     @property
     def short_answers(self) -> bool:
         """Whether answers can be compared word for word."""
-        return self.texts.test is not None and self._responses.long <= SHORT_ANSWER
+        return self.texts.test is not None and self.responses.long <= SHORT_ANSWER
 
     @property
     def max_similarity(self) -> float:
@@ -188,11 +186,13 @@ class Draft:
         return self.teacher.context if isinstance(self.teacher, LookedAt) else 2**17
 
     @cached_property
-    def _instructions(self) -> Lengths:
+    def instructions(self) -> Lengths:
+        """Tokens of the seed tasks' instructions."""
         return self.texts.instructions(self._tokens)
 
     @cached_property
-    def _responses(self) -> Lengths:
+    def responses(self) -> Lengths:
+        """Tokens of the reference set's responses."""
         return self.texts.responses(self._tokens)
 
     def _conversation(self, instruction: str, response: str) -> int:

@@ -179,7 +179,7 @@ def _values(draft: Draft) -> dict[str, object]:
     student, texts = draft.student, draft.texts
     (warmup, prompts, training), (of_warmup, of_pairs, of_training) = draft.counts, draft.batch_sizes
     lr_student, lr_teacher, lr_whole = draft.learning_rates
-    instructions, responses = draft._instructions, draft._responses
+    instructions, responses = draft.instructions, draft.responses
     weak = draft.answer_format[0] != "tags"
     steps = -(-prompts // (of_pairs * draft.device.count)) * 2
     return {

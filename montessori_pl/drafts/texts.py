@@ -29,15 +29,13 @@ class Lengths:
     median: int
     """Half of them are at most as long."""
     long: int
-    """95 of 100 are at most as long."""
-    longest: int
-    """All are."""
+    """95 of 100 are at most as long, or more."""
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> "Lengths":
         """Of these lengths, of which there is one at least."""
         ordered = sorted(numbers)
-        return cls(round(statistics.median(ordered)), ordered[(len(ordered) - 1) * 95 // 100], ordered[-1])
+        return cls(round(statistics.median(ordered)), ordered[-(-len(ordered) * 95 // 100) - 1])
 
 
 @dataclass(frozen=True)
