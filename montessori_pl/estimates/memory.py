@@ -14,6 +14,8 @@ from montessori_pl.estimates.model_size import FLOAT32, ModelSize
 from montessori_pl.influence.memory import ON_CPU, SHARE_OF_ACCELERATOR, MemoryPlan, plan_memory
 from montessori_pl.losses.output_head import LOGITS_AT_ONCE
 
+OF_HALF = 3
+"""Bytes of a number that a probe keeps on a base in half precision: the adapter's part of it is in float32."""
 COPIES_OF_LOGITS = 3
 """Logits, their logarithms, and the gradient."""
 
@@ -131,7 +133,8 @@ class Scoring:
             moments = 2  # of the student's training
             copies = moments + (8 + plan.kept_gradients if plan.examples_at_once else 3)
             passes = max(self.longest, min(self.batch_tokens, self._gradient_tokens(device)))
-        of_token = size.layers.of_token * FLOAT32 if size.layers is not None and self.gradients else 0
+        itemsize = FLOAT32 if size.itemsize == FLOAT32 else OF_HALF
+        of_token = size.layers.of_token * itemsize if size.layers is not None and self.gradients else 0
         logits = COPIES_OF_LOGITS * FLOAT32 * min(self.batch_tokens * size.vocabulary, LOGITS_AT_ONCE)
         return Peak(
             program=_program(device),
