@@ -119,7 +119,8 @@ def _measured_bandwidth() -> float:
 def _seconds_of(work: Callable[[], object]) -> float:
     """CPU time of this thread, the shortest of some tries: others may be using the machine."""
     work()
-    tries, end = [], time.thread_time() + SECONDS_OF_MEASURING
+    tries: list[float] = []
+    end = time.thread_time() + SECONDS_OF_MEASURING
     while not tries or time.thread_time() < end:
         start = time.thread_time()
         work()
