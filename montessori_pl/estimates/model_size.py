@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from montessori_pl.influence.memory import LayerSizes
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_config, make_trainable
@@ -92,7 +91,7 @@ def _count(source: ModelSource, config: Any, lora: LoraSettings | None) -> Model
     )
 
 
-def _multiplied(model: nn.Module, config: Any) -> int:
+def _multiplied(model: Any, config: Any) -> int:
     """Of a tied embedding one copy counts: that of the head."""
     text = config.get_text_config()
     experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1
