@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from montessori_pl.estimates.devices import Device
 from montessori_pl.estimates.model_size import ModelSize
 
-COMPUTED = {True: 0.4, False: 0.35}
+COMPUTED = {True: 0.3, False: 0.35}
 """Share of the peak at which a CPU (True) or a GPU computes passes over batches."""
 GENERATED = {True: 0.2, False: 0.35}
 """The same for the steps of generation, of a token for each row."""

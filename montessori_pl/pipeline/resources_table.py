@@ -35,7 +35,7 @@ def sentences(plan: RunPlan) -> list[str]:
     models = [f"{name}: {_model(size)}" for name, size in plan.models.items()]
     too_large = [f"warning: {does_not_fit(key, one, plan.device)}" for key, one in plan.too_large().items()]
     return [
-        f"On {plan.device.title}. Time is computed, at 35 to 40% of the peak for passes and 60% of the bandwidth for "
+        f"On {plan.device.title}. Time is computed, at 30 to 35% of the peak for passes and 60% of the bandwidth for "
         "generation; loading models is left out, and a plan may be wrong by half.",
         *models,
         *too_large,
