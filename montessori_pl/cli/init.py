@@ -27,6 +27,7 @@ from montessori_pl.estimates.devices import devices_named, this_machine
 from montessori_pl.pipeline.resources import RunPlan
 from montessori_pl.pipeline.resources_table import does_not_fit, duration, sentences
 from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.synthesis.answer_formats import ANSWER_FORMS
 
 PROGRAM = "python -m montessori_pl init"
 SHARE = 0.8
@@ -82,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpus", metavar="GPUS", help="The run will have these, such as 8xH100 or 1x24 (default: this machine)."
     )
+    parser.add_argument(
+        "--answer_format", choices=ANSWER_FORMS, help="How the teacher says its instruction (default: by its size)."
+    )
+    parser.add_argument(
+        "--prompt", metavar="NAME", help="The request: a shipped one, or a text file (default: by the answer format)."
+    )
     parser.add_argument("--hours", type=float, default=6.0, help="Hours that the run may take (default: 6).")
     parser.add_argument(
         "--output", type=path_argument, default=Path("recipe.yaml"), metavar="FILE", help="(default: recipe.yaml)"
@@ -104,6 +111,8 @@ def _init(options: argparse.Namespace, command: str) -> None:
         and not device.is_cpu
         and (elsewhere or importlib.util.find_spec("vllm") is not None),
         run=f"checkpoints/{output.stem}",
+        asked_format=options.answer_format,
+        prompt=options.prompt,
     )
 
     def text(draft: Draft, about: list[str]) -> str:

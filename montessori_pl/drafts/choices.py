@@ -8,13 +8,13 @@ from functools import cached_property
 from montessori_pl.drafts.models import CAPABLE, LookedAt
 from montessori_pl.drafts.texts import SHORT_ANSWER, Lengths, Texts
 from montessori_pl.estimates.devices import Device
+from montessori_pl.synthesis.answer_formats import ANSWER_FORMS, AnswerFormat
+from montessori_pl.synthesis.prompts import load_template
 
 PAPER = (1000, 2500, 10_000)
 """Examples to warm up on, prompts to probe and examples to train on in Montessori-Instruct (arXiv 2410.14208)."""
 SMALLEST = (16, 12, 32)
 """Fewer of them teach nothing, and give influence nothing to compare."""
-REQUEST_TOKENS = 250
-"""Of the longest shipped request, without shots."""
 REASONING_TOKENS = 160
 """What a teacher may say before the tags of its instruction."""
 TEMPLATE_TOKENS = 32
@@ -56,6 +56,10 @@ class Draft:
     """Directory of the run."""
     scale: float = 0.1
     """Counts as a share of the paper's."""
+    asked_format: AnswerFormat | None = None
+    """How the user wants the teacher to be asked; none chooses by its size."""
+    prompt: str | None = None
+    """The request that the user wants: of a shipped name, or a file; none takes that of the answer format."""
     adapter_only: bool = False
     """Whether the last training has an adapter, too, also where all weights would have room."""
 
@@ -84,8 +88,10 @@ class Draft:
         return self.scale * PAPER[2] <= SMALLEST[2]
 
     @cached_property
-    def answer_format(self) -> tuple[str, str]:
+    def answer_format(self) -> tuple[AnswerFormat, str]:
         """How the teacher is asked, and why."""
+        if self.asked_format is not None:
+            return self.asked_format, "as it was asked for"
         if isinstance(self.teacher, Endpoint):
             return "tags", "what most chat endpoints can be asked; whole_completion is for those that forget the tags"
         return self.teacher.answer_format
@@ -95,7 +101,7 @@ class Draft:
         """Shots from the seed tasks, and from what was written."""
         few, many = (3, 0), (6, 2)  # the paper's
         wanted = many if self.answer_format[0] == "tags" else few
-        room = self._teacher_context // 2 - REQUEST_TOKENS - self.instruction_tokens
+        room = self._teacher_context // 2 - self._request_tokens - self.instruction_tokens
         fitting = max(1, room // max(1, self.instructions.long))
         return wanted if sum(wanted) <= fitting else (min(few[0], fitting), 0)
 
@@ -121,7 +127,7 @@ class Draft:
     def pair_length(self) -> int:
         """Tokens of a side of a preference pair: the request with its shots, and what was written."""
         shots = sum(self.num_shots) * (1.2 * self.instructions.long + 8)
-        return min(self._teacher_context, _upwards(REQUEST_TOKENS + shots + self.instruction_tokens, 64))
+        return min(self._teacher_context, _upwards(self._request_tokens + shots + self.instruction_tokens, 64))
 
     @property
     def max_model_len(self) -> int:
@@ -194,6 +200,12 @@ class Draft:
     def responses(self) -> Lengths:
         """Tokens of the reference set's responses."""
         return self.texts.responses(self._tokens)
+
+    @cached_property
+    def _request_tokens(self) -> int:
+        """Of the request without shots, with what the template writes around it."""
+        request = load_template(self.prompt or ANSWER_FORMS[self.answer_format[0]].request)
+        return self._tokens(request) + TEMPLATE_TOKENS
 
     def _conversation(self, instruction: str, response: str) -> int:
         return self.student.tokens(instruction) + self.student.tokens(response) + TEMPLATE_TOKENS

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.estimates.model_size import ModelSize, model_size
+from montessori_pl.estimates.model_size import ModelSize, model_size, named
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_chat_template, load_tokenizer
 from montessori_pl.synthesis.answer_formats import AnswerFormat
 
@@ -52,14 +52,14 @@ class LookedAt:
     @property
     def answer_format(self) -> tuple[AnswerFormat, str]:
         """How it is asked for an instruction, and why, as a teacher."""
-        billions = f"{self.size.parameters / 1e9:.1f}B"
+        parameters = f"{named(self.size.parameters)} parameters"
         if not self.has_template:
             return "numbered_list", "a base model: it goes on with a list"
         if self.size.parameters < SMALL:
-            return "numbered_list", f"{billions} parameters: it goes on with a list more often than it keeps to a form"
+            return "numbered_list", f"{parameters}: it goes on with a list more often than it keeps to a form"
         if self.size.parameters < CAPABLE:
-            return "prefilled_tags", f"{billions} parameters: its turn begins with the tag, which it may forget"
-        return "tags", f"{billions} parameters: it can reason first and put its instruction between tags"
+            return "prefilled_tags", f"{parameters}: its turn begins with the tag, which it may forget"
+        return "tags", f"{parameters}: it can reason first and put its instruction between tags"
 
 
 def look_at(backbone: str) -> LookedAt:

@@ -71,7 +71,7 @@ _WRITING = """\
       synthesizer: &asking
         class_path: SelfInstruct
         # $about_answer_format
-        init_args: {answer_format: $answer_format, num_seed_shots: $seed_shots, num_written_shots: $written_shots}
+        init_args: {${prompt}answer_format: $form, num_seed_shots: $seed_shots, num_written_shots: $written_shots}
       # Seed tasks have $instruction_median tokens at the median, $instruction_long at the 95th percentile.
       instruction_sampling: &sampling {temperature: 1.0, top_p: 0.9, presence_penalty: 0.0, max_tokens: $asked_tokens}
       # Responses of the reference set have $response_median and $response_long.
@@ -132,9 +132,8 @@ _INFLUENCE = """\
       examples: $scored
       student: latest
       max_length: $max_length
-      signal:
-        class_path: callbacks.InfluenceProbeCallback
-        init_args: {lr: $lr_probe, $method}  # $about_method
+      # $about_method
+      signal: {class_path: callbacks.InfluenceProbeCallback, init_args: {lr: $lr_probe, $method}}
 """
 _TRAINED = """\
   trained:
@@ -213,7 +212,8 @@ def _values(draft: Draft) -> dict[str, object]:
         "paper_warmup": f"{PAPER[0]:,}",
         "paper_prompts": f"{PAPER[1]:,}",
         "paper_training": f"{PAPER[2]:,}",
-        "answer_format": draft.answer_format[0],
+        "prompt": f"prompt: {scalar(draft.prompt)}, " if draft.prompt is not None else "",
+        "form": draft.answer_format[0],
         "about_answer_format": draft.answer_format[1],
         "seed_shots": draft.num_shots[0],
         "written_shots": draft.num_shots[1],
@@ -309,9 +309,9 @@ def _method(draft: Draft) -> dict[str, object]:
         method = "method: first_order, refine: 0, calibration_examples: 4"
         return {
             "method": method,
-            "about_method": "a gradient for each example; exact influence of 4 says how good it is",
+            "about_method": "A gradient for each example; exact influence of 4 says how good it is.",
         }
-    return {"method": "method: auto", "about_method": "the cheapest method that agrees with exact influence"}
+    return {"method": "method: auto", "about_method": "The cheapest method that agrees with exact influence."}
 
 
 def _about_dtype(draft: Draft) -> str:

@@ -57,6 +57,11 @@ def model_size(source: ModelSource, lora: LoraSettings | None) -> ModelSize:
     return dataclasses.replace(_KNOWN[key], backbone=source.backbone, itemsize=itemsize)
 
 
+def named(parameters: int) -> str:
+    """A number of parameters, in millions or billions."""
+    return f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
+
+
 _KNOWN: dict[str, ModelSize] = {}
 """What was counted in this process, by configuration and adapter; to make a model without weights takes seconds."""
 

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from montessori_pl.estimates.devices import Device
-from montessori_pl.estimates.model_size import ModelSize
+from montessori_pl.estimates.model_size import ModelSize, named
 from montessori_pl.pipeline.resources import Resources, RunPlan
 
 
@@ -68,15 +68,11 @@ def size_of(number: float) -> str:
 
 
 def _model(size: ModelSize) -> str:
-    trained = f"an adapter of {_millions(size.trained)} is trained" if size.adapter else "all of them are trained"
+    trained = f"an adapter of {named(size.trained)} is trained" if size.adapter else "all of them are trained"
     return (
-        f"{_millions(size.parameters)} parameters, {trained}; {size_of(size.weights)} of weights, "
+        f"{named(size.parameters)} parameters, {trained}; {size_of(size.weights)} of weights, "
         f"{size.cache * size.itemsize / 1e3:.0f} kB of keys and values for each token"
     )
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e9:.2f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
 
 
 def _memory(one: Resources) -> str:

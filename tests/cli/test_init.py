@@ -206,7 +206,7 @@ def test_recipe_runs_to_its_end_as_written(monkeypatch: pytest.MonkeyPatch) -> N
     data = {"--seed_tasks": "seed_tasks", "--reference": "reference[:24]", "--test": "test[:24]"}
     options = [word for option, name in data.items() for word in (option, f"classroom/{name}")]
     models = ["--student", "classroom/student", "--teacher", "classroom/teacher"]
-    main(["init", *models, *options, "--hours", "0.1"])
+    main(["init", *models, *options, "--hours", "0.01", "--answer_format", "tags", "--prompt", "classroom"])
     main(["fit", "--config", "recipe.yaml"])
     summary = json.loads(Path("checkpoints/recipe/summary.json").read_text())
     assert set(summary["students"]) == {"base", "warmup", "trained"}
