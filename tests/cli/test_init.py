@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_models import save_tiny_model
+from tiny_models import LLAMA3_8B, save_configuration, save_tiny_model
 
 from montessori_pl.__main__ import main
 from montessori_pl.cli import fit, init
@@ -104,6 +104,26 @@ def test_gpus_elsewhere(files: list[str]) -> None:
     assert content["student"]["init_args"]["base_dtype"] == "float32"
     assert content["generation"]["init_args"]["data_parallel_size"] == 2
     assert content["recipe"]["warmup_data"]["init_args"]["num_examples"] == 1000, "the paper's, in six hours"
+
+
+@pytest.mark.slow
+def test_eight_billion_on_one_gpu_of_24_gb(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Adapters on bfloat16, for all weights have no room; the models are there by their configurations alone."""
+    save_configuration(Path("model"), LLAMA3_8B)
+    Path("model/model.safetensors").unlink()
+    main(["init", *files, "--teacher", "model", "--gpus", "1x24", "--hours", "24"])
+    content = recipe()
+    assert content["student"]["init_args"]["base_dtype"] == content["teacher"]["init_args"]["base_dtype"] == "bfloat16"
+    assert content["recipe"]["trained"]["init_args"]["all_weights"] is False
+    assert content["recipe"]["warmup_data"]["init_args"]["synthesizer"]["init_args"]["answer_format"] == "tags"
+    assert "VLLMBackend" in content["generation"]["class_path"]
+    found = planned(["fit", "--config", "recipe.yaml", "--dry_run", "--gpus", "1x24"])
+    assert not found.too_large()
+    assert found.seconds <= 0.8 * 24 * 3600
+    with pytest.raises(SystemExit):
+        main(["init", *files, "--teacher", "model", "--gpus", "1x12", "--output", "small.yaml"])
+    assert "does not fit: it needs" in capsys.readouterr().err
+    assert not Path("small.yaml").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny_models import SPECIAL, with_turns
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig
+from tiny_models import LLAMA3_8B, save_configuration
 
 from montessori_pl.cli.fit import main, planned
 from montessori_pl.estimates.devices import devices_named
@@ -28,15 +24,6 @@ TINYLLAMA = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
 }
-LLAMA3_8B = {
-    "vocab_size": 128_256,
-    "hidden_size": 4096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-}
 SMALL = {**TINYLLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
@@ -46,19 +33,10 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
-def save_configuration(name: str, sizes: dict[str, int]) -> None:
-    """A model without weights, whose tokenizer has a token for each word."""
-    vocabulary = {token: number for number, token in enumerate(SPECIAL)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    LlamaConfig(**sizes, eos_token_id=2, pad_token_id=0, bos_token_id=None).save_pretrained(name)
-    with_turns(tokenizer).save_pretrained(name)
-
-
 def plan_of(recipe: str, student: dict[str, int], teacher: dict[str, int], *arguments: str) -> RunPlan:
     """The plan of a shipped recipe for these models."""
-    save_configuration("student", student)
-    save_configuration("teacher", teacher)
+    save_configuration(Path("student"), student)
+    save_configuration(Path("teacher"), teacher)
     rows = [{"instruction": f"Name {n} things that begin with {n}.", "response": "word " * 200} for n in range(400)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"seed_tasks": "rows.jsonl[:100]", "reference": "rows.jsonl[100:356]", "test": "rows.jsonl[356:]"}
