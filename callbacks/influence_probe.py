@@ -98,7 +98,8 @@ class InfluenceProbeCallback(SignalCallback):
         some = count if only_exact else min(count, self.calibration_examples)
         one_by_one = self.method in ("auto", "exact") or self.refine > 0
         least, highest = own * count + references * some, own * most + references * (most if one_by_one else some)
-        return StageEstimate(work=[passes("scoring", round(least), round(highest))])
+        longest = max((len(one.input_ids) for one in (*(own for _, own in data.items), *data.reference)), default=0)
+        return StageEstimate(work=[passes("scoring", round(least), round(highest), longest)])
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Look at the references, and choose the method.

@@ -6,8 +6,8 @@ from importlib import import_module
 from montessori_pl.cli.common import DEBUG, show_on_any_terminal
 from montessori_pl.processes.stop import STOP
 
-BESIDE = {name: f"montessori_pl.cli.{name}" for name in ("compare", "export", "report", "verify")}
-"""Commands without what `fit` needs, and without the seconds that importing it takes; each module has a `main`."""
+BESIDE = {name: f"montessori_pl.cli.{name}" for name in ("compare", "export", "init", "report", "verify")}
+"""Commands beside `fit`; all but `init` go without the seconds that importing it takes. Each module has a `main`."""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -63,6 +63,8 @@ ELSEWHERE = {
     "llm2llm.yaml": test_llm2llm.MOMENTS,
     "real_text.yaml": [],  # which test_real_text.py runs: the stages of iter1, and one of llm2llm
     "smollm2.yaml": [],  # which test_smollm2.py runs: the stages of iter1
+    "tinyllama_1.1b.yaml": [],  # planned in tests/pipeline/test_resources.py: the stages of iter1
+    "llama3_8b.yaml": [],  # the same
     "recorded_teachers.yaml": test_recorded_teachers.MOMENTS,
     "accumulate.yaml": test_accumulate.MOMENTS,
 }

@@ -21,7 +21,7 @@ LAYERS = [
     {"batches", "models"},
     {"generation", "routing"},
     {"estimates"},
-    {"evaluation", "signals"},
+    {"drafts", "evaluation", "signals"},
     {"stages"},
     {"pipeline"},
     {"cli"},

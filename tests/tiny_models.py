@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
+from tokenizers.pre_tokenizers import Split, Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from montessori_pl.models.loading import LoraSettings, ModelSource, attach_lora, load_model, save_weights
@@ -20,6 +20,16 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 CHARACTERS = string.ascii_lowercase + " .?"
+LLAMA3_8B = {
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+}
+"""Sizes of Llama 3 8B."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -63,6 +73,16 @@ def save_tiny_model(directory: Path, seed: int = 0, **changes: Any) -> str:
         model = LlamaForCausalLM(LlamaConfig(**{**sizes, **changes}))
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
+    return str(directory)
+
+
+def save_configuration(directory: Path, sizes: Mapping[str, int]) -> str:
+    """Save a Llama of these sizes without weights, whose tokenizer has a token for each word."""
+    vocabulary = {token: number for number, token in enumerate(SPECIAL)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    LlamaConfig(**sizes, eos_token_id=2, pad_token_id=0, bos_token_id=None).save_pretrained(directory)
+    with_turns(tokenizer).save_pretrained(directory)
     return str(directory)
 
 

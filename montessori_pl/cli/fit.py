@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
+from rich.console import Console
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.bounds import Bounds, PositiveInt, Text
@@ -39,6 +40,7 @@ from montessori_pl.cli.settings_check import check_bounds, find_in_stages, find_
 from montessori_pl.cli.trainer_arguments import as_list, check_trainer_arguments, one_process, pinned_arguments
 from montessori_pl.config_errors import ConfigError, SentenceParser, name_overridden, read_recipe
 from montessori_pl.data.records import stable_id
+from montessori_pl.estimates.devices import Device, devices_named, this_machine
 from montessori_pl.generation import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.models.dpo import TeacherDPOModule
@@ -50,6 +52,8 @@ from montessori_pl.pipeline.preflight import preflight
 from montessori_pl.pipeline.preview import preview_steps
 from montessori_pl.pipeline.preview_page import preview_page, print_preview
 from montessori_pl.pipeline.recipe import Step, needs_teacher, resolve_recipe
+from montessori_pl.pipeline.resources import ResourcePlanner, RunPlan, TrainerShape, processes_of
+from montessori_pl.pipeline.resources_table import print_resources
 from montessori_pl.pipeline.runner import Runner
 from montessori_pl.processes.peers import Peers
 from montessori_pl.processes.slurm import requeue_after_warning
@@ -70,9 +74,9 @@ ABOUT_FIT = (
     f"recipes that ship with the program. Example: {PROGRAM} fit --config iter1.yaml"
 )
 OTHER_COMMANDS = (
-    "Three more commands read what runs have written: compare puts runs into one table, export writes the data of a "
-    "run for other trainers, and verify says whether the files of a run are as they were written. For their options, "
-    f"see {PROGRAM} compare --help, and so on."
+    "init writes a recipe for your models and files. Four commands read what runs have written: compare puts runs into "
+    "one table, report makes a page of them, export writes the data of a run for other trainers, and verify says "
+    f"whether the files of a run are as they were written. For their options, see {PROGRAM} compare --help, and so on."
 )
 """What `--help` says of the commands that are not Lightning's."""
 TYPES: dict[str, Any] = {
@@ -80,6 +84,7 @@ TYPES: dict[str, Any] = {
     "run": Text,
     "iterations": Annotated[int, Bounds(ge=1, le=1000)],
     "num_threads": Annotated[int, Bounds(ge=1, le=1024)] | None,
+    "gpus": Text | None,
     "preview": PositiveInt | None,
     "student": Callable[[], StudentModule],
     "teacher": Callable[[], TeacherDPOModule] | None,
@@ -147,6 +152,13 @@ class MontessoriCLI(LightningCLI):
             action="store_true",
             help="Estimate what the run, or what is left of it, will take, and show some prompts. "
             "Nothing is run or written.",
+        )
+        parser.add_argument(
+            "--gpus",
+            type=TYPES["gpus"],
+            default=None,
+            help="With --dry_run: plan time and memory for these GPUs, such as 8xH100 or 1x24 (one of 24 GB), in place "
+            "of this machine.",
         )
         parser.add_argument(
             "--preview",
@@ -253,6 +265,10 @@ class MontessoriCLI(LightningCLI):
         preview: int | None = self._get(self.config, "preview")
         if dry_run and preview is not None:
             raise ConfigError("--dry_run asks no model and --preview does; give one of them")
+        gpus: str | None = self._get(self.config, "gpus")
+        if gpus is not None and not dry_run:
+            raise ConfigError("--gpus plans for a machine that is not this one; give it together with --dry_run")
+        elsewhere = devices_named(gpus) if gpus is not None else None
         self._check_for_teacher(pool)
         runner = Runner(
             run_directory=run_directory,
@@ -267,10 +283,11 @@ class MontessoriCLI(LightningCLI):
         )
         passed: list[Trial] = []
         if left := [step for step in steps if not run_directory.up_to_date(step.key, settings[step.name])]:
-            passed = preflight(runner, left, dry_run or preview is not None)
+            passed = preflight(runner, left, dry_run or preview is not None, elsewhere is not None)
         if dry_run:
             if runner.leads:
-                print_estimates(estimate_steps(runner, steps, settings), display.console)
+                self.plan = self._plan(runner, steps, settings, elsewhere)
+                self._show(self.plan, display.console)
             return
         if preview is not None:
             if runner.leads:
@@ -299,6 +316,23 @@ class MontessoriCLI(LightningCLI):
                 print_summary(summary, display.console)
                 if not worked:
                     display.say(f"All {len(steps)} stages had finished; nothing was left to do.")
+
+    plan: RunPlan | None = None
+    """What a dry run has found."""
+
+    def _plan(
+        self, runner: Runner, steps: Sequence[Step], settings: dict[str, Any], elsewhere: Device | None
+    ) -> RunPlan:
+        trainer = _as_dict(self._get(self.config, "trainer"))
+        device = elsewhere or this_machine()
+        processes = runner.trainer(callbacks=[]).world_size if elsewhere is None else processes_of(trainer, elsewhere)
+        shape = TrainerShape.of(trainer, processes)
+        estimates = estimate_steps(runner, steps, settings, processes)
+        return ResourcePlanner(runner, steps, device, shape).plan(steps, estimates)
+
+    def _show(self, plan: RunPlan, console: Console) -> None:
+        print_resources(plan, console)
+        print_estimates(plan.steps, console)
 
     def _preview(self, runner: Runner, steps: Sequence[Step], num_prompts: int, root: Path) -> None:
         previews = preview_steps(runner, steps, num_prompts)
@@ -443,7 +477,7 @@ def _as_dict(config: Any) -> Any:
     return config.as_dict() if hasattr(config, "as_dict") else config
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the console to the stages: the libraries' notices repeat at each of them."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -466,27 +500,52 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the command line, `fit` included, without the program's name; none takes the process's own.
     """
-    _quiet()
+    quiet()
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    with errors_end_in_a_sentence(DEBUG in (sys.argv if arguments is None else arguments)):
+        _run(MontessoriCLI, arguments)
+
+
+def planned(arguments: list[str]) -> RunPlan:
+    """What a dry run finds, without a word on the console.
+
+    Args:
+        arguments: of `fit`, with `--dry_run`.
+
+    Raises:
+        ValueError: the sentence with which `fit` would end.
+    """
+    plan = _run(_Planning, arguments).plan
+    assert plan is not None, "give --dry_run"
+    return plan
+
+
+class _Planning(MontessoriCLI):
+    """Plans, and says nothing."""
+
+    def _show(self, plan: RunPlan, console: Console) -> None:
+        return
+
+
+def _run(kind: type[MontessoriCLI], arguments: list[str] | None) -> MontessoriCLI:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # plugins beside the recipe are found by the console command too
     load_shipped_plugins()
-    with errors_end_in_a_sentence(DEBUG in (sys.argv if arguments is None else arguments)):
-        MontessoriCLI(
-            args=arguments,
-            parser_class=SentenceParser,
-            parser_kwargs={
-                "prog": PROGRAM,
-                "description": ABOUT,
-                "epilog": OTHER_COMMANDS,
-                "allow_abbrev": False,
-                "formatter_class": ReadableTypes,
-                "fit": {"description": ABOUT_FIT},
-            },
-            seed_everything_default=42,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+    return kind(
+        args=arguments,
+        parser_class=SentenceParser,
+        parser_kwargs={
+            "prog": PROGRAM,
+            "description": ABOUT,
+            "epilog": OTHER_COMMANDS,
+            "allow_abbrev": False,
+            "formatter_class": ReadableTypes,
+            "fit": {"description": ABOUT_FIT},
+        },
+        seed_everything_default=42,
+        save_config_callback=None,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )

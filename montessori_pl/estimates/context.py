@@ -26,8 +26,8 @@ ACCEPTED_RATE = 0.9
 """Part of the completions that become examples, where nothing was measured yet."""
 ASSUMED_RATE = f"Of the completions {ACCEPTED_RATE:.0%} are assumed to pass the filters."
 ASSUMED_LENGTHS = (
-    "Completions are assumed to be as long as the seed tasks' instructions, in tags, and responses. What a teacher "
-    "says before the instruction is not counted."
+    "Completions are assumed to be as long as the seed tasks' instructions, in the form that is asked for, and "
+    "responses. What a teacher says before the instruction is not counted."
 )
 
 

@@ -43,6 +43,8 @@ class Work:
     """Tokens of examples that a model is trained on or that are scored, each epoch and each pass counted."""
     max_tokens: int = 0
     """The same at most."""
+    longest: int = 0
+    """Tokens of the longest sequence: of an example, or of a prompt with a completion of full length."""
     cost: float | None = None
     """US dollars; none where no price is known."""
     max_cost: float | None = None
@@ -119,18 +121,19 @@ def real(records: Sequence[R]) -> ExpectedRecords[R]:
     )
 
 
-def passes(what: str, tokens: int, max_tokens: int | None = None) -> Work:
+def passes(what: str, tokens: int, max_tokens: int | None = None, longest: int = 0) -> Work:
     """A model's passes over examples of so many tokens, each pass counted; more than that at most, if anything."""
-    return Work(what=what, tokens=tokens, max_tokens=tokens if max_tokens is None else max_tokens)
+    return Work(what=what, tokens=tokens, max_tokens=tokens if max_tokens is None else max_tokens, longest=longest)
 
 
 def together(works: Iterable[Work], what: str = "together") -> Work:
     """The sum of works; their cost is that of those whose price is known, and none where none is."""
     works = list(works)
     costs = [work for work in works if work.cost is not None]
-    counted = [field.name for field in dataclasses.fields(Work) if field.type is int]
+    counted = [field.name for field in dataclasses.fields(Work) if field.type is int and field.name != "longest"]
     return Work(
         what=what,
+        longest=max((work.longest for work in works), default=0),
         **{name: sum(getattr(work, name) for work in works) for name in counted},
         cost=sum(work.cost or 0.0 for work in costs) if costs else None,
         max_cost=sum(work.max_cost or 0.0 for work in costs) if costs else None,

@@ -118,7 +118,8 @@ class RequestEstimator:
                 to be as long as it may be.
             max_tokens: longest completion.
         """
-        asked = mean([self.prompt_tokens(messages) for messages in conversations])
+        lengths = [self.prompt_tokens(messages) for messages in conversations]
+        asked = mean(lengths)
         given = [min(self.completion_tokens(text), max_tokens) for text in answers] if answers is not None else []
         prompts, completions = round(requests * asked), round(requests * (mean(given) if given else max_tokens))
         most, max_prompts = max_requests * max_tokens, round(max_requests * asked)
@@ -129,6 +130,7 @@ class RequestEstimator:
             prompt_tokens=prompts,
             completion_tokens=completions,
             max_completion_tokens=most,
+            longest=max(lengths, default=0) + max_tokens,
             cost=self.price.cost(prompts, completions) if self.price is not None else None,
             max_cost=self.price.cost(max_prompts, most) if self.price is not None else None,
             engine=self.engine,

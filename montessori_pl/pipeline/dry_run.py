@@ -12,6 +12,7 @@ from typing import Any
 from montessori_pl.data.records import Example, PreferencePair, Record, Score, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, NoEstimate, StageEstimate, StepEstimate, Work, real
+from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.pipeline.recipe import Step
 from montessori_pl.pipeline.runner import METRICS, Runner
 from montessori_pl.stages.base import EXAMPLES, PAIRS, SCORES, Kind
@@ -25,7 +26,7 @@ RECORDS: Mapping[Kind, tuple[str, type[Record]]] = {
 
 
 def estimate_steps(
-    runner: Runner, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]
+    runner: Runner, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]], processes: int
 ) -> list[StepEstimate]:
     """An estimate for each step.
 
@@ -33,24 +34,29 @@ def estimate_steps(
         runner: who would run them.
         steps: from `recipe.resolve_recipe`.
         settings: for each stage's name, the settings that its result depends on.
+        processes: that train.
 
     Raises:
         RunDirectoryError: the run directory does not fit the settings, or is damaged.
     """
     runner.check(steps, settings)
-    estimator = _Estimator(runner, steps, settings)
+    estimator = _Estimator(runner, steps, settings, processes)
     return [estimator.step_estimate(step) for step in steps]
 
 
 class _Estimator:
     """Estimates one step after another; knows the output of those before."""
 
-    def __init__(self, runner: Runner, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, runner: Runner, steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]], processes: int
+    ) -> None:
         self.runner, self.run_directory, self.settings = runner, runner.run_directory, settings
         self.steps = {step.key: step for step in steps}
-        self.processes = runner.trainer(callbacks=[]).world_size
+        self.processes = processes
         self.expected: dict[str, ExpectedRecords[Any] | None] = {}
         """By key; a step without an estimate is not in it."""
+        self.models: dict[str, RequestEstimator] = {}
+        """Tokenizers, which take seconds to read."""
 
     def step_estimate(self, step: Step) -> StepEstimate:
         """The step with its estimate."""
@@ -107,6 +113,7 @@ class _Estimator:
             self.runner.estimate_context(step),
             expected_output=self._expected_output,
             processes=self.processes,
+            models=self.models,
             begun=self.run_directory.directory(step.key) if self.run_directory.begun(step.key) else None,
             before=self.run_directory.directory(earlier[-1]) if earlier else None,
         )

@@ -20,7 +20,7 @@ from montessori_pl.stages.generate_responses import GenerateResponses
 from montessori_pl.stages.recorded_examples import RecordedExamples
 
 
-def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> list[Trial]:
+def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False, elsewhere: bool = False) -> list[Trial]:
     """Check what the steps will need; nothing is sent or written.
 
     Args:
@@ -28,6 +28,7 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> l
         steps: from `recipe.resolve_recipe`, those that are left.
         dry_run: whether they are only estimated, which needs no packages, keys and devices of engines, and loads no
             model.
+        elsewhere: whether they are planned for another machine, whose trainer cannot be made here.
 
     Returns:
         the trials of models that have passed, for the run to remember.
@@ -70,7 +71,8 @@ def preflight(runner: Runner, steps: Sequence[Step], dry_run: bool = False) -> l
                 step.stage.check_environment()
                 step.stage.check_inputs(dataclasses.replace(runner.estimate_context(step), models=looked_at))
     try:
-        runner.trainer(callbacks=[])
+        if not elsewhere:
+            runner.trainer(callbacks=[])
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ValueError(f"trainer: {error}") from error
     wanted = trials(runner, steps) if runner.leads and not dry_run else []

@@ -47,7 +47,7 @@ class TrainStudent(Stage):
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """All epochs over the examples."""
-        given, chat_template = context.expected_input("examples"), load_chat_template(context.student().source)
+        given, chat_template = context.expected_input("examples"), context.student_template()
         rendered, _ = encode_examples(given.some(), chat_template, self.training.max_length)
         lengths = [len(one.input_ids) for one in rendered]
         return StageEstimate(work=[estimate_training(self.training, given.count, lengths, context.processes)])

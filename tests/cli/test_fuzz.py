@@ -70,7 +70,7 @@ def settings_of(recipe: str) -> dict[str, Any]:
         auto_configure_optimizers=False,
     )
     dumped = cli._subcommand_parsers["fit"].dump(cli.config["fit"], skip_none=False, skip_link_targets=False)
-    options = ("config", "dry_run", "preview", "requeue")  # of the command
+    options = ("config", "dry_run", "gpus", "preview", "requeue")  # of the command
     return {name: value for name, value in yaml.safe_load(dumped).items() if name not in options}
 
 

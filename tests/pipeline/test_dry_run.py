@@ -30,7 +30,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(
     path.name
     for path in CONFIGS.glob("*.yaml")
-    if path.name not in ("real_text.yaml", "recorded_teachers.yaml", "smollm2.yaml")
+    if path.name
+    not in ("llama3_8b.yaml", "real_text.yaml", "recorded_teachers.yaml", "smollm2.yaml", "tinyllama_1.1b.yaml")
 )
 """Without the recipes whose data or models do not come with the program."""
 PLUGIN = '''

@@ -8,6 +8,8 @@ from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import MAX_SAMPLES, ExpectedRecords, StageEstimate, evenly
 from montessori_pl.estimates.requests import SHORT
 from montessori_pl.stages.generating.synthesis_loop import SynthesisConfig, fitting_prompt, turn
+from montessori_pl.synthesis.base import Synthesizer
+from montessori_pl.synthesis.filters import Rejected
 from montessori_pl.synthesis.parsing import CLOSING, OPENING
 
 NUM_PROMPTS = 64
@@ -52,7 +54,8 @@ def estimate_synthesis(
     generator, limit = context.asked(teacher), rules.instruction_sampling.max_tokens
     asked = fitting_prompts(context, rules, teacher, shots)
     conversations = [rules.synthesizer.messages(prompt) for prompt in asked]
-    samples = evenly(context.known, min(MAX_SAMPLES, len(context.known))) or _stand_ins(shots, asked)
+    samples = evenly(context.known, min(MAX_SAMPLES, len(context.known)))
+    samples = samples or _stand_ins(rules.synthesizer, shots, asked)
     instructions = generator.work(
         "instructions",
         amount.completions,
@@ -120,7 +123,9 @@ def check_room(context: EstimateContext, rules: SynthesisConfig, teacher: str) -
         generator.check_room([SHORT], "response_sampling.max_tokens", rules.response_sampling.max_tokens)
 
 
-def _stand_ins(shots: Sequence[tuple[int, Sequence[Example]]], prompts: Sequence[str]) -> list[Example]:
+def _stand_ins(
+    synthesizer: Synthesizer, shots: Sequence[tuple[int, Sequence[Example]]], prompts: Sequence[str]
+) -> list[Example]:
     """The seeds, as if they had been written in answer to these prompts."""
     seed_tasks = list({example.id: example for _, examples in shots for example in examples}.values())
     seed_tasks = evenly(seed_tasks, min(MAX_SAMPLES, len(seed_tasks)))
@@ -129,7 +134,17 @@ def _stand_ins(shots: Sequence[tuple[int, Sequence[Example]]], prompts: Sequence
             seed,
             prompt_id=seed.id,
             prompt=prompt,
-            completion=f"{OPENING}{seed.instruction}{CLOSING}",
+            completion=_completion(synthesizer, seed.instruction),
         )
         for seed, prompt in zip(seed_tasks, evenly(prompts, len(seed_tasks)), strict=True)
     ]
+
+
+def _completion(synthesizer: Synthesizer, instruction: str) -> str:
+    """What a teacher would write to say it: the instruction alone where the synthesizer finds it so, or in tags."""
+    alone = f"{instruction}{synthesizer.stop}"
+    try:
+        synthesizer.instruction(alone)
+    except Rejected:
+        return f"{OPENING}{instruction}{CLOSING}"
+    return alone

@@ -57,4 +57,5 @@ def estimate_alignment(
     """Training on so many of the pairs, both sides of each; the reference policy's passes are not counted."""
     encoded = encode_pairs(context.expected_input("pairs").some(), chat_template, training.max_length)
     lengths = [len(pair.chosen.input_ids) + len(pair.rejected.input_ids) for pair in encoded]
-    return estimate_training(training, count, lengths, context.processes)
+    longest = max((len(side.input_ids) for pair in encoded for side in (pair.chosen, pair.rejected)), default=0)
+    return estimate_training(training, count, lengths, context.processes, longest)
