@@ -14,7 +14,8 @@ from montessori_pl.estimates.estimate import Work
 from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.answers import same_answer, same_text
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
-from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.evaluation.outputs import ask
+from montessori_pl.generation.base import Completion, GenerationBackend, Sampling
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.durable import make_directory
 from montessori_pl.run_directory.journal import Journal
@@ -121,11 +122,8 @@ class ExactMatch(Evaluator):
         return read_records(path, ItemAnswer) if path is not None and path.exists() else []
 
     def _ask(self, items: Sequence[Example], engine: GenerationBackend) -> list[ItemAnswer]:
-        asked = [item.messages()[:-1] for item in items]
-        fits = [engine.fits(messages, self.sampling) for messages in asked]
-        requests = [Request(messages=messages, seed=0) for messages, fit in zip(asked, fits, strict=True) if fit]
-        completions = iter(engine.generate(requests, self.sampling))
-        return [self._judged(item, next(completions) if fit else None) for item, fit in zip(items, fits, strict=True)]
+        completions = ask(items, engine, self.sampling)
+        return [self._judged(item, one) for item, one in zip(items, completions, strict=True)]
 
     def _judged(self, item: Example, completion: Completion | None) -> ItemAnswer:
         if completion is None:

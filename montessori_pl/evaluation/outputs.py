@@ -1,0 +1,84 @@
+"""What models answer to the items of a test set, kept and exchanged in the files of AlpacaEval.
+
+`outputs.json` is a list of `{instruction, output, generator}`. `annotations.json` is one of comparisons, in which the
+other side is output 1, the student output 2, and `preference` 1, 1.5 for a tie, or 2; null where there is none.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from montessori_pl.data.files import READABLE, read_rows, source_path
+from montessori_pl.data.records import Example, Record, json_text
+from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.run_directory.atomic import write_atomically
+
+OUTPUTS = "outputs.json"
+ANNOTATIONS = "annotations.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output(Record):
+    """What a model answers to an item of the test set; `id` is the item's."""
+
+    output: str
+    """The answer; empty where the prompt leaves no room for one."""
+    cut: bool
+    """Whether it reached the token limit before it ended."""
+
+
+def ask(items: Sequence[Example], engine: GenerationBackend, sampling: Sampling) -> list[Completion | None]:
+    """An answer to each item; none where its prompt leaves no room for one."""
+    asked = [item.messages()[:-1] for item in items]
+    fits = [engine.fits(messages, sampling) for messages in asked]
+    requests = [Request(messages=messages, seed=0) for messages, fit in zip(asked, fits, strict=True) if fit]
+    completions = iter(engine.generate(requests, sampling))
+    return [next(completions) if fit else None for fit in fits]
+
+
+def outputs_file(name: str) -> Path | None:
+    """The file that a name means; none for the name of a student."""
+    path = source_path(name)
+    return path if path.name.removesuffix(".gz").endswith(READABLE) else None
+
+
+def read_outputs(source: str, items: Sequence[Example]) -> list[str]:
+    """The outputs of a file for these items, found by their instructions.
+
+    Where an instruction stands in it several times, the outputs are taken in their order, and the last one again.
+
+    Args:
+        source: a file of rows with `instruction` and `output`, as AlpacaEval's `model_outputs.json`.
+        items: of the test set.
+
+    Raises:
+        ValueError: the file cannot be read, or has no output for an item.
+    """
+    path, rows, numbers = read_rows(source)
+    found: dict[str, list[str]] = {}
+    for number in numbers:
+        row = rows[number]
+        instruction, output = (
+            row.get(name) if isinstance(row, Mapping) else None for name in ("instruction", "output")
+        )
+        if not isinstance(instruction, str) or not isinstance(output, str):
+            has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+            raise ValueError(f"{path}, row {number + 1}: expected the texts instruction and output, found {has}")
+        found.setdefault(instruction.strip(), []).append(output)
+    missing = [item.instruction for item in items if item.instruction.strip() not in found]
+    if missing:
+        raise ValueError(
+            f"{path} has no output for {len(missing)} of the {len(items)} items of data.test, for example "
+            f"{missing[0][:80]!r}; instructions must be the same in both, and {path.name} has {len(found)} of them"
+        )
+    outputs = []
+    for item in items:
+        left = found[item.instruction.strip()]
+        outputs.append(left.pop(0) if len(left) > 1 else left[0])
+    return outputs
+
+
+def write_alpaca_eval(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace a file's content by a list of rows, as AlpacaEval reads it."""
+    write_atomically(path, json_text(rows, ensure_ascii=False, indent=1) + "\n")
