@@ -30,7 +30,7 @@ class Evaluator(Checked, ABC):
     directory: Path | None = None
     """Where the evaluator may keep what it has done of one student, to go on from there after a kill; the stage sets
     it, and it need not exist. None where no stage asks."""
-    students: Mapping[str, ModelSource]
+    other_sources: Mapping[str, ModelSource]
     """The students that `other_students` names; the stage sets it."""
 
     def other_students(self) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,14 +61,14 @@ class LMEvalHarness(Evaluator):
     ) -> None:
         self.tasks, self.include_path, self.num_fewshot, self.limit = tasks, include_path, num_fewshot, limit
         self.apply_chat_template, self.batch_size = apply_chat_template, batch_size
-        if include_path is not None and not Path(include_path).is_dir():
-            raise ValueError(f"include_path {include_path!r} is no directory; name one that holds YAML files of tasks")
 
     def check_environment(self) -> None:
         """The harness itself, and the names of the tasks; their data are not looked at."""
         if importlib.util.find_spec("lm_eval") is None:
             raise ValueError("LMEvalHarness needs lm-evaluation-harness: pip install 'montessori-pl[harness]'")
-        known = self._task_manager().all_tasks
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise ValueError(f"include_path {self.include_path!r} is no directory; name one with YAML files of tasks")
+        known = self._task_manager.all_tasks
         if unknown := [task for task in self.tasks if task not in known]:
             similar = difflib.get_close_matches(unknown[0], known, n=5)
             exist = f"similar ones are {', '.join(similar)}" if similar else "`lm_eval ls tasks` lists them"
@@ -91,9 +92,15 @@ class LMEvalHarness(Evaluator):
             metrics |= _metrics(results)
         return metrics
 
+    @cached_property
     def _task_manager(self) -> "TaskManager":
+        """The tasks that there are; reading the thousands that the harness brings takes half a minute of a CPU."""
         from lm_eval.tasks import TaskManager
 
+        if self.include_path is not None:
+            own = TaskManager(include_path=self.include_path, include_defaults=False)
+            if set(self.tasks) <= set(own.all_subtasks):
+                return own
         return TaskManager(include_path=self.include_path)
 
     def _model(self, student: ModelSource) -> "HFLM":
@@ -125,7 +132,7 @@ class LMEvalHarness(Evaluator):
                     limit=self.limit,
                     apply_chat_template=self.apply_chat_template,
                     fewshot_as_multiturn=self.apply_chat_template,
-                    task_manager=self._task_manager(),
+                    task_manager=self._task_manager,
                 )
         except (OSError, DatasetsError) as error:
             reason = str(error).strip().partition("\n")[0]

@@ -11,7 +11,6 @@ from typing import Any
 
 from montessori_pl.data.files import READABLE, read_rows, source_path
 from montessori_pl.data.records import Example, Record, json_text
-from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.run_directory.atomic import write_atomically
 
 OUTPUTS = "outputs.json"
@@ -26,15 +25,6 @@ class Output(Record):
     """The answer; empty where the prompt leaves no room for one."""
     cut: bool
     """Whether it reached the token limit before it ended."""
-
-
-def ask(items: Sequence[Example], engine: GenerationBackend, sampling: Sampling) -> list[Completion | None]:
-    """An answer to each item; none where its prompt leaves no room for one."""
-    asked = [item.messages()[:-1] for item in items]
-    fits = [engine.fits(messages, sampling) for messages in asked]
-    requests = [Request(messages=messages, seed=0) for messages, fit in zip(asked, fits, strict=True) if fit]
-    completions = iter(engine.generate(requests, sampling))
-    return [next(completions) if fit else None for fit in fits]
 
 
 def outputs_file(name: str) -> Path | None:

@@ -1,22 +1,21 @@
 """How often a judge prefers the student's answers to another side's, each pair in both orders."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
-from montessori_pl.batches.samplers import chunks
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.bounds import Count, PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.data.records import Example, Message, Record, read_records, stable_seed
+from montessori_pl.data.records import Example, Message, stable_seed
 from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.estimates.estimate import Work
 from montessori_pl.estimates.requests import RequestEstimator
+from montessori_pl.evaluation.asking import BatchedWork, Judge, ask, kept_records, loaded
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.evaluation.outputs import (
     ANNOTATIONS,
     OUTPUTS,
     Output,
-    ask,
     outputs_file,
     read_outputs,
     write_alpaca_eval,
@@ -30,15 +29,10 @@ from montessori_pl.evaluation.pairwise import (
     render_pair,
     win_rates,
 )
-from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
-from montessori_pl.generation.request_journal import JUDGE
-from montessori_pl.generation.transformers_backend import TransformersBackend
+from montessori_pl.generation.base import Completion, GenerationBackend, Sampling
 from montessori_pl.models.loading import ModelSource
-from montessori_pl.run_directory.durable import make_directory
 from montessori_pl.run_directory.fingerprint import Files
-from montessori_pl.run_directory.journal import Journal
 
-R = TypeVar("R", bound=Record)
 ANSWERED, OTHER, JUDGEMENTS = "outputs.jsonl", "other_outputs.jsonl", "judgements.jsonl"
 """What is kept while the evaluator works: the student's answers, the other student's, and what the judge says."""
 
@@ -85,7 +79,7 @@ class WinRate(Evaluator):
         max_tokens: Count = 512,
         items_per_batch: PositiveInt = 256,
     ) -> None:
-        self.judge, self.engine, self.against, self.sampling = judge, engine, against, sampling
+        self.judge, self.against = Judge(judge, engine, sampling), against
         self.template = load_pairwise_prompt(prompt)
         self.answering = Sampling(temperature=0.0, max_tokens=max_tokens)
         self.items_per_batch = items_per_batch
@@ -100,9 +94,7 @@ class WinRate(Evaluator):
 
     def check_environment(self) -> None:
         """The judge's engine and model."""
-        engine = self.engine or TransformersBackend()  # the recipe's finds a model where Transformers does
-        engine.check_environment(self.judge)
-        engine.check(self.judge)
+        self.judge.check_environment()
 
     def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
         """Whether any item of the test set leaves room for an answer, and whether the other side has one to each."""
@@ -116,19 +108,19 @@ class WinRate(Evaluator):
     ) -> list[Work]:
         """Answers and judgements that are not there yet; judgements as long as they may be."""
         test = data.read("test")
-        judge = RequestEstimator.of(self.judge, self.engine or backend(), JUDGE, self.requests)
+        judge = self.judge.estimator(backend, self.requests)
         asked: list[list[Message]] = [
             [{"role": "user", "content": render_pair(self.template, one, one.response, one.response)}] for one in test
         ]
         sides = [ANSWERED, *([OTHER] if self._against_student is not None else [])]
-        answers = sum(len(test) - len(self._kept(name, Output)) for name in sides)
-        judgements = 2 * (len(test) - len(self._kept(JUDGEMENTS, Judgement)))
+        answers = sum(len(test) - len(kept_records(self.directory, name, Output)) for name in sides)
+        judgements = 2 * (len(test) - len(kept_records(self.directory, JUDGEMENTS, Judgement)))
         answered = [example.messages()[:-1] for example in test], [example.response for example in test]
         return [
             RequestEstimator.of_template(chat_template).work(
                 "answers", answers, answers, *answered, self.answering.max_tokens
             ),
-            judge.work("judgements", judgements, judgements, asked, None, self.sampling.max_tokens),
+            judge.work("judgements", judgements, judgements, asked, None, self.judge.sampling.max_tokens),
         ]
 
     def evaluate(
@@ -140,68 +132,48 @@ class WinRate(Evaluator):
             ValueError: no item could be judged.
         """
         test = data.read("test")
-        journal = self._journal()  # first: it cuts off what was never committed
-        answers = self._answers(ANSWERED, test, student, backend, journal)
-        others = self._others(test, student, answers, backend, journal)
-        judgements = self._judgements(test, answers, others, backend, journal)
+        work = BatchedWork(self.directory, [ANSWERED, OTHER, JUDGEMENTS], self.items_per_batch)
+        answers = self._answers(work, ANSWERED, test, student, backend)
+        other = self.other_sources[self._against_student] if self._against_student is not None else None
+        if other is None:
+            others = self._given(test)
+        else:
+            others = answers if other == student else self._answers(work, OTHER, test, other, backend)
+        judgements = work.records(
+            JUDGEMENTS,
+            Judgement,
+            list(zip(test, answers, others, strict=True)),
+            lambda: self.judge.loaded(backend, self.requests),
+            self._compare,
+        )
         if all(one.preference is None for one in judgements):
             said = next((text for one in judgements for text in one.texts if text), "")
             raise ValueError(
-                f"the judge {self.judge.backbone} gave no item of the test set a verdict that can be read in both "
-                f"orders; it must end in a line [[A]], [[B]] or [[C]] within sampling.max_tokens, found, for example, "
-                f"{said[-200:]!r}"
+                f"the judge {self.judge.source.backbone} gave no item of the test set a verdict that can be read in "
+                "both orders; it must end in a line [[A]], [[B]] or [[C]] within sampling.max_tokens, found, for "
+                f"example, {said[-200:]!r}"
             )
         self._write(test, student, answers, others, judgements)
         return win_rates(judgements, answers, others, self._suffix)
 
-    def _journal(self) -> Journal | None:
-        if self.directory is None:
-            return None
-        make_directory(self.directory)
-        return Journal(self.directory, [ANSWERED, OTHER, JUDGEMENTS])
-
-    def _kept(self, name: str, kind: type[R]) -> list[R]:
-        """The records of earlier sessions."""
-        path = self.directory / name if self.directory is not None else None
-        return read_records(path, kind) if path is not None and path.exists() else []
-
     def _answers(
         self,
+        work: BatchedWork,
         name: str,
         test: Sequence[Example],
         student: ModelSource,
         backend: Callable[[], GenerationBackend],
-        journal: Journal | None,
     ) -> list[str]:
-        """A student's answer to each item: those that are kept, and then the others."""
-        kept = self._kept(name, Output)
-        if len(kept) < len(test):
-            engine = backend()
-            engine.load(student)
-            for items in chunks(test[len(kept) :], self.items_per_batch):
-                some = [
-                    Output(id=item.id, output=one.text if one else "", cut=one is not None and not one.finished)
-                    for item, one in zip(items, ask(items, engine, self.answering), strict=True)
-                ]
-                kept += some
-                if journal is not None:
-                    journal.commit({name: some})
-            engine.close()
-        return [one.output for one in kept]
+        """A student's answer to each item."""
 
-    def _others(
-        self,
-        test: Sequence[Example],
-        student: ModelSource,
-        answers: list[str],
-        backend: Callable[[], GenerationBackend],
-        journal: Journal | None,
-    ) -> list[str]:
-        """The other side's answers."""
-        if self._against_student is None:
-            return self._given(test)
-        other = self.students[self._against_student]
-        return answers if other == student else self._answers(OTHER, test, other, backend, journal)
+        def make(items: Sequence[Example], engine: GenerationBackend) -> list[Output]:
+            completions = ask(engine, [item.messages()[:-1] for item in items], self.answering, [0] * len(items))
+            return [
+                Output(id=item.id, output=one.text if one else "", cut=one is not None and not one.finished)
+                for item, one in zip(items, completions, strict=True)
+            ]
+
+        return [one.output for one in work.records(name, Output, test, lambda: loaded(backend, student), make)]
 
     def _given(self, test: Sequence[Example]) -> list[str]:
         """The other side's answers, where no student has to write them."""
@@ -212,46 +184,18 @@ class WinRate(Evaluator):
         except (ValueError, OSError) as error:
             raise ValueError(f"against: {error}") from error
 
-    def _judgements(
-        self,
-        test: Sequence[Example],
-        answers: Sequence[str],
-        others: Sequence[str],
-        backend: Callable[[], GenerationBackend],
-        journal: Journal | None,
-    ) -> list[Judgement]:
-        """What the judge says of each item: what is kept, and then the rest."""
-        kept = self._kept(JUDGEMENTS, Judgement)
-        if len(kept) < len(test):
-            engine = self.engine or backend()
-            if self.requests is not None:
-                engine.set_cache_dir(self.requests / JUDGE)
-            engine.load(self.judge)
-            left = list(zip(test, answers, others, strict=True))[len(kept) :]
-            for items in chunks(left, self.items_per_batch):
-                some = self._judge(items, engine)
-                kept += some
-                if journal is not None:
-                    journal.commit({JUDGEMENTS: some})
-            engine.close()
-        return kept
-
-    def _judge(self, items: Sequence[tuple[Example, str, str]], engine: GenerationBackend) -> list[Judgement]:
-        requests = [
-            Request(
-                messages=[{"role": "user", "content": render_pair(self.template, item, *pair)}],
-                seed=stable_seed("judge", item.id, order),
-            )
-            for item, ours, theirs in items
-            if ours != theirs
-            for order, pair in enumerate(((ours, theirs), (theirs, ours)))
-        ]
-        fits = [engine.fits(request.messages, self.sampling) for request in requests]
-        fitting = [request for request, fit in zip(requests, fits, strict=True) if fit]
-        said = iter(engine.generate(fitting, self.sampling))
-        completions = iter([next(said) if fit else None for fit in fits])
+    def _compare(self, items: Sequence[tuple[Example, str, str]], engine: GenerationBackend) -> list[Judgement]:
+        """What the judge says of each item with the student's answer and the other side's."""
+        asked: list[list[Message]] = []
+        seeds: list[int] = []
+        for item, ours, theirs in items:
+            if ours != theirs:
+                for order, pair in enumerate(((ours, theirs), (theirs, ours))):
+                    asked.append([{"role": "user", "content": render_pair(self.template, item, *pair)}])
+                    seeds.append(stable_seed("judge", item.id, order))
+        said = iter(ask(engine, asked, self.judge.sampling, seeds))
         return [
-            _judgement(item, next(completions), next(completions))
+            _judgement(item, next(said), next(said))
             if ours != theirs
             else Judgement(id=item.id, verdicts=("C", "C"), texts=())
             for item, ours, theirs in items
@@ -281,7 +225,7 @@ class WinRate(Evaluator):
                 "generator_1": self.against or "test set",
                 "output_2": row["output"],
                 "generator_2": name,
-                "annotator": self.judge.backbone,
+                "annotator": self.judge.source.backbone,
                 "preference": 1 + one.preference if one.preference is not None else None,
             }
             for row, other, one in zip(outputs, others, judgements, strict=True)

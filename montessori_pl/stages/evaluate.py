@@ -43,6 +43,7 @@ class Evaluate(Stage):
     """
 
     produces = Kind.REPORT
+    artifacts = (EVALUATIONS,)
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class Evaluate(Stage):
         super().__init__(first_iteration_only)
         self.students, self.evaluators = students, evaluators
         kept = dict.fromkeys(f"*/*/{name}" for evaluator in evaluators for name in evaluator.artifacts)
-        self.artifacts = (EVALUATIONS, *kept)
+        self.artifacts = (*self.artifacts, *kept)
         asked = any(evaluator.generates for evaluator in evaluators)
         self.uses = ("student", "generation", "data") if asked else ("student", "data")
 
@@ -107,7 +108,7 @@ class Evaluate(Stage):
         """What this evaluator says about the student of this name."""
         student = context.student()
         source = context.source(student, f"students.{name}")
-        evaluator.students = {
+        evaluator.other_sources = {
             other: context.source(student, f"evaluators.{other}") for other in evaluator.other_students()
         }
         evaluator.requests, evaluator.directory = context.requests, context.directory / place

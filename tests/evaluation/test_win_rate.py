@@ -22,6 +22,7 @@ from montessori_pl.generation import (
     TransformersBackend,
 )
 from montessori_pl.models.loading import ModelSource
+from montessori_pl.run_directory.fingerprint import pinned
 from montessori_pl.stats import length_controlled
 
 JUDGE = ModelSource("the-judge")
@@ -178,7 +179,7 @@ def test_against_another_student_of_the_recipe(tmp_path: Path) -> None:
     judge = Judge({"a": ("A", "B"), "b": ("B", "A")})
     evaluator = WinRate(JUDGE, judge, against="warmup")
     assert evaluator.other_students() == ["warmup"]
-    evaluator.students = {"warmup": ModelSource("early")}
+    evaluator.other_sources = {"warmup": ModelSource("early")}
     found = evaluator.evaluate(STUDENT, sources(tmp_path, rows_of("a", "b")), Student)
     assert found["win_rate_against_warmup"] == 0.5
     assert "early a" in judge.asked[0].messages[-1]["content"]
@@ -251,6 +252,14 @@ def test_longer_answers_are_not_better_at_equal_lengths() -> None:
     assert found["win_rate"] == 0.75
     assert found["length_controlled_win_rate"] == pytest.approx(0.5, abs=0.1)
     assert found["length_controlled_win_rate_low"] <= found["length_controlled_win_rate"]
+
+
+def test_a_file_of_outputs_is_known_by_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("[]")
+    for against, known in ((str(tmp_path / "other.json"), "other.json (content "), ("warmup", "warmup")):
+        settings = {"class_path": "montessori_pl.evaluation.WinRate", "init_args": {"against": against}}
+        assert known in pinned(settings)["init_args"]["against"]
+    assert "content" not in pinned(settings)["init_args"]["against"]
 
 
 def test_prompt_of_ones_own(tmp_path: Path, data: DataSources) -> None:
