@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from montessori_pl.batches.samplers import chunks
 from montessori_pl.data.records import Message, Record, read_records
@@ -17,6 +17,16 @@ from montessori_pl.run_directory.journal import Journal
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
+
+
+class Loaded(Protocol):
+    """A model that is in memory."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+
+L = TypeVar("L", bound=Loaded)
 
 
 def kept_records(directory: Path | None, name: str, kind: type[R]) -> list[R]:
@@ -45,8 +55,8 @@ class BatchedWork:
         name: str,
         kind: type[R],
         items: Sequence[T],
-        engine: Callable[[], GenerationBackend],
-        make: Callable[[Sequence[T], GenerationBackend], list[R]],
+        load: Callable[[], L],
+        make: Callable[[Sequence[T], L], list[R]],
     ) -> list[R]:
         """The records of a file: those that are kept, and then the others.
 
@@ -54,19 +64,19 @@ class BatchedWork:
             name: of the file.
             kind: of the records.
             items: what there is a record of, in order.
-            engine: gives a loaded engine, if anything is left to ask.
+            load: loads who is asked, if anything is left.
             make: asks it about some items.
         """
         records = kept_records(self._directory, name, kind)
         if len(records) == len(items):
             return records
-        loaded = engine()
+        model = load()
         for some in chunks(items[len(records) :], self._batch_size):
-            made = make(some, loaded)
+            made = make(some, model)
             records += made
             if self._journal is not None:
                 self._journal.commit({name: made})
-        loaded.close()
+        model.close()
         return records
 
 

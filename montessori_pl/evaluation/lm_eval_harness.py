@@ -14,7 +14,7 @@ from montessori_pl.batches.sources import DataSources
 from montessori_pl.bounds import NonNegativeInt, PositiveInt, Text, Texts
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend
-from montessori_pl.models.loading import ModelSource, load_chat_template, load_model, move_to
+from montessori_pl.models.loading import ModelSource, best_device, load_chat_template, load_model, move_to
 from montessori_pl.run_directory.atomic import write_json, write_json_lines
 from montessori_pl.run_directory.durable import make_directory
 from montessori_pl.run_directory.fingerprint import Files
@@ -104,14 +104,12 @@ class LMEvalHarness(Evaluator):
         return TaskManager(include_path=self.include_path)
 
     def _model(self, student: ModelSource) -> "HFLM":
-        import torch
         from lm_eval.models.huggingface import HFLM
 
-        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         chat_template = load_chat_template(student)
         chat_template.tokenizer.chat_template = chat_template.text.source
         return HFLM(
-            pretrained=move_to(device, load_model(student)),
+            pretrained=move_to(best_device(), load_model(student)),
             tokenizer=chat_template.tokenizer,
             batch_size=self.batch_size,
             chat_template_args=student.chat_template_kwargs,

@@ -1,5 +1,6 @@
 """How often a judge prefers the student's answers to another side's, each pair in both orders."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -8,7 +9,7 @@ from montessori_pl.bounds import Count, PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, stable_seed
 from montessori_pl.data.template_text import chat_template_file
-from montessori_pl.estimates.estimate import Work
+from montessori_pl.estimates.estimate import Work, passes
 from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.asking import BatchedWork, Judge, ask, kept_records, loaded
 from montessori_pl.evaluation.base import Evaluator
@@ -30,11 +31,17 @@ from montessori_pl.evaluation.pairwise import (
     win_rates,
 )
 from montessori_pl.generation.base import Completion, GenerationBackend, Sampling
-from montessori_pl.models.loading import ModelSource
+from montessori_pl.generation.reward_model import RewardModel, RewardModelSource, check_reward_model
+from montessori_pl.models.loading import ModelSource, best_device
 from montessori_pl.run_directory.fingerprint import Files
 
 ANSWERED, OTHER, JUDGEMENTS = "outputs.jsonl", "other_outputs.jsonl", "judgements.jsonl"
 """What is kept while the evaluator works: the student's answers, the other student's, and what the judge says."""
+
+
+Compared = tuple[Example, str, str]
+"""An item with the student's answer and the other side's."""
+_BY_SIGN: dict[int, tuple[Verdict, Verdict]] = {1: ("A", "B"), 0: ("C", "C"), -1: ("B", "A")}
 
 
 class WinRate(Evaluator):
@@ -48,7 +55,7 @@ class WinRate(Evaluator):
     answers and judgements are kept, the former also as `outputs.json` and `annotations.json` in AlpacaEval's form.
 
     Args:
-        judge: the model that judges.
+        judge: the language model that judges; null where a reward model does.
         engine: the engine that runs the judge; null takes the recipe's.
         against: the other side: null for the responses of the test set, a stage that trains a student, or `base`, or a
             file of outputs (a list of `{instruction, output}`, as AlpacaEval's). The names of the numbers end in
@@ -56,6 +63,8 @@ class WinRate(Evaluator):
         prompt: what the judge is asked: the name of a shipped prompt (`pairwise`), or the path of a text file with
             `{instruction}`, `{answer_a}` and `{answer_b}`; the verdict is a last line `[[A]]`, `[[B]]` or `[[C]]`.
         sampling: how judgements are drawn.
+        reward_model: a reward model that judges in the place of a language model: the answer with the higher reward is
+            better, and there are no orders and no prompt.
         max_tokens: longest answer in tokens.
         items_per_batch: items that are answered or judged between two commits: what a kill can cost.
     """
@@ -67,19 +76,24 @@ class WinRate(Evaluator):
         "prompt": pairwise_prompt_file,
         "judge.chat_template": chat_template_file,
     }
-    fingerprint_excludes: ClassVar[tuple[str, ...]] = ("items_per_batch",)
+    fingerprint_excludes: ClassVar[tuple[str, ...]] = ("items_per_batch", "reward_model.batch_size")
 
     def __init__(
         self,
-        judge: ModelSource,
+        judge: ModelSource | None = None,
         engine: GenerationBackend | None = None,
         against: Text | None = None,
         prompt: Text = "pairwise",
         sampling: Sampling = Sampling(temperature=0.0, max_tokens=512),
+        reward_model: RewardModelSource | None = None,
         max_tokens: Count = 512,
         items_per_batch: PositiveInt = 256,
     ) -> None:
-        self.judge, self.against = Judge(judge, engine, sampling), against
+        if (judge is None) is (reward_model is None):
+            raise ValueError("WinRate needs one who judges: set judge, or reward_model, and not both")
+        self.judge = Judge(judge, engine, sampling) if judge is not None else None
+        self.reward_model, self.against = reward_model, against
+        self._judge_name = judge.backbone if judge is not None else reward_model.model if reward_model else ""
         self.template = load_pairwise_prompt(prompt)
         self.answering = Sampling(temperature=0.0, max_tokens=max_tokens)
         self.items_per_batch = items_per_batch
@@ -94,7 +108,10 @@ class WinRate(Evaluator):
 
     def check_environment(self) -> None:
         """The judge's engine and model."""
-        self.judge.check_environment()
+        if self.judge is not None:
+            self.judge.check_environment()
+        if self.reward_model is not None:
+            check_reward_model(self.reward_model)
 
     def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
         """Whether any item of the test set leaves room for an answer, and whether the other side has one to each."""
@@ -108,7 +125,6 @@ class WinRate(Evaluator):
     ) -> list[Work]:
         """Answers and judgements that are not there yet; judgements as long as they may be."""
         test = data.read("test")
-        judge = self.judge.estimator(backend, self.requests)
         asked: list[list[Message]] = [
             [{"role": "user", "content": render_pair(self.template, one, one.response, one.response)}] for one in test
         ]
@@ -116,12 +132,13 @@ class WinRate(Evaluator):
         answers = sum(len(test) - len(kept_records(self.directory, name, Output)) for name in sides)
         judgements = 2 * (len(test) - len(kept_records(self.directory, JUDGEMENTS, Judgement)))
         answered = [example.messages()[:-1] for example in test], [example.response for example in test]
-        return [
-            RequestEstimator.of_template(chat_template).work(
-                "answers", answers, answers, *answered, self.answering.max_tokens
-            ),
-            judge.work("judgements", judgements, judgements, asked, None, self.judge.sampling.max_tokens),
-        ]
+        student = RequestEstimator.of_template(chat_template)
+        work = [student.work("answers", answers, answers, *answered, self.answering.max_tokens)]
+        if self.judge is None:
+            tokens = sum(len(chat_template.conversation_ids(example.messages())) for example in test)
+            return [*work, passes("rewards", round(tokens * judgements / len(test)))]
+        judge = self.judge.estimator(backend, self.requests)
+        return [*work, judge.work("judgements", judgements, judgements, asked, None, self.judge.sampling.max_tokens)]
 
     def evaluate(
         self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]
@@ -139,17 +156,11 @@ class WinRate(Evaluator):
             others = self._given(test)
         else:
             others = answers if other == student else self._answers(work, OTHER, test, other, backend)
-        judgements = work.records(
-            JUDGEMENTS,
-            Judgement,
-            list(zip(test, answers, others, strict=True)),
-            lambda: self.judge.loaded(backend, self.requests),
-            self._compare,
-        )
+        judgements = self._judgements(work, list(zip(test, answers, others, strict=True)), backend)
         if all(one.preference is None for one in judgements):
             said = next((text for one in judgements for text in one.texts if text), "")
             raise ValueError(
-                f"the judge {self.judge.source.backbone} gave no item of the test set a verdict that can be read in "
+                f"the judge {self._judge_name} gave no item of the test set a verdict that can be read in "
                 "both orders; it must end in a line [[A]], [[B]] or [[C]] within sampling.max_tokens, found, for "
                 f"example, {said[-200:]!r}"
             )
@@ -184,8 +195,18 @@ class WinRate(Evaluator):
         except (ValueError, OSError) as error:
             raise ValueError(f"against: {error}") from error
 
-    def _compare(self, items: Sequence[tuple[Example, str, str]], engine: GenerationBackend) -> list[Judgement]:
-        """What the judge says of each item with the student's answer and the other side's."""
+    def _judgements(
+        self, work: BatchedWork, items: Sequence[Compared], backend: Callable[[], GenerationBackend]
+    ) -> list[Judgement]:
+        """What the judge says of each item."""
+        judge, reward_model = self.judge, self.reward_model
+        if judge is not None:
+            make = functools.partial(self._compare, judge.sampling)
+            return work.records(JUDGEMENTS, Judgement, items, lambda: judge.loaded(backend, self.requests), make)
+        assert reward_model is not None
+        return work.records(JUDGEMENTS, Judgement, items, lambda: RewardModel(reward_model, best_device()), _by_reward)
+
+    def _compare(self, sampling: Sampling, items: Sequence[Compared], engine: GenerationBackend) -> list[Judgement]:
         asked: list[list[Message]] = []
         seeds: list[int] = []
         for item, ours, theirs in items:
@@ -193,7 +214,7 @@ class WinRate(Evaluator):
                 for order, pair in enumerate(((ours, theirs), (theirs, ours))):
                     asked.append([{"role": "user", "content": render_pair(self.template, item, *pair)}])
                     seeds.append(stable_seed("judge", item.id, order))
-        said = iter(ask(engine, asked, self.judge.sampling, seeds))
+        said = iter(ask(engine, asked, sampling, seeds))
         return [
             _judgement(item, next(said), next(said))
             if ours != theirs
@@ -225,12 +246,27 @@ class WinRate(Evaluator):
                 "generator_1": self.against or "test set",
                 "output_2": row["output"],
                 "generator_2": name,
-                "annotator": self.judge.source.backbone,
+                "annotator": self._judge_name,
                 "preference": 1 + one.preference if one.preference is not None else None,
             }
             for row, other, one in zip(outputs, others, judgements, strict=True)
         ]
         write_alpaca_eval(self.directory / ANNOTATIONS, rows)
+
+
+def _by_reward(items: Sequence[Compared], model: RewardModel) -> list[Judgement]:
+    """The verdict by rewards, which stand in the place of texts."""
+    answered = [[*item.messages()[:-1], _assistant(text)] for item, *pair in items for text in pair]
+    rewards = [one.value for one in model.rewards(answered)]
+    judgements = []
+    for (item, *_), ours, theirs in zip(items, rewards[::2], rewards[1::2], strict=True):
+        verdicts = _BY_SIGN[(ours > theirs) - (ours < theirs)]
+        judgements.append(Judgement(id=item.id, verdicts=verdicts, texts=(f"{ours:.9g}", f"{theirs:.9g}")))
+    return judgements
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
 
 
 def _judgement(item: Example, *judged: Completion | None) -> Judgement:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from stage_runs import Killed
+from tiny_models import save_tiny_reward_model
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import Message, read_records
@@ -21,6 +23,7 @@ from montessori_pl.generation import (
     Sampling,
     TransformersBackend,
 )
+from montessori_pl.generation.reward_model import RewardModel, RewardModelSource
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.fingerprint import pinned
 from montessori_pl.stats import length_controlled
@@ -252,6 +255,29 @@ def test_longer_answers_are_not_better_at_equal_lengths() -> None:
     assert found["win_rate"] == 0.75
     assert found["length_controlled_win_rate"] == pytest.approx(0.5, abs=0.1)
     assert found["length_controlled_win_rate_low"] <= found["length_controlled_win_rate"]
+
+
+def test_a_reward_model_judges(tmp_path: Path) -> None:
+    """The answer with the higher reward wins; the same text is a tie."""
+    source = RewardModelSource(save_tiny_reward_model(tmp_path / "rewards"), batch_size=2)
+    rows = [*rows_of("a", "b", "c", "d"), {"instruction": "e", "response": "mine e"}]
+    evaluator = WinRate(reward_model=source)
+    evaluator.directory = tmp_path / "WinRate"
+    evaluator.check_environment()
+    data = sources(tmp_path, rows)
+    found = evaluator.evaluate(STUDENT, data, Student)
+    model, expected = RewardModel(source, torch.device("cpu")), 0.5
+    for example in data.read("test")[:4]:
+        texts = (f"mine {example.instruction}", example.response)
+        ours, theirs = model.rewards(
+            [[*example.messages()[:-1], {"role": "assistant", "content": text}] for text in texts]
+        )
+        expected += ours.value > theirs.value
+    assert found["win_rate"] == expected / 5
+    assert (found["judged_rate"], found["unparsed_judgements"]) == (1, 0)
+    for arguments in ({}, {"judge": JUDGE, "reward_model": source}):
+        with pytest.raises(ValueError, match="set judge, or reward_model, and not both"):
+            WinRate(**arguments)
 
 
 def test_a_file_of_outputs_is_known_by_what_it_holds(tmp_path: Path) -> None:
