@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.bounds import NonNegativeInt, PositiveInt, Text, Texts
+from montessori_pl.data.text import writable
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.models.loading import ModelSource, best_device, load_chat_template, load_model, move_to
@@ -194,6 +195,8 @@ def _plain(value: Any) -> Any:
         return sorted(map(str, value))
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain(one) for one in value]
-    if isinstance(value, bool | int | str | None) or (isinstance(value, float) and math.isfinite(value)):
+    if isinstance(value, str):
+        return writable(value)
+    if isinstance(value, bool | int | None) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value)

@@ -11,6 +11,7 @@ from typing import Any
 
 from montessori_pl.data.files import READABLE, read_rows, source_path
 from montessori_pl.data.records import Example, Record, json_text
+from montessori_pl.data.text import writable
 from montessori_pl.run_directory.atomic import write_atomically
 
 OUTPUTS = "outputs.json"
@@ -55,7 +56,7 @@ def read_outputs(source: str, items: Sequence[Example]) -> list[str]:
         if not isinstance(instruction, str) or not isinstance(output, str):
             has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
             raise ValueError(f"{path}, row {number + 1}: expected the texts instruction and output, found {has}")
-        found.setdefault(instruction.strip(), []).append(output)
+        found.setdefault(instruction.strip(), []).append(writable(output))
     missing = [item.instruction for item in items if item.instruction.strip() not in found]
     if missing:
         raise ValueError(

@@ -204,6 +204,14 @@ class TestAgainstFile:
         )
         assert "<answer_b>\noa\n" in judge.asked[0].messages[-1]["content"]
 
+    def test_half_of_a_surrogate_pair_is_no_end_of_a_run(self, tmp_path: Path) -> None:
+        (tmp_path / "other.json").write_text('[{"instruction": "a", "output": "\\ud83d"}]')
+        evaluator = WinRate(JUDGE, Judge({"a": ("A", "B")}), against=str(tmp_path / "other.json"))
+        evaluator.directory = tmp_path / "WinRate"
+        evaluator.evaluate(STUDENT, sources(tmp_path, rows_of("a")), Student)
+        (annotation,) = json.loads((tmp_path / "WinRate" / "annotations.json").read_text())
+        assert annotation["output_1"] == "\N{REPLACEMENT CHARACTER}"
+
     @pytest.mark.parametrize(
         ("rows", "said"),
         [
