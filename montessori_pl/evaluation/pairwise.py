@@ -124,31 +124,29 @@ def win_rates(
         judgements: one for each item; at least one of them has a verdict in both orders.
         answers: the student's, in the same order.
         others: the other side's.
-        suffix: stands behind each name.
+        suffix: stands behind the name of each rate.
     """
     preferences = [one.preference for one in judgements]
     judged = [one for one in preferences if one is not None]
     rng = np.random.default_rng(stable_seed("win rate"))
-    metrics = {
-        "win_rate": statistics.fmean(judged),
-        "win_rate_standard_error": statistics.stdev(judged) / math.sqrt(len(judged)) if len(judged) > 1 else 0.0,
-    }
+    rate, spread = statistics.fmean(judged), statistics.stdev(judged) if len(judged) > 1 else 0.0
+    name = f"win_rate{suffix}"
+    metrics = {name: rate, f"{name}_standard_error": spread / math.sqrt(len(judged))}
     if len(judged) >= MIN_VALUES:
-        interval = percentile_interval(metrics["win_rate"], bootstrap_values(judged, rng))
-        metrics |= _ends("win_rate", interval.ends)
+        metrics |= _ends(name, percentile_interval(rate, bootstrap_values(judged, rng)).ends)
     controlled = length_controlled_win_rate(
         [math.nan if one is None else one for one in preferences], [*map(len, answers)], [*map(len, others)], rng
     )
     if controlled is not None:
-        metrics |= {"length_controlled_win_rate": controlled.mean}
-        metrics |= _ends("length_controlled_win_rate", controlled.ends)
+        metrics |= {f"length_controlled_{name}": controlled.mean}
+        metrics |= _ends(f"length_controlled_{name}", controlled.ends)
     agree = [one.verdicts in (("A", "B"), ("B", "A"), ("C", "C")) for one in judgements if one.preference is not None]
-    metrics |= {
-        "judged_rate": len(judged) / len(judgements),
-        "unparsed_judgements": float(sum(one.verdicts.count(None) for one in judgements)),
-        "order_agreement_rate": statistics.fmean(agree),
+    return {
+        **metrics,
+        f"judged_rate{suffix}": len(judged) / len(judgements),
+        f"unparsed_judgements{suffix}": float(sum(one.verdicts.count(None) for one in judgements)),
+        f"order_agreement_rate{suffix}": statistics.fmean(agree),
     }
-    return {f"{name}{suffix}": value for name, value in metrics.items()}
 
 
 def _ends(name: str, ends: tuple[float, float] | None) -> dict[str, float]:

@@ -58,8 +58,8 @@ class WinRate(Evaluator):
         judge: the language model that judges; null where a reward model does.
         engine: the engine that runs the judge; null takes the recipe's.
         against: the other side: null for the responses of the test set, a stage that trains a student, or `base`, or a
-            file of outputs (a list of `{instruction, output}`, as AlpacaEval's). The names of the numbers end in
-            `_against_` and its name, where there is one.
+            file of outputs (a list of `{instruction, output}`, as AlpacaEval's). The names of the rates hold its
+            name, where there is one: `win_rate_against_base`.
         prompt: what the judge is asked: the name of a shipped prompt (`pairwise`), or the path of a text file with
             `{instruction}`, `{answer_a}` and `{answer_b}`; the verdict is a last line `[[A]]`, `[[B]]` or `[[C]]`.
         sampling: how judgements are drawn.
