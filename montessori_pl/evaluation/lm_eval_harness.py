@@ -84,7 +84,8 @@ class LMEvalHarness(Evaluator):
         Raises:
             ValueError: a task cannot be read, for example because its data are not here.
         """
-        metrics, model = {}, None
+        metrics: dict[str, float] = {}
+        model = None
         for task in self.tasks:
             results = self._kept(task)
             if results is None:

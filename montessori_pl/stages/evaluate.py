@@ -43,7 +43,7 @@ class Evaluate(Stage):
     """
 
     produces = Kind.REPORT
-    artifacts = (EVALUATIONS,)
+    artifacts: tuple[str, ...] = (EVALUATIONS,)
 
     def __init__(
         self,
