@@ -40,7 +40,8 @@ def read_outputs(source: str, items: Sequence[Example]) -> list[str]:
     Where an instruction stands in it several times, the outputs are taken in their order, and the last one again.
 
     Args:
-        source: a file of rows with `instruction` and `output`, as AlpacaEval's `model_outputs.json`.
+        source: a file of rows with `instruction` and `output`, as AlpacaEval's `model_outputs.json`, or with
+            `messages`, as Arena-Hard's `model_answer`.
         items: of the test set.
 
     Raises:
@@ -50,9 +51,7 @@ def read_outputs(source: str, items: Sequence[Example]) -> list[str]:
     found: dict[str, list[str]] = {}
     for number in numbers:
         row = rows[number]
-        instruction, output = (
-            row.get(name) if isinstance(row, Mapping) else None for name in ("instruction", "output")
-        )
+        instruction, output = _fields(row)
         if not isinstance(instruction, str) or not isinstance(output, str):
             has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
             raise ValueError(f"{path}, row {number + 1}: expected the texts instruction and output, found {has}")
@@ -68,6 +67,17 @@ def read_outputs(source: str, items: Sequence[Example]) -> list[str]:
         left = found[item.instruction.strip()]
         outputs.append(left.pop(0) if len(left) > 1 else left[0])
     return outputs
+
+
+def _fields(row: Any) -> tuple[Any, Any]:
+    """Instruction and output of a row; in Arena-Hard's form these are its last two messages."""
+    if not isinstance(row, Mapping):
+        return None, None
+    messages = row.get("messages")
+    if not isinstance(messages, list) or len(messages) < 2 or not all(isinstance(one, Mapping) for one in messages):
+        return row.get("instruction"), row.get("output")
+    asked, said = (one.get("content") for one in messages[-2:])
+    return asked, said.get("answer") if isinstance(said, Mapping) else said
 
 
 def write_alpaca_eval(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

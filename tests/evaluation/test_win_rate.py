@@ -13,6 +13,7 @@ from tiny_models import save_tiny_reward_model
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import Message, read_records
 from montessori_pl.evaluation import WinRate
+from montessori_pl.evaluation.outputs import read_outputs
 from montessori_pl.evaluation.pairwise import Judgement, load_pairwise_prompt, parse_verdict, render_pair, win_rates
 from montessori_pl.evaluation.win_rate import JUDGEMENTS
 from montessori_pl.generation import (
@@ -203,6 +204,15 @@ class TestAgainstFile:
             evaluator.evaluate(STUDENT, sources(tmp_path, rows_of("a", "b")), Student)["win_rate_against_other"] == 0.5
         )
         assert "<answer_b>\noa\n" in judge.asked[0].messages[-1]["content"]
+
+    def test_in_arena_hards_form(self, tmp_path: Path) -> None:
+        rows = [
+            {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": {"answer": f"o{one}"}}]}
+            for one in "ba"
+        ]
+        (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        items = sources(tmp_path, rows_of("a", "b")).read("test")
+        assert read_outputs(str(tmp_path / "other.jsonl"), items) == ["oa", "ob"]
 
     def test_half_of_a_surrogate_pair_is_no_end_of_a_run(self, tmp_path: Path) -> None:
         (tmp_path / "other.json").write_text('[{"instruction": "a", "output": "\\ud83d"}]')
