@@ -59,7 +59,7 @@ CASES = {
 """What is compared, and what the library says: without and with what is known of the prompts, in percent."""
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["a", *(pytest.param(case, marks=pytest.mark.slow) for case in "bcf")])
 def test_equals_the_library(case: str) -> None:
     settings, minimal, version_1 = CASES[case]
     rows = comparisons(*settings)
@@ -117,13 +117,13 @@ def test_a_judge_without_preferences_has_an_interval() -> None:
 
 def test_interval_covers_what_is_drawn() -> None:
     """The judge looks at nothing but lengths and chance: half is within the interval."""
-    rows = comparisons(11, 300, 0.0, -1.0, missing=0.05)
+    rows = comparisons(11, 100, 0.0, -1.0, missing=0.05)
     found = length_controlled_win_rate(*rows, np.random.default_rng(1))
     assert found is not None
     assert found.low is not None
     assert found.high is not None
     assert found.low < 0.5 < found.high
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(285), rel=0.25)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(95), rel=0.3)
 
 
 def test_too_few_judgements() -> None:

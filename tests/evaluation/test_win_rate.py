@@ -157,7 +157,7 @@ def test_nothing_that_can_be_read(tmp_path: Path) -> None:
         WinRate(JUDGE, silent).evaluate(STUDENT, sources(tmp_path, rows_of("a", "b")), Student)
 
 
-@pytest.mark.parametrize("dies_at", [0, 5])
+@pytest.mark.parametrize("dies_at", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_a_killed_judgement_goes_on(data: DataSources, tmp_path: Path, dies_at: int) -> None:
     """Nothing that was committed is asked again, and the files are those of an undisturbed evaluation."""
 

@@ -19,14 +19,19 @@ def test_what_is_about_another() -> None:
 def test_interval_in_the_table() -> None:
     """In the place of twice the standard error: below the number, and in no column of its own."""
     numbers = {"win_rate": 0.5, "win_rate_standard_error": 0.1, "win_rate_low": 0.25, "win_rate_high": 0.75}
+    controlled = {"length_controlled_win_rate": 0.4, "length_controlled_win_rate_low": 0.3}
     assert interval_of(numbers, "win_rate") == (0.25, 0.75)
     assert interval_of({"win_rate": 0.5, "win_rate_low": 0.25}, "win_rate") is None
-    evaluations = {"iteration_1/evaluation": {"trained": {**numbers, "judged_rate": 0.9, "accuracy": 0.2}}}
+    evaluations = {
+        "iteration_1/evaluation": {"trained": {**numbers, **controlled, "judged_rate": 0.9, "accuracy": 0.2}}
+    }
     summary: dict[str, Any] = {"warnings": [], "evaluations": evaluations, "influence": {}, "data": {}, "stages": {}}
     console = Console(width=100, record=True, file=None, quiet=False)
     with console.capture() as captured:
         print_summary({**summary, "run": "run"}, console)
     text = captured.get()
     assert "0.250 to 0.750" in text
+    assert "0.400 LC" in text
     assert "judged" not in text
+    assert "length" not in text
     assert "±" not in text
