@@ -113,8 +113,8 @@ class MTBench(Evaluator):
 
     def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
         """The files."""
-        assert self._questions
-        assert self._prompts
+        read_questions(self.data_dir)
+        read_prompts(self.data_dir)
 
     def evaluate(
         self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]
@@ -124,12 +124,13 @@ class MTBench(Evaluator):
         Raises:
             ValueError: no judgement can be read.
         """
+        questions = read_questions(self.data_dir)
         work = BatchedWork(self.directory, [ANSWERS, RATINGS], self.questions_per_batch)
-        answers = work.records(ANSWERS, Answers, self._questions, lambda: loaded(backend, student), self._answer)
+        answers = work.records(ANSWERS, Answers, questions, lambda: loaded(backend, student), self._answer)
         ratings = work.records(
             RATINGS,
             Ratings,
-            list(zip(self._questions, answers, strict=True)),
+            list(zip(questions, answers, strict=True)),
             lambda: self.judge.loaded(backend, self.requests),
             self._rate,
         )
@@ -141,37 +142,8 @@ class MTBench(Evaluator):
         return _metrics(ratings)
 
     @cached_property
-    def _questions(self) -> list[Question]:
-        references = {
-            str(row["question_id"]): row["choices"][0]["turns"]
-            for path in sorted(self.data_dir.glob(REFERENCES)) + sorted(self._references_below())
-            for row in _rows(path, "question_id", "choices")
-        }
-        found = []
-        for row in _rows(self.data_dir / QUESTIONS, "question_id", "category", "turns"):
-            name, needed = str(row["question_id"]), row["category"] in WITH_REFERENCE
-            if len(row["turns"]) != len(TURNS):
-                raise ValueError(f"question {name} of {self.data_dir} has {len(row['turns'])} turns and not 2")
-            if needed and len(references.get(name, ())) < len(TURNS):
-                raise ValueError(
-                    f"question {name} of {self.data_dir} is of the category {row['category']}, which is judged "
-                    f"beside a reference, and no {REFERENCES} has an answer of two turns to it"
-                )
-            first, second = references[name][:2] if needed else ("", "")
-            found.append(Question(name, row["category"], tuple(row["turns"]), (first, second) if needed else None))
-        return found
-
-    def _references_below(self) -> list[Path]:
-        return list((self.data_dir / "reference_answer").glob("*.jsonl"))
-
-    @cached_property
     def _prompts(self) -> dict[str, Mapping[str, Any]]:
-        path = self.data_dir / PROMPTS
-        prompts = {row["name"]: row for row in _rows(path, "name", "system_prompt", "prompt_template")}
-        wanted = [_prompt_name(turn, reference) for turn in TURNS for reference in (False, True)]
-        if missing := [name for name in wanted if name not in prompts]:
-            raise ValueError(f"{path} has no judge prompt {', '.join(missing)}; take the file of FastChat")
-        return prompts
+        return read_prompts(self.data_dir)
 
     def _answer(self, questions: Sequence[Question], engine: GenerationBackend) -> list[Answers]:
         """Both turns of some questions: the first of all, then the second."""
@@ -213,6 +185,47 @@ class MTBench(Evaluator):
         ):
             texts |= {f"question_{number}": asked, f"answer_{number}": said, f"ref_answer_{number}": right}
         return conversation(prompt["system_prompt"], (), fill_in(prompt["prompt_template"], texts))
+
+
+def read_questions(data_dir: Path) -> list[Question]:
+    """The questions, with reference answers where their category has some.
+
+    Raises:
+        ValueError: a file cannot be read, or a question lacks something.
+    """
+    files = [*sorted(data_dir.glob(REFERENCES)), *sorted((data_dir / "reference_answer").glob("*.jsonl"))]
+    references = {
+        str(row["question_id"]): row["choices"][0]["turns"]
+        for path in files
+        for row in _rows(path, "question_id", "choices")
+    }
+    found = []
+    for row in _rows(data_dir / QUESTIONS, "question_id", "category", "turns"):
+        name, needed = str(row["question_id"]), row["category"] in WITH_REFERENCE
+        if len(row["turns"]) != len(TURNS):
+            raise ValueError(f"question {name} of {data_dir} has {len(row['turns'])} turns and not 2")
+        right = references.get(name, ())
+        if needed and len(right) < len(TURNS):
+            raise ValueError(
+                f"question {name} of {data_dir} is of the category {row['category']}, which is judged beside a "
+                f"reference, and no {REFERENCES} has an answer of two turns to it"
+            )
+        first, second = row["turns"]
+        found.append(Question(name, row["category"], (first, second), (right[0], right[1]) if needed else None))
+    return found
+
+
+def read_prompts(data_dir: Path) -> dict[str, Mapping[str, Any]]:
+    """The judge prompts by name.
+
+    Raises:
+        ValueError: the file cannot be read, or lacks a prompt.
+    """
+    prompts = {row["name"]: row for row in _rows(data_dir / PROMPTS, "name", "system_prompt", "prompt_template")}
+    wanted = [_prompt_name(turn, reference) for turn in TURNS for reference in (False, True)]
+    if missing := [name for name in wanted if name not in prompts]:
+        raise ValueError(f"{data_dir / PROMPTS} has no judge prompt {', '.join(missing)}; take the file of FastChat")
+    return prompts
 
 
 def parse_rating(text: str) -> float | None:
