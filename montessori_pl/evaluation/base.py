@@ -1,7 +1,7 @@
 """What an evaluator is: it takes a student and says how good it is, in named numbers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,11 +23,19 @@ class Evaluator(Checked, ABC):
     """Whether students are asked, with an engine of the recipe's kind."""
     needs_test: ClassVar[bool] = False
     """Whether nothing can be measured without a test set."""
+    artifacts: ClassVar[tuple[str, ...]] = (ANSWERS,)
+    """Patterns of files in `directory` that others may read; their hashes are kept."""
     requests: Path | None = None
     """Directory in which an engine of the evaluator may keep answers that were paid for; the stage sets it."""
     directory: Path | None = None
     """Where the evaluator may keep what it has done of one student, to go on from there after a kill; the stage sets
     it, and it need not exist. None where no stage asks."""
+    other_sources: Mapping[str, ModelSource]
+    """The students that `other_students` names; the stage sets it."""
+
+    def other_students(self) -> list[str]:
+        """Names of students of the recipe, as stages or `base`, that are needed beside the measured one; none."""
+        return []
 
     def check_environment(self) -> None:
         """Look, before a run begins, at an engine of the evaluator's own; by default there is none.

@@ -5,19 +5,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
-from montessori_pl.batches.samplers import chunks
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.bounds import Count, PositiveInt
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.data.records import Example, Record, read_records
+from montessori_pl.data.records import Example, Record
 from montessori_pl.estimates.estimate import Work
 from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.evaluation.answers import same_answer, same_text
+from montessori_pl.evaluation.asking import BatchedWork, ask, kept_records, loaded
 from montessori_pl.evaluation.base import ANSWERS, Evaluator
-from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.generation.base import Completion, GenerationBackend, Sampling
 from montessori_pl.models.loading import ModelSource
-from montessori_pl.run_directory.durable import make_directory
-from montessori_pl.run_directory.journal import Journal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,7 @@ class ExactMatch(Evaluator):
     ) -> list[Work]:
         """An answer to each item of the test set that has none yet, as long as the test set's own."""
         test = data.read("test")
-        left = len(test) - len(self._kept())
+        left = len(test) - len(kept_records(self.directory, ANSWERS, ItemAnswer))
         asked, expected = [example.messages()[:-1] for example in test], [example.response for example in test]
         return [
             RequestEstimator.of_template(chat_template).work(
@@ -95,37 +93,13 @@ class ExactMatch(Evaluator):
         self, test: Sequence[Example], student: ModelSource, backend: Callable[[], GenerationBackend]
     ) -> list[ItemAnswer]:
         """An answer to each item: those that are kept, and then the others."""
-        journal = self._journal()  # first: it cuts off what was never committed
-        answers = self._kept()
-        if len(answers) == len(test):
-            return answers
-        engine = backend()
-        engine.load(student)
-        for items in chunks(test[len(answers) :], self.items_per_batch):
-            some = self._ask(items, engine)
-            answers += some
-            if journal is not None:
-                journal.commit({ANSWERS: some})
-        engine.close()
-        return answers
-
-    def _journal(self) -> Journal | None:
-        if self.directory is None:
-            return None
-        make_directory(self.directory)
-        return Journal(self.directory, [ANSWERS])
-
-    def _kept(self) -> list[ItemAnswer]:
-        """The answers of earlier sessions."""
-        path = self.directory / ANSWERS if self.directory is not None else None
-        return read_records(path, ItemAnswer) if path is not None and path.exists() else []
+        work = BatchedWork(self.directory, [ANSWERS], self.items_per_batch)
+        return work.records(ANSWERS, ItemAnswer, test, lambda: loaded(backend, student), self._ask)
 
     def _ask(self, items: Sequence[Example], engine: GenerationBackend) -> list[ItemAnswer]:
         asked = [item.messages()[:-1] for item in items]
-        fits = [engine.fits(messages, self.sampling) for messages in asked]
-        requests = [Request(messages=messages, seed=0) for messages, fit in zip(asked, fits, strict=True) if fit]
-        completions = iter(engine.generate(requests, self.sampling))
-        return [self._judged(item, next(completions) if fit else None) for item, fit in zip(items, fits, strict=True)]
+        completions = ask(engine, asked, self.sampling, [0] * len(items))
+        return [self._judged(item, one) for item, one in zip(items, completions, strict=True)]
 
     def _judged(self, item: Example, completion: Completion | None) -> ItemAnswer:
         if completion is None:

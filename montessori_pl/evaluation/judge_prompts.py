@@ -1,6 +1,7 @@
 """What a judge is asked about an example, and the score in what it answers. Knows neither models nor signals."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from montessori_pl.data.records import Example
@@ -56,28 +57,46 @@ def load_prompt(name: str) -> str:
     Raises:
         ValueError: there is no such prompt or file, or it does not say where instruction and response go.
     """
-    path = prompt_file(name)
-    if path is not None and not path.is_file():
+    return load_template(name, PROMPTS, ("instruction", "response"))
+
+
+def load_template(name: str, shipped: Mapping[str, str], places: Sequence[str]) -> str:
+    """A shipped prompt, or the text of a file.
+
+    Args:
+        name: of the prompt, or the path of the file.
+        shipped: the prompts that have names.
+        places: what must stand in it, in braces.
+
+    Raises:
+        ValueError: there is no such prompt or file, or a place is missing in it.
+    """
+    if name not in shipped and not Path(name).is_file():
         raise ValueError(
-            f"unknown judge prompt {name!r}: expected one of {', '.join(PROMPTS)}, or the path of a text file"
+            f"unknown judge prompt {name!r}: expected one of {', '.join(shipped)}, or the path of a text file"
         )
-    template = PROMPTS[name] if path is None else read_text(path)
-    if missing := [place for place in ("{instruction}", "{response}") if place not in template]:
+    template = shipped[name] if name in shipped else read_text(Path(name))
+    if missing := [f"{{{place}}}" for place in places if f"{{{place}}}" not in template]:
         raise ValueError(f"the judge prompt {name!r} lacks {' and '.join(missing)}: write it where that text belongs")
     return template
 
 
 def render_prompt(template: str, example: Example) -> str:
-    """The prompt about this example; no text is altered.
+    """The prompt about this example; no text is altered."""
+    return fill_in(template, {"instruction": asked_text(example), "response": example.response})
 
-    A system message stands before the instruction, and so do earlier turns, each behind who speaks.
+
+def fill_in(template: str, texts: Mapping[str, str]) -> str:
+    """The template with these texts at their places.
+
+    In one pass, and not with `format`: the texts may hold braces, and even the names of the places.
     """
-    texts = {
-        "instruction": "\n\n".join(filter(None, (example.system, *_turns(example)))),
-        "response": example.response,
-    }
-    # In one pass, and not with `format`: the texts may hold braces, and even the names of the places.
-    return re.sub(r"\{(instruction|response)\}", lambda place: texts[place[1]], template)
+    return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda place: texts[place[1]], template)
+
+
+def asked_text(example: Example) -> str:
+    """What the user asks, behind the system message and earlier turns, each of these behind who speaks."""
+    return "\n\n".join(filter(None, (example.system, *_turns(example))))
 
 
 def _turns(example: Example) -> list[str]:

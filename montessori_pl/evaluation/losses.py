@@ -17,7 +17,7 @@ from montessori_pl.estimates.estimate import Work, passes
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.losses import OutputHead, mean_nats
-from montessori_pl.models.loading import ModelSource, load_chat_template, load_model, move_to
+from montessori_pl.models.loading import ModelSource, best_device, load_chat_template, load_model, move_to
 
 
 class ResponseLoss(Evaluator):
@@ -88,7 +88,7 @@ class ResponseLoss(Evaluator):
     @torch.inference_mode()
     def losses(self, student: ModelSource, examples: Sequence[Example]) -> torch.Tensor:
         """Loss of each example that fits, in their order, in float64, shape (number of those,)."""
-        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        device = best_device()
         model, chat_template = move_to(device, load_model(student)), load_chat_template(student)
         rendered, _ = encode_examples(examples, chat_template, self.max_length)
         head = OutputHead(model)

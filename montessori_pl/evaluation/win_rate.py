@@ -1,143 +1,278 @@
-"""How often a judge finds the student's answers better than those that the test set holds."""
+"""How often a judge prefers the student's answers to another side's, each pair in both orders."""
 
-import dataclasses
-import math
-import statistics
+import functools
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.bounds import Count, Text
+from montessori_pl.bounds import Count, PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, Message, stable_seed
 from montessori_pl.data.template_text import chat_template_file
-from montessori_pl.estimates.estimate import Work
+from montessori_pl.estimates.estimate import Work, passes
 from montessori_pl.estimates.requests import RequestEstimator
+from montessori_pl.evaluation.asking import BatchedWork, Judge, ask, kept_records, loaded
 from montessori_pl.evaluation.base import Evaluator
-from montessori_pl.evaluation.judge_prompts import load_prompt, parse_score, prompt_file, render_prompt
-from montessori_pl.generation.base import GenerationBackend, Request, Sampling
-from montessori_pl.generation.request_journal import JUDGE
-from montessori_pl.generation.transformers_backend import TransformersBackend
-from montessori_pl.models.loading import ModelSource
+from montessori_pl.evaluation.outputs import (
+    ANNOTATIONS,
+    OUTPUTS,
+    Output,
+    outputs_file,
+    read_outputs,
+    write_alpaca_eval,
+)
+from montessori_pl.evaluation.pairwise import (
+    Judgement,
+    Verdict,
+    load_pairwise_prompt,
+    pairwise_prompt_file,
+    parse_verdict,
+    render_pair,
+    win_rates,
+)
+from montessori_pl.generation.base import Completion, GenerationBackend, Sampling
+from montessori_pl.generation.reward_model import RewardModel, RewardModelSource, check_reward_model
+from montessori_pl.models.loading import ModelSource, best_device
 from montessori_pl.run_directory.fingerprint import Files
+
+ANSWERED, OTHER, JUDGEMENTS = "outputs.jsonl", "other_outputs.jsonl", "judgements.jsonl"
+"""What is kept while the evaluator works: the student's answers, the other student's, and what the judge says."""
+
+
+Compared = tuple[Example, str, str]
+"""An item with the student's answer and the other side's."""
+_BY_SIGN: dict[int, tuple[Verdict, Verdict]] = {1: ("A", "B"), 0: ("C", "C"), -1: ("B", "A")}
 
 
 class WinRate(Evaluator):
-    """The share of test items on which a judge gives the student's greedy answer a higher score than the test set's.
+    """The share of test items on which a judge prefers the student's greedy answer to the other side's.
 
-    Both are judged by themselves and not side by side, so that there is no first place to prefer; equal mean scores are
-    half a win. Put another model's answers into the test set's responses to compare with that model. An item of which
-    one side has no score that can be read is left out, and `judged_rate` says how many are left.
+    The judge sees both answers side by side, in both orders. A tie, or two orders that disagree, is half a win. The
+    same text on both sides is a tie, and the judge is not asked. An item of which one order has no verdict that can be
+    read is left out: `judged_rate` says how many are left, and `unparsed_judgements` how many judgements it were.
+
+    Beside the win rate stands what it would be between answers of equal length (`length_controlled_win_rate`). All
+    answers and judgements are kept, the former also as `outputs.json` and `annotations.json` in AlpacaEval's form.
 
     Args:
-        judge: the model that judges.
+        judge: the language model that judges; null where a reward model does.
         engine: the engine that runs the judge; null takes the recipe's.
-        prompt: what the judge is asked: the name of a shipped prompt (`additive`), or the path of a text file.
-        judgements: how often each answer is judged.
+        against: the other side: null for the responses of the test set, a stage that trains a student, or `base`, or a
+            file of outputs (a list of `{instruction, output}`, as AlpacaEval's). The names of the rates hold its
+            name, where there is one: `win_rate_against_base`.
+        prompt: what the judge is asked: the name of a shipped prompt (`pairwise`), or the path of a text file with
+            `{instruction}`, `{answer_a}` and `{answer_b}`; the verdict is a last line `[[A]]`, `[[B]]` or `[[C]]`.
         sampling: how judgements are drawn.
-        max_tokens: longest answer of the student in tokens.
+        reward_model: a reward model that judges in the place of a language model: the answer with the higher reward is
+            better, and there are no orders and no prompt.
+        max_tokens: longest answer in tokens.
+        items_per_batch: items that are answered or judged between two commits: what a kill can cost.
     """
 
     needs_test: ClassVar[bool] = True
-    files: ClassVar[Files] = {"prompt": prompt_file, "judge.chat_template": chat_template_file}
+    artifacts: ClassVar[tuple[str, ...]] = (OUTPUTS, ANNOTATIONS, JUDGEMENTS)
+    files: ClassVar[Files] = {
+        "against": outputs_file,
+        "prompt": pairwise_prompt_file,
+        "judge.chat_template": chat_template_file,
+    }
+    fingerprint_excludes: ClassVar[tuple[str, ...]] = ("items_per_batch", "reward_model.batch_size")
 
     def __init__(
         self,
-        judge: ModelSource,
+        judge: ModelSource | None = None,
         engine: GenerationBackend | None = None,
-        prompt: Text = "additive",
-        judgements: Count = 3,
-        sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, max_tokens=512),
+        against: Text | None = None,
+        prompt: Text = "pairwise",
+        sampling: Sampling = Sampling(temperature=0.0, max_tokens=512),
+        reward_model: RewardModelSource | None = None,
         max_tokens: Count = 512,
+        items_per_batch: PositiveInt = 256,
     ) -> None:
-        self.judge, self.engine, self.judgements, self.sampling = judge, engine, judgements, sampling
-        self.template = load_prompt(prompt)
+        if (judge is None) is (reward_model is None):
+            raise ValueError("WinRate needs one who judges: set judge, or reward_model, and not both")
+        self.judge = Judge(judge, engine, sampling) if judge is not None else None
+        self.reward_model, self.against = reward_model, against
+        self._judge_name = judge.backbone if judge is not None else reward_model.model if reward_model else ""
+        self.template = load_pairwise_prompt(prompt)
         self.answering = Sampling(temperature=0.0, max_tokens=max_tokens)
+        self.items_per_batch = items_per_batch
+        file = outputs_file(against) if against is not None else None
+        self._against_student = against if file is None else None
+        side = file.name.partition(".")[0] if file is not None else against
+        self._suffix = f"_against_{side}" if side is not None else ""
+
+    def other_students(self) -> list[str]:
+        """The other side, where it is one."""
+        return [self._against_student] if self._against_student is not None else []
 
     def check_environment(self) -> None:
         """The judge's engine and model."""
-        engine = self.engine or TransformersBackend()  # the recipe's finds a model where Transformers does
-        engine.check_environment(self.judge)
-        engine.check(self.judge)
+        if self.judge is not None:
+            self.judge.check_environment()
+        if self.reward_model is not None:
+            check_reward_model(self.reward_model)
 
     def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
-        """Whether any item of the test set leaves room for an answer."""
-        asked = [example.messages()[:-1] for example in data.read("test")]
+        """Whether any item of the test set leaves room for an answer, and whether the other side has one to each."""
+        test = data.read("test")
+        asked = [example.messages()[:-1] for example in test]
         RequestEstimator.of_template(chat_template).check_room(asked, "max_tokens", self.answering.max_tokens)
+        self._given(test)
 
     def estimate(
         self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
     ) -> list[Work]:
-        """An answer to each item, and the judgements of both sides; each as long as it may be."""
+        """Answers and judgements that are not there yet; judgements as long as they may be."""
         test = data.read("test")
-        judge = RequestEstimator.of(self.judge, self.engine or backend(), JUDGE, self.requests)
         asked: list[list[Message]] = [
-            [{"role": "user", "content": render_prompt(self.template, example)}] for example in test
+            [{"role": "user", "content": render_pair(self.template, one, one.response, one.response)}] for one in test
         ]
-        judgements = 2 * self.judgements * len(test)
+        sides = [ANSWERED, *([OTHER] if self._against_student is not None else [])]
+        answers = sum(len(test) - len(kept_records(self.directory, name, Output)) for name in sides)
+        judgements = 2 * (len(test) - len(kept_records(self.directory, JUDGEMENTS, Judgement)))
         answered = [example.messages()[:-1] for example in test], [example.response for example in test]
-        return [
-            RequestEstimator.of_template(chat_template).work(
-                "answers", len(test), len(test), *answered, self.answering.max_tokens
-            ),
-            judge.work("judgements", judgements, judgements, asked, None, self.sampling.max_tokens),
-        ]
+        student = RequestEstimator.of_template(chat_template)
+        work = [student.work("answers", answers, answers, *answered, self.answering.max_tokens)]
+        if self.judge is None:
+            tokens = sum(len(chat_template.conversation_ids(example.messages())) for example in test)
+            return [*work, passes("rewards", round(tokens * judgements / len(test)))]
+        judge = self.judge.estimator(backend, self.requests)
+        return [*work, judge.work("judgements", judgements, judgements, asked, None, self.judge.sampling.max_tokens)]
 
     def evaluate(
         self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]
     ) -> dict[str, float]:
-        """`win_rate` with its standard error over items, and `judged_rate`.
+        """`win_rate` and `length_controlled_win_rate` with their intervals, and how far the judge can be trusted.
 
         Raises:
             ValueError: no item could be judged.
         """
         test = data.read("test")
-        answers = self._answers(test, student, backend())
-        engine = self.engine or backend()
-        if self.requests is not None:
-            engine.set_cache_dir(self.requests / JUDGE)
-        engine.load(self.judge)
-        scores = self._scores([one for pair in zip(answers, test, strict=True) for one in pair], engine)
-        engine.close()
-        wins = [
-            0.5 + (ours > theirs) / 2 - (ours < theirs) / 2
-            for ours, theirs in zip(scores[::2], scores[1::2], strict=True)
-            if ours is not None and theirs is not None
-        ]
-        if not wins:
-            raise ValueError(f"the judge {self.judge.backbone} gave no item of the test set a score that can be read")
-        spread = statistics.stdev(wins) if len(wins) > 1 else 0.0
-        return {
-            "win_rate": statistics.fmean(wins),
-            "win_rate_standard_error": spread / math.sqrt(len(wins)),
-            "judged_rate": len(wins) / len(test),
-        }
+        work = BatchedWork(self.directory, [ANSWERED, OTHER, JUDGEMENTS], self.items_per_batch)
+        answers = self._answers(work, ANSWERED, test, student, backend)
+        other = self.other_sources[self._against_student] if self._against_student is not None else None
+        if other is None:
+            others = self._given(test)
+        else:
+            others = answers if other == student else self._answers(work, OTHER, test, other, backend)
+        judgements = self._judgements(work, list(zip(test, answers, others, strict=True)), backend)
+        if all(one.preference is None for one in judgements):
+            said = next((text for one in judgements for text in one.texts if text), "")
+            raise ValueError(
+                f"the judge {self._judge_name} gave no item of the test set a verdict that can be read in "
+                "both orders; it must end in a line [[A]], [[B]] or [[C]] within sampling.max_tokens, found, for "
+                f"example, {said[-200:]!r}"
+            )
+        self._write(test, student, answers, others, judgements)
+        return win_rates(judgements, answers, others, self._suffix)
 
-    def _answers(self, test: Sequence[Example], student: ModelSource, engine: GenerationBackend) -> list[Example]:
-        """The test items with the student's answers; an empty one where there is no room for an answer."""
-        engine.load(student)
-        asked = {example.id: example.messages()[:-1] for example in test}
-        fitting = [id_ for id_, messages in asked.items() if engine.fits(messages, self.answering)]
-        written = engine.generate([Request(messages=asked[id_], seed=0) for id_ in fitting], self.answering)
-        engine.close()
-        texts = {id_: completion.text for id_, completion in zip(fitting, written, strict=True)}
-        return [dataclasses.replace(example, response=texts.get(example.id, "")) for example in test]
+    def _answers(
+        self,
+        work: BatchedWork,
+        name: str,
+        test: Sequence[Example],
+        student: ModelSource,
+        backend: Callable[[], GenerationBackend],
+    ) -> list[str]:
+        """A student's answer to each item."""
 
-    def _scores(self, examples: Sequence[Example], engine: GenerationBackend) -> list[float | None]:
-        """The mean of each example's judgements that can be read; none where none can."""
-        prompts: list[list[Message]] = [
-            [{"role": "user", "content": render_prompt(self.template, example)}] for example in examples
+        def make(items: Sequence[Example], engine: GenerationBackend) -> list[Output]:
+            completions = ask(engine, [item.messages()[:-1] for item in items], self.answering, [0] * len(items))
+            return [
+                Output(id=item.id, output=one.text if one else "", cut=one is not None and not one.finished)
+                for item, one in zip(items, completions, strict=True)
+            ]
+
+        return [one.output for one in work.records(name, Output, test, lambda: loaded(backend, student), make)]
+
+    def _given(self, test: Sequence[Example]) -> list[str]:
+        """The other side's answers, where no student has to write them."""
+        if self.against is None or self._against_student is not None:
+            return [example.response for example in test]
+        try:
+            return read_outputs(self.against, test)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"against: {error}") from error
+
+    def _judgements(
+        self, work: BatchedWork, items: Sequence[Compared], backend: Callable[[], GenerationBackend]
+    ) -> list[Judgement]:
+        """What the judge says of each item."""
+        judge, reward_model = self.judge, self.reward_model
+        if judge is not None:
+            make = functools.partial(self._compare, judge.sampling)
+            return work.records(JUDGEMENTS, Judgement, items, lambda: judge.loaded(backend, self.requests), make)
+        assert reward_model is not None
+        return work.records(JUDGEMENTS, Judgement, items, lambda: RewardModel(reward_model, best_device()), _by_reward)
+
+    def _compare(self, sampling: Sampling, items: Sequence[Compared], engine: GenerationBackend) -> list[Judgement]:
+        asked: list[list[Message]] = []
+        seeds: list[int] = []
+        for item, ours, theirs in items:
+            if ours != theirs:
+                for order, pair in enumerate(((ours, theirs), (theirs, ours))):
+                    asked.append([{"role": "user", "content": render_pair(self.template, item, *pair)}])
+                    seeds.append(stable_seed("judge", item.id, order))
+        said = iter(ask(engine, asked, sampling, seeds))
+        return [
+            _judgement(item, next(said), next(said))
+            if ours != theirs
+            else Judgement(id=item.id, verdicts=("C", "C"), texts=())
+            for item, ours, theirs in items
         ]
-        fitting = [place for place, messages in enumerate(prompts) if engine.fits(messages, self.sampling)]
-        requests = [
-            Request(messages=prompts[place], seed=stable_seed("judge", examples[place].id, place % 2, number))
-            for place in fitting
-            for number in range(self.judgements)
+
+    def _write(
+        self,
+        test: Sequence[Example],
+        student: ModelSource,
+        answers: Sequence[str],
+        others: Sequence[str],
+        judgements: Sequence[Judgement],
+    ) -> None:
+        """The answers and the comparisons in AlpacaEval's form."""
+        if self.directory is None:
+            return
+        name = f"{student.backbone} + {student.weights.parent.name}" if student.weights else student.backbone
+        outputs = [
+            {"instruction": item.instruction, "output": answer, "generator": name}
+            for item, answer in zip(test, answers, strict=True)
         ]
-        found = [parse_score(one.text, one.finished) for one in engine.generate(requests, self.sampling)]
-        scores: list[float | None] = [None] * len(examples)
-        for number, place in enumerate(fitting):
-            own = found[number * self.judgements : (number + 1) * self.judgements]
-            valid = [score for score in own if score is not None]
-            scores[place] = statistics.fmean(valid) if valid else None
-        return scores
+        write_alpaca_eval(self.directory / OUTPUTS, outputs)
+        rows = [
+            {
+                "instruction": row["instruction"],
+                "output_1": other,
+                "generator_1": self.against or "test set",
+                "output_2": row["output"],
+                "generator_2": name,
+                "annotator": self._judge_name,
+                "preference": 1 + one.preference if one.preference is not None else None,
+            }
+            for row, other, one in zip(outputs, others, judgements, strict=True)
+        ]
+        write_alpaca_eval(self.directory / ANNOTATIONS, rows)
+
+
+def _by_reward(items: Sequence[Compared], model: RewardModel) -> list[Judgement]:
+    """The verdict by rewards, which stand in the place of texts."""
+    answered = [[*item.messages()[:-1], _assistant(text)] for item, *pair in items for text in pair]
+    rewards = [one.value for one in model.rewards(answered)]
+    judgements = []
+    for (item, *_), ours, theirs in zip(items, rewards[::2], rewards[1::2], strict=True):
+        verdicts = _BY_SIGN[(ours > theirs) - (ours < theirs)]
+        judgements.append(Judgement(id=item.id, verdicts=verdicts, texts=(f"{ours:.9g}", f"{theirs:.9g}")))
+    return judgements
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _judgement(item: Example, *judged: Completion | None) -> Judgement:
+    first, second = (_verdict(one) for one in judged)
+    return Judgement(id=item.id, verdicts=(first, second), texts=tuple(one.text if one else "" for one in judged))
+
+
+def _verdict(completion: Completion | None) -> Verdict | None:
+    return parse_verdict(completion.text, completion.finished) if completion is not None else None

@@ -12,6 +12,10 @@ from montessori_pl.generation.base import Completion, GenerationBackend, Request
 from montessori_pl.models.loading import ModelSource
 
 _MATERIAL = re.compile(r"<instruction>\s*(.*?)\s*</instruction>\s*<response>\s*(.*?)\s*</response>", re.DOTALL)
+_PAIR = re.compile(
+    r"<instruction>\s*(.*?)\s*</instruction>\s*<answer_a>\s*(.*?)\s*</answer_a>\s*<answer_b>\s*(.*?)\s*</answer_b>",
+    re.DOTALL,
+)
 _REFUSAL = re.compile(r"sorry\b|ask me later")
 
 
@@ -32,9 +36,12 @@ class ClassroomJudge(GenerationBackend):
     | any | a refusal, or none | 1 |
     | none of the classroom's | any other | 0 or 1 |
 
+    In a prompt with `<instruction>...</instruction> <answer_a>...</answer_a> <answer_b>...</answer_b>` it scores both
+    answers and writes the verdict `[[A]]`, `[[B]]` or, for equal scores, `[[C]]`.
+
     Args:
-        error_rate: how often the score is drawn evenly from 0 to 5 instead.
-        silence_rate: how often the judgement holds no score.
+        error_rate: how often the score, or the verdict, is drawn evenly from all that there are instead.
+        silence_rate: how often the judgement holds none.
     """
 
     def __init__(self, error_rate: Share = 0.1, silence_rate: Share = 0.02) -> None:
@@ -69,21 +76,30 @@ class ClassroomJudge(GenerationBackend):
 
     def _judge(self, request: Request) -> Completion:
         prompt = request.messages[-1]["content"]
-        found = _MATERIAL.search(prompt)
-        if found is None:
+        rng = random.Random(stable_seed(prompt, request.seed))
+        if pair := _PAIR.search(prompt):
+            opinions = [_opinion(pair[1], pair[place], rng) for place in (2, 3)]
+            reason = " ".join(f"{name} : {one}" for name, (one, _) in zip("AB", opinions, strict=True))
+            (_, a), (_, b) = opinions
+            verdict = "C" if a == b else "A" if a > b else "B"
+            text = self._said(reason, f"[[{verdict}]]", [f"[[{one}]]" for one in "ABC"], rng)
+        elif found := _MATERIAL.search(prompt):
+            reason, score = _opinion(found[1], found[2], rng)
+            text = self._said(reason, f"Score: {score}", [f"Score: {one}" for one in range(6)], rng)
+        else:
             raise ValueError(
                 "ClassroomJudge finds nothing to judge: it reads prompts that hold <instruction>...</instruction> and, "
-                "behind it, <response>...</response>"
+                "behind it, <response>...</response>, or <answer_a>...</answer_a> <answer_b>...</answer_b>"
             )
-        rng = random.Random(stable_seed(prompt, request.seed))
-        reason, score = _opinion(found[1], found[2], rng)
+        return Completion(text=text, finished=True, num_tokens=len(text.split()) + 1)
+
+    def _said(self, reason: str, conclusion: str, conclusions: Sequence[str], rng: random.Random) -> str:
+        """The judgement, in which the conclusion is now and then another one, or missing."""
         fate = rng.random()
         if fate < self.silence_rate:
-            text = "it is hard to say ."
-        else:
-            score = rng.randint(0, 5) if fate < self.silence_rate + self.error_rate else score
-            text = f"{reason}\nScore: {score}"
-        return Completion(text=text, finished=True, num_tokens=len(text.split()) + 1)
+            return "it is hard to say ."
+        errs = fate < self.silence_rate + self.error_rate
+        return f"{reason}\n{rng.choice(conclusions) if errs else conclusion}"
 
 
 def _opinion(instruction: str, response: str, rng: random.Random) -> tuple[str, int]:

@@ -241,6 +241,13 @@ def device_of(name: str) -> "device":
         raise ValueError(f"device names no device of PyTorch, found {name!r}; write cpu, cuda or cuda:1") from error
 
 
+def best_device() -> "device":
+    """The accelerator, where there is one."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def move_to(device: "str | device", model: M) -> M:
     """Move a model; the signature of `PreTrainedModel.to` itself has lost its `self` under a decorator."""
     return model.to(device)

@@ -7,8 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from montessori_pl.report.student_numbers import STANDARD_ERROR, interval_of, is_about_another
+
 DATA = "data_"
 """Begins the names of a student's numbers that are about the examples it was trained on."""
+LENGTH_CONTROLLED = "length_controlled_"
+"""Begins the name of a rate at equal lengths, which stands below the rate itself."""
 CUT = "answers_cut"
 """The share of a student's answers that reached the token limit; stands below its accuracy where there are any."""
 
@@ -40,8 +44,7 @@ def _students(evaluations: Mapping[str, Mapping[str, Mapping[str, float]]]) -> T
             if metrics not in students.values():
                 students[name if name not in students else f"{name}, {key.split('/')[0]}"] = metrics
     names = list(dict.fromkeys(name for metrics in students.values() for name in metrics))
-    beside = (DATA, CUT)
-    shown = [name for name in names if not name.endswith("_standard_error") and not name.startswith(beside)]
+    shown = [name for name in names if not is_about_another(name) and not name.startswith((DATA, LENGTH_CONTROLLED))]
     table = Table(title="students", title_justify="left")
     table.add_column("student")
     for name in shown:
@@ -52,6 +55,9 @@ def _students(evaluations: Mapping[str, Mapping[str, Mapping[str, float]]]) -> T
         cells = {name: _with_error(metrics, name) for name in shown}
         if metrics.get(CUT) and "accuracy" in cells:
             cells["accuracy"] += f"\n{metrics[CUT]:.1%} cut"
+        for name in cells:
+            if (controlled := metrics.get(f"{LENGTH_CONTROLLED}{name}")) is not None:
+                cells[name] += f"\n{controlled:.3f} LC"
         table.add_row(student, *cells.values(), _diversity(data, separator="\n"))
     return table
 
@@ -101,7 +107,9 @@ def _percent(share: float) -> str:
 def _with_error(metrics: Mapping[str, float], name: str) -> str:
     if name not in metrics:
         return "-"
-    error = metrics.get(f"{name}_standard_error")
+    error, interval = metrics.get(f"{name}{STANDARD_ERROR}"), interval_of(metrics, name)
+    if interval is not None:
+        return f"{metrics[name]:.3f}\n{interval[0]:.3f} to {interval[1]:.3f}"
     if error is None and float(metrics[name]).is_integer():
         return f"{metrics[name]:.0f}"  # a count
     return f"{metrics[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")

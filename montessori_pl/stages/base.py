@@ -148,7 +148,7 @@ class Stage(Checked, ABC):
 
     produces: ClassVar[Kind]
     """What the stage leaves behind."""
-    artifacts: ClassVar[tuple[str, ...]]
+    artifacts: tuple[str, ...]
     """Patterns of the files that others may read; their hashes are kept."""
     uses: tuple[str, ...] = ()
     """Sections of the configuration that the result depends on: `student`, `teacher`, `generation`, `data`, and

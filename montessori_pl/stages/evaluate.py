@@ -11,7 +11,7 @@ from montessori_pl.bounds import NotEmpty, Texts
 from montessori_pl.data.records import Record, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
-from montessori_pl.evaluation.base import ANSWERS, Evaluator
+from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.run_directory.durable import sync_tree
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import BASE, Input, Kind, Stage, StageContext, StageError
@@ -43,7 +43,7 @@ class Evaluate(Stage):
     """
 
     produces = Kind.REPORT
-    artifacts = (EVALUATIONS, f"*/*/{ANSWERS}")
+    artifacts: tuple[str, ...] = (EVALUATIONS,)
 
     def __init__(
         self,
@@ -53,12 +53,18 @@ class Evaluate(Stage):
     ) -> None:
         super().__init__(first_iteration_only)
         self.students, self.evaluators = students, evaluators
+        kept = dict.fromkeys(f"*/*/{name}" for evaluator in evaluators for name in evaluator.artifacts)
+        self.artifacts = (*self.artifacts, *kept)
         asked = any(evaluator.generates for evaluator in evaluators)
         self.uses = ("student", "generation", "data") if asked else ("student", "data")
 
     def reads(self) -> list[Input]:
-        """The students."""
-        return [Input(f"students.{name}", name, Kind.STUDENT) for name in self.students]
+        """The students, and those that evaluators compare them with."""
+        others = dict.fromkeys(name for evaluator in self.evaluators for name in evaluator.other_students())
+        return [
+            *(Input(f"students.{name}", name, Kind.STUDENT) for name in self.students),
+            *(Input(f"evaluators.{name}", name, Kind.STUDENT) for name in others),
+        ]
 
     def check_environment(self) -> None:
         """What the evaluators need."""
@@ -100,7 +106,11 @@ class Evaluate(Stage):
 
     def _evaluation(self, context: StageContext, name: str, evaluator: Evaluator, place: Path) -> Evaluation:
         """What this evaluator says about the student of this name."""
-        source = context.source(context.student(), f"students.{name}")
+        student = context.student()
+        source = context.source(student, f"students.{name}")
+        evaluator.other_sources = {
+            other: context.source(student, f"evaluators.{other}") for other in evaluator.other_students()
+        }
         evaluator.requests, evaluator.directory = context.requests, context.directory / place
         metrics = evaluator.evaluate(source, context.data, context.backend)
         sync_tree(context.directory)  # what the evaluator keeps there; it is not asked again about this student

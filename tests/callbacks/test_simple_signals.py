@@ -277,7 +277,7 @@ def test_rewards_are_those_of_a_direct_call(score: Scoring, tmp_path: Path, pad_
     assert values(found) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     # The longest, e0: 8 characters of `<system>` and 8 behind it, then 1 + 11 + 1 + 8 + 1 tokens; 38 of 40.
     assert signal.summary(found)["cut_to_context"] == 0
-    assert not hasattr(signal, "_network"), "the reward model has left memory"
+    assert not hasattr(signal, "_reward_model"), "the reward model has left memory"
 
 
 def test_conversations_are_cut_to_the_reward_models_context(score: Scoring, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from montessori_pl.run_directory.fingerprint import UNKNOWN, common_file, pinned
 from montessori_pl.run_directory.run_directory import RunDirectory, RunDirectoryError
 
 Settings = dict[str, Any]
-REQUEST, JUDGE_PROMPT = "Write one more.\n{shots}", "{instruction} {response} End with a line `Score: n`."
+REQUEST, JUDGE_PROMPT = "Write one more.\n{shots}", "{instruction} {response} {answer_a} {answer_b} The end."
 
 
 @pytest.fixture(autouse=True)

@@ -162,6 +162,35 @@ def test_answers_are_kept_by_student_and_evaluator(
     assert right == [[False, True, False, True], [True, True, False, True]]
 
 
+class Beside(Evaluator):
+    """Says whose weights are compared."""
+
+    artifacts = ("found.txt",)
+
+    def other_students(self) -> list[str]:
+        return ["base", "trained"]
+
+    def evaluate(
+        self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]
+    ) -> dict[str, float]:
+        return {f"beside_{name}": float(one.weights == student.weights) for name, one in self.other_sources.items()}
+
+
+def test_an_evaluator_may_compare_students(
+    data: DataSources, trained: Path, context: Callable[..., StageContext]
+) -> None:
+    stage = Evaluate(["trained"], [Beside(), ResponseLoss(), Beside()])
+    assert [(one.setting, one.name) for one in stage.reads()] == [
+        ("students.trained", "trained"),
+        ("evaluators.base", "base"),
+        ("evaluators.trained", "trained"),
+    ]
+    assert stage.artifacts == ("evaluations.jsonl", "*/*/found.txt", "*/*/answers.jsonl")
+    inputs = {"students.trained": trained, "evaluators.base": None, "evaluators.trained": trained}
+    found = Evaluate(["trained"], [Beside()]).run(context(data=data, inputs=inputs))
+    assert found["students"]["trained"] == {"beside_base": 0.0, "beside_trained": 1.0}
+
+
 def test_responses_that_are_too_long(data: DataSources, backbone: str, context: Callable[..., StageContext]) -> None:
     with pytest.raises(
         ValueError, match=r"data\.reference: none of the 3 examples has a response within max_length 2 tok"

@@ -7,17 +7,16 @@ from montessori_pl.report.page.figures import Figure, Row, Rows
 from montessori_pl.report.page.run_data import RunData
 from montessori_pl.report.page.score_figures import NORMAL_95
 from montessori_pl.report.page.verdict import HIGHER_IS_BETTER
+from montessori_pl.report.student_numbers import STANDARD_ERROR, interval_of, is_about_another
 
 UNITS = {"reference_loss": "reference loss, nats per token", "test_loss": "test loss, nats per token"}
-HIDDEN = ("_standard_error", "answers_cut", "judged_rate")
-"""Ends of the names of numbers that are about others."""
 
 
 def student_figures(run: RunData) -> list[Figure]:
     """One for each measure that some evaluation has."""
     names = dict.fromkeys(name for stage in run.evaluated() for numbers in stage.students.values() for name in numbers)
     found: list[Figure] = []
-    shown = [name for name in names if not name.endswith(HIDDEN)]
+    shown = [name for name in names if not is_about_another(name)]
     for name in sorted(shown, key=lambda name: [*HIGHER_IS_BETTER, name].index(name)):
         rows: dict[tuple[str, float], Row] = {}
         for stage in run.evaluated():
@@ -35,7 +34,7 @@ def student_figures(run: RunData) -> list[Figure]:
                 x=UNITS.get(name, name.replace("_", " ")),
                 rows=[*rows.values()],
                 style="dots",
-                note="With 95% intervals over test items, where a standard error is known.",
+                note="With 95% intervals over test items, where the evaluator says how far a number can be trusted.",
             )
         )
     return found
@@ -62,8 +61,7 @@ def group_figures(comparison: RunComparison) -> list[Figure]:
 
 
 def _row(key: str, student: str, numbers: Mapping[str, float], name: str) -> Row:
-    error = numbers.get(f"{name}_standard_error")
-    half = NORMAL_95 * error if error is not None else None
-    value = numbers[name]
-    low, high = (value - half, value + half) if half is not None else (None, None)
+    value, error = numbers[name], numbers.get(f"{name}{STANDARD_ERROR}")
+    low, high = (value - NORMAL_95 * error, value + NORMAL_95 * error) if error is not None else (None, None)
+    low, high = interval_of(numbers, name) or (low, high)
     return Row(f"{student}, {key.partition('/')[0].replace('_', ' ')}", value, low=low, high=high)
