@@ -22,7 +22,10 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     for warning in summary["warnings"]:
         console.print(f"warning: {warning}", style="bold")
     if summary["evaluations"]:
-        console.print(_students(summary["evaluations"]))
+        students = _by_name(summary["evaluations"])
+        console.print(_students(students))
+        if parts := _part_names(students):
+            console.print(_parts(students, parts))
     if summary["influence"]:
         console.print(_influence(summary["influence"]))
     if summary["data"]:
@@ -36,15 +39,53 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         console.print("  wandb/          the metrics for Weights & Biases; `wandb sync` uploads them")
 
 
-def _students(evaluations: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """A row for each student; one that an earlier evaluation has shown with the same numbers is not repeated."""
+Students = Mapping[str, Mapping[str, float]]
+"""The numbers of each student."""
+
+
+def _by_name(evaluations: Mapping[str, Students]) -> Students:
+    """All students; one that an earlier evaluation has shown with the same numbers is not repeated."""
     students: dict[str, Mapping[str, float]] = {}
     for key, evaluated in evaluations.items():
         for name, metrics in evaluated.items():
             if metrics not in students.values():
                 students[name if name not in students else f"{name}, {key.split('/')[0]}"] = metrics
-    names = list(dict.fromkeys(name for metrics in students.values() for name in metrics))
-    shown = [name for name in names if not is_about_another(name) and not name.startswith((DATA, LENGTH_CONTROLLED))]
+    return students
+
+
+def _names(students: Students) -> list[str]:
+    """The numbers that have a place of their own in a table."""
+    names = dict.fromkeys(name for metrics in students.values() for name in metrics)
+    return [name for name in names if not is_about_another(name) and not name.startswith((DATA, LENGTH_CONTROLLED))]
+
+
+def _part_names(students: Students) -> list[str]:
+    """Those that are about a part of what another one is about: `accuracy_FAMILY` beside `accuracy`."""
+    names = _names(students)
+    return [
+        name
+        for name in names
+        if any(name.startswith(f"{whole}_") and not name.startswith(f"{whole}_against_") for whole in names)
+    ]
+
+
+def _parts(students: Students, parts: list[str]) -> Table:
+    """Parts down, students across: there are often many parts."""
+    table = Table(title="students, part by part", title_justify="left")
+    table.add_column("")
+    for student in students:
+        table.add_column(student, justify="right")
+    for name in parts:
+        counts = all(float(metrics.get(name, 0)).is_integer() for metrics in students.values())
+        shown = (_with_error(metrics, name, counts) for metrics in students.values())
+        table.add_row(name.replace("_", " "), *shown)
+    return table
+
+
+def _students(students: Students) -> Table:
+    """A row for each student."""
+    parts = _part_names(students)
+    shown = [name for name in _names(students) if name not in parts]
     table = Table(title="students", title_justify="left")
     table.add_column("student")
     for name in shown:
@@ -104,14 +145,14 @@ def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
-def _with_error(metrics: Mapping[str, float], name: str) -> str:
+def _with_error(metrics: Mapping[str, float], name: str, counts: bool = True) -> str:
     if name not in metrics:
         return "-"
     error, interval = metrics.get(f"{name}{STANDARD_ERROR}"), interval_of(metrics, name)
     if interval is not None:
         return f"{metrics[name]:.3f}\n{interval[0]:.3f} to {interval[1]:.3f}"
-    if error is None and float(metrics[name]).is_integer():
-        return f"{metrics[name]:.0f}"  # a count
+    if error is None and counts and float(metrics[name]).is_integer():
+        return f"{metrics[name]:.0f}"
     return f"{metrics[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
 
 

@@ -35,3 +35,33 @@ def test_interval_in_the_table() -> None:
     assert "judged" not in text
     assert "length" not in text
     assert "±" not in text
+
+
+def test_parts_have_a_table_of_their_own() -> None:
+    """Families of an accuracy; but a rate against another student is no part of the rate against the test set."""
+    own = {
+        "accuracy": 0.25,
+        "accuracy_count": 0.125,
+        "accuracy_day": 0.375,
+        "win_rate": 0.5,
+        "win_rate_against_base": 0.75,
+    }
+    summary: dict[str, Any] = {"warnings": [], "influence": {}, "data": {}, "stages": {}, "run": "run"}
+    console = Console(width=80, record=True, file=None, quiet=False)
+    with console.capture() as captured:
+        print_summary(
+            {
+                **summary,
+                "evaluations": {"iteration_1/evaluation": {"base": own, "trained": {**own, "accuracy_day": 1.0}}},
+            },
+            console,
+        )
+    whole, parts = captured.get().split("students, part by part")
+    assert "0.250" in whole
+    assert "0.750" in whole
+    assert "0.125" not in whole
+    lines = [line.strip("│ ").split("│") for line in parts.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in line] for line in lines] == [
+        ["accuracy count", "0.125", "0.125"],
+        ["accuracy day", "0.375", "1.000"],
+    ]
