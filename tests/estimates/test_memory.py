@@ -42,6 +42,16 @@ def test_batch_takes_no_more_than_activations_may() -> None:
     assert less.activations == row + 3 * 4 * 2**24
 
 
+def test_parts_on_a_cpu_leave_gaps() -> None:
+    """Of four rows of 400 MB two go together in 1 GB, and nearly a third of them stays while the next two come."""
+    cpu = dataclasses.replace(GPU, is_cpu=True)
+    layers = LayerSizes(layers=1, width=10, kept=1000)
+    small = dataclasses.replace(ADAPTED, itemsize=4, vocabulary=0, layers=layers)
+    peak = Training(small, rows=4, longest=100_000).peak(cpu)
+    assert peak.activations == 1.3 * 2 * 100_000 * 1000 * 4
+    assert Training(small, rows=2, longest=100_000).peak(cpu).activations == 2 * 100_000 * 1000 * 4
+
+
 def test_row_that_is_too_long_is_computed_again() -> None:
     """32 inputs of layers and one layer, in place of 32 layers."""
     peak = Training(ADAPTED, rows=1, longest=8192, mixed=True).peak(devices_named("1x24"))
