@@ -26,12 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NUM_STEPS = 160
+NUM_STEPS = 120
 """Optimizer steps."""
-STEPS_BETWEEN_NEWS = 40
+STEPS_BETWEEN_NEWS = 30
 """Optimizer steps after which a word is said."""
-NUM_THREADS = 2
-"""However many cores there are: sums in another order would make another teacher."""
 DOCUMENTS_PER_STEP = 12
 """Documents in one optimizer step; one in four is a task that is written."""
 NUM_SHOTS = 2
@@ -45,8 +43,8 @@ LR = 1e-3
 def build_teacher(directory: Path, base: Path, difficulty: Difficulty, seed: int) -> None:
     """Write a whole model, the base with what it has learned, into an empty directory.
 
-    The same base, difficulty and seed give the same weights on machines of one kind. Neither the global random state
-    nor the number of threads is changed.
+    The same base, difficulty and seed give the same weights. Neither the global random state nor the number of threads
+    is changed.
 
     Args:
         directory: where to.
@@ -61,8 +59,8 @@ def build_teacher(directory: Path, base: Path, difficulty: Difficulty, seed: int
     chat_template = ChatTemplate(tokenizer, _layout(tokenizer))
     documents = _documents(chat_template, difficulty, seed)
     config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
+    # One thread: sums in another order would make another teacher, and two need 1.6 times the computing.
     with one_thread(), no_progress_bar(), torch.random.fork_rng(devices=[]):
-        torch.set_num_threads(NUM_THREADS)  # within `one_thread`, which restores what there was
         torch.manual_seed(stable_seed("gym teacher", seed))
         network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         if not (hasattr(network, "model") and hasattr(network, "lm_head")):
