@@ -448,6 +448,7 @@ def _invented(settings: Settings) -> list[Cell]:
     return cells
 
 
+@pytest.mark.slow
 def test_everything_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = read_settings(SETTINGS).restricted([0, 1], [0, 1, 2], [])
     cells = _invented(settings)

@@ -308,6 +308,7 @@ class TestSettings:
         assert settings["run"].default is plugin_settings.REQUIRED
         assert settings["iterations"].default == 1
 
+    @pytest.mark.slow
     def test_every_plugin_of_ours_is_on_a_page(self) -> None:
         from settings_pages import pages
 

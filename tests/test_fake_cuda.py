@@ -324,6 +324,7 @@ def test_training_a_student(backbone: str, lora: LoraSettings | None) -> None:
     same_on_cuda(trial)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["sigmoid", "robust", "ipo", "sft"])
 @pytest.mark.parametrize("trained", ["first adapter", "second adapter", "all weights"])
 def test_dpo(backbone: str, tmp_path: Path, trained: str, loss_type: PairLoss) -> None:

@@ -33,6 +33,7 @@ def setting(benchmark: Any) -> Any:
     return benchmark.make_setting(benchmark.TINY, seed=1, lr=1e-3)
 
 
+@pytest.mark.slow
 def test_the_original_loop_is_exact_influence_with_its_reduction(benchmark: Any, setting: Any) -> None:
     """Padding, all logits and reading from disk change nothing; and the model is left as it was."""
     student = setting.student.copy()

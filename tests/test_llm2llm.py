@@ -63,6 +63,7 @@ def metrics(run: Path, key: str) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_an_augmentation_is_never_augmented(run: Path) -> None:
     """In every round the teacher is shown mistakes among the original seeds, and nothing that it has written."""
     seeds = examples(run, "seed_data")
@@ -115,6 +116,7 @@ def test_a_finished_run_has_nothing_left_to_do(recipe: Path, run: Path, capsys: 
     assert "All 17 stages had finished; nothing was left to do." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_student_without_a_mistake_does_not_stop_the_recipe(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def test_the_reference_decides_as_rouge_score(benchmark: Any, name: str) -> None
     assert [loop(text) for text in texts.new] == fixed
 
 
+@pytest.mark.slow
 def test_all_decisions_are_compared(
     benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,6 +142,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().decode().split("\n") if line]
 
 
+@pytest.mark.slow
 def test_nasty_text_is_trained_on_scored_and_evaluated(tmp_path: Path, byte_model: Path) -> None:
     from datasets import Dataset
 

@@ -70,6 +70,7 @@ def recipe(tiny_recipe: Recipe, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.mark.slow
 def test_from_responses_to_students(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is generated; the router finds who should answer what, and the report says by how much that is better."""
     path = recipe()
@@ -97,6 +98,7 @@ def test_from_responses_to_students(recipe: Callable[..., Path], capsys: pytest.
     assert "All 10 stages had finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_fallback_trains_no_second_student(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Where one teacher is the best for everything, the router gives way to it, and both arms have the same data."""
     path = recipe(best="steady")

@@ -504,6 +504,7 @@ class Flatterer(GenerationBackend):
 '''
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_in_one_sentence_and_goes_on_under_another_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,6 +110,7 @@ def test_unknown_names(name: str) -> None:
         resolve(name)
 
 
+@pytest.mark.slow
 def test_pretraining_is_deterministic_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = {"student": build.Pretraining(student_documents, width=16, num_tokens=4000, layers=1)}
     monkeypatch.setattr(build, "MODELS", small)

@@ -173,6 +173,7 @@ def test_an_adapter_is_deterministic_and_leaves_no_trace(
     assert b'"base_model_name_or_path": "classroom@1/teacher"' in other["adapter_config.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEACHER_VARIANTS)
 def test_no_member_reads_what_is_held_out(
     name: str,

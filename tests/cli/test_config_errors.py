@@ -32,8 +32,8 @@ class TestMistakes:
     def test_misspelt_key(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(iteratons=3)) == (
             "the recipe file has no key 'iteratons'; did you mean 'iterations'? there are: seed_everything, run, "
-            "iterations, dry_run, preview, requeue, num_threads, student, teacher, teachers, trainer, generation, "
-            "data, recipe"
+            "iterations, dry_run, gpus, preview, requeue, num_threads, student, teacher, teachers, trainer, "
+            "generation, data, recipe"
         )
         assert not Path("run").exists()
 
@@ -484,6 +484,7 @@ class TestMistakes:
             "or delete run/iteration_1/recorded to do the stage again"
         )
 
+    @pytest.mark.slow
     def test_damaged_finished_run(self, mistake: Mistake, recipe: Recipe) -> None:
         """Nothing is left to do, and yet each file that the stage has left is looked at; a dry run looks as well."""
         main(["fit", "--config", recipe()])

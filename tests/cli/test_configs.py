@@ -39,6 +39,7 @@ def steps_of(*arguments: str) -> list[Step]:
 class TestConfigs:
     """Recipe files, and what can be said on the command line."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", SHIPPED)
     def test_shipped_recipes_parse_and_lay_out(self, name: str) -> None:
         config = yaml.safe_load((shipped_configs() / name).read_text())

@@ -82,6 +82,7 @@ class TestRuns:
         main(["fit", "--config", recipe(num_threads=1), "--dry_run"])
         assert os.environ["OMP_NUM_THREADS"] == "1"
 
+    @pytest.mark.slow
     def test_engine_is_needed_only_for_what_is_left(self, mistake: Mistake, recipe: Recipe) -> None:
         """An engine whose key is gone stops a run that has something to write, and no other."""
         Path("keyed.py").write_text(
@@ -133,6 +134,7 @@ class TestRuns:
         main(["fit", "--config", "recipe.yaml"])
         assert len(list(Path("run/leftovers").iterdir())) == 1
 
+    @pytest.mark.slow
     def test_a_finished_stage_is_topped_up(self, mistake: Mistake, recipe: Recipe) -> None:
         """As long as nobody has read it; what there was stays, and what is added comes from later prompts."""
         settings = {

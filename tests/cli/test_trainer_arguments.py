@@ -112,6 +112,7 @@ def loggers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_training_logs_everywhere_and_is_pinned(
     mistake: Mistake, recipe: Recipe, loggers: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,6 +126,7 @@ VALUES = st.fractions(max_denominator=1000)
 DECIMALS = st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9)
 
 
+@pytest.mark.slow
 @given(LIKE_ANSWERS)
 def test_every_text_is_the_same_as_itself(text: str) -> None:
     assert same_answer(text, text)

@@ -177,6 +177,7 @@ def test_command_is_quick(run: HandMade) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_export_of_a_run(tiny_recipe: Callable[..., Path], said: Export) -> None:
     """What `fit` itself has written: its manifest, its settings and its scores are found."""
     recipe = tiny_recipe()

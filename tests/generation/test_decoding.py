@@ -72,6 +72,7 @@ def requests(samples: int = 3, stops: str = "") -> list[Request]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["Llama", "Gemma 2", "Gemma 3 (text)", "Mixtral", "GPT-2", "Bloom", "Mamba", *MORE],

@@ -104,6 +104,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_endpoint_writes_what_transformers_writes(tiny_recipe: Callable[..., Path], url: str) -> None:
     direct = written(tiny_recipe, "TransformersBackend")
     assert len({one.instruction for one in direct}) == 20

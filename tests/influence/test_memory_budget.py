@@ -85,6 +85,7 @@ def test_first_order_without_kept_gradients_has_no_standard_error(model: nn.Modu
     assert all(one.centred_standard_error != one.centred_standard_error for one in scorer(BATCH))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [12, 40])
 def test_the_peak_stays_within_the_budget(copies: int) -> None:
     """All weights of a model whose parameters weigh more than what a pass over a few tokens takes."""

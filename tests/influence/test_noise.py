@@ -32,6 +32,7 @@ def exact(model: nn.Module, lr: float) -> list[float]:
     return [one.centred for batch in EXAMPLES for one in scorer(model, lr, method="exact")(batch)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lr", [1e-3, 1e-5, 1e-7])
 def test_noise_is_what_float64_does_not_have(model: nn.Module, lr: float) -> None:
     """The measured noise is within a factor of three of the spread of the true errors, over decades of the step."""
@@ -46,6 +47,7 @@ def test_noise_is_what_float64_does_not_have(model: nn.Module, lr: float) -> Non
     assert rounding / 3 < engine.noise.noise < 3 * rounding + 1e-4 * engine.noise.spread
 
 
+@pytest.mark.slow
 def test_where_exact_is_rounding_first_order_is_chosen(model: nn.Module) -> None:
     """Ten thousand times below a usual step: exact ranks loosely, and would have judged first order a failure."""
     lr = 1e-7
@@ -75,6 +77,7 @@ def test_who_insists_on_exact_is_warned(model: nn.Module) -> None:
         assert all("lost in the rounding of float32" in one for one in engine.warnings())
 
 
+@pytest.mark.slow
 def test_usual_steps_are_compared_as_they_are(model: nn.Module) -> None:
     engine = scorer(model, 1e-3, min_agreement=0.9)
     choice = engine.calibrate(EXAMPLES)

@@ -126,6 +126,7 @@ def stack(influences: Sequence[Influence]) -> Tensor:
     return torch.stack([one.differences for one in influences if one.differences is not None])
 
 
+@pytest.mark.slow
 @quickly
 @given(worlds())
 def test_exact_equals_snapshot_and_restore(world: World) -> None:
@@ -139,6 +140,7 @@ def test_exact_equals_snapshot_and_restore(world: World) -> None:
     torch.testing.assert_close(means, expected.mean(dim=1), rtol=0, atol=1e-5 * largest)
 
 
+@pytest.mark.slow
 @quickly
 @given(worlds(), st.integers(1, 200), st.randoms(use_true_random=False))
 def test_order_and_batching_change_nothing(world: World, batch_tokens: int, rng: object) -> None:
@@ -163,6 +165,7 @@ def test_one_backward_pass_equals_one_by_one(world: World) -> None:
         torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-6 * max(1e-3, expected.abs().max().item()))
 
 
+@pytest.mark.slow
 @quickly
 @given(worlds())
 def test_first_order_on_references_is_the_mean_of_its_terms(world: World) -> None:

@@ -137,6 +137,7 @@ def test_few_examples_prove_nothing(trained: tuple[nn.Module, dict[str, Any]]) -
     assert choice.chosen.method == "exact"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings", "name"),
     [

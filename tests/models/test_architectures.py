@@ -76,6 +76,7 @@ def gradient_of(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {name: param.grad.clone() for name, param in model.named_parameters() if param.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")
 @pytest.mark.parametrize("trained", SETTINGS)
 @pytest.mark.parametrize("name", CONFIGS)
@@ -108,6 +109,7 @@ def test_influence_equals_its_definition(name: str, trained: str) -> None:
         assert abs(expected) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_saved_model_passes_its_trial_and_an_adapter_comes_back(name: str, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ class TestRecipes:
         assert sum(bool(step.estimate.prompts) for step in steps if step.estimate is not None) >= 1
         assert not list(tmp_path.iterdir()), "nothing is written, not even an empty directory"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "missing"),
         [
@@ -136,11 +137,13 @@ class TestRecipes:
         assert missing in said[0]
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
     def test_growing_set_is_counted_once(self, plan: Planner) -> None:
         """The seeds of 96 rows stand in every round's set, and are one part of it; 634 more come with each round."""
         trained = work_of(plan("llm2llm.yaml"), "trained")
         assert [one.steps for one in trained] == [3 * -(-(96 + n * 634) // 32) for n in (1, 2, 3)] == [69, 129, 189]
 
+    @pytest.mark.slow
     def test_price_and_budget(self, plan: Planner, capsys: pytest.CaptureFixture[str]) -> None:
         steps = plan("self_instruct_api.yaml")
         (written,) = work_of(steps, "training_data")
@@ -170,6 +173,7 @@ class TestRecipes:
 class TestClassroom:
     """Beside what a run counts."""
 
+    @pytest.mark.slow
     def test_writing(self, plan: Planner, writing: Path) -> None:
         run = writing.parent / "run"
         (step,) = plan(writing)
@@ -258,6 +262,7 @@ class TestClassroom:
         assert said[0] == f"{said[1]}the traceback is in {log}\n", "only a run keeps it"
         assert "(recipe.training_data.init_args.num_examples: 100 then, 400 now)" in said[0]
 
+    @pytest.mark.slow
     def test_what_reads_a_stage_of_which_more_is_asked(self, plan: Planner, writing: Path) -> None:
         """A stage that comes after it is planned with all that there will be."""
         count = "--recipe.training_data.num_examples"
@@ -272,6 +277,7 @@ class TestClassroom:
             assert read.estimate.expected_output is not None
             assert read.estimate.expected_output.count == int(number)
 
+    @pytest.mark.slow
     def test_mistakes_augmented_and_answered(self, plan: Planner, tiny_recipe: Callable[..., Path]) -> None:
         """A round of LLM2LLM, whose seeds two authors answer besides; nobody knows how many mistakes there will be."""
         path = tiny_recipe("llm2llm.yaml", augmented={"num_examples": 200, "deduplicate_against": None})
@@ -318,6 +324,7 @@ class TestClassroom:
 class TestMistakes:
     """A dry run finds them in the same words."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "changes",
         [

@@ -69,6 +69,7 @@ def run_rank(rank: int, run: Path, backbone: str, base_url: str, budget: float) 
     (run.parent / f"rank_{rank}.json").write_text(json.dumps([end, engine._directory is not None]))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:You are using a custom batch sampler")
 def test_two_processes_ask_once_within_one_budget(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
+@pytest.mark.slow
 def test_a_preview_of_the_classroom(tiny_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     """The same completions as those of a run; the aligned teacher has not been trained, and the base writes for it."""
     recipe = tiny_recipe("iter1.yaml")

@@ -164,6 +164,7 @@ KINDS: list[tuple[str, str, Settings, Settings]] = [
 """Settings, each with what it says, the stage that has begun, and other changes of the recipe."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "name", "stage", "changes"), KINDS, ids=[f"{stage['class_path']}-{name}" for name, _, stage, _ in KINDS]
 )

@@ -218,6 +218,7 @@ def test_is_read_as_any_student(
     assert [source.weights for source in loaded] == [aligned / "weights"]
 
 
+@pytest.mark.slow
 def test_moments_of_preferences_are_not_those_of_examples(
     align: Align, context: Context, backbone: str, tmp_path: Path
 ) -> None:

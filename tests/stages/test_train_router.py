@@ -114,6 +114,7 @@ def test_it_asks_whom_the_prompt_names(
     json.dumps(metrics, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_it_says_so_where_no_prompt_tells_anything(context: Callable[..., StageContext]) -> None:
     examples = pool(TEXTS)
     quality = random_qualities(examples)
@@ -201,6 +202,7 @@ def own_words(examples: Sequence[Example], cheats: Sequence[str]) -> list[Exampl
     ]
 
 
+@pytest.mark.slow
 def test_a_teacher_who_always_says_the_same_is_asked_nothing(context: Callable[..., StageContext]) -> None:
     examples = own_words(pool(TEXTS), ["steady"])
     quality = known_qualities(examples) | {one.id: 5.0 for one in examples if one.teacher == "steady"}
@@ -224,6 +226,7 @@ def test_where_one_teacher_is_left_it_gets_all_prompts(context: Callable[..., St
     assert load_router(here.directory / "routing").route(UNSEEN) == ["letters"] * len(UNSEEN)
 
 
+@pytest.mark.slow
 def test_alpha_weighs_quality_and_learnability(context: Callable[..., StageContext]) -> None:
     """Quality knows who should answer, and learnability always prefers the steady one."""
     examples = pool(TEXTS)
@@ -237,6 +240,7 @@ def test_alpha_weighs_quality_and_learnability(context: Callable[..., StageConte
     assert metrics["fell_back_to_constant"], "always asking the steady one cannot be improved on"
 
 
+@pytest.mark.slow
 def test_the_order_of_records_and_of_names_changes_nothing(context: Callable[..., StageContext]) -> None:
     examples = pool(TEXTS)
     quality = known_qualities(examples)

@@ -79,6 +79,7 @@ def evaluator(request: pytest.FixtureRequest, backbone: str, pairs: Path, tmp_pa
 
 
 class TestLook:
+    @pytest.mark.slow
     def test_numbers_of_the_pairs(self, evaluator: AlignmentEvaluator, pairs: Path, tmp_path: Path) -> None:
         """Against log-probabilities of one completion at a time, under two models that are loaded anew."""
         evaluation = evaluator.evaluate()
@@ -104,6 +105,7 @@ class TestLook:
         assert evaluation["rejected_log_ratio"] == pytest.approx(sum(ratios["rejected"]) / 5, rel=1e-4, abs=1e-4)
         assert evaluation["reward_accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / 5)
 
+    @pytest.mark.slow
     def test_numbers_of_the_writing(self, evaluator: AlignmentEvaluator, tmp_path: Path) -> None:
         """The same completions as of the saved teacher, loaded by the engine itself; scored one at a time."""
         evaluation = evaluator.evaluate()
@@ -161,6 +163,7 @@ class TestLook:
         evaluation = dataclasses.replace(evaluator, sampling=Sampling(max_tokens=1024)).evaluate()
         assert evaluation["tokens"] <= 96
 
+    @pytest.mark.slow
     def test_before_the_first_step_nothing_has_moved(self, align: Align, tmp_path: Path) -> None:
         align(tmp_path)
         first, _, *others = evaluations_of(tmp_path)  # the learning rate rises from zero: the first step moves nothing

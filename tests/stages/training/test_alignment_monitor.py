@@ -175,6 +175,7 @@ class TestHeldOut:
         assert prompts_in_order([*prompts[::-1], *prompts], 1) == order
         assert any(prompts_in_order(prompts, seed) != order for seed in range(2, 5))
 
+    @pytest.mark.slow
     def test_prompts_stay_whole(self, align: Align, tmp_path: Path) -> None:
         """A held-out prompt is in no batch, any other prompt is, with all its pairs."""
         notes = Notes()
@@ -190,6 +191,7 @@ class TestHeldOut:
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_is_the_same_without_evaluations(self, align: Align, tmp_path: Path) -> None:
         """On the same pairs, with dropout: weights, both moments and metrics are equal, bit for bit."""
         training = dataclasses.replace(GENTLE, accumulate_grad_batches=2)
@@ -213,6 +215,7 @@ class TestTraining:
         assert metrics["monitor"]["first"].keys() == metrics["monitor"]["chosen"].keys()
         assert not (tmp_path / "adapters").exists()
 
+    @pytest.mark.slow
     def test_evaluations_are_logged(self, align: Align, tmp_path: Path) -> None:
         logger = CSVLogger(tmp_path, name="log", version="")
         align(tmp_path, logger=logger)
@@ -220,6 +223,7 @@ class TestTraining:
         header = (tmp_path / "log" / "metrics.csv").read_text().splitlines()[0].split(",")
         assert {"iteration_1/aligned/monitor/margin", "iteration_1/aligned/monitor/kl"} <= set(header)
 
+    @pytest.mark.slow
     def test_live_samples_are_drawn_in_the_batches_of_the_recipe(self, align: Align, tmp_path: Path) -> None:
         """Or a recipe whose batches are small for its GPU would end in the monitor."""
         drawn = []
@@ -232,6 +236,7 @@ class TestTraining:
         align(tmp_path / "aligned", backend=lambda: Watched(max_batch_tokens=50))
         assert set(drawn) == {50}
 
+    @pytest.mark.slow
     def test_teachers_are_kept(self, align: Align, backbone: str, tmp_path: Path) -> None:
         """One directory for each look, with the adapter as it was after that step."""
         notes = Notes()
@@ -408,6 +413,7 @@ class TestKilled:
             assert not list(directory.rglob("*.draft"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patience", [1, 2, 3, 4])
 def test_killed_when_it_has_stopped(align: Align, tmp_path: Path, patience: int) -> None:
     """In the middle of an epoch or at its end: a resumed session finds that training had stopped, and leaves it so."""

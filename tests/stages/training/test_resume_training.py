@@ -206,6 +206,7 @@ def test_another_number_of_processes_does_not_go_on(backbone: Path, tmp_path: Pa
         train(backbone, tmp_path / "stage", None, {"checkpoint_every_n_steps": 1})
 
 
+@pytest.mark.slow
 def test_killed_before_every_batch(backbone: Path, tmp_path: Path) -> None:
     """One training that is killed before each batch and at the end of each epoch; then it ends, twice."""
     lora, settings = LoraSettings(r=2, dropout=0.1), {"schedule": "wsd", "checkpoint_every_n_steps": 1}

@@ -196,6 +196,7 @@ def assert_same(found: Gradients, expected: Gradients) -> None:
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * largest, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", MAKERS)
 @pytest.mark.parametrize(("batch_size", "accumulate", "world_size"), SHARES)
 def test_a_step_is_the_mean_over_all_that_it_holds(
@@ -222,6 +223,7 @@ def test_a_step_is_the_mean_over_all_that_it_holds(
         assert_same(step, slow_gradients(case, [case.items[index] for index in examples]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     ("activation_memory", "gradient_checkpointing", "passes", "recomputed"),
