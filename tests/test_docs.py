@@ -301,6 +301,7 @@ class TestSettings:
         assert documented <= {setting.name for setting in settings}, "the docstring describes what is no setting"
         assert plugin_settings.about(kind), "the class has no sentence"
 
+    @pytest.mark.slow
     def test_top_level_keys_have_a_sentence(self) -> None:
         settings = {setting.name: setting for setting in plugin_settings.top_level()}
         assert {"run", "iterations", "student", "teachers", "trainer", "recipe", "seed_everything"} <= set(settings)
@@ -412,6 +413,7 @@ class TestReading:
         text = "Say `python -m montessori_pl compare --help`, `fit`, or `python -m montessori_pl fit --config FILE`.\n"
         assert inline_commands(page(text)) == [(1, "python -m montessori_pl compare --help")]
 
+    @pytest.mark.slow
     def test_wrong_commands_fail(self, run_command: Callable[[str], None]) -> None:
         with pytest.raises(ConfigError, match="did you mean"):
             run_command("python -m montessori_pl fit --config iter1.yaml --recipe.warmup.training.lrr 1e-4")

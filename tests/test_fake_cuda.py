@@ -171,6 +171,7 @@ def test_a_module_moves() -> None:
 # ---- influence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "moments"),
     [
@@ -258,6 +259,7 @@ def test_influence_during_training(backbone: str, tmp_path: Path) -> None:
     same_on_cuda(trial)
 
 
+@pytest.mark.slow
 def test_a_misplaced_moment_is_found(
     backbone: str, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +289,7 @@ SIGNALS: dict[str, Callable[[], SignalCallback]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNALS)
 def test_signals(backbone: str, checkpoint: str, tmp_path: Path, name: str) -> None:
     signal = SIGNALS[name]()
@@ -314,6 +317,7 @@ def test_every_signal_without_a_judge_is_tried() -> None:
 # ---- training, evaluation, generation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [LoraSettings(r=2), None], ids=["adapter", "all weights"])
 def test_training_a_student(backbone: str, lora: LoraSettings | None) -> None:
     def trial(arguments: dict[str, Any]) -> list[float]:

@@ -46,6 +46,7 @@ def test_the_original_loop_is_exact_influence_with_its_reduction(benchmark: Any,
     assert all(torch.equal(before[name], tensor) for name, tensor in student.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_simple_loop_is_exact_influence(benchmark: Any, setting: Any) -> None:
     """Also when it goes over the same probes again: everything is restored, the moments and their step too."""
     loop = benchmark.SimpleLoop(setting.student.copy(), setting.references)

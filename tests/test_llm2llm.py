@@ -79,6 +79,7 @@ def test_an_augmentation_is_never_augmented(run: Path) -> None:
             assert example.prompt == f"Write a new task .\n<instruction>{seeds[seed_id].instruction}</instruction>"
 
 
+@pytest.mark.slow
 def test_the_training_set_grows_and_repeats_nothing(run: Path) -> None:
     expected = examples(run, "seed_data")
     for iteration in ROUNDS:

@@ -122,6 +122,7 @@ def test_a_fallback_trains_no_second_student(recipe: Callable[..., Path], capsys
     assert "All 10 stages had finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_responses_without_a_quality(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = recipe(quality="stars")
     with pytest.raises(SystemExit, match="2"):
@@ -129,6 +130,7 @@ def test_responses_without_a_quality(recipe: Callable[..., Path], capsys: pytest
     assert "has no recorded quality, and so it is with 300 of 300 examples; write a fin" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_responses_of_nobody(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = recipe(teacher="author")
     with pytest.raises(SystemExit, match="2"):

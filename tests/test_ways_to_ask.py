@@ -149,6 +149,7 @@ def test_pairs_are_trained_on_as_they_were_sampled(
         assert any(one.completion.count(synthesizer.stop) == 1 and not one.completion_finished for one in examples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_killed_stage_goes_on_as_if_nothing_had_happened(way: str, backbone: str, tmp_path: Path) -> None:
     class Fragile(TransformersBackend):

@@ -182,6 +182,7 @@ def test_scores_come_in_order_with_each_examples_own_loss(backbone: str, checkpo
     assert [score.details["loss"] for score in scores] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_learning_rate_is_the_students_peak_unless_given(backbone: str, checkpoint: str, tmp_path: Path) -> None:
     taken_over = probe(backbone, checkpoint, tmp_path)
     given = probe(backbone, checkpoint, tmp_path, lr=PEAK)
@@ -197,6 +198,7 @@ def test_batches_of_the_reference_change_the_speed_alone(backbone: str, checkpoi
         assert one.terms == pytest.approx(other.terms, rel=1e-3, abs=2e-6)
 
 
+@pytest.mark.slow
 def test_probing_changes_nothing(backbone: str, checkpoint: str, tmp_path: Path) -> None:
     """Each example is measured on the same student: alone, or after others."""
     assert probe(backbone, checkpoint, tmp_path) == probe(backbone, checkpoint, tmp_path)
@@ -236,6 +238,7 @@ def load_in(
     monkeypatch.setattr(StudentModule, "load", load_rounded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["exact", "first_order"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_base_in_half_precision_computes_in_float32(
@@ -266,6 +269,7 @@ def test_trained_parameters_in_half_precision_are_refused(
         probe(backbone, checkpoint, tmp_path, method=method)
 
 
+@pytest.mark.slow
 def test_true_half_precision_of_the_trainer_is_refused(backbone: str, checkpoint: str, tmp_path: Path) -> None:
     """`bf16-true` would turn the whole student into bfloat16; mixed precision is switched off while probing."""
     callback = InfluenceProbeCallback()
@@ -316,6 +320,7 @@ def parse(content: bytes) -> list[Score]:
     return [Score(**json.loads(line)) for line in content.decode().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "method"),
     [
@@ -375,6 +380,7 @@ def test_refined_scores_say_so(backbone: str, checkpoint: str, tmp_path: Path) -
     assert all(not math.isnan(score.value) for score in scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["auto", *(pytest.param(one, marks=pytest.mark.slow) for one in ("exact", "first_order"))]
 )
@@ -419,6 +425,7 @@ def test_a_step_below_rounding_is_warned_of(backbone: str, checkpoint: str, tmp_
     assert "lost in the rounding of float32" in exact["warnings"][0]
 
 
+@pytest.mark.slow
 def test_clipped_probes_take_clipped_steps(backbone: str, checkpoint: str, tmp_path: Path) -> None:
     """Against PyTorch's own clipping and AdamW; all gradients are longer than the bound."""
     largest = 0.01

@@ -169,6 +169,7 @@ SIGNALS: dict[str, Callable[[str], SignalCallback]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNALS)
 def test_neither_company_nor_padding_nor_order_matters_and_the_student_stays(
     score: Scoring, network: nn.Module, reward_model: str, name: str

@@ -55,6 +55,7 @@ def test_sets_are_disjoint_and_right() -> None:
     assert sets["seed_tasks"][0].id == "seed-000"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", [teacher_documents, student_documents])
 def test_nobody_reads_what_is_held_out(reading: build.Reading) -> None:
     chat_template = ChatTemplate(AutoTokenizer.from_pretrained(resolve("classroom/student")))

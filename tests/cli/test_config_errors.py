@@ -159,6 +159,7 @@ class TestMistakes:
             "found num_examples 4 and num_prompts 4"
         )
 
+    @pytest.mark.slow
     def test_mistakes_of_a_guard(self, mistake: Mistake, recipe: Recipe) -> None:
         """It may be null, and is described by two nested classes: one sentence all the same."""
 
@@ -242,6 +243,7 @@ class TestMistakes:
             assert said.startswith("generation: the environment variable OPENAI_API_KEY is not set; put")
         assert not Path("run").exists()
 
+    @pytest.mark.slow
     def test_endpoint_of_a_later_stage_without_a_key(
         self, mistake: Mistake, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -257,6 +259,7 @@ class TestMistakes:
         nobody = recipe(teachers={"strong": {"backbone": "a-model", "generation": engine}})
         main(["fit", "--config", nobody])  # the same teacher, whom no stage asks
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("synthesizer", "what"),
         [

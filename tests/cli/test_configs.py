@@ -54,6 +54,7 @@ class TestConfigs:
         Path("iter1.yaml").write_text("run: mine\n")
         assert find_configs(["fit", "--config", "iter1.yaml"]) == ["fit", "--config", "iter1.yaml"]
 
+    @pytest.mark.slow
     def test_settings_of_stages_can_be_overridden(self, recipe: Recipe) -> None:
         steps = steps_of(
             *("--config", "iter1.yaml", "--recipe.warmup.training.lr", "1e-4", "--recipe.influence.signal.lr", "2e-4")

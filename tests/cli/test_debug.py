@@ -110,6 +110,7 @@ def test_says_where_the_traceback_of_a_run_is_kept(picky: Recipe, ended: Ended) 
     assert shown[-2:] == said
 
 
+@pytest.mark.slow
 def test_is_no_setting(picky: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither what is printed nor what a run writes knows of it, and the same run goes on without it."""
     path = picky("nothing")

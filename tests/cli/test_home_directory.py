@@ -46,6 +46,7 @@ def test_settings_are_expanded_at_any_depth(home: Path) -> None:
     assert expand_home(argparse.Namespace(a="~")).a == str(home)
 
 
+@pytest.mark.slow
 def test_commands_expand_it(home: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     """`fit` in its options, its files and all of its sections, then `compare` and `export`."""
     shutil.copytree(classroom.resolve("classroom/student"), home / "models" / "student")

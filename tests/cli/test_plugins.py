@@ -162,6 +162,7 @@ def test_folder_without_init(recipe: Recipe, capsys: pytest.CaptureFixture[str])
     check_dry_run(capsys, recipe(**signals), "ours", "theirs")
 
 
+@pytest.mark.slow
 @in_a_child
 def test_two_classes_of_one_name(recipe: Recipe, mistake: Mistake, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither is taken silently; the place where each is defined says which one is meant, and the others still work."""

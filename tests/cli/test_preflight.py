@@ -74,6 +74,7 @@ def test_what_leaves_no_room(recipe: Recipe, mistake: Mistake, late: dict[str, A
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_every_model_that_is_only_asked_is_looked_at(recipe: Recipe, mistake: Mistake, tmp_path: Path) -> None:
     """A teacher of the pool, a judge, a reward model and the encoder of a router, each with its weights cut."""
     backbone, reward = save_tiny_model(tmp_path / "model"), save_tiny_reward_model(tmp_path / "reward")

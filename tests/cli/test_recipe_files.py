@@ -14,6 +14,7 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10
 """Ten aliases of ten aliases of ...: a thousand million values in half a kilobyte."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -55,6 +56,7 @@ def test_on_the_command_line(mistake: Mistake, recipe: Recipe) -> None:
     assert "alias in it stands within itself" in mistake("--config=loop.yaml")
 
 
+@pytest.mark.slow
 def test_names_of_teachers_stay_in_the_run(mistake: Mistake, recipe: Recipe) -> None:
     """They become directories of `requests/`."""
     for name in ("../../../x", "/tmp/x", "judge", "answers.jsonl", "latest"):

@@ -140,6 +140,7 @@ def test_questions_are_those_of_the_test_set() -> None:
     assert "what is it now?" not in Path("run/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_no_model_is_imported() -> None:
     """The command starts at once: no torch, no Transformers, no Matplotlib without --figures."""
     write_run(Path("run"))

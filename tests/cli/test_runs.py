@@ -51,6 +51,7 @@ class TestRuns:
         assert re.search(r"recorded: done in .*\n\[2/2\]", said), "who warns of nothing says nothing"
         assert re.search(r"warns: done in .*\n  warning: less and less\n", said)
 
+    @pytest.mark.slow
     def test_rows_that_are_left_out_are_said_first_and_in_the_end(
         self, recipe: Recipe, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -114,6 +115,7 @@ class TestRuns:
         again = recipe(**config, recipe__again=written)
         assert mistake("--config", again) == "generation: no key for classroom/teacher"
 
+    @pytest.mark.slow
     def test_without_a_manifest_nothing_is_taken_over(self, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
         """What another seed has written is moved aside, and what was paid for stays: its requests name their seed."""
         main(["fit", "--config", recipe(seed_everything=42)])

@@ -228,6 +228,7 @@ def test_token_ids_are_those_of_the_template_as_a_whole(kind: str, layout: str, 
         assert chat_template.conversation_ids(messages) == whole
 
 
+@pytest.mark.slow
 @each_tokenizer
 def test_truncation_keeps_the_left(kind: str, layout: str) -> None:
     """At every length, whether asked for or set by the model's context, what is left is the left part."""

@@ -43,6 +43,7 @@ def turns_of_trl(row: dict[str, Any]) -> tuple[str, str, str]:
     return said.get("system", ""), said["user"], said["assistant"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
 def test_each_format_is_read_as_trl_takes_it_apart(name: str, saved: bool, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class TestCard:
         assert found.tags == ["synthetic", "montessori-pl"]
         assert "license" not in DatasetCard.load(exported("dpo", output="dpo") / "README.md").data.to_dict()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("count", "size"), [(999, "n<1K"), (1000, "1K<n<10K"), (10_000, "10K<n<100K")])
     def test_size(self, run: HandMade, count: int, size: str) -> None:
         many = [replace(EXAMPLES[0], id=str(number)) for number in range(count)]

@@ -209,6 +209,7 @@ class TestTrainers:
         assert trainer.train_dataset["input_ids"][:] == expected
         assert trainer.train().training_loss > 0
 
+    @pytest.mark.slow
     def test_dpo(self, model: str) -> None:
         trl = pytest.importorskip("trl")
         exported("dpo")

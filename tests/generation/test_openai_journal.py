@@ -91,6 +91,7 @@ class TestJournal:
         engine(tmp_path, **settings).generate([ask("a", seed)], dataclasses.replace(SAMPLING, **sampling))
         assert endpoint.asked["a"] == 2
 
+    @pytest.mark.slow
     def test_journal_may_end_anywhere(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
         """Cut here and there, as a kill may leave it: whole lines are served, the rest is asked for again."""
         requests = make_requests(4)

@@ -74,6 +74,7 @@ def greedy(source: ModelSource, text: str, max_tokens: int) -> tuple[str, bool]:
     return chat_template.decode(output[0, ids.shape[1] :].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "defaults",
     [
@@ -116,6 +117,7 @@ def test_generation_defaults_of_a_model_do_not_count(
     assert len({one.text for one in answers[0]}) > 3, "the answers could differ"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -156,6 +158,7 @@ def expected_outcomes(probabilities: Tensor) -> Counter[tuple[str, bool]]:
     return expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.7, 1.0), (1.0, 0.6)])
 def test_samples_follow_the_softmax(
     backend: TransformersBackend, backbone: str, temperature: float, top_p: float
@@ -199,6 +202,7 @@ def test_penalised_completion_does_not_repeat_itself(backend: TransformersBacken
     assert all(len(set(completion.text)) == len(completion.text) for completion in penalised)
 
 
+@pytest.mark.slow
 def test_adapter_is_used(backend: TransformersBackend, backbone: str, tmp_path: Path) -> None:
     """Loaded unmerged on the same base; the base, loaded again, answers as before."""
     model = attach_lora(load_model(ModelSource(backbone)), LoraSettings(r=2, alpha=4))  # type: ignore[arg-type]
@@ -233,6 +237,7 @@ def test_finished_says_whether_the_end_was_sampled(
             assert completion.text == ""
 
 
+@pytest.mark.slow
 def test_end_at_the_limit_still_counts_as_finished(backend: TransformersBackend) -> None:
     """Cut one token before, the same completion is unfinished."""
     sampled = backend.generate(requests(40), Sampling(temperature=1, top_p=1, max_tokens=30))

@@ -53,6 +53,7 @@ def centred(influences: Sequence[Influence]) -> torch.Tensor:
     return torch.tensor([one.centred for one in influences], dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["examples", "tokens"])
 def test_it_is_unbiased_over_all_subsets(reduction: str) -> None:
     """The mean over all 15 subsets of two of six references is exact, for plain and centred influence."""
@@ -99,6 +100,7 @@ def test_correction_by_hand() -> None:
         assert one.centred_standard_error == pytest.approx((bulk**2 + error**2) ** 0.5, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_larger_subset_is_closer_and_says_so() -> None:
     """300 draws of 2, 6 and 18 of 24 references: the error falls, and the claimed one is the true one within 15%."""
     world = make_world(num_references=24)

@@ -46,6 +46,7 @@ def engines(
     return first, ExactInfluence(loss, params, update, references)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["examples", "tokens"])
 @pytest.mark.parametrize("name", RULES)
 def test_it_is_the_derivative_along_the_true_step(name: str, reduction: str) -> None:
@@ -70,6 +71,7 @@ def test_it_is_the_derivative_along_the_true_step(name: str, reduction: str) -> 
         assert influence.differences is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["lora", "all"])
 @pytest.mark.parametrize("name", ["sgd", "warm adamw", "fresh adamw"])
 def test_its_error_is_of_second_order(name: str, trained: str) -> None:
@@ -130,6 +132,7 @@ def test_its_standard_error_is_that_of_exact(reduction: str) -> None:
         assert one.plain_standard_error != one.plain_standard_error  # nan: not known
 
 
+@pytest.mark.slow
 def test_its_standard_error_on_a_sample() -> None:
     """Half of the references tell the spread of all, within what so few can; one tells nothing."""
     model = make_model("llama", "lora", torch.float64)

@@ -70,6 +70,7 @@ def assert_same_influence(model: nn.Module, quick: ReferenceSet, whole: Referenc
         assert one.plain == pytest.approx(other.plain, abs=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("layers", "num_frozen"), [("3", 3), ("23", 2), ("13", 1)])
 def test_frozen_layers_run_once_and_change_nothing(architecture: str, layers: str, num_frozen: int) -> None:
@@ -166,6 +167,7 @@ def scale_embeddings(module: Any, args: Any, kwargs: Any) -> Any:
     return args, {**kwargs, "input_ids": None, "inputs_embeds": 4 * embedded}
 
 
+@pytest.mark.slow
 def test_no_more_is_kept_than_allowed() -> None:
     """The batches that come first are kept, as many as fit; hidden states of width 16 take 128 bytes a token."""
     model = make_model("llama", "lora", torch.float64, on_layers("3"), num_hidden_layers=LAYERS)
@@ -283,6 +285,7 @@ def plain_half(model: nn.Module, lr: float) -> list[float]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warm", [False, True], ids=["fresh", "warm"])
 @pytest.mark.parametrize(
     ("trained", "lr"),

@@ -58,6 +58,7 @@ def scored(model: nn.Module, copies: int | None, **settings: Any) -> list[tuple[
     return [(one.plain, one.centred) for one in scorer(BATCH, [0, 0, 0, 1, 1, 1, 2, 2, 2])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "copies"), [("first_order", 8), ("first_order", 16), ("control_variate", 17), ("auto", 20)]
 )
@@ -67,6 +68,7 @@ def test_blocks_change_no_score(model: nn.Module, method: Any, copies: int) -> N
     torch.testing.assert_close(torch.tensor(few), torch.tensor(many), rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_not_offered(model: nn.Module) -> None:
     assert scored(model, 7, method="auto") == scored(model, None, method="exact")
     for method, copies in (("first_order", 7), ("control_variate", 10)):

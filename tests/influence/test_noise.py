@@ -69,6 +69,7 @@ def test_where_exact_is_rounding_first_order_is_chosen(model: nn.Module) -> None
     assert engine.warnings() == []
 
 
+@pytest.mark.slow
 def test_who_insists_on_exact_is_warned(model: nn.Module) -> None:
     for lr, warned in ((1e-3, False), (1e-8, True)):
         engine = scorer(model, lr, method="exact")

@@ -155,6 +155,7 @@ def test_order_and_batching_change_nothing(world: World, batch_tokens: int, rng:
     torch.testing.assert_close(found, expected[probes][:, references], rtol=0, atol=1e-9 * largest + 1e-13)
 
 
+@pytest.mark.slow
 @quickly
 @given(worlds())
 def test_one_backward_pass_equals_one_by_one(world: World) -> None:

@@ -91,6 +91,7 @@ def values(influences: Sequence[Influence]) -> list[float]:
     return [one.centred for one in influences]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lr", "approximate"),
     [
@@ -121,6 +122,7 @@ def test_auto_keeps_its_promise_on_held_out_examples(
         assert choice.candidates[0].agreement.spearman < 0.99, "first order would have broken the promise"
 
 
+@pytest.mark.slow
 def test_before_calibration_auto_is_exact(trained: tuple[nn.Module, dict[str, Any]]) -> None:
     engine = make(trained)
 
@@ -230,6 +232,7 @@ def test_bias_makes_no_winner(trained: tuple[nn.Module, dict[str, Any]], monkeyp
     assert ends(values(scored(engine, groups=True))) == ends(values(scored(exact)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "exact", "first_order", "control_variate"])
 def test_the_model_is_as_it_was(trained: tuple[nn.Module, dict[str, Any]], method: str) -> None:
     """Training modes (mixed), hooks, types and weights, with a frozen base in bfloat16; also after an exception."""
@@ -261,6 +264,7 @@ def state_of(model: nn.Module) -> list[Any]:
     return [modules, [(name, id(param), param.dtype, param.requires_grad) for name, param in model.named_parameters()]]
 
 
+@pytest.mark.slow
 def test_dropout_has_no_say() -> None:
     """A model in training mode is measured in evaluation mode."""
     found = []
@@ -286,6 +290,7 @@ def test_frozen_layers_are_skipped_by_all_methods(trained: tuple[nn.Module, dict
     assert found["exact"] == pytest.approx(found["control_variate"], abs=1e-11)
 
 
+@pytest.mark.slow
 def test_the_five_lines_of_the_documentation_run(
     trained: tuple[nn.Module, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +310,7 @@ def test_the_five_lines_of_the_documentation_run(
     assert len(names["influences"]) == 2 * len(GROUPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "exact", "first_order"])
 def test_examples_whose_influence_is_no_number_are_not_compared(
     trained: tuple[nn.Module, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, method: Any

@@ -168,6 +168,7 @@ def randomize_adapter(model: nn.Module) -> None:
             nn.init.normal_(param, std=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss_type", "label_smoothing", "sft_weight"),
     [

@@ -107,6 +107,7 @@ def work(**numbers: Any) -> Work:
 
 
 class TestRecipes:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "name", [pytest.param(one, marks=[pytest.mark.slow] * (one != "iter1.yaml")) for one in SHIPPED]
     )
@@ -346,6 +347,7 @@ class TestMistakes:
         assert said[0] == said[1]
         assert said[0].startswith("error: ")
 
+    @pytest.mark.slow
     def test_judge_that_does_not_exist(
         self, tiny_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -356,6 +358,7 @@ class TestMistakes:
             cli.main(["fit", "--config", str(path), "--dry_run"])
         assert "no tokenizer for the backbone 'nowhere/to/be'" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_changed_setting_of_a_finished_stage(
         self, tiny_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -91,6 +91,7 @@ def printed(plan: RunPlan) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_gpus_without_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["fit", "--config", "iter1.yaml", "--gpus", "8xH100"])

@@ -33,6 +33,7 @@ def test_without_a_stage() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "busy",
     [

@@ -179,6 +179,7 @@ def test_runs_are_chosen(pages: Pages) -> None:
     assert pages.tab.run(shown) == [False, True]
 
 
+@pytest.mark.slow
 def test_figures_have_names_and_stay_within_their_frames(pages: Pages) -> None:
     pages.tab.open(pages.two)
     assert pages.tab.run("[...document.querySelectorAll('svg.chart')].every((one) => one.getAttribute('aria-label'))")

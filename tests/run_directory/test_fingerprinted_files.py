@@ -235,6 +235,7 @@ class TestWholeRuns:
         main(arguments)
         assert "nothing was left to do" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_edited(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         main(arguments)
         Path("mine.jsonl").write_text(Path("mine.jsonl").read_text().replace("say 7", "say seven"))
@@ -249,6 +250,7 @@ class TestWholeRuns:
         main(arguments)
         assert "say seven" in Path("run/iteration_1/again/examples.jsonl").read_text()
 
+    @pytest.mark.slow
     def test_not_there(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         """Before the stage, the file is missing; after it, nobody needs the file any more."""
         text = Path("mine.jsonl").read_text()

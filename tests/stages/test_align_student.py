@@ -172,6 +172,7 @@ class FirstLook(Callback):
             pl_module.network.train()
 
 
+@pytest.mark.slow
 def test_starts_from_the_student_before_which_is_the_reference(
     align: Align, before: Path | None, backbone: str, tmp_path: Path
 ) -> None:
@@ -189,6 +190,7 @@ def test_starts_from_the_student_before_which_is_the_reference(
     assert (tmp_path / "moved" / "weights" / "adapter_config.json").exists() is not whole
 
 
+@pytest.mark.slow
 def test_is_read_as_any_student(
     align: Align, before: Path | None, context: Context, backbone: str, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def test_answers_to_one_instruction_are_paired(pairs: list[PreferencePair]) -> N
     assert pairs[1].messages() == ASKED[1].messages()[:-1]
 
 
+@pytest.mark.slow
 def test_the_monitor_evaluates_whole_responses(
     pairs: list[PreferencePair], context: Context, backbone: str, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_features_are_the_hidden_state_where_the_answer_begins(backbone: str) ->
     torch.testing.assert_close(encoder.features(asked), torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_it_asks_whom_the_prompt_names(
     seed: int, context: Callable[..., StageContext], tmp_path_factory: pytest.TempPathFactory
@@ -162,6 +163,7 @@ def test_routers_that_can_compare_other_prompts_hold_out_the_same_ones() -> None
     assert halves[1] == halves[0] & {*everything[::5], *everything[1::5], *everything[2::5]}
 
 
+@pytest.mark.slow
 def test_the_constant_has_a_loss_too(context: Callable[..., StageContext]) -> None:
     """Where prompts tell who is best the router's is lower; where they tell nothing it is not, and no penalty helps."""
     examples = pool(TEXTS)
@@ -263,6 +265,7 @@ def test_the_order_of_records_and_of_names_changes_nothing(context: Callable[...
     assert [other_names[name] for name in before] == after
 
 
+@pytest.mark.slow
 def test_missing_answers_are_fewer_pairs(context: Callable[..., StageContext]) -> None:
     """A third of the responses is gone; of prompts with one response left nothing can be learned."""
     rng = random.Random(4)

@@ -54,6 +54,7 @@ def test_decisions_equal_brute_force(texts: list[str], threshold: float, keep_al
     assert_same_decisions(texts, threshold, keep_all)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_all", [False, True])
 def test_decisions_equal_brute_force_on_instructions(keep_all: bool) -> None:
     draw = random.Random(0)
@@ -67,6 +68,7 @@ def test_decisions_equal_brute_force_on_instructions(keep_all: bool) -> None:
     assert_same_decisions(texts, 0.7, keep_all)
 
 
+@pytest.mark.slow
 def test_decisions_equal_brute_force_on_long_texts() -> None:
     """Texts of more words than a machine word has bits, from more words than a byte tells apart; some are edits."""
     draw = random.Random(0)

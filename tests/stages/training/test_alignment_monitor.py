@@ -207,6 +207,7 @@ class TestTraining:
         assert not (tmp_path / "without" / "alignment_evaluations.jsonl").exists()
         assert [evaluation["step"] for evaluation in evaluations_of(tmp_path / "watched")] == list(range(7))
 
+    @pytest.mark.slow
     def test_evaluations_are_taken_at_their_steps(self, align: Align, tmp_path: Path) -> None:
         metrics = align(tmp_path, dataclasses.replace(WATCH, every_n_steps=4))
         assert [evaluation["step"] for evaluation in evaluations_of(tmp_path)] == [0, 4, 8, 10]
@@ -282,6 +283,7 @@ class TestOverdose:
 
     WATCH = dataclasses.replace(WATCH, limits=LIMITS, num_samples=24)
 
+    @pytest.mark.slow
     def test_is_found_and_taken_back(self, align: Align, tmp_path: Path) -> None:
         notes = Notes()
         metrics = align(tmp_path, self.WATCH, OVERDOSE, notes, save_all_checkpoints=True)

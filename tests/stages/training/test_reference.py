@@ -117,6 +117,7 @@ def test_once_for_each_pair(align: Align, backbone: str, lora: LoraSettings | No
     assert not list(directory.glob("*.part*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [{"at_pass": 1}, {"at_pass": 3}, {"at_batch": 1}, {"at_batch": 6}])
 def test_a_killed_training_computes_what_is_left(align: Align, kill: dict[str, int]) -> None:
     """And ends with the same files."""

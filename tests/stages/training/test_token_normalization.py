@@ -270,6 +270,7 @@ def test_memory_changes_no_step(
         assert sum(ran) == recomputed
 
 
+@pytest.mark.slow
 def test_one_batch_of_eight_is_four_twice(backbone: str, tmp_path: Path) -> None:
     """The student after two epochs, too, with the rate of a real training, is the same but for rounding."""
     weights = []
