@@ -82,6 +82,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs vLLM: make test-vllm")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """What a test writes need not survive a loss of power, and a slow disk would take longer than all computing.
+
+    Those that simulate one (`power_loss.py`) put their own disk in this place.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Models this small are slower with two threads, and results may differ in the last digit."""
