@@ -20,6 +20,8 @@ import torch
 import yaml
 from hypothesis import settings as hypothesis_settings
 
+from montessori_pl import classroom
+
 pytest.register_assert_rewrite("killing")  # whose assertions say what differs as well
 
 # Machines that are busy take their time; what takes too long runs into pytest's own limit.
@@ -42,8 +44,7 @@ SLOWEST = (
     "test_recorded_teachers.py",
     "test_llm2llm.py",
 )
-"""Files that take longest and need the world, from about five minutes down to one. Of those with fast tests too, the
-first one needs the world for its first test."""
+"""Files that take longest and need the world, from about five minutes down to one."""
 
 
 @pytest.hookimpl(trylast=True)  # when what the command line leaves out has gone
@@ -91,6 +92,14 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def world_built_first(request: pytest.FixtureRequest) -> None:
+    """By the first of several workers, before its first test; the others have files that do not need it."""
+    files = {item.path for item in request.session.items}
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw0" and any(map(_needs_the_world, files)):
+        classroom.resolve("classroom/teacher")
 
 
 @pytest.fixture(autouse=True)
