@@ -49,24 +49,22 @@ SLOWEST = (
 
 @pytest.hookimpl(trylast=True)  # when what the command line leaves out has gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two workers share the files, put the longest first, so that both end at about the same time.
+    """Where two workers share the files, put those first that do not need the classroom's world.
 
-    While the first worker builds the classroom's world, if it is not there yet, the second one finds files that do not
-    need it; it would only wait for the first one's lock.
+    While the first worker builds it, if it is not there yet, the second one finds these; it would only wait for the
+    first one's lock. The longest come next, so that both end at about the same time.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     paths = dict.fromkeys(item.path for item in items)
-    longest = min((SLOWEST.index(path.name) for path in paths if path.name in SLOWEST), default=None)
-    turns = {path: (_turn(path, longest), place) for place, path in enumerate(paths)}
+    turns = {path: (_turn(path), place) for place, path in enumerate(paths)}
     items.sort(key=lambda item: turns[item.path])
 
 
-def _turn(path: Path, longest: int | None) -> int:
-    """When it is a file's turn: the longest, those without a world, the others that are long, the rest."""
+def _turn(path: Path) -> int:
+    """When it is a file's turn: those without a world, those that are long, the rest."""
     if path.name in SLOWEST:
-        place = SLOWEST.index(path.name)
-        return -1 if place == longest else place + 1
+        return SLOWEST.index(path.name) + 1
     return len(SLOWEST) + 1 if _needs_the_world(path) else 0
 
 
