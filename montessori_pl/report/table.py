@@ -60,7 +60,7 @@ def _names(students: Students) -> list[str]:
 
 
 def _part_names(students: Students) -> list[str]:
-    """Those that are about a part of what another one is about: `accuracy_FAMILY` beside `accuracy`."""
+    """Those that stand beside a number whose name theirs goes on with: `accuracy_FAMILY` beside `accuracy`."""
     names = _names(students)
     return [
         name
@@ -70,8 +70,8 @@ def _part_names(students: Students) -> list[str]:
 
 
 def _parts(students: Students, parts: list[str]) -> Table:
-    """Parts down, students across: there are often many parts."""
-    table = Table(title="students, part by part", title_justify="left")
+    """These numbers down, students across: there are often many."""
+    table = Table(title="students, further numbers", title_justify="left")
     table.add_column("")
     for student in students:
         table.add_column(student, justify="right")

@@ -56,7 +56,7 @@ def test_parts_have_a_table_of_their_own() -> None:
             },
             console,
         )
-    whole, parts = captured.get().split("students, part by part")
+    whole, parts = captured.get().split("students, further numbers")
     assert "0.250" in whole
     assert "0.750" in whole
     assert "0.125" not in whole

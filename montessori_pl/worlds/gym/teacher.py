@@ -59,7 +59,7 @@ def build_teacher(directory: Path, base: Path, difficulty: Difficulty, seed: int
     chat_template = ChatTemplate(tokenizer, _layout(tokenizer))
     documents = _documents(chat_template, difficulty, seed)
     config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
-    # One thread: sums in another order would make another teacher, and two need 1.6 times the computing.
+    # One thread: sums in another order would make another teacher.
     with one_thread(), no_progress_bar(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("gym teacher", seed))
         network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
