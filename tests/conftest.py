@@ -20,8 +20,6 @@ import torch
 import yaml
 from hypothesis import settings as hypothesis_settings
 
-from montessori_pl import classroom
-
 pytest.register_assert_rewrite("killing")  # whose assertions say what differs as well
 
 # Machines that are busy take their time; what takes too long runs into pytest's own limit.
@@ -44,16 +42,12 @@ SLOWEST = (
     "test_recorded_teachers.py",
     "test_llm2llm.py",
 )
-"""Files that take longest and need the world, from about five minutes down to one."""
+"""Files that take longest, from about five minutes down to one."""
 
 
 @pytest.hookimpl(trylast=True)  # when what the command line leaves out has gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two workers share the files, put those first that do not need the classroom's world.
-
-    While the first worker builds it, if it is not there yet, the second one finds these; it would only wait for the
-    first one's lock. The longest come next, so that both end at about the same time.
-    """
+    """Where two workers share the files, put the longest first, so that both end at about the same time."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     paths = dict.fromkeys(item.path for item in items)
@@ -62,17 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(path: Path) -> int:
-    """When it is a file's turn: those without a world, those that are long, the rest."""
-    if path.name in SLOWEST:
-        return SLOWEST.index(path.name) + 1
-    return len(SLOWEST) + 1 if _needs_the_world(path) else 0
-
-
-def _needs_the_world(path: Path) -> bool:
-    """Whether a file of tests, or what its directory shares, mentions the classroom or takes a recipe of it."""
-    beside = path.parent / "conftest.py"
-    sources = [path, *([beside] if beside.exists() and beside != Path(__file__) else [])]
-    return any(word in source.read_text() for source in sources for word in ("classroom", "tiny_recipe"))
+    """When it is a file's turn: those that are long, then the rest."""
+    return SLOWEST.index(path.name) if path.name in SLOWEST else len(SLOWEST)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -90,14 +75,6 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def world_built_first(request: pytest.FixtureRequest) -> None:
-    """By the first of several workers, before its first test; the others have files that do not need it."""
-    files = {item.path for item in request.session.items}
-    if os.environ.get("PYTEST_XDIST_WORKER") == "gw0" and any(map(_needs_the_world, files)):
-        classroom.resolve("classroom/teacher")
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from killing import GENERATE, OPEN, Moment, Program, assert_same_run, half_a_line
 
-from montessori_pl import classroom
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.run_directory.run_directory import RunDirectory
 
@@ -30,7 +29,6 @@ MOMENTS = [
 @pytest.fixture(scope="module")
 def program(tiny_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Program:
     """Two rounds."""
-    classroom.resolve("classroom/teacher")
     recipe = tiny_recipe("accumulate.yaml", new_data={"num_examples": NUMBER})
     return Program(recipe, tmp_path_factory.mktemp("rounds"))
 

@@ -487,7 +487,7 @@ def forked(command: Sequence[str], *, stdout: IO[str], **settings: Any) -> "subp
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # the first test that needs the world builds it
+@pytest.mark.timeout(1200)
 def test_the_whole_study(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two arms that run, and one with an override that does not exist, which does not stop them."""
     monkeypatch.setattr("study.runs.subprocess", SimpleNamespace(run=forked, STDOUT=subprocess.STDOUT))

@@ -53,8 +53,7 @@ main()
 
 @pytest.fixture(scope="module")
 def recipe(tiny_recipe: Callable[..., Path]) -> Path:
-    """The tiny recipe; its world is built once, in this process."""
-    classroom.resolve("classroom/teacher")
+    """The tiny recipe."""
     return tiny_recipe(**SCORED)
 
 

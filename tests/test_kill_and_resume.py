@@ -31,7 +31,6 @@ from killing import (
 )
 from power_loss import LOSSES, PowerLoss
 
-from montessori_pl import classroom
 from montessori_pl.run_directory.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
@@ -99,7 +98,6 @@ def interrupt() -> None:
 @pytest.fixture(scope="module")
 def program(tiny_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Program:
     """The program on the tiny recipe, with dropout, gradient accumulation and a checkpoint after every step."""
-    classroom.resolve("classroom/teacher")  # built once, in this process
     recipe = tiny_recipe(
         config={"student.init_args.lora.dropout": 0.1},
         warmup_data={"prompts_per_batch": 1},

@@ -28,7 +28,6 @@ from killing import (
     half_a_line,
 )
 
-from montessori_pl import classroom
 from montessori_pl.classroom.tasks import family
 from montessori_pl.cli.fit import shipped_configs
 from montessori_pl.data.records import Example, PreferencePair, Record, Score, read_records
@@ -336,7 +335,6 @@ def test_killed_in_their_own_stages(
     They share the stages before the first that brings a kill: these are finished, and what comes later only reads them.
     What recipes have in common is done by the first of them, too.
     """
-    classroom.resolve("classroom/teacher")  # built once, in this process
     case = CASES[name]
     changes = dict(case.settings)
     if name == "self_instruct_api.yaml":

@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 from killing import TWO_PROCESSES, Program, assert_same_run
 
-from montessori_pl import classroom
 from montessori_pl.run_directory.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
@@ -64,7 +63,6 @@ class Case:
 @pytest.fixture(scope="module")
 def recipe(tiny_recipe: Callable[..., Path]) -> Path:
     """The tiny recipe, in small batches."""
-    classroom.resolve("classroom/teacher")  # built once, in this process
     return tiny_recipe(warmup_data={"prompts_per_batch": 1}, training_data={"prompts_per_batch": 1})
 
 

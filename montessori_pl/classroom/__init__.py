@@ -1,12 +1,13 @@
-"""The embedded classroom: a world that builds itself, so that the whole program runs offline on a fresh machine.
+"""The embedded classroom: a world that comes with the program, which runs offline on a fresh machine as a whole.
 
     classroom/teacher    classroom/student                      checkpoints: real, very small Llama models
     classroom/seed_tasks      classroom/reference   classroom/test   JSON lines of `Example`
     classroom/specialist_letters   classroom/specialist_digits   classroom/chatty   classroom/peer
     classroom/questioner                                        LoRA adapters on `classroom/teacher`: other teachers
 
-`classroom@3/teacher` names the teacher of another world, drawn and trained afresh from seed 3. A world is built on
-first use and kept in `$MONTESSORI_PL_CACHE` (default `~/.cache/montessori-pl`), and so is each of the adapters.
+`classroom@3/teacher` names the teacher of another world, drawn and trained afresh from seed 3. It is built on first use
+and kept in `$MONTESSORI_PL_CACHE` (default `~/.cache/montessori-pl`), and so is each of its adapters. That of seed 0
+was built beforehand, and lies in `embedded/`: on processors without bfloat16 it takes seven minutes, on others two.
 """
 
 import functools
@@ -37,8 +38,12 @@ TEACHER_VARIANTS = ("specialist_letters", "specialist_digits", "chatty", "peer",
 _NAME = re.compile(rf"classroom(?:@(\d+))?/({'|'.join((*CONTENTS, *TEACHER_VARIANTS))})")
 _OF_VARIANTS = ("adapters.py", "teacher_variants.py")
 """Sources on which the adapters depend, and the world does not."""
-_OF_NOTHING = ("names.py",)
+_OF_NOTHING = ("__init__.py", "names.py")
 """Sources on which nothing depends that is built."""
+
+EMBEDDED = Path(__file__).parent / "embedded"
+"""What was built beforehand, as a cache holds it. After a change of the sources it is not found; to build it anew:
+`MONTESSORI_PL_CACHE=montessori_pl/classroom/embedded`, and `resolve` all names."""
 
 
 def resolve(name: str) -> Path:
@@ -85,13 +90,18 @@ def _code(source: str) -> str:
     return "".join(kept)
 
 
+def kept_world(seed: int) -> Path | None:
+    """The directory of a world; none where it has not been built yet."""
+    return _kept(f"classroom-{seed}-{version()}")
+
+
 def _world(seed: int) -> Path:
     """The directory of a world, which exists when this returns."""
 
     def build(directory: Path) -> None:
         from montessori_pl.classroom.build import build_world
 
-        logger.info("building the classroom in %s: once, about two minutes on one core", directory)
+        logger.info("building the classroom in %s: once, two to seven minutes on one core", directory)
         build_world(directory, seed)
 
     return _built(f"classroom-{seed}-{version()}", build)
@@ -111,18 +121,27 @@ def _adapter(seed: int, name: str) -> Path:
 
 
 def _built(name: str, build: Callable[[Path], None]) -> Path:
-    """A directory of the cache, which is built if it is not there: by one process, and whole or not at all."""
-    cache = Path(os.environ.get("MONTESSORI_PL_CACHE") or Path.home() / ".cache" / "montessori-pl")
-    directory = cache / name
-    if not directory.is_dir():
-        from filelock import FileLock
+    """A directory that is built in the cache if it is nowhere: by one process, and whole or not at all."""
+    if (found := _kept(name)) is not None:
+        return found
+    from filelock import FileLock
 
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{directory}.lock"):
-            if not directory.is_dir():  # another process may have built it while this one waited
-                unfinished = directory.with_name(f"{name}.unfinished")
-                shutil.rmtree(unfinished, ignore_errors=True)  # left behind by a process that was killed
-                unfinished.mkdir()
-                build(unfinished)
-                os.rename(unfinished, directory)
+    directory = _cache() / name
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{directory}.lock"):
+        if not directory.is_dir():  # another process may have built it while this one waited
+            unfinished = directory.with_name(f"{name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)  # left behind by a process that was killed
+            unfinished.mkdir()
+            build(unfinished)
+            os.rename(unfinished, directory)
     return directory
+
+
+def _kept(name: str) -> Path | None:
+    """The directory of this name that came with the program or was built before; none where it has to be built."""
+    return next((home / name for home in (EMBEDDED, _cache()) if (home / name).is_dir()), None)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("MONTESSORI_PL_CACHE") or Path.home() / ".cache" / "montessori-pl")

@@ -1,6 +1,5 @@
 """Names of the embedded classroom beside hub ids and paths: `classroom/teacher`, `classroom@3/seed_tasks[:10]`."""
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,10 +42,8 @@ def kept(name: str) -> str | None:
     match = _SET.fullmatch(name)
     if match is None:
         return name
-    # As `classroom` keeps them. The code of this is not there, because on the code there the worlds depend.
-    cache = Path(os.environ.get("MONTESSORI_PL_CACHE") or Path.home() / ".cache" / "montessori-pl")
-    world = cache / f"classroom-{int(match[1] or 0)}-{classroom.version()}"
-    return f"{world / classroom.CONTENTS[match[2]]}{match[3] or ''}" if world.is_dir() else None
+    world = classroom.kept_world(int(match[1] or 0))
+    return f"{world / classroom.CONTENTS[match[2]]}{match[3] or ''}" if world is not None else None
 
 
 def cached(name: str, build: Callable[[Path], None]) -> Path:

@@ -58,7 +58,7 @@ from montessori_pl.pipeline.runner import Runner
 from montessori_pl.processes.peers import Peers
 from montessori_pl.processes.slurm import requeue_after_warning
 from montessori_pl.processes.stop import STOP
-from montessori_pl.processes.trainers import take_over
+from montessori_pl.processes.trainers import share_cores, take_over
 from montessori_pl.report import print_summary, write_summary
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.run_directory.fingerprint import pinned
@@ -293,6 +293,7 @@ class MontessoriCLI(LightningCLI):
             if runner.leads:
                 self._preview(runner, steps, preview, root)
             return
+        share_cores(runner.trainer(callbacks=[]))
         with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
             if runner.leads:
                 self._peers.forget_earlier()

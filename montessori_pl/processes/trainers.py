@@ -8,6 +8,18 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
+def share_cores(trainer: "Trainer") -> None:
+    """Divide the cores at once among the processes of this machine, as Lightning would when they begin to train.
+
+    Sums differ in their last digits with the number of threads. A run that goes on behind a training would compute the
+    rest with more of them than the run that came from it.
+    """
+    from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+
+    if trainer.num_devices > 1:
+        _set_num_threads_if_needed(trainer.num_devices)
+
+
 def take_over(trainer: "Trainer", peers: Peers) -> None:
     """Leave to us what a trainer would do: it has no setting for it.
 

@@ -9,14 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from montessori_pl import classroom
-from montessori_pl.classroom import build, resolve
+from montessori_pl.classroom import CONTENTS, EMBEDDED, TEACHER_VARIANTS, build, resolve
 from montessori_pl.classroom.build import greedy_accuracy
+from montessori_pl.classroom.names import kept
 from montessori_pl.classroom.pretraining_corpus import SET_SIZES, student_documents, teacher_documents
 from montessori_pl.classroom.tasks import family, solve
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Example, read_records
-
-pytestmark = pytest.mark.timeout(1200)  # the first test builds the world, for everyone on this machine
 
 
 @pytest.fixture
@@ -30,8 +29,36 @@ def fake_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
         (directory / "seed_tasks.jsonl").write_text(f"{seed}\n", encoding="utf-8")
 
     monkeypatch.setenv("MONTESSORI_PL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(classroom, "EMBEDDED", tmp_path / "embedded")
     monkeypatch.setattr(build, "build_world", build_world)
     return built
+
+
+def test_the_first_world_and_its_adapters_come_with_the_program() -> None:
+    """As the sources say today. After a change, `EMBEDDED` says how they are built anew; remove the old ones."""
+    names = [*CONTENTS, *TEACHER_VARIANTS]
+    found = {path.relative_to(EMBEDDED).parts[0] for path in map(resolve, (f"classroom/{name}" for name in names))}
+    assert found == {path.name for path in EMBEDDED.iterdir()}
+    assert kept("classroom/test[:3]") == f"{resolve('classroom/test')}[:3]"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_what_is_embedded_is_what_is_built(tmp_path: Path) -> None:
+    """All texts are the same. Weights differ from processor to processor, and know as much."""
+    build.build_world(tmp_path, seed=0)
+    world = resolve("classroom/teacher").parent
+    files = sorted(path.relative_to(world) for path in world.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    texts = [path for path in files if path.suffix != ".safetensors"]
+    assert [path for path in texts if (tmp_path / path).read_bytes() != (world / path).read_bytes()] == []
+    examples = read_records(world / "test.jsonl", Example)
+    for name in ("teacher", "student"):
+        right = []
+        for one in (world, tmp_path):
+            chat_template = ChatTemplate(AutoTokenizer.from_pretrained(one / name))
+            right.append(greedy_accuracy(AutoModelForCausalLM.from_pretrained(one / name), chat_template, examples))
+        assert right[1] == pytest.approx(right[0], abs=0.08)
 
 
 @pytest.mark.parametrize(("name", "at_least", "at_most"), [("teacher", 0.9, 1.0), ("student", 0.3, 0.8)])

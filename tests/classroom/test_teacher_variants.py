@@ -25,8 +25,6 @@ from montessori_pl.data.records import Example, append_records, read_records
 from montessori_pl.losses import mean_response_loss
 from montessori_pl.models.loading import ModelSource, load_chat_template, load_model
 
-pytestmark = pytest.mark.timeout(1200)  # the first test builds the world and the variants, for everyone on this machine
-
 Answers = dict[str, list[str]]
 
 
@@ -217,6 +215,7 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         (directory / "adapter_config.json").touch()
 
     monkeypatch.setenv("MONTESSORI_PL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(classroom, "EMBEDDED", tmp_path / "embedded")
     monkeypatch.setattr(build, "build_world", build_world)
     monkeypatch.setattr(adapters, "build_adapter", build_adapter)
     return names

@@ -16,8 +16,7 @@ from montessori_pl.cli.common import expand_home
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home directory; the classroom's worlds stay where they are."""
-    monkeypatch.setenv("MONTESSORI_PL_CACHE", str(classroom.resolve("classroom/student").parents[1]))
+    """An empty home directory."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
