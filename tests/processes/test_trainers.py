@@ -13,9 +13,9 @@ from montessori_pl.processes.trainers import share_cores
 def test_threads(devices: int, given: str | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of eight cores; where one process works alone, or the user has set a number, nothing changes."""
     monkeypatch.setattr("lightning.fabric.utilities.distributed._num_cpus_available", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if given is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")  # which is put back afterwards, whatever is set
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
     torch.set_num_threads(3)
     share_cores(Trainer(accelerator="cpu", devices=devices, logger=False, enable_checkpointing=False))
     assert torch.get_num_threads() == threads
