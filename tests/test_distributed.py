@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from killing import TWO_PROCESSES, Program
+from killing import TWO_PROCESSES, Moment, Program, assert_same_run, copy_until
 
 from montessori_pl import classroom
 from montessori_pl.batches.encoding import encode_examples
@@ -26,6 +26,7 @@ from montessori_pl.cli.fit import main
 from montessori_pl.data.records import Example, append_records, read_records
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.run_directory.run_directory import RunDirectory
+from montessori_pl.signals.base import REPORT
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +117,27 @@ def test_two_processes_score_as_one(recipe: Path, finished: Path, tmp_path: Path
     assert "[9/14] iteration_1/preferences: finished before" in said
     assert (run / SCORES).read_bytes() == (finished / SCORES).read_bytes()
     assert [path.name for path in (run / SCORES).parent.glob("*.part*")] == []
+
+
+def late(*args: Any) -> None:
+    """Die some time before the call, in which others could have done much."""
+    time.sleep(5)
+
+
+def test_what_a_signal_says_is_kept_before_the_first_score(recipe: Path, tmp_path: Path) -> None:
+    """One process scores all there is, while the other one is killed before it writes the report.
+
+    The scores would be complete when the run goes on, and nobody would prepare the signal again.
+    """
+    program, run, whole = Program(recipe, tmp_path, TWO_PROCESSES), tmp_path / "run", tmp_path / "whole"
+    program.launch(whole, 2)
+    assert [end.status for end in program.ends()] == [0, 0], program.log.read_text()
+    copy_until(whole, "influence_2", run)
+    program.launch(run, 2, Moment("influence_2", "montessori_pl.signals.base.write_json", late, file=REPORT))
+    assert [end.status for end in program.ends()] == [-signal.SIGKILL, 1], program.log.read_text()
+    program.launch(run, 2)
+    assert [end.status for end in program.ends()] == [0, 0], program.log.read_text()
+    assert_same_run(run, whole)
 
 
 def lengths(paths: Sequence[Path]) -> list[int]:

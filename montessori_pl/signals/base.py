@@ -161,6 +161,8 @@ class SignalCallback(Checked, Callback, ABC):
         self.prepare(pl_module, _data(trainer))
         if trainer.is_global_zero and (report := self.report()):
             write_json(self.output.with_name(REPORT), report)
+        # Others might score all there is; a run that is killed here would go on without anyone who could report.
+        trainer.strategy.barrier()
 
     def on_predict_batch_end(
         self,
