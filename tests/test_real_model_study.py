@@ -43,6 +43,7 @@ def test_students_that_learned_unequally_are_not_compared() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_study_with_a_tiny_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,6 +51,7 @@ def test_the_whole_study_with_a_tiny_model(
     monkeypatch.setenv("MONTESSORI_PL_CACHE", str(tmp_path / "cache"))
     model = save_tiny_model(tmp_path / "model", max_position_embeddings=512)
     small = {
+        "num_threads": 1,  # two would wait for each other, and for the other tests
         "student.backbone": model,
         "teacher.backbone": f"gym-easy/teacher:{model}",
         "data.reference": "gym-easy/reference[:6]",
