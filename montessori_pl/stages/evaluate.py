@@ -122,10 +122,17 @@ class Evaluate(Stage):
         return Evaluation(id=name, evaluator=type(evaluator).__name__, metrics=metrics)
 
     def _by_student(self, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
-        """The numbers of all evaluators, for each student in the order of the setting."""
+        """The numbers of all evaluators, for each student in the order of the setting.
+
+        A number whose name an earlier evaluator has taken gets that of its own in front: `WinRate_2_win_rate`.
+        """
         students: dict[str, dict[str, float]] = {name: {} for name in self.students}
-        for evaluation in evaluations:
-            students[evaluation.id] |= evaluation.metrics
+        for evaluation, (name, _, place) in zip(evaluations, self._work(), strict=True):
+            taken = students[name]
+            taken |= {
+                f"{place.name}_{metric}" if metric in taken else metric: value
+                for metric, value in evaluation.metrics.items()
+            }
         return students
 
     def _work(self) -> list[tuple[str, Evaluator, Path]]:

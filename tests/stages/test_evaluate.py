@@ -147,11 +147,15 @@ def test_results_are_kept_as_soon_as_they_are_there(data: DataSources, context: 
 def test_answers_are_kept_by_student_and_evaluator(
     data: DataSources, trained: Path, context: Callable[..., StageContext]
 ) -> None:
-    """As artifacts; two evaluators of a kind do not write over each other."""
+    """As artifacts; two evaluators of a kind do not write over each other, nor do their numbers."""
     backend = Answers({"who?": "#### me", "what?": "that is.", "where?": "there", "when?": "now"})
     here = context(data=data, inputs={"students.base": None, "students.trained": trained}, backend=lambda: backend)
     stage = Evaluate(["base", "trained"], [ExactMatch(), ResponseLoss(), ExactMatch(answers="final")])
-    stage.run(here)
+    numbers = stage.run(here)["students"]
+    assert {name: (one["accuracy"], one["ExactMatch_2_accuracy"]) for name, one in numbers.items()} == {
+        "base": (0.5, 0.75),
+        "trained": (0.5, 0.75),
+    }
     kept = sorted(path for pattern in stage.artifacts for path in here.directory.glob(pattern))
     assert [str(path.relative_to(here.directory)) for path in kept] == [
         *(f"base/{name}/answers.jsonl" for name in ("ExactMatch", "ExactMatch_2")),
