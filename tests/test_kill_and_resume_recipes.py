@@ -176,6 +176,15 @@ def the_better_half_is_learned(run: Path) -> None:
     assert {example.id for example in records(run, "training_data", Example)} == set(best)
 
 
+def the_hardest_are_shown(run: Path) -> None:
+    """The quarter of the seed tasks on which the student's loss is highest, and nothing else."""
+    loss = {score.id: score.value for score in records(run, "difficulty", Score)}
+    hardest = sorted(loss, key=lambda id_: -loss[id_])[: len(loss) // 4]
+    shown = {id_ for example in records(run, "new_data", Example) for id_ in example.seed_task_ids}
+    assert len(shown) > 3
+    assert shown <= set(hardest)
+
+
 CALIBRATION: dict[str, dict[str, Any]] = {
     "calibration_prompts": {"num_examples": 60, "prompts_per_batch": 8},
     "calibration": {"instructions_per_batch": 16},
@@ -287,6 +296,19 @@ CASES = {
             Moment("training_data", OPEN, half_a_line, file="/examples.jsonl.draft"),
         ],
         check=the_better_half_is_learned,
+    ),
+    "active_synthesis.yaml": Case(
+        settings={
+            "config": {"iterations": 1},
+            "new_data": {"num_examples": 12, "prompts_per_batch": 2},
+            "difficulty": {"batch_tokens": 64},
+        },
+        moments=[
+            Moment("difficulty", OPEN, half_a_line, file="/scores.part0.jsonl", call=2),
+            Moment("hardest", OPEN, half_a_line, file="/examples.jsonl.draft"),
+            Moment("new_data", GENERATE, everything, call=2),
+        ],
+        check=the_hardest_are_shown,
     ),
     "self_reward.yaml": Case(
         settings={
