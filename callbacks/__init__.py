@@ -6,6 +6,7 @@ from callbacks.influence_during_training import InfluenceDuringTraining
 from callbacks.influence_probe import InfluenceProbeCallback
 from callbacks.instruction_difficulty import IFDSignal
 from callbacks.judge import JudgeSignal
+from callbacks.projected_gradient import ProjectedGradientSignal
 from callbacks.rank_surprisal import RankSurprisalSignal
 from callbacks.recorded_quality import RecordedQualitySignal
 from callbacks.reward_model import RewardModelSignal
@@ -17,6 +18,7 @@ __all__ = [
     "InfluenceDuringTraining",
     "InfluenceProbeCallback",
     "JudgeSignal",
+    "ProjectedGradientSignal",
     "RandomSignal",
     "RankSurprisalSignal",
     "RecordedQualitySignal",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import test_accumulate
 import test_kill_and_resume
@@ -36,6 +37,7 @@ from montessori_pl.models.loading import ModelSource
 from montessori_pl.routing import load_router
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.stages.base import ROUTING
+from montessori_pl.stats.gradients import grace
 
 pytestmark = pytest.mark.slow
 
@@ -150,6 +152,21 @@ def one_teacher_answers_everything(run: Path) -> None:
     assert {example.teacher for example in records(run, "training_data", Example)} == {best}
 
 
+def the_lowest_grace_answers_everything(run: Path) -> None:
+    """By the gradients in the records."""
+    gradients = {score.id: score.gradient for score in records(run, "gradients", Score)}
+    answers: dict[str, list[str]] = {}
+    for example in records(run, "calibration", Example):
+        answers.setdefault(example.instruction, []).append(example.id)
+    complete = [ids for _, ids in sorted(answers.items()) if len(ids) == len(POOL)]
+    found = {
+        name: grace([np.array([gradients[ids[place]]]) for ids in complete]).mean() for place, name in enumerate(POOL)
+    }
+    lowest = min(POOL, key=found.__getitem__)
+    assert metrics(run, "chosen")["teachers"][lowest]["grace"]["mean"] == pytest.approx(found[lowest])
+    assert {example.teacher for example in records(run, "training_data", Example)} == {lowest}
+
+
 def the_router_decides_who_answers(run: Path) -> None:
     examples = records(run, "training_data", Example)
     router = load_router(run / "iteration_1" / "chosen" / ROUTING)
@@ -244,6 +261,14 @@ CASES = {
             Moment("training_data", GENERATE, everything, call=2),
         ],
         check=one_teacher_answers_everything,
+    ),
+    "grace.yaml": Case(
+        settings=CALIBRATION | {"gradients": {"batch_tokens": 256, "signal.init_args.dim": 32}},
+        moments=[
+            Moment("gradients", OPEN, half_a_line, file="/scores.part0.jsonl", call=2),
+            Moment("chosen", OPEN, half_a_line, file="/router.json.draft"),
+        ],
+        check=the_lowest_grace_answers_everything,
     ),
     "persyn.yaml": Case(
         settings=CALIBRATION | {"chosen": {"fallback_to_constant": False}},

@@ -224,10 +224,13 @@ class Score(Record):
     """The numbers whose mean is `value`, one for each reference example, where the signal has them."""
     texts: tuple[str, ...] = ()
     """What the signal said of the example in words, where it speaks."""
+    gradient: tuple[float, ...] = dataclasses.field(default=(), metadata=_SPARSE)
+    """The student's gradient on the example, projected to a few dimensions, where the signal keeps it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", tuple(self.terms))
         object.__setattr__(self, "texts", tuple(self.texts))
+        object.__setattr__(self, "gradient", tuple(self.gradient))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from montessori_pl.influence.functional import Batch, LossFn, ResponseLosses, tr
 from montessori_pl.influence.memory import MemoryPlan, default_budget, plan_memory, row_blocks
 from montessori_pl.influence.noise import Noise
 from montessori_pl.influence.per_example import one_by_one, per_example_gradients
+from montessori_pl.influence.projection import GradientProjection
 from montessori_pl.influence.references import Reduction, ReferenceSet
 from montessori_pl.influence.results import Influence
 from montessori_pl.influence.scorer import InfluenceScorer, Method
@@ -29,6 +30,7 @@ __all__ = [
     "ExactInfluence",
     "FirstOrderInfluence",
     "FrozenLayers",
+    "GradientProjection",
     "Influence",
     "InfluenceScorer",
     "LossFn",

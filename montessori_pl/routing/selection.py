@@ -14,11 +14,12 @@ import numpy as np
 
 from montessori_pl.routing.responses import Array
 
-Rule = Literal["car", "quality", "loss", "length", "ifd"]
-"""What puts a teacher first: CAR, quality, low loss, long responses, or instruction-following difficulty."""
+Rule = Literal["car", "grace", "quality", "loss", "length", "ifd"]
+"""What puts a teacher first: CAR, low GRACE, quality, low loss, long responses, or instruction-following difficulty."""
 
 NEEDED: Mapping[Rule, tuple[str, ...]] = {
     "car": ("quality", "loss"),
+    "grace": ("grace",),
     "quality": ("quality",),
     "loss": ("loss",),
     "length": ("length",),
@@ -43,7 +44,7 @@ def merit(rule: Rule, means: Mapping[str, Array], beta: float) -> Array:
     """
     if rule == "car":
         return adjusted_reward(means["quality"], means["loss"], beta)
-    return -means["loss"] if rule == "loss" else means[rule]
+    return -means[rule] if rule in ("loss", "grace") else means[rule]
 
 
 def adjusted_reward(rewards: Array, losses: Array, beta: float) -> Array:

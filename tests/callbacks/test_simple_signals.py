@@ -20,6 +20,7 @@ from transformers import LlamaForSequenceClassification
 from callbacks import (
     GradientCosineSignal,
     IFDSignal,
+    ProjectedGradientSignal,
     RandomSignal,
     RankSurprisalSignal,
     ResponseLengthSignal,
@@ -166,6 +167,7 @@ SIGNALS: dict[str, Callable[[str], SignalCallback]] = {
     "reward": lambda reward_model: RewardModelSignal(reward_model, batch_size=2),
     "cosine": lambda reward_model: GradientCosineSignal(),
     "plain cosine": lambda reward_model: GradientCosineSignal(preconditioned=False),
+    "projected gradient": lambda reward_model: ProjectedGradientSignal(dim=8),
 }
 
 
@@ -349,6 +351,18 @@ def test_cosine_is_that_of_autograd_example_by_example(
     found = score(GradientCosineSignal(preconditioned, reference_batch_tokens=30))
     assert values(found) == pytest.approx(expected, rel=1e-3, abs=1e-5)
     assert max(expected) - min(expected) > 0.01, "there is something to compare"
+
+
+def test_projected_gradients_are_those_of_autograd(score: Scoring, network: nn.Module) -> None:
+    """With more dimensions than parameters nothing is lost but their order and their signs."""
+    expected = torch.stack([gradient(network, [one]) for one in render(SCORED)])
+    found = score(ProjectedGradientSignal(dim=2 * expected.shape[1], reference_batch_tokens=30))
+    rows = torch.tensor([one.gradient for one in found])
+    assert torch.allclose(rows @ rows.T, expected @ expected.T, rtol=1e-3, atol=1e-6)
+    assert values(found) == pytest.approx((-expected.norm(dim=1)).tolist(), rel=1e-3)
+    together, alone = (score(ProjectedGradientSignal(dim=7, memory_budget=budget)) for budget in (None, 1))
+    for one, other in zip(together, alone, strict=True):
+        assert one.gradient == pytest.approx(other.gradient, rel=1e-4, abs=1e-6)
 
 
 def test_cosine_of_an_untrained_student_has_no_moments(score: Scoring) -> None:

@@ -7,16 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from recorded_pools import inputs
 from stage_runs import stage_context
 from tiny_models import save_tiny_model
 
-from montessori_pl.data.records import Example, Score
+from montessori_pl.data.records import Example, Score, read_records
 from montessori_pl.models.loading import LoraSettings
 from montessori_pl.models.student import StudentModule
 from montessori_pl.routing import load_router
 from montessori_pl.stages import SelectTeacher, StageContext, StageError
+from montessori_pl.stats.gradients import grace
 
 QUALITY = {"big": 8.0, "middle": 6.0, "small": 5.0}
 LOSS = {"big": 3.0, "middle": 1.0, "small": 0.5}
@@ -100,6 +102,29 @@ def test_the_report_by_hand(context: Callable[..., StageContext]) -> None:
     json.dumps(metrics, allow_nan=False)
     router = load_router(here.directory / "routing")
     assert router.route(["anything", "else"]) == ["small", "small"]
+
+
+def test_grace_needs_gradients_alone(context: Callable[..., StageContext], tmp_path: Path) -> None:
+    """Those of small are short and alike; quality and losses are not read."""
+    here = context()
+    examples = read_records(tmp_path / "pool" / "examples.jsonl", Example)
+    rng = random.Random(0)
+    length = {"big": 3.0, "middle": 1.0, "small": 0.1}
+    scores = [
+        Score(id=one.id, value=0.0, gradient=tuple(length[one.teacher] * rng.gauss(1, 0.1) for _ in range(3)))
+        for one in examples
+    ]
+    here = replace(here, inputs=inputs(tmp_path, examples, gradients=scores))
+    metrics = SelectTeacher("pool", gradients="gradients", rule="grace").run(here)
+    assert metrics["teacher"] == "small"
+    assert metrics["rankings"] == {"grace": ["small", "middle", "big"], "length": ["middle", "big", "small"]}
+    assert metrics["chosen_in_resamples"] == 1.0
+    expected = {name: grace([np.array([one.gradient]) for one in scores if name in one.id]).mean() for name in length}
+    assert {name: metrics["teachers"][name]["grace"]["mean"] for name in length} == pytest.approx(expected)
+    json.dumps(metrics, allow_nan=False)
+    here = replace(here, inputs=inputs(tmp_path, examples, gradients=[Score(id=one.id, value=0.0) for one in examples]))
+    with pytest.raises(StageError, match="'gradients' hold no gradients; score with ProjectedGradientSignal there"):
+        SelectTeacher("pool", gradients="gradients", rule="grace").run(here)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +238,7 @@ def test_one_teacher_may_be_left(context: Callable[..., StageContext]) -> None:
 
 
 def test_mistakes(context: Callable[..., StageContext]) -> None:
-    with pytest.raises(ValueError, match=r"rule 'car' needs the student's losses: name in `loss`"):
+    with pytest.raises(ValueError, match=r"rule 'car' needs `loss`: name there the stage that scored it"):
         SelectTeacher("pool", "quality", None)
     with pytest.raises(ValueError, match=r"max_repeated_rate: expected float >= 0 and <= 1.*, found 1\.5"):
         SelectTeacher("pool", "quality", "loss", max_repeated_rate=1.5)
