@@ -11,6 +11,7 @@ from pathlib import Path
 from montessori_pl.cli.common import DEBUG, CommandParser, add_debug, errors_end_in_a_sentence, path_argument
 from montessori_pl.export.card import write_card
 from montessori_pl.export.formats import WRITERS
+from montessori_pl.export.hub import check_repository, push
 from montessori_pl.export.source import ExportError, Source, choose_stage, read_source
 from montessori_pl.run_directory.atomic import directory_written_atomically
 from montessori_pl.run_directory.run_directory import open_run
@@ -62,6 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--license", metavar="TEXT", help="The license for the card, as the hub spells it, for example apache-2.0."
     )
+    parser.add_argument(
+        "--push_to_hub",
+        metavar="REPOSITORY",
+        help="Upload the files to the Hugging Face hub, too, as a data set of this name: `name` or "
+        "`organization/name`. It is made if it is not there, private unless you say --public.",
+    )
+    parser.add_argument(
+        "--public", action="store_true", help="With --push_to_hub: a data set that is made can be seen by everybody."
+    )
     add_debug(parser)
     return parser
 
@@ -74,6 +84,10 @@ def _export(options: argparse.Namespace) -> None:
     output: Path = options.output or options.run / "export" / iteration / f"{name}-{options.format}"
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"{output} exists and is not empty; remove it, or choose another directory with --output")
+    if options.push_to_hub is not None:
+        check_repository(options.push_to_hub)
+    elif options.public:
+        raise ExportError("--public says how a data set is pushed; give it together with --push_to_hub")
     source = read_source(run_directory, key, kind)
     command = [*PROGRAM.split(), str(options.run), "--stage", name, "--iteration", iteration.removeprefix("iteration_")]
     command += ["--format", options.format, *(["--license", options.license] if options.license is not None else [])]
@@ -86,6 +100,8 @@ def _export(options: argparse.Namespace) -> None:
             f"{output} cannot be written ({error.strerror}); choose another directory with --output"
         ) from error
     print(f"{key}: {source.count} {kind}{_left_out(source)} as {options.format} in {output}")
+    if options.push_to_hub is not None:
+        print(f"pushed to {push(output, options.push_to_hub, private=not options.public)}")
 
 
 def _left_out(source: Source) -> str:

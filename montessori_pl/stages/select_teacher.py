@@ -185,7 +185,7 @@ class SelectTeacher(Stage):
         Raises:
             StageError: there is none.
         """
-        complete = ~np.isnan(np.stack(list(tables.values()))).any(axis=(0, 2))
+        complete: Mask = np.asarray(~np.isnan(np.stack(list(tables.values()))).any(axis=(0, 2)))
         if not complete.any():
             scored = tables["length" if self.quality is None else "quality"]
             known = {teacher: int((~np.isnan(scored[:, k])).sum()) for k, teacher in enumerate(pool.teachers)}
