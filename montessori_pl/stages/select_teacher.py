@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from montessori_pl.bounds import Bounds, NonNegativeFloat, NotEmpty, Share, Text
-from montessori_pl.data.records import Score
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.models.loading import load_chat_template
@@ -103,21 +102,24 @@ class SelectTeacher(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Rank, and leave the ranking as a router that sends everything to the best."""
         pool, repetition = leave_out_degenerate(read_pool(context), self.max_repeated_rate)
-        tables = self._tables(context, pool)
+        gradients = self._gradients(context)
+        tables = self._tables(context, pool, gradients)
         complete = self._complete(context, pool, tables)
         tables = {name: table[complete] for name, table in tables.items()}
         means = {name: table.mean(axis=0) for name, table in tables.items()}
         resampled = _resampled(tables, context.seed)
         if self.gradients is not None:
-            resampled["grace"] = self._grace(context, pool, complete)
+            resampled["grace"] = self._grace(context, pool, complete, gradients)
             means["grace"] = resampled["grace"].mean(axis=0)
         merits = merit(self.rule, means, self.beta)
         save_router(context, ConstantRouter(pool.teachers, merits.tolist()))
         metrics = self._metrics(pool, int(complete.sum()), means, resampled, ranking(pool.teachers, merits)[0])
         return {**repetition, **metrics, "warnings": [*repetition["warnings"], *metrics["warnings"]]}
 
-    def _tables(self, context: StageContext, pool: ResponsePool) -> dict[str, Array]:
-        """Quality and length, and what the signal of `loss` knows; each of shape (N, K)."""
+    def _tables(
+        self, context: StageContext, pool: ResponsePool, gradients: Mapping[str, Sequence[float]]
+    ) -> dict[str, Array]:
+        """Quality and lengths, and what the signal of `loss` knows; each of shape (N, K)."""
         chat_template = load_chat_template(context.student().source)
         responses = [example for answers in pool.answers.values() for example in answers]
         columns: dict[str, dict[str, float]] = {}
@@ -128,9 +130,7 @@ class SelectTeacher(Stage):
             for one in responses
         }
         if self.gradients is not None:
-            columns["gradient_length"] = {
-                score.id: float(np.linalg.norm(score.gradient)) for score in self._with_gradients(context)
-            }
+            columns["gradient_length"] = {id_: float(np.linalg.norm(one)) for id_, one in gradients.items()}
         scores = [] if self.loss is None else read_pool_scores(context, "loss")
         columns |= {
             name: {score.id: score.details[name] for score in scores}
@@ -144,27 +144,28 @@ class SelectTeacher(Stage):
             )
         return {name: pool.table(numbers) for name, numbers in columns.items()}
 
-    def _with_gradients(self, context: StageContext) -> list[Score]:
-        """The scores of the stage that `gradients` names.
+    def _gradients(self, context: StageContext) -> dict[str, Sequence[float]]:
+        """What the stage that `gradients` names has kept, by id of the example; empty where it names none.
 
         Raises:
-            StageError: they hold no gradients.
+            StageError: its scores hold no gradients.
         """
-        scores = read_pool_scores(context, "gradients")
+        scores = read_pool_scores(context, "gradients") if self.gradients is not None else []
         if not all(score.gradient for score in scores):
             raise StageError(
                 f"{context.key}: the scores of stage {self.gradients!r} hold no gradients; score with "
                 "ProjectedGradientSignal there"
             )
-        return scores
+        return {score.id: score.gradient for score in scores}
 
-    def _grace(self, context: StageContext, pool: ResponsePool, complete: Mask) -> Array:
+    def _grace(
+        self, context: StageContext, pool: ResponsePool, complete: Mask, gradients: Mapping[str, Sequence[float]]
+    ) -> Array:
         """GRACE of each teacher for each split of the prompts, shape (splits, K).
 
         Raises:
             StageError: there is only one prompt.
         """
-        gradients = {score.id: score.gradient for score in self._with_gradients(context)}
         prompts = [prompt for prompt, kept in zip(pool.prompts, complete, strict=True) if kept]
         if len(prompts) < 2:
             raise StageError(f"{context.key}: GRACE splits the prompts that all teachers have answered; there is one")
