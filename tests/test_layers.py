@@ -15,11 +15,11 @@ PACKAGE = ROOT / "montessori_pl"
 LAYERS = [
     {"bounds", "data", "losses", "processes", "renames", "stats"},
     {"config_errors", "influence", "optim", "pairing", "run_directory"},
-    {"export", "synthesis"},
+    {"synthesis"},
     {"classroom", "report"},
     {"worlds"},
     {"batches", "models"},
-    {"generation", "routing"},
+    {"export", "generation", "routing"},
     {"estimates"},
     {"drafts", "evaluation", "signals"},
     {"stages"},

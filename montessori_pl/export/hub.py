@@ -1,6 +1,7 @@
-"""Pushes exported data to the Hugging Face hub as a data set, through the hub's own client."""
+"""Pushes what was exported to the Hugging Face hub, as a data set or as a model, through the hub's own client."""
 
 from pathlib import Path
+from typing import Literal
 
 from montessori_pl.export.source import ExportError
 
@@ -23,16 +24,20 @@ def check_repository(repository: str) -> None:
         raise ExportError("--push_to_hub needs your token for the hub: run `hf auth login`, or set HF_TOKEN")
 
 
-def push(directory: Path, repository: str, private: bool) -> str:
+RepositoryKind = Literal["dataset", "model"]
+
+
+def push(directory: Path, repository: str, kind: RepositoryKind, private: bool) -> str:
     """Upload all files of a directory in one commit, to a repository that is made if it is not there.
 
     Args:
         directory: what was exported.
         repository: `name`, or `organization/name`.
+        kind: what it holds.
         private: whether a repository that is made is closed to others; one that is there stays as it is.
 
     Returns:
-        the address of the data set.
+        the repository's address.
 
     Raises:
         ExportError: the hub was not reached, or it refused; what was exported stays where it is.
@@ -42,17 +47,17 @@ def push(directory: Path, repository: str, private: bool) -> str:
 
     try:
         api = HfApi()
-        made = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        made = api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=made.repo_id,
-            repo_type="dataset",
+            repo_type=kind,
             folder_path=directory,
-            commit_message="Data set exported by Montessori PL",
+            commit_message="Exported by Montessori PL",
         )
     except (HTTPError, OSError) as error:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ExportError(
             f"{directory} was written, and not pushed to {repository} ({why}); push it later with `hf upload "
-            f"{repository} {directory} --repo-type dataset`"
+            f"{repository} {directory} --repo-type {kind}`"
         ) from error
     return str(made)

@@ -13,6 +13,8 @@ from montessori_pl.run_directory.run_directory import RunDirectory, listed
 METRICS = "metrics.json"
 EXAMPLES, PAIRS, SCORES = "examples", "pairs", "scores"
 """Kinds of stages, as their metrics name them; each writes a file of JSON lines of this name."""
+STUDENT = "student"
+"""Another kind, which leaves weights."""
 
 
 class ExportError(ValueError):
@@ -119,7 +121,8 @@ def choose_stage(run_directory: RunDirectory, kind: str, name: str | None, itera
         key: _metrics(run_directory, key).get("kind") for key in run_directory.entries if run_directory.finished(key)
     }
     possible = [key for key, one in kinds.items() if one == kind]
-    exist = f"stages of {run_directory.root} that have finished and hold {kind}: {listed(possible) or 'none'}"
+    several = kind if kind.endswith("s") else f"{kind}s"
+    exist = f"stages of {run_directory.root} that have finished and hold {several}: {listed(possible) or 'none'}"
     wanted = [key for key in run_directory.entries if _is_called(key, name, iteration)]
     if found := [key for key in possible if key in wanted]:
         return found[-1]
@@ -127,12 +130,14 @@ def choose_stage(run_directory: RunDirectory, kind: str, name: str | None, itera
         [f"--stage {name}"] * (name is not None) + [f"--iteration {iteration}"] * (iteration is not None)
     )
     if not asked:
-        raise ExportError(f"there are no {kind} to export yet; {exist}")
+        raise ExportError(f"there are no {several} to export yet; {exist}")
     if name is not None and (finished := [key for key in wanted if key in kinds]):
-        raise ExportError(f"{finished[-1]} holds no {kind} but {kinds[finished[-1]]}, choose another format; {exist}")
+        raise ExportError(
+            f"{finished[-1]} holds no {several} but {kinds[finished[-1]]}, choose another format; {exist}"
+        )
     if name is not None and (begun := [key for key in wanted if run_directory.begun(key)]):
         raise ExportError(f"{begun[-1]} has not finished, run `fit` again to go on; {exist}")
-    raise ExportError(f"{asked} names no stage that has begun and holds {kind}; {exist}")
+    raise ExportError(f"{asked} names no stage that has begun and holds {several}; {exist}")
 
 
 def read_source(run_directory: RunDirectory, key: str, kind: str) -> Source:
@@ -147,7 +152,7 @@ def read_source(run_directory: RunDirectory, key: str, kind: str) -> Source:
         ExportError: nothing is left to be exported, or what pairs were made of is gone.
         RunDirectoryError: a file is missing or is not what the stage wrote.
     """
-    stage = _stage(run_directory, key)
+    stage = finished_stage(run_directory, key)
     origin = stage if kind == EXAMPLES else _origin(run_directory, stage)
     written = _records(stage, PAIRS, PreferencePair) if kind == PAIRS else []
     pairs = [pair for pair in written if pair.chosen_finished and pair.rejected_finished and _answers_a_user(pair)]
@@ -155,7 +160,7 @@ def read_source(run_directory: RunDirectory, key: str, kind: str) -> Source:
     if not (pairs if kind == PAIRS else examples):
         why = f", for all {len(written)} hold a completion that was cut or answers no user turn" if written else ""
         raise ExportError(f"{key} leaves no {kind} to export{why}; choose another stage")
-    steps = _steps(run_directory, key)
+    steps = steps_to(run_directory, key)
     return Source(
         run=run_directory.root,
         stage=stage,
@@ -165,10 +170,13 @@ def read_source(run_directory: RunDirectory, key: str, kind: str) -> Source:
         cut=len(written) - len(pairs),
         judges=_judges(run_directory, stage, origin),
         steps=steps,
-        settings_digest=stable_id(
-            json.dumps({step.key: run_directory.entries[step.key].settings for step in steps}, sort_keys=True)
-        ),
+        settings_digest=settings_digest(run_directory, steps),
     )
+
+
+def settings_digest(run_directory: RunDirectory, steps: Sequence[FinishedStep]) -> str:
+    """Stands for the settings of these steps, seeds included."""
+    return stable_id(json.dumps({step.key: run_directory.entries[step.key].settings for step in steps}, sort_keys=True))
 
 
 def _answers_a_user(pair: PreferencePair) -> bool:
@@ -187,7 +195,12 @@ def _metrics(run_directory: RunDirectory, key: str) -> dict[str, Any]:
     return metrics
 
 
-def _stage(run_directory: RunDirectory, key: str) -> FinishedStage:
+def finished_stage(run_directory: RunDirectory, key: str) -> FinishedStage:
+    """A finished stage, after a look at its files.
+
+    Raises:
+        RunDirectoryError: a file is missing or is not what the stage wrote.
+    """
     directory = run_directory.verify(key)
     entry = run_directory.entries[key]
     return FinishedStage(key, directory, entry.settings, entry.reads, _metrics(run_directory, key))
@@ -208,7 +221,7 @@ def _origin(run_directory: RunDirectory, stage: FinishedStage) -> FinishedStage 
             f"{stage.key} was made of the examples of {key}, which is gone or was done again since; delete "
             f"{stage.directory} and run `fit` again to make the pairs again"
         )
-    return _stage(run_directory, key)
+    return finished_stage(run_directory, key)
 
 
 def _judges(run_directory: RunDirectory, stage: FinishedStage, origin: FinishedStage | None) -> list[FinishedStage]:
@@ -218,7 +231,7 @@ def _judges(run_directory: RunDirectory, stage: FinishedStage, origin: FinishedS
     judged = _as_input(run_directory, origin.key)
     inputs = run_directory.entries[stage.key].inputs.values()
     return [
-        _stage(run_directory, key)
+        finished_stage(run_directory, key)
         for key, entry in run_directory.entries.items()
         if run_directory.finished(key) and entry.inputs.get("examples") == judged
         if _metrics(run_directory, key).get("kind") == SCORES
@@ -231,7 +244,8 @@ def _as_input(run_directory: RunDirectory, key: str) -> str:
     return f"{key} {run_directory.digest(key)}"
 
 
-def _steps(run_directory: RunDirectory, key: str) -> list[FinishedStep]:
+def steps_to(run_directory: RunDirectory, key: str) -> list[FinishedStep]:
+    """What led to a stage, itself included, in the order in which it began."""
     needed, unread = {key}, [key]
     while unread:
         read = set(run_directory.entries[unread.pop()].reads.values()) & run_directory.entries.keys()
