@@ -24,6 +24,7 @@ from callbacks import (
     IFDSignal,
     InfluenceDuringTraining,
     InfluenceProbeCallback,
+    ProjectedGradientSignal,
     RandomSignal,
     RankSurprisalSignal,
     ResponseLengthSignal,
@@ -286,6 +287,7 @@ SIGNALS: dict[str, Callable[[], SignalCallback]] = {
     "rank surprisal": RankSurprisalSignal,
     "gradient cosine": GradientCosineSignal,
     "gradient cosine, plain": lambda: GradientCosineSignal(preconditioned=False, reference_batch_tokens=40),
+    "projected gradient": lambda: ProjectedGradientSignal(dim=16),
 }
 
 

@@ -122,9 +122,8 @@ class TestMistakes:
         assert mistake("--config", recipe(recipe__influence=score)) == (
             "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
             "'InfluenceProbeCallback'? there are: GradientCosineSignal, IFDSignal, InfluenceDuringTraining, "
-            "InfluenceProbeCallback, JudgeSignal, RandomSignal, RankSurprisalSignal, RecordedQualitySignal, "
-            "ResponseLengthSignal, "
-            "RewardModelSignal, TrainingLossSignal"
+            "InfluenceProbeCallback, JudgeSignal, ProjectedGradientSignal, RandomSignal, RankSurprisalSignal, "
+            "RecordedQualitySignal, ResponseLengthSignal, RewardModelSignal, TrainingLossSignal"
         )
 
     def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
