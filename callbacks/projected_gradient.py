@@ -15,6 +15,7 @@ from montessori_pl.influence import (
     GradientProjection,
     ResponseLosses,
     computing_in_float32,
+    gradient_tokens,
     per_example_gradients,
     plan_memory,
     row_blocks,
@@ -24,6 +25,9 @@ from montessori_pl.models.student import StudentModule
 from montessori_pl.signals.base import SignalCallback
 from montessori_pl.signals.scoring_data import ScoringData
 from montessori_pl.stats.gradients import gradient_vendi
+
+MOST_TOKENS = 8192
+"""Of one pass, padding included; fewer where a large model would keep too much of them."""
 
 
 class ProjectedGradientSignal(SignalCallback):
@@ -35,26 +39,21 @@ class ProjectedGradientSignal(SignalCallback):
 
     Args:
         dim: dimensions that gradients are projected to, at random and in the same way for all examples.
-        reference_batch_tokens: tokens of one pass over examples, padding included.
         memory_budget: bytes that gradients may take, and so how many examples have theirs at once; null takes half of
             what is free on the device when scoring begins.
     """
 
-    fingerprint_excludes = ("reference_batch_tokens", "memory_budget")
+    fingerprint_excludes = ("memory_budget",)
     needs_gradients = True
 
-    def __init__(
-        self,
-        dim: PositiveInt = 512,
-        reference_batch_tokens: PositiveInt = 8192,
-        memory_budget: PositiveInt | None = None,
-    ) -> None:
-        self.dim, self.reference_batch_tokens, self.memory_budget = dim, reference_batch_tokens, memory_budget
+    def __init__(self, dim: PositiveInt = 512, memory_budget: PositiveInt | None = None) -> None:
+        self.dim, self.memory_budget = dim, memory_budget
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Draw the projection."""
         loss, self._params = ResponseLosses(student.network), trainable_parameters(student.network)
-        self._gradients = per_example_gradients(loss, self._params, self.reference_batch_tokens)
+        most = min(MOST_TOKENS, gradient_tokens(student.network, student.device) or MOST_TOKENS)
+        self._gradients = per_example_gradients(loss, self._params, most)
         budget = self.memory_budget or self.free_memory(student.device)
         self._at_once = max(1, plan_memory(self._params, budget, wanted=0).examples_at_once)
         self._project = GradientProjection(self._params, self.dim)

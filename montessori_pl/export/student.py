@@ -86,7 +86,9 @@ def read_student(run_directory: RunDirectory, key: str, merge: bool) -> Student:
         RunDirectoryError: a file is missing or is not what the stage wrote.
     """
     stage = finished_stage(run_directory, key)
-    model = dict(stage.sections[STUDENT].get("init_args", {}))
+    model = dict(stage.sections.get(STUDENT, {}).get("init_args", {}))
+    if "backbone" not in model:
+        raise ExportError(f"{key} has trained a student that names no `backbone`, whose tokenizer would be written")
     steps = steps_to(run_directory, key)
     student = Student(
         run=run_directory.root,
@@ -116,13 +118,12 @@ def write_student(student: Student, directory: Path) -> None:
     Raises:
         ValueError: the backbone is not there any more.
     """
-    tokenizer = load_tokenizer(student.backbone, bool(student.model.get("trust_remote_code")))
+    trusted = bool(student.model.get("trust_remote_code"))
+    tokenizer = load_tokenizer(student.backbone, trusted)
     layout = _FINGERPRINT.sub("", student.model.get("chat_template") or "auto")
     chat_template = ChatTemplate(tokenizer, layout, variables=student.model.get("chat_template_kwargs"))
     if student.merge and holds_adapter(student.weights):
-        source = ModelSource(
-            student.backbone, student.weights, trust_remote_code=bool(student.model.get("trust_remote_code"))
-        )
+        source = ModelSource(student.backbone, student.weights, trust_remote_code=trusted)
         load_model(source).merge_and_unload().save_pretrained(directory)  # type: ignore[operator]  # PEFT's
     else:
         shutil.copytree(student.weights, directory, dirs_exist_ok=True)

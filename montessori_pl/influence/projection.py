@@ -2,8 +2,8 @@
 
 Coordinates are shuffled, given random signs, and dealt into as many sums as there are dimensions (feature hashing,
 arXiv 0902.2206, with sums of equal size). That takes one pass over a gradient, where a matrix of random signs would
-take one for each dimension, and no memory to speak of. For rows x and y with projections s(x) and s(y), E[s(x) s(y)]
-is x y, and the standard deviation is at most |x| |y| sqrt(2 / D).
+take one for each dimension; its memory is nine bytes for each parameter. For rows x and y with projections s(x) and
+s(y), E[s(x) s(y)] is x y, and the standard deviation is at most |x| |y| sqrt(2 / D).
 
 Shapes: B examples, P trained parameters, D dimensions.
 """

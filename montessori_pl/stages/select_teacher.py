@@ -80,11 +80,9 @@ class SelectTeacher(Stage):
         super().__init__(first_iteration_only)
         self.examples, self.quality, self.loss, self.gradients = examples, quality, loss, gradients
         self.rule, self.beta, self.betas, self.max_repeated_rate = rule, beta, betas, max_repeated_rate
-        scored = {"quality": quality, "loss": loss, "ifd": loss, "grace": gradients, "length": examples}
         settings = {"quality": "quality", "loss": "loss", "ifd": "loss", "grace": "gradients"}
-        for column in NEEDED[rule]:
-            if scored[column] is None:
-                setting = settings[column]
+        for setting in (settings[column] for column in NEEDED[rule] if column in settings):
+            if getattr(self, setting) is None:
                 raise ValueError(f"rule {rule!r} needs `{setting}`: name there the stage that scored it")
 
     def reads(self) -> list[Input]:

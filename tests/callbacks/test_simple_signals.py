@@ -356,7 +356,7 @@ def test_cosine_is_that_of_autograd_example_by_example(
 def test_projected_gradients_are_those_of_autograd(score: Scoring, network: nn.Module) -> None:
     """With more dimensions than parameters nothing is lost but their order and their signs."""
     expected = torch.stack([gradient(network, [one]) for one in render(SCORED)])
-    found = score(ProjectedGradientSignal(dim=2 * expected.shape[1], reference_batch_tokens=30))
+    found = score(ProjectedGradientSignal(dim=2 * expected.shape[1]))
     rows = torch.tensor([one.gradient for one in found])
     assert torch.allclose(rows @ rows.T, expected @ expected.T, rtol=1e-3, atol=1e-6)
     assert values(found) == pytest.approx((-expected.norm(dim=1)).tolist(), rel=1e-3)
