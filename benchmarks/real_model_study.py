@@ -6,10 +6,14 @@
 What is compared stands in `real_model_study.yaml`. Under each seed the main recipe trains the students of Self-Instruct
 and of Montessori-Instruct; each rival is the same recipe with some settings changed, and takes over from the main run
 whatever these do not touch. All students learn from equally many examples in equally many steps, which is checked.
-Starting the same command again continues the study. Hours on two cores; one seed after the other.
+Starting the same command again continues the study. Hours on two cores: first the main run under each seed, then one
+rival after the other. `--runs main` stops after the first.
 
-    <out>/seed_<seed>/<run>/     the run directories, each with its `.log`
-    <out>/study.txt              what was printed
+    <out>/seed_<seed>/<run>/             the run directories, each with its `.log`
+    <out>/study.txt                      what was printed
+    <results>/seed_<seed>/<run>.json     what a finished run has shown: small, and enough for the tables
+
+A run whose result is kept is not run again, on this machine or another; `--results` of your own begins anew.
 
 Accuracy is compared item by item: intervals are percentiles of a bootstrap over seeds and, within them, test items.
 Those of losses and diversity are Student's over seeds, and there are none with fewer than three.
@@ -38,6 +42,7 @@ from montessori_pl.stats.means import MeanInterval, mean_interval
 from montessori_pl.worlds.gym.tasks import TARGETS, family_of, is_right, solve
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
+RESULTS = Path(__file__).parent / "results" / "real_model_study"
 TRAINED = "trained"
 """The stage that trains a run's last student."""
 
@@ -64,37 +69,105 @@ class Result:
     """Other numbers by name."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run under one seed: what it is, and what it has shown."""
+
+    run: Run
+    """The run, which need not be on this machine any more."""
+    kept: Path
+    """The file of its result."""
+    arms: Sequence[Arm]
+    """The arms whose students it trains."""
+
+    def settings(self) -> dict[str, Any]:
+        """Its configuration, but for where it lies."""
+        return {name: value for name, value in self.run.config.items() if name != "run"}
+
+    def results(self) -> dict[str, Result] | None:
+        """Of each arm, where they are kept.
+
+        Raises:
+            StudyError: they are those of other settings.
+        """
+        kept = self._read()
+        return kept and {name: Result(**one) for name, one in kept["arms"].items()}
+
+    def seconds(self) -> dict[str, float]:
+        """Of each stage that this run did by itself."""
+        kept = self._read()
+        return kept["seconds"] if kept else {}
+
+    def keep(self, taken_over: Mapping[str, Any]) -> None:
+        """Write down what the finished run has shown.
+
+        Args:
+            taken_over: the stages of the run that it began with.
+        """
+        seconds = {
+            key.partition("/")[2]: entry["seconds"]
+            for key, entry in manifest(self.run.path).items()
+            if taken_over.get(key, {}).get("seconds") != entry["seconds"]
+        }
+        arms = {arm.name: dataclasses.asdict(measure(self.run.path, arm)) for arm in self.arms}
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"settings": self.settings(), "seconds": seconds, "arms": arms})
+        self.kept.write_text(text + "\n", encoding="utf-8")
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.kept.exists():
+            return None
+        kept: dict[str, Any] = json.loads(self.kept.read_text(encoding="utf-8"))
+        if kept["settings"] != self.settings():
+            raise StudyError(
+                f"{self.kept} holds the result of other settings; give another --results, or delete the file"
+            )
+        return kept
+
+
 def arms(settings: Mapping[str, Any]) -> list[Arm]:
     """All arms: the students of the main run, and one of each other run."""
     own = [Arm(name, title, "main", name) for name, title in settings["main"]["students"].items()]
     return own + [Arm(name, one["title"], name, TRAINED) for name, one in settings["others"].items()]
 
 
-def run_seed(settings: Mapping[str, Any], directory: Path, seed: int, extra: Mapping[str, Any]) -> None:
-    """The main run under this seed, and then the others.
-
-    Raises:
-        StudyError: a run failed.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
+def cells(
+    settings: Mapping[str, Any], seed: int, out: Path, results: Path, extra: Mapping[str, Any]
+) -> dict[str, Cell]:
+    """The runs under this seed by name, the main one first."""
     config = shipped_configs() / settings["main"]["config"]
     changes = {"main": {}} | {name: one["overrides"] for name, one in settings["others"].items()}
-    donors: list[Run] = []
+    found = {}
     for name, overrides in changes.items():
-        path = directory / name
+        path = out / f"seed_{seed}" / name
         common = {"run": str(path), "seed_everything": seed, **settings["settings"], **extra}
-        run = Run(path, config, common | overrides)
-        if donors and not path.exists() and (shared := shared_stages(run.config, donors[0])):
-            copy_stages(donors[0], shared, path)
-        print(f"seed {seed}, {name}", file=sys.stderr, flush=True)
-        if why := run.fit():
-            raise StudyError(f"{path}: {why}")
-        donors.append(run)
+        kept = results / f"seed_{seed}" / f"{name}.json"
+        found[name] = Cell(Run(path, config, common | overrides), kept, [a for a in arms(settings) if a.run == name])
+    return found
 
 
-def measure(directory: Path, arm: Arm) -> Result:
+def finish(cell: Cell, main: Cell) -> None:
+    """Run what is not kept yet, beginning with whatever the main run has done alike.
+
+    Raises:
+        StudyError: the run failed.
+    """
+    if cell.results() is not None:
+        return
+    run, donor = cell.run, main.run
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    if cell is not main and not run.path.exists():
+        if why := donor.fit():  # its result may be kept, and the run itself be gone
+            raise StudyError(f"{donor.path}: {why}")
+        if shared := shared_stages(run.config, donor):
+            copy_stages(donor, shared, run.path)
+    if why := run.fit():
+        raise StudyError(f"{run.path}: {why}")
+    cell.keep({} if cell is main else manifest(donor.path))
+
+
+def measure(run: Path, arm: Arm) -> Result:
     """Read what a finished run says of an arm's student and of the examples that it learned from."""
-    run = directory / arm.run
     stages = manifest(run)
     source = stages[f"iteration_1/{arm.student}"]["inputs"]["examples"].split()[0]
     examples = read_records(run / source / "examples.jsonl", Example)
@@ -123,16 +196,19 @@ def measure(directory: Path, arm: Arm) -> Result:
     )
 
 
-def check(results: Mapping[str, Sequence[Result]]) -> None:
+def check(results: Mapping[str, Mapping[int, Result]]) -> None:
     """All arms have learned from equally many examples in equally many steps, and were asked the same items.
+
+    Args:
+        results: by arm and seed.
 
     Raises:
         StudyError: they differ.
     """
     for what in ("examples", "steps"):
-        if len(found := {one.measures[what] for arm in results.values() for one in arm}) > 1:
+        if len(found := {one.measures[what] for arm in results.values() for one in arm.values()}) > 1:
             raise StudyError(f"the students differ in the number of their {what}: {sorted(found)}")
-    if len({len(one.right) for arm in results.values() for one in arm}) > 1:
+    if len({len(one.right) for arm in results.values() for one in arm.values()}) > 1:
         raise StudyError("the students were asked different numbers of test items")
 
 
@@ -147,29 +223,36 @@ def accuracy_interval(ours: Sequence[Result], theirs: Sequence[Result] | None = 
     return percentile_interval(mean, bootstrap_groups(groups, np.random.default_rng(0), 10_000))
 
 
-def tables(settings: Mapping[str, Any], results: Mapping[str, Sequence[Result]]) -> list[Table]:
-    """Each arm as it is, and against the baseline."""
+def tables(settings: Mapping[str, Any], results: Mapping[str, Mapping[int, Result]]) -> list[Table]:
+    """Each arm as it is, and against the baseline under the seeds that both have."""
     baseline = results[settings["baseline"]]
-    names = list(baseline[0].measures)
+    names = list(next(iter(baseline.values())).measures)
     plain = Table(title="means over seeds", title_justify="left")
     against = Table(title=f"minus {settings['baseline']}, paired", title_justify="left")
     for table in (plain, against):
         table.add_column("arm")
+        table.add_column("seeds")
         for name in ("accuracy", *names):
             table.add_column(name, justify="right")
     for arm in arms(settings):
-        ours = results[arm.name]
+        if not (ours := results.get(arm.name)):
+            continue
+        seeds = " ".join(map(str, ours))
         plain.add_row(
             arm.title,
-            _shown(accuracy_interval(ours)),
-            *(f"{mean_interval([one.measures[name] for one in ours]).mean:.3f}" for name in names),
+            seeds,
+            _shown(accuracy_interval([*ours.values()])),
+            *(f"{mean_interval([one.measures[name] for one in ours.values()]).mean:.3f}" for name in names),
         )
         if arm.name != settings["baseline"]:
+            theirs = [baseline[seed] for seed in ours]
             differences = (
-                mean_interval([a.measures[name] - b.measures[name] for a, b in zip(ours, baseline, strict=True)])
+                mean_interval([a.measures[name] - b.measures[name] for a, b in zip(ours.values(), theirs, strict=True)])
                 for name in names
             )
-            against.add_row(arm.title, _shown(accuracy_interval(ours, baseline)), *map(_shown, differences))
+            against.add_row(
+                arm.title, seeds, _shown(accuracy_interval([*ours.values()], theirs)), *map(_shown, differences)
+            )
     return [plain, against]
 
 
@@ -179,42 +262,52 @@ def _shown(value: MeanInterval) -> str:
     return f"{value.mean:.3f}\n[{value.ends[0]:.3f}, {value.ends[1]:.3f}]"
 
 
-def costs(directory: Path, settings: Mapping[str, Any]) -> Table:
-    """Seconds of each stage of the main run, and of what each other run did by itself."""
-    table = Table(title=f"seconds by stage, {directory.name}", title_justify="left")
+def costs(cells: Mapping[str, Cell]) -> Table:
+    """Seconds of each stage of the runs under one seed; of the rivals only what each did by itself."""
+    table = Table(title="seconds by stage", title_justify="left")
     table.add_column("run")
     table.add_column("stage")
     table.add_column("seconds", justify="right")
-    main = manifest(directory / "main")
-    for name in ("main", *settings["others"]):
-        for key, entry in manifest(directory / name).items():
-            if name == "main" or main.get(key, {}).get("seconds") != entry["seconds"]:  # the others were copied
-                table.add_row(name, key.partition("/")[2], f"{entry['seconds']:.0f}")
+    for name, cell in cells.items():
+        for stage, seconds in cell.seconds().items():
+            table.add_row(name, stage, f"{seconds:.0f}")
     return table
 
 
 def main() -> None:
     """Run the study, and print its tables."""
+    settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+    names = ["main", *settings["others"]]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=settings["seeds"], help="only these seeds")
+    parser.add_argument("--runs", nargs="+", default=names, choices=names, help="only these runs")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/real_model_study"), help="where the runs lie")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where their results are kept")
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("SETTING", "VALUE"), help="another setting of all runs"
     )
     options = parser.parse_args()
-    settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     extra = {name: yaml.safe_load(value) for name, value in options.set}
-    directories = [options.out / f"seed_{seed}" for seed in options.seeds or settings["seeds"]]
+    grid = {seed: cells(settings, seed, options.out, options.results, extra) for seed in options.seeds}
+    results: dict[str, dict[int, Result]] = {}
     try:
-        for seed, directory in zip(options.seeds or settings["seeds"], directories, strict=True):
-            run_seed(settings, directory, seed, extra)
-        results = {arm.name: [measure(directory, arm) for directory in directories] for arm in arms(settings)}
+        for name in options.runs:
+            for seed, row in grid.items():
+                print(f"seed {seed}, {name}", file=sys.stderr, flush=True)
+                finish(row[name], row["main"])
+        for seed, row in grid.items():
+            for cell in row.values():
+                for arm, result in (cell.results() or {}).items():
+                    results.setdefault(arm, {})[seed] = result
         check(results)
     except StudyError as error:
         sys.exit(f"error: {error}")
+    if not results.get(settings["baseline"], {}).keys() >= {seed for arm in results.values() for seed in arm}:
+        sys.exit(f"error: there is nothing to compare with: run {settings['baseline']} under these seeds, in main")
     console = Console(width=200, highlight=False, record=True)
-    for table in (*tables(settings, results), costs(directories[0], settings)):
+    for table in (*tables(settings, results), costs(grid[options.seeds[0]])):
         console.print(table)
+    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "study.txt").write_text(console.export_text(), encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """The study of the real model: its arms, its checks, its intervals by hand, and the whole with a tiny model."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,9 @@ def test_a_difference_is_paired_by_item_and_seed() -> None:
 
 def test_students_that_learned_unequally_are_not_compared() -> None:
     with pytest.raises(StudyError, match=r"differ in the number of their steps: \[1.0, 2.0\]"):
-        study.check({"one": [result([True])], "other": [result([True], steps=2.0)]})
+        study.check({"one": {1: result([True])}, "other": {1: result([True], steps=2.0)}})
     with pytest.raises(StudyError, match="different numbers of test items"):
-        study.check({"one": [result([True])], "other": [result([True, False])]})
+        study.check({"one": {1: result([True])}, "other": {1: result([True, False])}})
 
 
 @pytest.mark.slow
@@ -47,7 +48,7 @@ def test_students_that_learned_unequally_are_not_compared() -> None:
 def test_the_whole_study_with_a_tiny_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A second start does nothing again."""
+    """What is kept is not run again, even where the runs are gone; and it is not mistaken for that of other settings."""
     monkeypatch.setenv("MONTESSORI_PL_CACHE", str(tmp_path / "cache"))
     model = save_tiny_model(tmp_path / "model", max_position_embeddings=512)
     small = {
@@ -56,7 +57,6 @@ def test_the_whole_study_with_a_tiny_model(
         "teacher.backbone": f"gym-easy/teacher:{model}",
         "data.reference": "gym-easy/reference[:6]",
         "data.test": "gym-easy/test[:12]",
-        "recipe.warmup_data.num_examples": 8,
         "recipe.probing_data.num_prompts": 8,
         "recipe.training_data.num_examples": 8,
         "recipe.self_instruct_data.num_examples": 8,
@@ -64,14 +64,17 @@ def test_the_whole_study_with_a_tiny_model(
     }
     options = [part for name, value in small.items() for part in ("--set", name, yaml.safe_dump(value).split("\n")[0])]
     out = tmp_path / "study"
-    command = ["real_model_study.py", "--seeds", "1", "--out", str(out), *options]
+    command = ["real_model_study.py", "--seeds", "1", "--out", str(out), "--results", str(tmp_path / "results"), *options]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr("study.runs.subprocess", SimpleNamespace(run=forked, STDOUT=subprocess.STDOUT))
     study.main()
     shown = capsys.readouterr().out
     assert all(arm in shown for arm in ("Self-Instruct", "Montessori", "random pairs", "paper's rule", "Magpie"))
-    files = {path: path.stat().st_mtime_ns for path in out.rglob("examples.jsonl")}
-    assert files
+    assert (out / "study.txt").read_text() == shown
+    shutil.rmtree(out)
     study.main()
-    assert files == {path: path.stat().st_mtime_ns for path in out.rglob("examples.jsonl")}
-    assert (out / "study.txt").read_text() == capsys.readouterr().out
+    assert capsys.readouterr().out == shown
+    assert [path.name for path in out.iterdir()] == ["study.txt"]
+    command += ["--set", "recipe.trained.training.lr", "0.002"]
+    with pytest.raises(SystemExit, match=r"main\.json holds the result of other settings"):
+        study.main()

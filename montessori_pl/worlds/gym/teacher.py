@@ -8,12 +8,13 @@ import itertools
 import logging
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from montessori_pl.classroom.build import backward, no_progress_bar, one_thread
+from montessori_pl.classroom.build import backward, no_progress_bar
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Message, stable_seed
 from montessori_pl.data.special_tokens import special_token_ids
@@ -26,18 +27,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NUM_STEPS = 120
+NUM_STEPS = 240
 """Optimizer steps."""
-STEPS_BETWEEN_NEWS = 30
+STEPS_BETWEEN_NEWS = 40
 """Optimizer steps after which a word is said."""
 DOCUMENTS_PER_STEP = 12
-"""Documents in one optimizer step; one in four is a task that is written."""
+"""Documents in one optimizer step; one in three is a task that is written."""
 NUM_SHOTS = 2
 """Tasks that a request shows."""
 RANK = 16
 """Rank of the adapter, which is scaled by 2."""
 LR = 1e-3
 """Peak learning rate of AdamW."""
+NUM_THREADS = 2
+"""Threads that compute, whatever the machine has."""
 
 
 def build_teacher(directory: Path, base: Path, difficulty: Difficulty, seed: int) -> None:
@@ -59,8 +62,8 @@ def build_teacher(directory: Path, base: Path, difficulty: Difficulty, seed: int
     chat_template = ChatTemplate(tokenizer, _layout(tokenizer))
     documents = _documents(chat_template, difficulty, seed)
     config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
-    # One thread: sums in another order would make another teacher.
-    with one_thread(), no_progress_bar(), torch.random.fork_rng(devices=[]):
+    # As many threads everywhere: sums in another order would make another teacher.
+    with _threads(NUM_THREADS), no_progress_bar(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed("gym teacher", seed))
         network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         if not (hasattr(network, "model") and hasattr(network, "lm_head")):
@@ -82,18 +85,29 @@ def _layout(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _documents(chat_template: ChatTemplate, difficulty: Difficulty, seed: int) -> Iterator[Rendered]:
-    """Endless reading: three answers to one task that is written; nothing of the reference or the test set."""
+    """Endless reading: two answers to one task that is written; nothing of the reference or the test set."""
     rng = random.Random(stable_seed("gym teacher", difficulty, seed))
     sets = draw_sets(difficulty, seed)
     held_out = {example.instruction for name in ("reference", "test") for example in sets[name]}
     families = list(FAMILIES)
     for number in itertools.count():
         question, answer = new_task(rng, rng.choice(families), difficulty, held_out)
-        if number % 4 == 3:
+        if number % 3 == 2:
             shots = [new_task(rng, rng.choice(families), difficulty, held_out)[0] for _ in range(NUM_SHOTS)]
             question, answer = fill(TEMPLATES["new_task"], "\n\n".join(shots)), question
         messages: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         yield chat_template.render(messages)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Inside, torch computes on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train(model: "LlamaForCausalLM", documents: Iterator[Rendered]) -> None:
