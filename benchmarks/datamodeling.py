@@ -113,7 +113,9 @@ def halves_run(options: argparse.Namespace, scores: Run, parts: Mapping[str, Seq
 def written(path: Path, config: dict[str, Any], options: argparse.Namespace) -> Run:
     """A run of this configuration, whose file is written beside its directory."""
     for name, value in options.set:
-        override(config, name, yaml.safe_load(value))
+        section, _, rest = name.partition(".")
+        if section != "recipe" or rest.partition(".")[0] in config["recipe"]:  # a stage of the other run
+            override(config, name, yaml.safe_load(value))
     override(config, "trainer.logger", False)
     file = path.with_name(path.name + ".yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +231,9 @@ def report(
     predicted = {name: predictions(list(halves.values()), scores[name]) for name in TITLES}
     console = Console(width=120, highlight=False, record=True)
     size = len(next(iter(halves.values())))
-    table = Table(title=f"{len(halves)} halves of {size} examples, {options.repeats} students each", title_justify="left")
+    table = Table(
+        title=f"{len(halves)} halves of {size} examples, {options.repeats} students each", title_justify="left"
+    )
     table.add_column("score")
     table.add_column("linear datamodeling score")
     for name, title in TITLES.items():

@@ -48,7 +48,7 @@ def test_students_that_learned_unequally_are_not_compared() -> None:
 def test_the_whole_study_with_a_tiny_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is kept is not run again, even where the runs are gone; and it is not mistaken for that of other settings."""
+    """What is kept is not run again, even where the runs are gone, nor mistaken for that of other settings."""
     monkeypatch.setenv("MONTESSORI_PL_CACHE", str(tmp_path / "cache"))
     model = save_tiny_model(tmp_path / "model", max_position_embeddings=512)
     small = {
@@ -64,7 +64,16 @@ def test_the_whole_study_with_a_tiny_model(
     }
     options = [part for name, value in small.items() for part in ("--set", name, yaml.safe_dump(value).split("\n")[0])]
     out = tmp_path / "study"
-    command = ["real_model_study.py", "--seeds", "1", "--out", str(out), "--results", str(tmp_path / "results"), *options]
+    command = [
+        "real_model_study.py",
+        "--seeds",
+        "1",
+        "--out",
+        str(out),
+        "--results",
+        str(tmp_path / "results"),
+        *options,
+    ]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr("study.runs.subprocess", SimpleNamespace(run=forked, STDOUT=subprocess.STDOUT))
     study.main()

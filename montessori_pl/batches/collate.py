@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from montessori_pl.batches.encoding import EncodedPair
+from montessori_pl.batches.encoding import EncodedCompletion, EncodedPair
 from montessori_pl.data.chat_template import Rendered
 from montessori_pl.losses import IGNORED
 
@@ -54,6 +54,23 @@ def collate_pairs(pairs: Sequence[EncodedPair], pad_id: int) -> dict[str, Tensor
     known = [pair.reference for pair in pairs if pair.reference is not None]
     if len(known) == len(pairs):
         batch["reference"] = torch.tensor([chosen for chosen, _ in known] + [rejected for _, rejected in known])
+    return batch
+
+
+def collate_completions(completions: Sequence[EncodedCompletion], pad_id: int) -> dict[str, Tensor]:
+    """One batch of completions with their `advantages`, shape (B,).
+
+    Where they are known, the log-probabilities of their tokens are its `sampled` and `reference`, each (B, T), as the
+    labels are: 0 where there is no label.
+    """
+    batch = collate([one.rendered for one in completions], pad_id)
+    batch["advantages"] = torch.tensor([one.advantage for one in completions])
+    for name in ("sampled", "reference"):
+        rows = [getattr(one, name) for one in completions]
+        if all(row is not None for row in rows):
+            values = torch.zeros(batch["labels"].shape)
+            values[:, 1:][batch["labels"][:, 1:] != IGNORED] = torch.tensor([value for row in rows for value in row])
+            batch[name] = values
     return batch
 
 

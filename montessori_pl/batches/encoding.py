@@ -1,10 +1,10 @@
 """Examples and pairs as token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
-from montessori_pl.data.records import Example, PreferencePair
+from montessori_pl.data.records import Example, Message, PreferencePair, SampledTokens, teacher_messages
 
 
 def encode_examples(
@@ -38,19 +38,65 @@ class EncodedPair(NamedTuple):
     """Log-probabilities of both completions under the reference policy, once they are known."""
 
 
+class EncodedCompletion(NamedTuple):
+    """A completion in tokens, and how much better than others of its prompt it is."""
+
+    rendered: Rendered
+    """Prompt and completion."""
+    advantage: float
+    """Above 0 where it is to become likelier."""
+    sampled: tuple[float, ...] | None = None
+    """Log-probabilities of its tokens under the policy that sampled it, once they are known."""
+    reference: tuple[float, ...] | None = None
+    """The same under the reference policy."""
+
+
 def encode_pairs(pairs: Sequence[PreferencePair], chat_template: ChatTemplate, max_length: int) -> list[EncodedPair]:
     """Render both whole completions of each pair exactly as they were sampled; pairs that do not fit are left out."""
     encoded = []
     for pair in pairs:
-        messages = pair.messages()
-        ids, turn = chat_template.prompt_ids(messages), chat_template.open_turn(messages)
-        sides = [
-            chat_template.cut(Rendered(ids + response, [False] * len(ids) + [True] * len(response)), max_length)
-            for response in (
-                chat_template.response_ids(pair.chosen, pair.chosen_finished, pair.chosen_tokens, turn),
-                chat_template.response_ids(pair.rejected, pair.rejected_finished, pair.rejected_tokens, turn),
+        chosen, rejected = (
+            _render(chat_template, pair.messages(), completion, max_length)
+            for completion in (
+                (pair.chosen, pair.chosen_finished, pair.chosen_tokens),
+                (pair.rejected, pair.rejected_finished, pair.rejected_tokens),
             )
-        ]
-        if all(any(side.completion_mask) for side in sides):
-            encoded.append(EncodedPair(sides[0], sides[1], pair.weight))
+        )
+        if any(chosen.completion_mask) and any(rejected.completion_mask):
+            encoded.append(EncodedPair(chosen, rejected, pair.weight))
     return encoded
+
+
+def encode_completions(
+    examples: Sequence[Example], advantages: Mapping[str, float], chat_template: ChatTemplate, max_length: int
+) -> list[EncodedCompletion]:
+    """Render the whole completions that have an advantage exactly as they were sampled; what does not fit is left out.
+
+    Args:
+        examples: in their order.
+        advantages: by example id.
+        chat_template: the teacher's.
+        max_length: tokens of prompt and completion.
+    """
+    encoded = []
+    for example in examples:
+        if example.id not in advantages:
+            continue
+        messages = teacher_messages(example.prompt, example.prompt_format, example.prefill)
+        completion = example.completion, example.completion_finished, example.completion_tokens
+        rendered = _render(chat_template, messages, completion, max_length)
+        if any(rendered.completion_mask):
+            encoded.append(EncodedCompletion(rendered, advantages[example.id]))
+    return encoded
+
+
+def _render(
+    chat_template: ChatTemplate,
+    messages: list[Message],
+    completion: tuple[str, bool, SampledTokens | None],
+    max_length: int,
+) -> Rendered:
+    """A prompt with a completion of it: its text, whether it has ended, and its tokens where they are known."""
+    ids, turn = chat_template.prompt_ids(messages), chat_template.open_turn(messages)
+    response = chat_template.response_ids(*completion, turn)
+    return chat_template.cut(Rendered(ids + response, [False] * len(ids) + [True] * len(response)), max_length)

@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from montessori_pl.influence.memory import LayerSizes
 
 Rows = dict[str, Tensor]
-"""A batch, or a part of one: tensors whose first dimension is the row."""
-PADDED = ("input_ids", "attention_mask", "labels")
-"""Of a batch, what has a column for each token."""
+"""A batch, or a part of one: tensors whose first dimension is the row, and whose second one, if any, is the token."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def _part(batch: Rows, items: range, num_items: int, width: int) -> Rows:
     """Some items of a batch, with as much padding as they need."""
     rows = [row for row in range(len(batch["attention_mask"])) if row % num_items in items]
     part = {name: values[rows if len(values) > num_items else list(items)] for name, values in batch.items()}
-    return {name: values[:, :width] if name in PADDED else values for name, values in part.items()}
+    return {name: values[:, :width] if values.dim() > 1 else values for name, values in part.items()}
 
 
 def row_parts(widths: Sequence[int], max_tokens: int) -> list[range]:

@@ -1,29 +1,20 @@
-"""Direct preference optimization (DPO, arXiv 2305.18290) of a causal language model on completions of its own.
+"""Direct preference optimization (DPO, arXiv 2305.18290) of a causal language model on completions of its own."""
 
-The reference policy is the model as it was before, and there is never a second base model where an adapter is trained.
-"""
-
-import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from montessori_pl.bounds import Bounds, Text, checked
 from montessori_pl.losses import IGNORED, DPOOutput, PairLoss, dpo_loss
-from montessori_pl.models.language_module import OF_PREFERENCES, LanguageModule
+from montessori_pl.models.language_module import OF_PREFERENCES
 from montessori_pl.models.loading import Attention, BaseDtype, LoraSettings
+from montessori_pl.models.policy import PolicyModule
 from montessori_pl.models.ranks import mean_over_ranks, mean_over_step
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-REFERENCE = "reference"
-"""Name of the frozen adapter that holds the model as it was before this training."""
 Beta = Annotated[float, Bounds(gt=0, le=1000)]
 SFTWeight = Annotated[float, Bounds(ge=0, le=1000)]
 Smoothing = Annotated[float, Bounds(ge=0, lt=0.5)]
@@ -41,7 +32,7 @@ class Objective(NamedTuple):
     """Weighted negative log-likelihood of the chosen completions, in nats per token."""
 
 
-class DPOModule(LanguageModule):
+class DPOModule(PolicyModule):
     """Learns to prefer the chosen completion of each pair to the rejected one.
 
     The reference policy is the model before this training: its base with the adapter switched off, or the adapter that
@@ -88,70 +79,6 @@ class DPOModule(LanguageModule):
         )
         check_loss(loss_type, label_smoothing, sft_weight)
         self.beta, self.loss_type, self.label_smoothing, self.sft_weight = beta, loss_type, label_smoothing, sft_weight
-        self._copy: list[nn.Module] = []
-        """The frozen copy, where all weights are trained; in a list, so that it is no part of what is checkpointed."""
-
-    def load(self) -> nn.Module:
-        """The model and its reference: of the adapter that it has, or of all weights, there are then two."""
-        model = self.load_language_model()
-        if self.lora is None:
-            self._copy = [copy.deepcopy(model).requires_grad_(False)]
-        elif self.source.weights is not None:
-            _with_adapter(model).load_adapter(str(self.source.weights), adapter_name=REFERENCE, is_trainable=False)
-        return model
-
-    @contextmanager
-    def reference_policy(self) -> Iterator[None]:
-        """Inside, the network is the model before this training, without gradients and without dropout."""
-        training = self.network.training
-        self.network.eval()
-        try:
-            with torch.no_grad(), self._copied_weights() if self.lora is None else self._previous_adapter():
-                yield
-        finally:
-            self.network.train(training)
-
-    @contextmanager
-    def _copied_weights(self) -> Iterator[None]:
-        trained = self.network
-        self.model = self._copy[0].to(next(trained.parameters()).device)  # Lightning moves only what is registered
-        try:
-            yield
-        finally:
-            self.model = trained
-
-    @contextmanager
-    def _previous_adapter(self) -> Iterator[None]:
-        model = _with_adapter(self.network)
-        if self.source.weights is None:
-            with model.disable_adapter():
-                yield
-            return
-        trained = list(self.optimized().values())
-        model.set_adapter(REFERENCE)
-        try:
-            yield
-        finally:
-            model.set_adapter("default")
-            # Switching adapters switches `requires_grad` too, on both of them.
-            for parameter in self.network.parameters():
-                parameter.requires_grad_(False)
-            for parameter in trained:
-                parameter.requires_grad_(True)
-
-    def log_probabilities(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Log-probability of each sequence's labelled tokens under the policy and under the reference, each (B,)."""
-        reference = batch["reference"] if "reference" in batch else self.reference_log_probabilities(batch)
-        return self.token_log_probabilities(batch).sum(dim=1), reference
-
-    def reference_log_probabilities(self, batch: dict[str, Tensor]) -> Tensor:
-        """Log-probability of each sequence's labelled tokens under the reference policy, shape (B,)."""
-        with self.reference_policy():
-            return self.token_log_probabilities(batch).sum(dim=1)
-
-    def release_copy(self) -> None:
-        """Give back the memory of the frozen copy, where there is one: batches bring what it says of them."""
-        self._copy = []
 
     def dpo(self, batch: dict[str, Tensor]) -> tuple[DPOOutput, Tensor, Tensor]:
         """The DPO loss of a batch of 2B sequences: B chosen, then the B rejected of the same prompts.
@@ -273,13 +200,6 @@ class TeacherDPOModule(DPOModule):
             *(backbone, lora, beta, loss_type, label_smoothing, sft_weight),
             *(chat_template, chat_template_kwargs, base_dtype, trust_remote_code, attn_implementation),
         )
-
-
-def _with_adapter(model: nn.Module) -> "PeftModel":
-    from peft import PeftModel
-
-    assert isinstance(model, PeftModel)
-    return model
 
 
 def check_loss(loss_type: PairLoss, label_smoothing: float, sft_weight: float) -> None:

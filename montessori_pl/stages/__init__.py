@@ -10,6 +10,7 @@ from montessori_pl.stages.evaluate import Evaluate
 from montessori_pl.stages.generate_responses import GenerateResponses
 from montessori_pl.stages.generating.collapse_guard import CollapseGuard
 from montessori_pl.stages.recorded_examples import RecordedExamples
+from montessori_pl.stages.reinforce_teacher import ReinforceTeacher
 from montessori_pl.stages.route_responses import RouteResponses
 from montessori_pl.stages.score_examples import ScoreExamples
 from montessori_pl.stages.select_best import SelectBest
@@ -31,6 +32,7 @@ __all__ = [
     "Input",
     "Kind",
     "RecordedExamples",
+    "ReinforceTeacher",
     "RouteResponses",
     "ScoreExamples",
     "SelectBest",

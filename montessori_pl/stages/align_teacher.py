@@ -10,17 +10,17 @@ from montessori_pl.data.records import Message, PreferencePair, Turn
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.requests import RequestEstimator
-from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.optim import TrainingSettings
-from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator, whole_response
+from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext
 from montessori_pl.stages.training.alignment_monitor import (
     ADAPTERS,
     EVALUATIONS,
     AlignmentMonitor,
     AlignmentMonitorCallback,
+    check_synthesizer,
+    evaluator_of,
     num_held_out,
     prompts_in_order,
 )
@@ -101,7 +101,8 @@ class AlignTeacher(Stage):
         teacher.source = context.source(teacher, "teacher")
         chat_template = load_chat_template(teacher.source)
         pairs, too_long = read_pairs(context, chat_template, self.training.max_length)
-        self._check_synthesizer(context, [pair for pair, _ in pairs])
+        if self.monitor is not None and self.over == "instruction":
+            check_synthesizer(context, {(pair.prompt_format, pair.prefill) for pair, _ in pairs}, self.synthesizer)
         prompts = _prompts(pairs, context.seed)
         monitored = self._held_out(list(prompts))
         learned = [encoded for pair, encoded in pairs if _prompt(pair) not in monitored]
@@ -117,20 +118,6 @@ class AlignTeacher(Stage):
         warnings = [*metrics.get("warnings", []), *seen["warnings"]]
         return {**counts, "held_out_pairs": len(held_out), **metrics, **seen, "warnings": warnings}
 
-    def _check_synthesizer(self, context: StageContext, pairs: Sequence[PreferencePair]) -> None:
-        """Instructions are found only by the synthesizer that has asked for them; a wrong one would find none."""
-        asked, synthesizer = {(pair.prompt_format, pair.prefill) for pair in pairs}, self.synthesizer
-        if (
-            self.monitor is None
-            or self.over == "response"
-            or asked <= {(synthesizer.prompt_format, synthesizer.prefill)}
-        ):
-            return
-        raise StageError(
-            f"{context.key}: the pairs were asked for in another way than the synthesizer of this stage asks, so that "
-            "the monitor would find no instruction; give AlignTeacher the synthesizer of the stage that wrote them"
-        )
-
     def _held_out(self, prompts: Sequence["_Prompt"]) -> set["_Prompt"]:
         """The prompts whose pairs are held out from training for the monitor; none without one."""
         return set(prompts[: num_held_out(len(prompts), self.monitor.held_out)]) if self.monitor is not None else set()
@@ -145,19 +132,9 @@ class AlignTeacher(Stage):
     ) -> AlignmentMonitorCallback | None:
         if self.monitor is None:
             return None
-        engine = context.backend()  # another kind could not sample from a teacher that is being trained
-        evaluator = AlignmentEvaluator(
-            teacher=teacher,
-            chat_template=chat_template,
-            held_out=held_out,
-            prompts=prompts,
-            num_samples=self.monitor.num_samples,
-            sampling=self.monitor.sampling,
-            read=self.synthesizer.read if self.over == "instruction" else whole_response,
-            seed=context.seed,
-            batch_size=self.training.batch_size,
-            stop=self.synthesizer.stop if self.over == "instruction" else "",
-            engine=engine if isinstance(engine, TransformersBackend) else TransformersBackend(),
+        synthesizer = self.synthesizer if self.over == "instruction" else None
+        evaluator = evaluator_of(
+            self.monitor, context, teacher, chat_template, self.training.batch_size, prompts, synthesizer, held_out
         )
         return AlignmentMonitorCallback(self.monitor, evaluator, context.directory, self.save_all_checkpoints)
 

@@ -26,5 +26,7 @@ def test_pairs_that_were_asked_for_in_another_way(tmp_path: Path, context: Calla
         id="p", prompt="a", chosen="b", rejected="c", chosen_id="1", rejected_id="2", margin=1.0, prefill="x"
     )
     directory = write(tmp_path / "pairs" / "pairs.jsonl", [pair])
-    with pytest.raises(StageError, match=r"it: the pairs were asked for in another way .* give AlignTeacher the synth"):
+    with pytest.raises(
+        StageError, match=r"it: the completions were asked for in another way .* give it the synthesizer"
+    ):
         AlignTeacher("pairs", TrainingSettings(lr=1e-3)).run(context(inputs={"pairs": directory, "teacher": None}))

@@ -22,7 +22,8 @@ from montessori_pl.data.records import Message, stable_seed
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.losses import IGNORED, evaluating
-from montessori_pl.models.dpo import TeacherDPOModule
+from montessori_pl.models.dpo import DPOModule
+from montessori_pl.models.policy import PolicyModule
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected
 
@@ -37,12 +38,12 @@ NUM_TEXTS = 3
 class AlignmentEvaluator:
     """Looks at a teacher, each time at the same pairs, prompts and seeds, so that looks differ by the teacher alone."""
 
-    teacher: TeacherDPOModule
+    teacher: PolicyModule
     """The teacher; its model is loaded when looks are taken."""
     chat_template: ChatTemplate
     """How it writes conversations."""
     held_out: Sequence[EncodedPair]
-    """Pairs that it is not trained on; none are not evaluated."""
+    """Pairs that it is not trained on, if it is trained on pairs; none are not evaluated."""
     prompts: Sequence[list[Message]]
     """The conversations that are asked to go on in the live sample, in turn."""
     num_samples: int
@@ -84,20 +85,22 @@ class AlignmentEvaluator:
             }
 
     def _preferences(self) -> Evaluation:
+        teacher = self.teacher
+        assert isinstance(teacher, DPOModule)
         losses, chosen, chosen_ratios, rejected_ratios, weights, num_tokens = [], [], [], [], [], 0
         for number, pairs in enumerate(chunks(self.held_out, self.batch_size)):
             batch = self._on_device(collate_pairs(pairs, self.chat_template.tokenizer.pad_token_id))
             if number not in self._references:
-                self._references[number] = self.teacher.reference_log_probabilities(batch)
-            output, log_probabilities, _ = self.teacher.dpo({**batch, "reference": self._references[number]})
+                self._references[number] = teacher.reference_log_probabilities(batch)
+            output, log_probabilities, _ = teacher.dpo({**batch, "reference": self._references[number]})
             losses.append(output.loss)
             chosen.append(log_probabilities)
-            chosen_ratios.append(output.chosen_rewards / self.teacher.beta)
-            rejected_ratios.append(output.rejected_rewards / self.teacher.beta)
+            chosen_ratios.append(output.chosen_rewards / teacher.beta)
+            rejected_ratios.append(output.rejected_rewards / teacher.beta)
             weights.append(batch["weights"])
             num_tokens += int((batch["labels"][: len(pairs), 1:] != IGNORED).sum())
         parts = torch.cat(losses), torch.cat(chosen), torch.cat(weights)
-        loss = self.teacher.objective(*parts, num_tokens).loss
+        loss = teacher.objective(*parts, num_tokens).loss
         margins = torch.cat(chosen_ratios) - torch.cat(rejected_ratios)
         return {
             "loss": float(loss),

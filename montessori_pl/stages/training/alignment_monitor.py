@@ -11,22 +11,28 @@ depend on the rows alone, so that a resumed training decides as one that was nev
 import math
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from montessori_pl.batches.encoding import EncodedPair
 from montessori_pl.bounds import Bounds, PositiveFloat, PositiveInt, checked
-from montessori_pl.data.records import read_lines
+from montessori_pl.data.chat_template import ChatTemplate
+from montessori_pl.data.records import Message, PromptFormat, read_lines
 from montessori_pl.generation.base import Sampling
+from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.models.loading import save_weights
+from montessori_pl.models.policy import PolicyModule
 from montessori_pl.run_directory.atomic import directory_written_atomically, write_json_lines
 from montessori_pl.run_directory.durable import replace
-from montessori_pl.stages.base import WEIGHTS
-from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator, Evaluation
+from montessori_pl.stages.base import WEIGHTS, StageContext, StageError
+from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator, Evaluation, whole_response
 from montessori_pl.stages.training.divergence import refuse_diverged_weights
+from montessori_pl.synthesis.base import Synthesizer
 from montessori_pl.synthesis.collapse import CollapseLimits
 
 P = TypeVar("P", bound=tuple[Any, ...])
@@ -97,6 +103,62 @@ class AlignmentMonitor:
         if self.choose == "lowest_loss" and "loss" in evaluations[0]:
             return min(within, key=lambda evaluation: float(evaluation["loss"]))
         return within[-1]
+
+
+def evaluator_of(
+    monitor: AlignmentMonitor,
+    context: StageContext,
+    teacher: PolicyModule,
+    chat_template: ChatTemplate,
+    batch_size: int,
+    prompts: Sequence[list[Message]],
+    synthesizer: Synthesizer | None,
+    held_out: Sequence[EncodedPair] = (),
+) -> AlignmentEvaluator:
+    """What evaluates a teacher in a stage.
+
+    Args:
+        monitor: how.
+        context: the stage's.
+        teacher: that is trained.
+        chat_template: how it writes conversations.
+        batch_size: pairs or completions that are scored together.
+        prompts: the conversations that it goes on with.
+        synthesizer: finds the instructions in what it writes; none takes whole completions for responses.
+        held_out: pairs that it is not trained on.
+    """
+    engine = context.backend()  # another kind could not sample from a teacher that is being trained
+    return AlignmentEvaluator(
+        teacher=teacher,
+        chat_template=chat_template,
+        held_out=held_out,
+        prompts=prompts,
+        num_samples=monitor.num_samples,
+        sampling=monitor.sampling,
+        read=synthesizer.read if synthesizer is not None else whole_response,
+        seed=context.seed,
+        batch_size=batch_size,
+        stop=synthesizer.stop if synthesizer is not None else "",
+        engine=engine if isinstance(engine, TransformersBackend) else TransformersBackend(),
+    )
+
+
+def check_synthesizer(context: StageContext, asked: Set[tuple[PromptFormat, str]], synthesizer: Synthesizer) -> None:
+    """Instructions are found only by the synthesizer that has asked for them; a wrong one would find none.
+
+    Args:
+        context: the stage's.
+        asked: the formats of the prompts, each with how the answer began.
+        synthesizer: of the stage.
+
+    Raises:
+        StageError: it asks in another way.
+    """
+    if not asked <= {(synthesizer.prompt_format, synthesizer.prefill)}:
+        raise StageError(
+            f"{context.key}: the completions were asked for in another way than the synthesizer of this stage asks, so "
+            "that the monitor would find no instruction; give it the synthesizer of the stage that wrote them"
+        )
 
 
 def prompts_in_order(prompts: Sequence[P], seed: int) -> list[P]:
@@ -224,7 +286,10 @@ class AlignmentMonitorCallback(Callback):
     def _evaluate(self, trainer: Trainer) -> None:
         step, teacher = trainer.global_step, self.evaluator.teacher
         refuse_diverged_weights(trainer, teacher)
-        evaluation: Evaluation = trainer.strategy.broadcast({"step": step, **self.evaluator.evaluate()})
+        # Where the reference policy is the base, the first evaluation is of it, and limits hold over all rounds.
+        of_base = teacher.reference_is_base and not self.evaluations
+        with teacher.reference_policy() if of_base else nullcontext():
+            evaluation: Evaluation = trainer.strategy.broadcast({"step": step, **self.evaluator.evaluate()})
         evaluation["beyond"] = self.monitor.beyond(self.evaluations[0], evaluation) if self.evaluations else []
         for name in _lost(evaluation):  # as if it had not been measured: JSON has no place for NaN
             del evaluation[name]
