@@ -111,6 +111,18 @@ def what_the_judge_likes_is_preferred(run: Path) -> None:
     assert len(set(values)) > 2
 
 
+def rounds_follow_each_other(run: Path) -> None:
+    """Each round is written by the teacher of the round before, and the last one's teacher writes the data."""
+    for stage, teacher in (
+        ("written_1", "classroom/teacher"),
+        ("written_2", "classroom/teacher + policy_1"),
+        ("training_data", "classroom/teacher + policy_4"),
+    ):
+        assert {example.teacher for example in records(run, stage, Example)} == {teacher}
+    for number in range(1, 5):
+        assert metrics(run, f"policy_{number}")["completions"] > 0
+
+
 def nothing_is_measured(run: Path) -> None:
     assert not list(run.glob("iteration_1/*/scores.jsonl"))
     assert {example.teacher for example in records(run, "training_data", Example)} == {"classroom/teacher"}
@@ -304,6 +316,20 @@ CASES = {
             Moment("best_half", "montessori_pl.run_directory.run_directory.RunDirectory.finish"),
             Moment("training_data", OPEN, half_a_line, file="/examples.jsonl", call=2),
         ],
+    ),
+    "grpo.yaml": Case(
+        settings={
+            **{f"written_{number}": {"num_prompts": 8, "prompts_per_batch": 4} for number in range(1, 5)},
+            **{f"policy_{number}": {"monitor.sampling": SHORT} for number in range(1, 5)},
+        },
+        moments=[
+            Moment("policy_1", OPEN, half_a_line, file="/sampled_log_probabilities.part0.jsonl"),
+            Moment("policy_2", "montessori_pl.models.grpo.GRPOModule.policy_gradient", call=2),
+            Moment("policy_3", OPEN, half_a_line, file="/alignment_evaluations.jsonl.draft", call=2),
+            Moment("written_4", GENERATE, call=2),
+            Moment("policy_4", REPLACE, file="last.ckpt.draft"),
+        ],
+        check=rounds_follow_each_other,
     ),
     "raft.yaml": Case(
         settings={"aligned_teacher": {"monitor.sampling": SHORT}},
