@@ -2,6 +2,7 @@
 
 `outputs.json` is a list of `{instruction, output, generator}`. `annotations.json` is one of comparisons, in which the
 other side is output 1, the student output 2, and `preference` 1, 1.5 for a tie, or 2; null where there is none.
+`model_judgment.jsonl` holds graded judgements as Arena-Hard's code reads them.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from montessori_pl.run_directory.atomic import write_atomically
 
 OUTPUTS = "outputs.json"
 ANNOTATIONS = "annotations.json"
+ARENA_HARD = "model_judgment.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

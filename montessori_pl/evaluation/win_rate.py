@@ -15,6 +15,7 @@ from montessori_pl.evaluation.asking import BatchedWork, Judge, ask, kept_record
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.evaluation.outputs import (
     ANNOTATIONS,
+    ARENA_HARD,
     OUTPUTS,
     Output,
     outputs_file,
@@ -24,6 +25,8 @@ from montessori_pl.evaluation.outputs import (
 from montessori_pl.evaluation.pairwise import (
     Judgement,
     Verdict,
+    arena_hard_games,
+    arena_hard_score,
     load_pairwise_prompt,
     pairwise_prompt_file,
     parse_verdict,
@@ -33,6 +36,7 @@ from montessori_pl.evaluation.pairwise import (
 from montessori_pl.generation.base import Completion, GenerationBackend, Sampling
 from montessori_pl.generation.reward_model import RewardModel, RewardModelSource, check_reward_model
 from montessori_pl.models.loading import ModelSource, best_device
+from montessori_pl.run_directory.atomic import write_json_lines
 from montessori_pl.run_directory.fingerprint import Files
 
 ANSWERED, OTHER, JUDGEMENTS = "outputs.jsonl", "other_outputs.jsonl", "judgements.jsonl"
@@ -60,8 +64,10 @@ class WinRate(Evaluator):
         against: the other side: null for the responses of the test set, a stage that trains a student, or `base`, or a
             file of outputs (a list of `{instruction, output}`, as AlpacaEval's). The names of the rates hold its
             name, where there is one: `win_rate_against_base`.
-        prompt: what the judge is asked: the name of a shipped prompt (`pairwise`), or the path of a text file with
-            `{instruction}`, `{answer_a}` and `{answer_b}`; the verdict is a last line `[[A]]`, `[[B]]` or `[[C]]`.
+        prompt: what the judge is asked: the name of a shipped prompt (`pairwise`, or `graded`), or the path of a text
+            file with `{instruction}`, `{answer_a}` and `{answer_b}`; the verdict is a last line `[[A]]`, `[[B]]` or
+            `[[C]]`. Where the prompt names the mark `[[A>>B]]`, verdicts are graded, from `[[A>>B]]` over `[[A=B]]` to
+            `[[B>>A]]`, and Arena-Hard's score stands beside the win rate (`arena_hard_score`).
         sampling: how judgements are drawn.
         reward_model: a reward model that judges in the place of a language model: the answer with the higher reward is
             better, and there are no orders and no prompt.
@@ -70,7 +76,7 @@ class WinRate(Evaluator):
     """
 
     needs_test: ClassVar[bool] = True
-    artifacts: ClassVar[tuple[str, ...]] = (OUTPUTS, ANNOTATIONS, JUDGEMENTS)
+    artifacts: ClassVar[tuple[str, ...]] = (OUTPUTS, ANNOTATIONS, JUDGEMENTS, ARENA_HARD)
     files: ClassVar[Files] = {
         "against": outputs_file,
         "prompt": pairwise_prompt_file,
@@ -95,6 +101,7 @@ class WinRate(Evaluator):
         self.reward_model, self.against = reward_model, against
         self._judge_name = judge.backbone if judge is not None else reward_model.model if reward_model else ""
         self.template = load_pairwise_prompt(prompt)
+        self._graded = "[[A>>B]]" in self.template and judge is not None
         self.answering = Sampling(temperature=0.0, max_tokens=max_tokens)
         self.items_per_batch = items_per_batch
         file = outputs_file(against) if against is not None else None
@@ -161,11 +168,12 @@ class WinRate(Evaluator):
             said = next((text for one in judgements for text in one.texts if text), "")
             raise ValueError(
                 f"the judge {self._judge_name} gave no item of the test set a verdict that can be read in "
-                "both orders; it must end in a line [[A]], [[B]] or [[C]] within sampling.max_tokens, found, for "
-                f"example, {said[-200:]!r}"
+                "both orders; it must end in a line with the mark that the prompt asks for within "
+                f"sampling.max_tokens, found, for example, {said[-200:]!r}"
             )
         self._write(test, student, answers, others, judgements)
-        return win_rates(judgements, answers, others, self._suffix)
+        graded = arena_hard_score(judgements, self._suffix) if self._graded else {}
+        return {**win_rates(judgements, answers, others, self._suffix), **graded}
 
     def _answers(
         self,
@@ -252,6 +260,9 @@ class WinRate(Evaluator):
             for row, other, one in zip(outputs, others, judgements, strict=True)
         ]
         write_alpaca_eval(self.directory / ANNOTATIONS, rows)
+        if self._graded:
+            games = arena_hard_games(test, judgements, self._judge_name, name, self.against or "test set")
+            write_json_lines(self.directory / ARENA_HARD, games)
 
 
 def _by_reward(items: Sequence[Compared], model: RewardModel) -> list[Judgement]:

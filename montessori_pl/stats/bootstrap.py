@@ -52,7 +52,9 @@ def bootstrap_groups(
     return means
 
 
-def percentile_interval(mean: float, resampled: Array, interpolated: bool = True) -> MeanInterval:
+def percentile_interval(
+    mean: float, resampled: Array, interpolated: bool = True, confidence: float = CONFIDENCE
+) -> MeanInterval:
     """The interval between percentiles of a mean's resamples.
 
     Args:
@@ -60,8 +62,9 @@ def percentile_interval(mean: float, resampled: Array, interpolated: bool = True
         resampled: that of each resample, shape (number of resamples,).
         interpolated: an end that falls between two resamples lies between them, or else is the inner one of both: the
             means of a few values are few and far apart, and an end between them is the mean of no draw.
+        confidence: the share of resamples between the ends.
     """
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low = np.quantile(resampled, tail, method="linear" if interpolated else "higher")
     high = np.quantile(resampled, 1 - tail, method="linear" if interpolated else "lower")
     return MeanInterval(float(mean), float(low), float(high))

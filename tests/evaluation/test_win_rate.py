@@ -14,7 +14,14 @@ from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import Message, read_records
 from montessori_pl.evaluation import WinRate
 from montessori_pl.evaluation.outputs import read_outputs
-from montessori_pl.evaluation.pairwise import Judgement, load_pairwise_prompt, parse_verdict, render_pair, win_rates
+from montessori_pl.evaluation.pairwise import (
+    Judgement,
+    arena_hard_score,
+    load_pairwise_prompt,
+    parse_verdict,
+    render_pair,
+    win_rates,
+)
 from montessori_pl.evaluation.win_rate import JUDGEMENTS
 from montessori_pl.generation import (
     ClassroomJudge,
@@ -255,6 +262,14 @@ class TestAgainstFile:
         ("", None),
         ("<think>[[A]]</think>\n[[B]]", "B"),
         ("<think>[[A]]", None),
+        ("[[A>>B]]", "A>>B"),
+        ("[[B<<A]]", "A>>B"),
+        ("[[B>A]]", "B"),
+        ("[[A<B]]", "B"),
+        ("[[A=B]]", "C"),
+        ("[[B>>A]]", "B>>A"),
+        ("[[A>A]]", None),
+        ("[[A>>B]] or [[A>B]]", None),
     ],
 )
 def test_verdicts(text: str, verdict: str | None) -> None:
@@ -264,6 +279,41 @@ def test_verdicts(text: str, verdict: str | None) -> None:
 def test_a_verdict_on_a_line_that_was_cut_does_not_count() -> None:
     assert parse_verdict("so\n[[A]]", finished=False) is None
     assert parse_verdict("[[A]]\nfor", finished=False) == "A"
+
+
+def graded(*verdicts: tuple[str, str]) -> list[Judgement]:
+    return [Judgement(id=str(n), verdicts=both, texts=("x", "y")) for n, both in enumerate(verdicts)]  # type: ignore[arg-type]
+
+
+def test_arena_hards_score_by_hand() -> None:
+    """Three votes for, one for; three against, a half: 4.5 of 8, where the win rate is half.
+
+    The last item is left out by both.
+    """
+    judgements = graded(("A>>B", "B"), ("B>>A", "C"), ("A", None))  # type: ignore[arg-type]
+    assert arena_hard_score(judgements) == {"arena_hard_score": 4.5 / 8}
+    assert win_rates(judgements, ["a"] * 3, ["b"] * 3)["win_rate"] == 0.75  # the second item is a tie of two orders
+    many = arena_hard_score(graded(*[("A>>B", "B>>A"), ("B", "A"), ("C", "C")] * 20), "_against_base")
+    assert many["arena_hard_score_against_base"] == pytest.approx((6 + 0 + 1) / (6 + 2 + 2))
+    low, high = (many[f"arena_hard_score_against_base_{end}"] for end in ("low", "high"))
+    assert 0.5 < low < 0.7 < high < 0.9
+
+
+def test_arena_hards_score_is_that_of_its_code(tmp_path: Path) -> None:
+    """Its rule, written down as its code has it, on the file that it reads."""
+    weight = 3
+    scores = {"A>B": [1], "A>>B": [1] * weight, "A=B": [0.5], "B>A": [0], "B>>A": [0] * weight}
+    verdicts = [(a, b) for a in ("A", "B", "C", "A>>B", "B>>A") for b in ("A", "B", "C", "A>>B", "B>>A")]
+    evaluator = WinRate(JUDGE, Judge({str(n): both for n, both in enumerate(verdicts)}), prompt="graded")
+    evaluator.directory = tmp_path / "WinRate"
+    data = sources(tmp_path, rows_of(*map(str, range(len(verdicts)))))
+    found = evaluator.evaluate(STUDENT, data, Student)
+    votes: list[float] = []
+    for line in (tmp_path / "WinRate" / "model_judgment.jsonl").read_text().splitlines():
+        first, second = json.loads(line)["games"]
+        votes += scores[second["score"]] + [1 - one for one in scores[first["score"]]]
+    assert found["arena_hard_score"] == pytest.approx(sum(votes) / len(votes))
+    assert "[[B>>A]]" in evaluator.template
 
 
 def test_longer_answers_are_not_better_at_equal_lengths() -> None:
@@ -314,7 +364,7 @@ def test_prompt_of_ones_own(tmp_path: Path, data: DataSources) -> None:
     path.write_text("Q {instruction} 1 {answer_a}")
     with pytest.raises(ValueError, match=r"lacks \{answer_b\}: write it"):
         WinRate(JUDGE, prompt=str(path))
-    with pytest.raises(ValueError, match="unknown judge prompt 'additive': expected one of pairwise, or the path"):
+    with pytest.raises(ValueError, match="unknown judge prompt 'additive': expected one of pairwise, graded, or the path"):
         WinRate(JUDGE, prompt="additive")
 
 
