@@ -11,6 +11,7 @@ arms do alike is done once and copied. Starting the same command again continues
 
     <out>/classroom-<world>-<fingerprint>/seed_<seed>/<arm>/     the run directories (see `study/runs.py`)
     <out>/study.txt, *.png                                       what was printed, and the figures
+    <results>/world_<world>/seed_<seed>.json                     with --results: what a finished cell has shown
 
 Knows nothing about how a recipe works: it reads manifests, metrics and records.
 """
@@ -34,6 +35,7 @@ from study import StudyError
 from study.checks import check_cell
 from study.comparisons import collapsed, compare
 from study.figures import draw
+from study.kept import CellResult, identity, keep_result, kept_result, result_file
 from study.measures import Cell, measure
 from study.runs import COUNTS, CellRuns, Run, cell_directory
 from study.settings import Settings, read_settings
@@ -47,7 +49,7 @@ WIDTH = 150
 """Columns of what is printed; more where there are many arms."""
 
 
-def run_cell(runs: CellRuns) -> tuple[list[Cell], dict[str, int]]:
+def run_cell(runs: CellRuns) -> CellResult:
     """Run, check and measure all arms in one world under one seed; an arm that fails does not stop the others."""
     donors: list[Run] = []
     failed = {}
@@ -68,19 +70,31 @@ def run_cell(runs: CellRuns) -> tuple[list[Cell], dict[str, int]]:
     return [cells.get(name) or Cell(runs.world, runs.seed, name, failed=why) for name, why in failed.items()], checks
 
 
-def run_study(settings: Settings, out: Path, counts: str, jobs: int, copy: bool) -> tuple[list[Cell], dict[str, int]]:
-    """Run all cells, some at a time; returns them in order, and what was checked."""
-    for world in settings.worlds:
+def run_study(
+    settings: Settings, out: Path, counts: str, jobs: int, copy: bool, results: Path | None = None
+) -> CellResult:
+    """Run all cells that are not kept, some at a time; returns all in order, and what was checked."""
+    places = [(world, seed) for world in settings.worlds for seed in settings.seeds]
+    wanted = identity(settings, counts)
+    found = {
+        place: result
+        for place in places
+        if results is not None and (result := kept_result(result_file(results, *place), wanted)) is not None
+    }
+    left = [place for place in places if place not in found]
+    for world in dict.fromkeys(world for world, _ in left):
         cell_directory(out, world, 0)  # built once, before several processes ask for it
-    runs = [
-        CellRuns(settings, cell_directory(out, world, seed), world, seed, counts, copy)
-        for world in settings.worlds
-        for seed in settings.seeds
-    ]
+
+    def run(place: tuple[int, int]) -> CellResult:
+        result = run_cell(CellRuns(settings, cell_directory(out, *place), *place, counts, copy))
+        if results is not None:
+            keep_result(result_file(results, *place), result, wanted)
+        return result
+
     with ThreadPoolExecutor(jobs) as pool:
-        results = list(pool.map(run_cell, runs))
-    checks = sum((Counter(found) for _, found in results), Counter[str]())
-    return [cell for cells, _ in results for cell in cells], dict(checks)
+        found |= dict(zip(left, pool.map(run, left), strict=True))
+    checks = sum((Counter(found[place][1]) for place in places), Counter[str]())
+    return [cell for place in places for cell in found[place][0]], dict(checks)
 
 
 def versions() -> dict[str, str]:
@@ -108,6 +122,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="only these seeds")
     parser.add_argument("--arms", nargs="+", default=[], help="only these arms")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/classroom_study"), help="where the runs lie")
+    parser.add_argument("--results", type=Path, help="where results are kept: cells that lie there are not run again")
     parser.add_argument("--counts", choices=COUNTS, default="full", help="small: only try the machinery out")
     parser.add_argument("--json", type=Path, help="write the cells and the comparisons there")
     parser.add_argument("--figures", type=Path, help="a directory to copy the figures to")
@@ -125,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     try:
         settings = read_settings(options.settings).restricted(options.worlds, options.seeds, options.arms)
-        cells, checks = run_study(settings, options.out, options.counts, options.jobs, not options.no_copy)
+        cells, checks = run_study(
+            settings, options.out, options.counts, options.jobs, not options.no_copy, options.results
+        )
     except StudyError as error:
         sys.exit(f"error: {error}")
     console = Console(width=max(WIDTH, 26 + 16 * len(settings.chosen)), highlight=False, record=True)

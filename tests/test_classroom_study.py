@@ -1,6 +1,7 @@
 """The study of the classroom: its settings, its statistics by hand, its checks on runs that differ, and the whole."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ try:
     from study.checks import check_cell, overlap
     from study.comparisons import PairedDifference, collapse_limits, collapsed, compare, share_of_headroom
     from study.figures import draw
+    from study.kept import keep_result
     from study.measures import ALL_MEASURES, MEASURES, Cell, alarms, content, entropy
     from study.oracle import oracle_examples
     from study.runs import CellRuns, Run, as_argument, copy_stages, manifest, override, shared_stages
@@ -484,6 +486,33 @@ def forked(command: Sequence[str], *, stdout: IO[str], **settings: Any) -> "subp
             stdout.flush()
             os._exit(status)
     return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def test_a_cell_that_is_kept_is_not_run_again(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is its world built; the result of other settings is refused, and one with a failed arm is not kept."""
+    asked: list[int] = []
+
+    def run(runs: CellRuns) -> tuple[list[Cell], dict[str, int]]:
+        asked.append(runs.seed)
+        students = ({"accuracy": 0.5}, {"accuracy": 1.0})
+        return [Cell(runs.world, runs.seed, "random", {"accuracy": 0.75}, students)], {"cells": 1}
+
+    monkeypatch.setattr(classroom_study, "run_cell", run)
+    monkeypatch.setattr(classroom_study, "cell_directory", lambda out, world, seed: out / f"{world}_{seed}")
+    one = settings.restricted([5], [0, 1], ["random"])
+    study = functools.partial(classroom_study.run_study, out=tmp_path, counts="full", jobs=1, copy=True)
+    found = study(one, results=tmp_path / "kept")
+    monkeypatch.setattr(classroom_study, "cell_directory", None)
+    assert study(one, results=tmp_path / "kept") == found
+    assert asked == [0, 1]
+    changed = dataclasses.replace(one.arms["random"], overrides={"teacher.beta": 0.5})
+    with pytest.raises(StudyError, match=r"seed_0\.json holds the result of other settings"):
+        study(dataclasses.replace(one, arms={**one.arms, "random": changed}), results=tmp_path / "kept")
+    path = tmp_path / "kept" / "failed.json"
+    keep_result(path, ([Cell(5, 0, "random", failed="why")], {}), {})
+    assert not path.exists()
 
 
 @pytest.mark.slow

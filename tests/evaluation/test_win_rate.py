@@ -364,7 +364,9 @@ def test_prompt_of_ones_own(tmp_path: Path, data: DataSources) -> None:
     path.write_text("Q {instruction} 1 {answer_a}")
     with pytest.raises(ValueError, match=r"lacks \{answer_b\}: write it"):
         WinRate(JUDGE, prompt=str(path))
-    with pytest.raises(ValueError, match="unknown judge prompt 'additive': expected one of pairwise, graded, or the path"):
+    with pytest.raises(
+        ValueError, match="unknown judge prompt 'additive': expected one of pairwise, graded, or the path"
+    ):
         WinRate(JUDGE, prompt="additive")
 
 

@@ -1,0 +1,59 @@
+"""Results that are kept apart from the runs: small files, with which a study goes on on another machine."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from montessori_pl.cli.fit import shipped_configs
+from study import StudyError
+from study.measures import Cell
+from study.settings import Settings
+
+CellResult = tuple[list[Cell], dict[str, int]]
+"""The arms of a cell, and how much of it was checked."""
+
+
+def result_file(directory: Path, world: int, seed: int) -> Path:
+    """Where a cell's result is kept."""
+    return directory / f"world_{world}" / f"seed_{seed}.json"
+
+
+def identity(settings: Settings, counts: str) -> dict[str, Any]:
+    """All that decides what a cell shows, but for the program itself: its arms, with their whole recipes."""
+    arms = {}
+    for name in settings.chosen:
+        arm = dataclasses.asdict(settings.arms[name])
+        del arm["title"], arm["seeds"]
+        recipe = (shipped_configs() / settings.arms[name].config).read_text(encoding="utf-8")
+        arms[name] = {**arm, "recipe": yaml.safe_load(recipe)}
+    found: dict[str, Any] = json.loads(
+        json.dumps({"counts": counts, "student_seeds": settings.student_seeds, "main": settings.main, "arms": arms})
+    )
+    return found
+
+
+def kept_result(path: Path, wanted: dict[str, Any]) -> CellResult | None:
+    """What is kept of a cell; none where nothing is.
+
+    Raises:
+        StudyError: it is the result of other settings.
+    """
+    if not path.exists():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept["settings"] != wanted:
+        raise StudyError(f"{path} holds the result of other settings; give another --results, or delete the file")
+    return [Cell(**{**one, "students": tuple(one["students"])}) for one in kept["cells"]], kept["checks"]
+
+
+def keep_result(path: Path, result: CellResult, wanted: dict[str, Any]) -> None:
+    """Keep it, unless an arm has failed: the same command then tries again."""
+    cells, checks = result
+    if any(cell.failed for cell in cells):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"settings": wanted, "checks": checks, "cells": [dataclasses.asdict(cell) for cell in cells]}
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
