@@ -63,6 +63,34 @@ def gradient_vendi(gradients: Array) -> float:
     return float(np.exp(-(values * np.log(values)).sum()))
 
 
+def choose_various(values: Sequence[float], gradients: Array, number: int, redundancy: float) -> list[int]:
+    """Choose examples one after the other, by what each is worth and how many chosen ones pull its way.
+
+    The next one has the highest value, divided by the root mean square of all, minus `redundancy` times the mean cosine
+    of its gradient with those of the chosen; of equal ones the first.
+
+    Args:
+        values: of N examples.
+        gradients: shape (N, D).
+        number: how many are chosen, at most N.
+        redundancy: how much it counts.
+
+    Returns:
+        places, in the order of choice.
+    """
+    rows = _normalized(gradients)
+    worth = np.asarray(values, dtype=np.float64)
+    worth = worth / max(np.sqrt(np.square(worth).mean()), SMALLEST)
+    chosen: list[int] = []
+    pulled = np.zeros(len(worth))
+    for taken in range(number):
+        gain = worth - redundancy * pulled / max(1, taken)
+        gain[chosen] = -np.inf
+        chosen.append(int(gain.argmax()))
+        pulled = pulled + rows @ rows[chosen[-1]]
+    return chosen
+
+
 def _normalized(rows: Array) -> Array:
     scaled: Array = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(SMALLEST)
     return scaled

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from stage_runs import never, stage_context, write
@@ -73,3 +73,57 @@ def test_nothing_to_choose_from(run: Callable[..., dict[str, Any]]) -> None:
 def test_a_share_is_a_share(share: float) -> None:
     with pytest.raises(ValueError, match="share: expected float > 0 and <= 1, found"):
         SelectBest("data", "influence", share)
+
+
+class TestRedundancy:
+    """Three examples of one kind, of which the best two are the best of all, and one of another."""
+
+    GRADIENTS: ClassVar = {"a": (1.0, 0.0), "b": (2.0, 0.0), "c": (3.0, 0.0), "d": (0.0, 1.0)}
+    VALUES: ClassVar = {"a": 4.0, "b": 3.0, "c": 1.0, "d": 2.0}
+
+    @pytest.fixture
+    def choose(self, tmp_path: Path) -> Callable[..., tuple[str, dict[str, Any]]]:
+        """What is chosen, and the metrics."""
+
+        def session(redundancy: float, number: int, gradients: bool = True) -> tuple[str, dict[str, Any]]:
+            stage = SelectBest("data", "influence", number / 4, redundancy, "gradients")
+            rows = [Score(id=id_, value=value) for id_, value in self.VALUES.items()]
+            kept = [Score(id=i, value=0.0, gradient=row if gradients else ()) for i, row in self.GRADIENTS.items()]
+            inputs = {
+                "examples": write(tmp_path / "data" / "examples.jsonl", EXAMPLES),
+                "scores": write(tmp_path / "influence" / "scores.jsonl", rows),
+                "gradients": write(tmp_path / "gradients" / "scores.jsonl", kept),
+            }
+            metrics = stage.run(stage_context(tmp_path / "best", inputs=inputs, log_distribution=never))
+            kept_examples = read_records(tmp_path / "best" / "examples.jsonl", Example)
+            return "".join(sorted(one.id for one in kept_examples)), metrics
+
+        return session
+
+    @pytest.mark.parametrize(
+        ("redundancy", "number", "chosen"),
+        [
+            # Root mean square of the scores: sqrt(30 / 4) = 2.74, so that one point is .365.
+            (1e-9, 2, "ab"),
+            (0.3, 2, "ab"),  # b: 3 * .365 - .3 = .80, d: 2 * .365 = .73
+            (0.4, 2, "ad"),  # b: .70
+            (0.4, 3, "abd"),  # the chosen a and d together pull b's way by a half: .90, and c's as much: .17
+            (3.0, 4, "abcd"),
+        ],
+    )
+    def test_by_hand(
+        self, choose: Callable[..., tuple[str, dict[str, Any]]], redundancy: float, number: int, chosen: str
+    ) -> None:
+        found, metrics = choose(redundancy, number)
+        assert found == chosen
+        assert metrics["rejected"]["unscored"] == 3
+        if chosen == "ad":
+            assert metrics["g_vendi"] == pytest.approx(2.0)
+            assert metrics["threshold"] == 2.0
+
+    def test_without_gradients(self, choose: Callable[..., tuple[str, dict[str, Any]]]) -> None:
+        with pytest.raises(StageError, match=r"finds no gradients in 'gradients'; .*ProjectedGradientSignal"):
+            choose(1.0, 2, gradients=False)
+        for settings in ({"redundancy": 1.0}, {"gradients": "g"}):
+            with pytest.raises(ValueError, match="set both, or neither"):
+                SelectBest("data", "influence", **settings)  # type: ignore[arg-type]
