@@ -22,7 +22,7 @@ from killing import TWO_PROCESSES, Moment, Program, assert_same_run, copy_until
 
 from montessori_pl import classroom
 from montessori_pl.batches.encoding import encode_examples
-from montessori_pl.cli.fit import main
+from montessori_pl.cli.fit import main, shipped_configs
 from montessori_pl.data.records import Example, append_records, read_records
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.run_directory.run_directory import RunDirectory
@@ -276,6 +276,41 @@ def test_two_processes_train_as_one(recipe: Path, tmp_path: Path) -> None:
     assert largest_difference(weights["parts"], weights["two"]) > 0, "it has gone another way"
     # One process alone on batches of two makes another student: what the other process has read matters.
     assert largest_difference(weights["half"], weights["one"]) > 1e-3
+
+
+def test_two_processes_reinforce_as_one(recipe: Path, tmp_path: Path) -> None:
+    """Batches of eight completions in one process, or of four in each of two: the same teacher, but for rounding."""
+    config, grpo = yaml.safe_load(recipe.read_text()), yaml.safe_load((shipped_configs() / "grpo.yaml").read_text())
+    names = ("warmup_data", "warmup", "probing_data")
+    scoring = {
+        "examples": "probing_data",
+        "signal": {"class_path": "callbacks.ResponseLengthSignal", "init_args": {"direction": "low"}},
+        "student": "warmup",
+    }
+    training = {"lr": 1e-3, "eps": 1e-3, "epochs": 2, "batch_size": 8, "schedule": "constant"}
+    policy = grpo["recipe"]["policy_1"]["init_args"] | {
+        **{"examples": "probing_data", "scores": "lengths", "training": training, "monitor": None}
+    }
+    config["recipe"] = {
+        **{name: config["recipe"][name] for name in names},
+        "lengths": {"class_path": "ScoreExamples", "init_args": scoring},
+        "policy": {"class_path": "ReinforceTeacher", "init_args": policy},
+    }
+    path = tmp_path / "grpo.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    half = ["--recipe.policy.training.batch_size", "4"]
+    main(command(path, tmp_path / "one")[3:])
+    fit_by_two(path, tmp_path / "two", *half)
+    main([*command(path, tmp_path / "half")[3:], *half])
+    one, two, alone = (policy_weights(tmp_path / name) for name in ("one", "two", "half"))
+    assert largest_difference(two, one) < 1e-4
+    assert largest_difference(alone, one) > 1e-3, "what the other process has read matters"
+
+
+def policy_weights(run: Path) -> dict[str, torch.Tensor]:
+    """By name."""
+    found: dict[str, torch.Tensor] = torch.load(run / "iteration_1/policy/last.ckpt", weights_only=False)["state_dict"]
+    return found
 
 
 def test_whole_recipe_by_two_processes(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

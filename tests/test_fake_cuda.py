@@ -46,7 +46,8 @@ from montessori_pl.influence import (
     trainable_parameters,
 )
 from montessori_pl.losses import PairLoss
-from montessori_pl.models.dpo import DPOModule
+from montessori_pl.models.dpo import DPOModule, TeacherDPOModule
+from montessori_pl.models.grpo import GRPOModule
 from montessori_pl.models.loading import LoraSettings, ModelSource, load_model
 from montessori_pl.models.student import StudentModule
 from montessori_pl.optim import TrainingSettings
@@ -354,6 +355,38 @@ def test_dpo(backbone: str, tmp_path: Path, trained: str, loss_type: PairLoss) -
         trainer = quiet_trainer(max_epochs=1, **arguments)
         trainer.fit(module, torch.utils.data.DataLoader(Pairs(), batch_size=None))
         return [float(parameter.detach().abs().sum()) for parameter in module.optimized().values()]
+
+    same_on_cuda(trial)
+
+
+@pytest.mark.slow
+def test_grpo(backbone: str, tmp_path: Path) -> None:
+    """A step from a previous adapter, held to the base."""
+    source = random_adapter(ModelSource(backbone), LoraSettings(r=2), tmp_path / "adapter")
+
+    class Completions(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Any:
+            batch = pair_batch()
+            rows, width = batch["labels"].shape
+            known = -torch.arange(1.0, rows * width + 1).view(rows, width) / 10
+            advantages = torch.linspace(-1, 1, rows)
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+            return {**inputs, "sampled": known, "reference": known - 0.1, "advantages": advantages}
+
+    def trial(arguments: dict[str, Any]) -> list[float]:
+        torch.manual_seed(0)
+        teacher = TeacherDPOModule(backbone, lora=LoraSettings(r=2))
+        teacher.source = dataclasses.replace(teacher.source, weights=source.weights)
+        module = GRPOModule(teacher, (0.2, 0.3), 0.1)
+        module.training_settings = TrainingSettings(lr=0.05, schedule="constant")
+        trainer = quiet_trainer(max_epochs=1, **arguments)
+        trainer.fit(module, torch.utils.data.DataLoader(Completions(), batch_size=None))
+        with module.reference_policy():
+            base = module.token_log_probabilities(Completions()[0]).sum()
+        return [float(base), *(float(parameter.detach().abs().sum()) for parameter in module.optimized().values())]
 
     same_on_cuda(trial)
 
