@@ -1,6 +1,7 @@
 """Influence while a student is trained: does what comes next still help?"""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from montessori_pl.batches.collate import collate
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.bounds import Count, PositiveInt, Text, checked
 from montessori_pl.data.formats import read_examples
+from montessori_pl.data.records import read_lines
 from montessori_pl.influence import AdamW, InfluenceScorer, Method
 from montessori_pl.losses import IGNORED
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.models.student import StudentModule
+from montessori_pl.run_directory.atomic import write_json_lines
+from montessori_pl.stages.base import DURING_TRAINING
 from montessori_pl.worlds.names import locate
 
 
@@ -26,6 +30,10 @@ class InfluenceDuringTraining(Callback):
     the loss on the reference set and the entropy of the batch's response tokens, for influence alone can rise while the
     data narrow. A share that falls towards one half or below says that the data have taught what they can. Put it among
     the trainer's callbacks: it looks at students only, takes no random numbers and leaves training as it was.
+
+    In a run the first process also keeps them in `influence_during_training.jsonl` of the stage, from which the report
+    draws them; a training that goes on after a kill measures no step twice. With several processes these are the
+    numbers of the first one's share of each batch.
 
     Args:
         reference: the reference set: a name of the classroom, a file, or a directory, as in `data.reference`.
@@ -54,8 +62,11 @@ class InfluenceDuringTraining(Callback):
         self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the reference set as this student reads it."""
+        """Read the reference set as this student reads it, and what was measured before a kill."""
         self.measurements = {}
+        if isinstance(pl_module, StudentModule) and (path := self._kept(pl_module)) is not None and path.exists():
+            rows = [row for row in read_lines(path) if row["step"] <= trainer.global_step]
+            self.measurements = {row.pop("step"): row for row in rows}
         self._started, self._seconds = time.monotonic(), 0.0
         if isinstance(pl_module, StudentModule):
             chat_template = load_chat_template(pl_module.source)
@@ -79,19 +90,28 @@ class InfluenceDuringTraining(Callback):
         )
         influences = torch.tensor([one.centred for one in scorer(batch)])
         self._seconds += time.monotonic() - start
-        measurement = {
+        found = {
             "influence_positive_rate": (influences > 0).float().mean().item(),
             "influence_mean": influences.mean().item(),
             "reference_loss": scorer.exact.base_losses.mean().item(),
             "response_token_entropy": _entropy(batch["labels"]),
+        }
+        cost = {
             "influence_seconds": self._seconds,
             "influence_share_of_time": self._seconds / (time.monotonic() - self._started),
         }
+        measurement = {**found, **cost}
         self.measurements[trainer.global_step] = measurement
+        if trainer.is_global_zero and (path := self._kept(pl_module)) is not None:
+            rows = [{"step": step, **{name: one[name] for name in found}} for step, one in self.measurements.items()]
+            write_json_lines(path, rows)
         # Not through the module's `log`, which repeats a value at every step until there is another one.
         for logger in trainer.loggers:
             named = {f"{pl_module.log_prefix}{name}": value for name, value in measurement.items()}
             logger.log_metrics(named, step=trainer.global_step)
+
+    def _kept(self, student: StudentModule) -> Path | None:
+        return student.stage_directory / DURING_TRAINING if student.stage_directory is not None else None
 
 
 def _entropy(labels: Tensor) -> float:

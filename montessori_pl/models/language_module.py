@@ -1,6 +1,7 @@
 """What the student and the teacher have in common: a causal language model that is trained and checkpointed."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
@@ -79,6 +80,8 @@ class LanguageModule(lightning.LightningModule):
         """What activations of a batch may take; a stage sets it. None goes through a batch as it is."""
         self.seed = 0
         """Of dropout; a stage sets it to its own."""
+        self.stage_directory: Path | None = None
+        """Where a callback may leave what it has seen, beside what the stage leaves; a stage sets it."""
         self._restored_metrics: dict[str, float] = {}
         self.in_step: Mapping[str, int] = {}
         """How much the optimizer step of the next batch holds (`mean_over_step`). The stages' data says so before each

@@ -14,7 +14,17 @@ from montessori_pl.estimates.training import estimate_training
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import with_content
-from montessori_pl.stages.base import CHECKPOINT, EXAMPLES, WEIGHTS, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.base import (
+    CHECKPOINT,
+    DURING_TRAINING,
+    EXAMPLES,
+    WEIGHTS,
+    Input,
+    Kind,
+    Stage,
+    StageContext,
+    StageError,
+)
 from montessori_pl.stages.training.fit import HOW_TRAINED, TrainingData, fit
 
 
@@ -30,7 +40,7 @@ class TrainStudent(Stage):
     """
 
     produces = Kind.STUDENT
-    artifacts = (CHECKPOINT, f"{WEIGHTS}/*")
+    artifacts = (CHECKPOINT, f"{WEIGHTS}/*", DURING_TRAINING)
     uses = ("student", "trainer")
     fingerprint_excludes = HOW_TRAINED
     distributed = True

@@ -26,6 +26,7 @@ from montessori_pl.stages.training.fit import TrainingData
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
+SEEN = ("influence_positive_rate", "influence_mean", "reference_loss", "response_token_entropy")
 PAIRS = [("say a", "a"), ("why?", "nobody knows."), ("say b", "bb"), ("is it?", "it is."), ("say c", "c"), ("so", "no")]
 CHAT = ChatTemplate(tiny_tokenizer())
 RENDERED = [
@@ -42,11 +43,12 @@ def reference(tmp_path: Path) -> str:
     return str(path)
 
 
-def train(tmp_path: Path, *callbacks: Callback) -> StudentModule:
+def train(tmp_path: Path, *callbacks: Callback, stage_directory: Path | None = None) -> StudentModule:
     """Six optimizer steps over two epochs, two batches each."""
     torch.manual_seed(0)
     student = StudentModule(save_tiny_model(tmp_path / "model"), lora=LoraSettings(r=2, alpha=4, dropout=0.1))
     student.training_settings = TrainingSettings(lr=1e-2, epochs=2, batch_size=2)
+    student.stage_directory = stage_directory
     trainer = quiet_trainer(callbacks, max_epochs=2, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     lengths = [len(one.input_ids) for one in RENDERED]
     counts = {"tokens": [num_labels(one) for one in RENDERED]}
@@ -110,6 +112,20 @@ def test_it_measures_every_n_steps_and_says_what_that_costs(tmp_path: Path, refe
     column = log[0].split(",").index("influence_mean")
     assert sum(bool(line.split(",")[column]) for line in log[1:]) == 2  # steps 0 and 3
     assert 0 < callback.measurements[3]["influence_share_of_time"] < 1
+
+
+def test_what_it_has_seen_is_kept_beside_the_stage(tmp_path: Path, reference: str) -> None:
+    """A training that goes on in its second epoch measures what is left, and the file is that of an undisturbed one."""
+    rows = [{"step": step, **dict.fromkeys(SEEN, 0.5)} for step in (0, 2, 4)]
+    path = tmp_path / "stage" / "influence_during_training.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    callback = InfluenceDuringTraining(reference, every_n_steps=2)
+    train(tmp_path, callback, stage_directory=path.parent)
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in kept] == [0, 2, 4]
+    assert kept[0] == rows[0], "what was measured before is not measured again"
+    assert kept[1] == {"step": 2, **{name: callback.measurements[2][name] for name in SEEN}}
 
 
 def test_a_step_of_zero_is_no_rhythm() -> None:

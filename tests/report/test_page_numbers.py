@@ -18,12 +18,13 @@ from montessori_pl.report.page.browsers import LONGEST, Budget, embedded, short
 from montessori_pl.report.page.figures import Figure, Plot, Point, Row, Rows, Series
 from montessori_pl.report.page.histogram import histograms
 from montessori_pl.report.page.page import run_figures, run_part, write_page
-from montessori_pl.report.page.run_data import RunData, read_run_data
+from montessori_pl.report.page.run_data import DURING_TRAINING, RunData, read_run_data
 from montessori_pl.report.page.tables import cost_table, sentence
 from montessori_pl.report.page.teacher_figures import students_by_progress
 from montessori_pl.report.page.verdict import Verdict, group_verdicts, run_verdicts
 from montessori_pl.report.runs import read_run
 from montessori_pl.run_directory.errors import RunDirectoryError
+from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.stats.means import MeanInterval
 
 
@@ -164,6 +165,24 @@ class TestFigures:
         accuracy = next(one for one in found if one.name == "alignment-and-accuracy")
         assert isinstance(accuracy, Plot)
         assert [(point.x, point.y) for point in accuracy.series[0].points] == [(0, 3 / 8), (10, 5 / 8)]
+
+    def test_influence_along_training(self, tmp_path: Path) -> None:
+        """Of each training that measured it; what is no number is left out, and so is a single point."""
+        directory = write_run(tmp_path / "run")
+        rows = [{"step": step, "influence_positive_rate": 1 - step / 10} for step in (0, 2, 4)]
+        path = directory / "iteration_1" / "trained" / DURING_TRAINING
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": "x"}]))
+        (directory / "iteration_1" / "warmup" / path.name).write_text(json.dumps(rows[0]) + "\n")
+        files = RunDirectory(directory)
+        for stage in ("trained", "warmup"):  # of a finished stage, what it vouches for is read
+            files.finish(f"iteration_1/{stage}", sorted(files.directory(f"iteration_1/{stage}").iterdir()))
+        run = read_run_data(directory, "run")
+        one = figure(run, "during-training-influence-positive-rate")
+        assert isinstance(one, Plot)
+        (series,) = one.series
+        assert series.name == "iteration_1/trained"
+        assert [(point.x, point.y) for point in series.points] == [(0, 1.0), (2, 0.8), (4, 0.6)]
+        assert "Examples that help, along training" in page_on(run)
 
     def test_timeline(self, run: RunData) -> None:
         """Ten stages of two seconds, one after another."""

@@ -15,7 +15,7 @@ from montessori_pl.report.page.data_figures import data_figures, timeline
 from montessori_pl.report.page.figures import Figure
 from montessori_pl.report.page.run_data import RunData
 from montessori_pl.report.page.score_figures import score_figures
-from montessori_pl.report.page.student_figures import group_figures, student_figures
+from montessori_pl.report.page.student_figures import during_training, group_figures, student_figures
 from montessori_pl.report.page.svg import figure
 from montessori_pl.report.page.tables import cost_table, hash_table, sentence, verdict_table
 from montessori_pl.report.page.teacher_figures import students_by_progress, teacher_figures
@@ -36,7 +36,7 @@ VERSIONS = re.compile(r"^(torch|transformers|lightning|peft|vllm|openai|montesso
 def run_figures(run: RunData) -> dict[str, list[Figure]]:
     """All figures of a run, by section."""
     return {
-        "students": student_figures(run),
+        "students": [*student_figures(run), *during_training(run)],
         "scores": score_figures(run),
         "alignment": teacher_figures(run),
         "data": data_figures(run),

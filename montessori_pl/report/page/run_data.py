@@ -23,6 +23,8 @@ ANSWERS = "answers.jsonl"
 """File in which an evaluator keeps a student's answers, in a directory of the student and one of the evaluator."""
 EVALUATIONS = "alignment_evaluations.jsonl"
 """File of the evaluations of the alignment monitor."""
+DURING_TRAINING = "influence_during_training.jsonl"
+"""File of what `InfluenceDuringTraining` has measured."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class StageData:
     pairs: Sequence[PreferencePair] = ()
     evaluations: Sequence[Row] = ()
     """Those of the alignment monitor, in order."""
+    during_training: Sequence[Row] = ()
+    """The influence of coming batches, by optimizer step, where it was measured."""
     answers: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     """The answers of each student to the test set: `id`, `answer`, `right`, `cut`."""
 
@@ -203,6 +207,7 @@ def _stage(run_directory: RunDirectory, key: str, notes: list[str]) -> StageData
         scores=[one for name in files.parts("scores") for one in files.records(name, Score)],
         pairs=files.records("pairs.jsonl", PreferencePair),
         evaluations=files.rows(EVALUATIONS, {"step"}),
+        during_training=files.rows(DURING_TRAINING, {"step"}),
         answers={
             name.split("/")[0]: files.rows(name, {"id", "answer", "right", "cut"})
             for name in files.matching(ANSWERS)[::-1]  # of several evaluators the first

@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 
 from montessori_pl.report.comparison import MEASURES, STUDENT, RunComparison
-from montessori_pl.report.page.figures import Figure, Row, Rows
-from montessori_pl.report.page.run_data import RunData
+from montessori_pl.report.page.figures import Figure, Guide, Plot, Point, Row, Rows, Series
+from montessori_pl.report.page.run_data import RunData, numbers_of
 from montessori_pl.report.page.score_figures import NORMAL_95
 from montessori_pl.report.page.verdict import HIGHER_IS_BETTER
 from montessori_pl.report.student_numbers import STANDARD_ERROR, interval_of, is_about_another
 
+DURING = {
+    "influence_positive_rate": ("Examples that help, along training", "share with positive influence"),
+    "reference_loss": ("Reference loss along training", "reference loss, nats per token"),
+}
+"""What is shown along training: title and axis."""
 UNITS = {"reference_loss": "reference loss, nats per token", "test_loss": "test loss, nats per token"}
 
 
@@ -37,6 +42,36 @@ def student_figures(run: RunData) -> list[Figure]:
                 note="With 95% intervals over test items, where the evaluator says how far a number can be trusted.",
             )
         )
+    return found
+
+
+def during_training(run: RunData) -> list[Figure]:
+    """What the batches of a training were worth to its student, while it learned."""
+    stages = {
+        key: [one for one in map(numbers_of, stage.during_training) if "step" in one]
+        for key, stage in run.stages.items()
+    }
+    found: list[Figure] = []
+    for measure, (title, y) in DURING.items():
+        points = {
+            key: [Point(float(row["step"]), float(row[measure])) for row in rows if measure in row]
+            for key, rows in stages.items()
+        }
+        series = [Series(key, some) for key, some in points.items() if len(some) > 1]
+        if series:
+            found.append(
+                Plot(
+                    name=f"during-training-{measure.replace('_', '-')}",
+                    title=title,
+                    x="optimizer steps",
+                    y=y,
+                    series=series,
+                    style="lines",
+                    guides=[Guide("y", 0.5, "one half")] if measure == "influence_positive_rate" else [],
+                    note="Measured before a batch is learned, on its examples. Near one half or below, the data have "
+                    "taught what they can.",
+                )
+            )
     return found
 
 

@@ -184,6 +184,7 @@ def fit(
         StageError: the training diverged.
     """
     module.training_settings, module.seed = training, context.seed
+    module.stage_directory = context.directory
     module.log_prefix = f"{context.key}/"
     path = context.directory / CHECKPOINT
     checkpoint, divergence = LastCheckpoint(path, training.checkpoint_every_n_steps), StopAtDivergence()
