@@ -75,11 +75,11 @@ def run_study(
 ) -> CellResult:
     """Run all cells that are not kept, some at a time; returns all in order, and what was checked."""
     places = [(world, seed) for world in settings.worlds for seed in settings.seeds]
-    wanted = identity(settings, counts)
+    wanted = {place: identity(settings, counts, *place) for place in places}
     found = {
         place: result
         for place in places
-        if results is not None and (result := kept_result(result_file(results, *place), wanted)) is not None
+        if results is not None and (result := kept_result(result_file(results, *place), wanted[place])) is not None
     }
     left = [place for place in places if place not in found]
     for world in dict.fromkeys(world for world, _ in left):
@@ -88,7 +88,7 @@ def run_study(
     def run(place: tuple[int, int]) -> CellResult:
         result = run_cell(CellRuns(settings, cell_directory(out, *place), *place, counts, copy))
         if results is not None:
-            keep_result(result_file(results, *place), result, wanted)
+            keep_result(result_file(results, *place), result, wanted[place])
         return result
 
     with ThreadPoolExecutor(jobs) as pool:

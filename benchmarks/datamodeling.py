@@ -6,8 +6,8 @@
 The recipe runs up to its stage `influence`. Then random halves of the examples that were scored there are learned, each
 by students of its own under several seeds, in the way of the recipe's last student. A score predicts the reference loss
 that a half leaves as minus the sum over its examples; the linear datamodeling score is the rank correlation, over
-halves, of what is predicted and what is measured. No score can be expected to correlate with the measured losses better
-than these do with themselves under other seeds, which is printed as their reliability.
+halves, of what is predicted and what is measured. A score that knew the truth would reach the square root of the
+reliability of what is measured, which is printed below: with other seeds a half leaves another loss.
 
 Three thirds are learned as well, of the highest, the middle and the lowest exact influence. Starting the same command
 again continues.
@@ -48,8 +48,8 @@ SIGNALS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "first_order": ("InfluenceProbeCallback", {"method": "first_order", "refine": 0.0, "calibration_examples": 4}),
     "cosine": ("GradientCosineSignal", {}),
     "easy": ("TrainingLossSignal", {"direction": "low"}),
-    "late": ("InfluenceProbeCallback", {"method": "exact"}),
     "random": ("RandomSignal", {}),
+    "late": ("InfluenceProbeCallback", {"method": "exact"}),
 }
 """The signals by stage; `late` looks at a student that has learned all of the examples, the others at the recipe's."""
 TITLES = {
@@ -72,13 +72,16 @@ def scoring_run(options: argparse.Namespace) -> Run:
     stages = {name: config["recipe"][name] for name in names[: names.index(SCORED) + 1]}
     scoring = stages[SCORED]["init_args"]
     pool = scoring["examples"]
-    stages["all_of_it"] = config["recipe"]["trained"] | {
-        "init_args": config["recipe"]["trained"]["init_args"] | {"examples": pool, "all_weights": False}
-    }
     lr = scoring["signal"]["init_args"].get("lr")
     for name, (signal, arguments) in SIGNALS.items():
         given = {"lr": lr, **arguments} if signal == "InfluenceProbeCallback" else arguments
         student = {"student": "all_of_it"} if name == "late" else {}
+        if name == "late":  # not before: others look at the `latest` student
+            trained = config["recipe"]["trained"]
+            stages["all_of_it"] = {
+                **trained,
+                "init_args": {**trained["init_args"], "examples": pool, "all_weights": False},
+            }
         stages[name] = {
             "class_path": "ScoreExamples",
             "init_args": scoring | student | {"signal": {"class_path": f"callbacks.{signal}", "init_args": given}},
@@ -95,9 +98,8 @@ def halves_run(options: argparse.Namespace, scores: Run, parts: Mapping[str, Seq
     stages: dict[str, Any] = {}
     for name, examples in parts.items():
         source = options.out / "parts" / f"{name}.jsonl"
-        if not source.exists():
-            source.parent.mkdir(parents=True, exist_ok=True)
-            write_records(source, examples)
+        source.parent.mkdir(parents=True, exist_ok=True)
+        write_records(source, examples)  # the same ones again where the study goes on
         stages[name] = {"class_path": "RecordedExamples", "init_args": {"source": str(source.absolute())}}
         for repeat in range(options.repeats):
             stages[f"{name}_{repeat}"] = trained | {"init_args": trained["init_args"] | {"examples": name}}
@@ -198,6 +200,8 @@ def main() -> None:
         "--set", nargs=2, action="append", default=[], metavar=("SETTING", "VALUE"), help="another setting of both runs"
     )
     options = parser.parse_args()
+    if options.repeats < 2 or options.repeats % 2:
+        parser.error(f"--repeats must be an even number from 2 on, found {options.repeats}")
     scoring = scoring_run(options)
     if why := scoring.fit():
         sys.exit(f"error: {scoring.path}: {why}")
@@ -241,6 +245,7 @@ def report(
     ceiling = reliability(measured)
     table.add_section()
     table.add_row("reliability of what is measured", shown(ceiling))
+    table.add_row("its square root, the most that can be reached", f"{max(0.0, ceiling.mean) ** 0.5:.3f}")
     console.print(table)
     thirds = Table(title="thirds by exact influence", title_justify="left")
     thirds.add_column("learned")

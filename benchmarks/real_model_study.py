@@ -37,9 +37,11 @@ from study.runs import Run, copy_stages, manifest, shared_stages
 from montessori_pl.cli.fit import shipped_configs
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.evaluation.exact_match import ItemAnswer
+from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.stats.bootstrap import bootstrap_groups, percentile_interval
 from montessori_pl.stats.means import MeanInterval, mean_interval
 from montessori_pl.worlds.gym.tasks import TARGETS, family_of, is_right, solve
+from montessori_pl.worlds.names import with_versions
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 RESULTS = Path(__file__).parent / "results" / "real_model_study"
@@ -81,8 +83,9 @@ class Cell:
     """The arms whose students it trains."""
 
     def settings(self) -> dict[str, Any]:
-        """Its configuration, but for where it lies."""
-        return {name: value for name, value in self.run.config.items() if name != "run"}
+        """Its configuration, but for where it lies, with the versions of the worlds that it names."""
+        found: dict[str, Any] = with_versions({name: value for name, value in self.run.config.items() if name != "run"})
+        return found
 
     def results(self) -> dict[str, Result] | None:
         """Of each arm, where they are kept.
@@ -112,7 +115,7 @@ class Cell:
         arms = {arm.name: dataclasses.asdict(measure(self.run.path, arm)) for arm in self.arms}
         self.kept.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"settings": self.settings(), "seconds": seconds, "arms": arms})
-        self.kept.write_text(text + "\n", encoding="utf-8")
+        write_atomically(self.kept, text + "\n")
 
     def _read(self) -> dict[str, Any] | None:
         if not self.kept.exists():
@@ -159,6 +162,8 @@ def finish(cell: Cell, main: Cell) -> None:
     if cell is not main and not run.path.exists():
         if why := donor.fit():  # its result may be kept, and the run itself be gone
             raise StudyError(f"{donor.path}: {why}")
+        if main.results() is None:
+            main.keep({})
         if shared := shared_stages(run.config, donor):
             copy_stages(donor, shared, run.path)
     if why := run.fit():
@@ -287,6 +292,8 @@ def main() -> None:
         "--set", nargs=2, action="append", default=[], metavar=("SETTING", "VALUE"), help="another setting of all runs"
     )
     options = parser.parse_args()
+    if options.set and options.results == RESULTS:
+        parser.error("with --set, give --results of your own: those of the study are of its settings")
     extra = {name: yaml.safe_load(value) for name, value in options.set}
     grid = {seed: cells(settings, seed, options.out, options.results, extra) for seed in options.seeds}
     results: dict[str, dict[int, Result]] = {}
@@ -296,14 +303,14 @@ def main() -> None:
                 print(f"seed {seed}, {name}", file=sys.stderr, flush=True)
                 finish(row[name], row["main"])
         for seed, row in grid.items():
-            for cell in row.values():
+            for cell in (row[name] for name in dict.fromkeys(["main", *options.runs])):
                 for arm, result in (cell.results() or {}).items():
                     results.setdefault(arm, {})[seed] = result
         check(results)
     except StudyError as error:
         sys.exit(f"error: {error}")
     if not results.get(settings["baseline"], {}).keys() >= {seed for arm in results.values() for seed in arm}:
-        sys.exit(f"error: there is nothing to compare with: run {settings['baseline']} under these seeds, in main")
+        sys.exit("error: there is nothing to compare with: let the main run under these seeds finish first")
     console = Console(width=200, highlight=False, record=True)
     for table in (*tables(settings, results), costs(grid[options.seeds[0]])):
         console.print(table)

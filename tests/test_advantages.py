@@ -17,10 +17,10 @@ def score(id_: str, value: float) -> Score:
 
 
 def test_by_hand() -> None:
-    """Scores 1, 2 and 6 have mean 3 and standard deviation sqrt(7); all are first divided by sqrt(41/3)."""
+    """Scores 1, 2 and 6 have mean 3, a root mean square around it of sqrt(14/3), and standard deviation sqrt(7)."""
     examples = [example("a"), example("b"), example("c")]
     scores = {id_: score(id_, value) for id_, value in (("a", 1.0), ("b", 2.0), ("c", 6.0))}
-    size = (41 / 3) ** 0.5
+    size = (14 / 3) ** 0.5
     plain = group_advantages(examples, scores, "none")
     assert plain == pytest.approx({"a": -2 / size, "b": -1 / size, "c": 3 / size})
     spread = 7**0.5 / size + SMALLEST_SPREAD
@@ -35,12 +35,12 @@ def test_who_has_none() -> None:
     assert group_advantages([], {}, "group") == {}
 
 
-def test_scores_in_other_units_make_the_same_advantages() -> None:
+def test_scores_in_other_units_or_from_another_zero_make_the_same_advantages() -> None:
     examples = [example(str(n), f"p{n // 4}") for n in range(12)]
     values = [(7 * n) % 12 - 3.5 for n in range(12)]
     found = [
-        group_advantages(examples, {str(n): score(str(n), unit * value) for n, value in enumerate(values)}, "group")
-        for unit in (1e-6, 1.0, 1e6)
+        group_advantages(examples, {str(n): score(str(n), zero + unit * v) for n, v in enumerate(values)}, "group")
+        for zero, unit in ((0.0, 1e-6), (0.0, 1.0), (5.0, 1.0))
     ]
     assert found[0] == pytest.approx(found[1])
     assert found[2] == pytest.approx(found[1])

@@ -510,6 +510,9 @@ def test_a_cell_that_is_kept_is_not_run_again(
     changed = dataclasses.replace(one.arms["random"], overrides={"teacher.beta": 0.5})
     with pytest.raises(StudyError, match=r"seed_0\.json holds the result of other settings"):
         study(dataclasses.replace(one, arms={**one.arms, "random": changed}), results=tmp_path / "kept")
+    more = dataclasses.replace(one.arms["random"], seeds=(0,))
+    with pytest.raises(StudyError, match=r"seed_1\.json holds"):  # where the arm is not run any more
+        study(dataclasses.replace(one, arms={**one.arms, "random": more}), results=tmp_path / "kept")
     path = tmp_path / "kept" / "failed.json"
     keep_result(path, ([Cell(5, 0, "random", failed="why")], {}), {})
     assert not path.exists()

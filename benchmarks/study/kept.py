@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 from montessori_pl.cli.fit import shipped_configs
+from montessori_pl.run_directory.atomic import write_atomically
+from montessori_pl.worlds.names import with_versions
 from study import StudyError
 from study.measures import Cell
 from study.settings import Settings
@@ -21,16 +23,26 @@ def result_file(directory: Path, world: int, seed: int) -> Path:
     return directory / f"world_{world}" / f"seed_{seed}.json"
 
 
-def identity(settings: Settings, counts: str) -> dict[str, Any]:
-    """All that decides what a cell shows, but for the program itself: its arms, with their whole recipes."""
+def identity(settings: Settings, counts: str, world: int, seed: int) -> dict[str, Any]:
+    """All that decides what a cell shows, but for the program itself: its world, and its arms with their recipes."""
     arms = {}
     for name in settings.chosen:
+        if settings.arms[name].seeds and seed not in settings.arms[name].seeds:
+            continue
         arm = dataclasses.asdict(settings.arms[name])
         del arm["title"], arm["seeds"]
         recipe = (shipped_configs() / settings.arms[name].config).read_text(encoding="utf-8")
         arms[name] = {**arm, "recipe": yaml.safe_load(recipe)}
     found: dict[str, Any] = json.loads(
-        json.dumps({"counts": counts, "student_seeds": settings.student_seeds, "main": settings.main, "arms": arms})
+        json.dumps(
+            {
+                "world": with_versions(f"classroom@{world}/teacher"),
+                "counts": counts,
+                "student_seeds": settings.student_seeds,
+                "main": settings.main,
+                "arms": arms,
+            }
+        )
     )
     return found
 
@@ -56,4 +68,4 @@ def keep_result(path: Path, result: CellResult, wanted: dict[str, Any]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"settings": wanted, "checks": checks, "cells": [dataclasses.asdict(cell) for cell in cells]}
-    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(content) + "\n")

@@ -363,7 +363,7 @@ class MontessoriCLI(LightningCLI):
                     used: found
                     for used in stage.uses
                     if (used != "teacher" or needs_teacher(stage, pool))
-                    and (found := section(used, used in stage.trains))
+                    and (found := section(used, used in stage.trains and not stage.own_objective))
                 },
                 **{
                     f"teachers.{name}": with_versions(pinned(pool[name], kind=PoolTeacher))

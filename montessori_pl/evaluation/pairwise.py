@@ -126,8 +126,9 @@ def parse_verdict(text: str, finished: bool = True) -> Verdict | None:
         None if there is no verdict.
     """
     lines = (without_reasoning(text) or "").split("\n")
-    marked = [marks for line in (lines if finished else lines[:-1]) if (marks := set(_MARK.findall(line)))]
-    return _GRADES.get(marked[-1].pop()) if marked and len(marked[-1]) == 1 else None
+    found = [marks for line in (lines if finished else lines[:-1]) if (marks := _MARK.findall(line))]
+    verdicts = {_GRADES.get(mark) for mark in found[-1]} if found else set()
+    return verdicts.pop() if len(verdicts) == 1 else None
 
 
 def win_rates(

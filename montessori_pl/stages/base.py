@@ -157,6 +157,8 @@ class Stage(Checked, ABC):
     `trainer` where the stage trains or predicts with one."""
     trains: ClassVar[tuple[str, ...]] = ()
     """Which of them it trains: only then does the result depend on settings such as DPO's `beta`."""
+    own_objective: ClassVar[bool] = False
+    """Whether it trains by settings of its own, so that those such as `beta` do not count."""
     fingerprint_excludes: ClassVar[tuple[str, ...]] = ()
     """Settings that say how fast or how long, not what: they may be changed after the stage has begun."""
     adjustable: ClassVar[tuple[str, ...]] = ()

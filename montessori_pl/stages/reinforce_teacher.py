@@ -17,6 +17,7 @@ from montessori_pl.models.grpo import GRPOModule
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext, StageError
+from montessori_pl.stages.generating.generators import generator_name
 from montessori_pl.stages.selection.scores import ScoreStages, read_scores, score_inputs, score_names
 from montessori_pl.stages.training.alignment_monitor import (
     ADAPTERS,
@@ -42,6 +43,10 @@ class ReinforceTeacher(Stage):
     whatever student the recipe names. `beta`, `loss_type` and `sft_weight` of the teacher section are for pairs; this
     stage has settings of its own.
 
+    A token's ratio is that of its probabilities under the whole distribution, whatever `top_p` or penalty it was drawn
+    with. Those when it was sampled are computed without dropout: with dropout in the adapter, ratios are not 1 at the
+    first step. What another teacher wrote, such as the one that a guard fell back to, is left out.
+
     Args:
         examples: the stage whose examples were scored, written by `teacher`.
         scores: the stage that scored them; or several, whose scores are then divided by their root mean square and
@@ -51,9 +56,10 @@ class ReinforceTeacher(Stage):
         clip: how far below 1 a token's probability by that when it was sampled counts (TRL: `epsilon`).
         clip_high: the same above 1 (TRL: `epsilon_high`); null takes `clip`.
         kl_weight: weight of the divergence from the teacher's base, in nats per token (TRL: `beta`).
-        scale: whether a prompt's advantages are divided by the standard deviation of its scores: `group`, or `none`.
+        scale: `group` divides a prompt's advantages by the standard deviation of its scores; with `none` a prompt whose
+            completions hardly differ says little. Advantages of all prompts have a mean square near 1 either way.
         monitor: when the teacher is evaluated, and how far its writing may move from its base in all rounds together;
-            a round that goes farther is stepped back from. Null does not look.
+            the last evaluation within the limits is kept, which may be that before the first step. Null does not look.
         synthesizer: finds the instructions in what the monitored teacher writes.
         first_iteration_only: whether later iterations go without this stage.
     """
@@ -64,6 +70,7 @@ class ReinforceTeacher(Stage):
     trains = ("teacher",)
     fingerprint_excludes = HOW_TRAINED
     distributed = True
+    own_objective = True
 
     def __init__(
         self,
@@ -119,7 +126,8 @@ class ReinforceTeacher(Stage):
         clip = self.clip, self.clip if self.clip_high is None else self.clip_high
         teacher = GRPOModule(before, clip, self.kl_weight)
         chat_template = load_chat_template(teacher.source)
-        examples = context.examples("examples")
+        written = context.examples("examples")
+        examples = self._own(context, written, generator_name(teacher.source))
         advantages = group_advantages(examples, read_scores(context, self.scores), self.scale)
         learned = encode_completions(examples, advantages, chat_template, self.training.max_length)
         if not learned:
@@ -130,13 +138,33 @@ class ReinforceTeacher(Stage):
             )
         data = _data(learned, chat_template, self.training, context)
         callbacks: list[Any] = [SamplingPolicy(learned, data, context.directory)]
-        counts = {"completions": len(learned), "left_out_as_too_long": len(advantages) - len(learned)}
+        counts = {
+            "completions": len(learned),
+            "left_out_as_too_long": len(advantages) - len(learned),
+            "left_out_as_written_by_others": len(written) - len(examples),
+        }
         monitored = self._monitor_callback(context, teacher, chat_template, examples)
         if monitored is None:
             return {**counts, **fit(context, teacher, data, self.training, callbacks)}
         metrics = fit(context, teacher, data, self.training, [*callbacks, monitored], monitored.leave_weights)
         seen = monitored.metrics()
         return {**counts, **metrics, **seen, "warnings": [*metrics.get("warnings", []), *seen["warnings"]]}
+
+    def _own(self, context: StageContext, examples: list[Example], teacher: str) -> list[Example]:
+        """The instructions that this teacher has written; on another one's its probabilities say nothing."""
+        if any(one.prompt_id and one.prompt == one.instruction for one in examples):
+            raise StageError(
+                f"{context.key}: the completions of {self.examples!r} are responses, and what is learned here is to "
+                "write instructions; name the Synthesize stage whose instructions were scored"
+            )
+        own = [one for one in examples if one.teacher == teacher]
+        if not own:
+            found = ", ".join(sorted({one.teacher or "nobody" for one in examples})[:3])
+            raise StageError(
+                f"{context.key} trains {teacher!r}, and {self.examples!r} was written by {found}; let the teacher that "
+                "has written the examples be the one that is trained"
+            )
+        return own
 
     def _monitor_callback(
         self, context: StageContext, teacher: GRPOModule, chat_template: ChatTemplate, examples: list[Example]

@@ -25,7 +25,7 @@ class SelectBest(Stage):
     Scores are of single examples, and the best of them may all teach the same. With `redundancy` they are chosen one
     after the other, each with the highest
 
-        score / root mean square of all scores - redundancy * mean cosine of its gradient with those of the chosen
+        score / standard deviation of all scores - redundancy * mean cosine of its gradient with those of the chosen
 
     which in the manner of maximal marginal relevance (Carbonell and Goldstein, 1998) sets what an example is worth
     against what others of its kind have taught already.
@@ -34,7 +34,8 @@ class SelectBest(Stage):
         examples: the stage whose examples were scored.
         scores: the stage that scored them; or several, whose scores are then divided by their root mean square and
             averaged.
-        share: how many are chosen, as a share of those that have a score; at least one. Ids decide between equal ones.
+        share: how many are chosen, as a share of those that have a score, and a gradient where these count; at least
+            one. Ids decide between equal ones.
         redundancy: how much an example loses that pulls the way of all that are chosen; 0 looks at scores alone.
         gradients: the stage that kept the examples' gradients, by `ProjectedGradientSignal`, for `redundancy`.
         first_iteration_only: whether later iterations go without this stage.
@@ -87,7 +88,8 @@ class SelectBest(Stage):
         if gradients is not None:
             values = {id_: value for id_, value in values.items() if id_ in gradients}
         if not values:
-            raise StageError(f"{context.key} has nothing to choose from: none of {len(examples)} examples has a score")
+            what = "a score" if gradients is None else "both a score and a gradient"
+            raise StageError(f"{context.key} has nothing to choose from: none of {len(examples)} examples has {what}")
         ranked = sorted(values, key=lambda id_: (-values[id_], id_))
         number = max(1, round(self.share * len(ranked)))
         best, various = ranked[:number], {}

@@ -66,8 +66,8 @@ def gradient_vendi(gradients: Array) -> float:
 def choose_various(values: Sequence[float], gradients: Array, number: int, redundancy: float) -> list[int]:
     """Choose examples one after the other, by what each is worth and how many chosen ones pull its way.
 
-    The next one has the highest value, divided by the root mean square of all, minus `redundancy` times the mean cosine
-    of its gradient with those of the chosen; of equal ones the first.
+    The next one has the highest value, in standard deviations of all, minus `redundancy` times the mean cosine of its
+    gradient with those of the chosen; of equal ones the first.
 
     Args:
         values: of N examples.
@@ -80,7 +80,7 @@ def choose_various(values: Sequence[float], gradients: Array, number: int, redun
     """
     rows = _normalized(gradients)
     worth = np.asarray(values, dtype=np.float64)
-    worth = worth / max(np.sqrt(np.square(worth).mean()), SMALLEST)
+    worth = (worth - worth.mean()) / max(worth.std(), SMALLEST)
     chosen: list[int] = []
     pulled = np.zeros(len(worth))
     for taken in range(number):

@@ -270,6 +270,7 @@ class TestAgainstFile:
         ("[[B>>A]]", "B>>A"),
         ("[[A>A]]", None),
         ("[[A>>B]] or [[A>B]]", None),
+        ("[[A>B]], or [[B<A]]", "A"),
     ],
 )
 def test_verdicts(text: str, verdict: str | None) -> None:

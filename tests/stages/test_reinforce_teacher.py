@@ -1,5 +1,6 @@
 """One round of GRPO: what it learns, from where it goes on, and how a reward that is hacked is noticed."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -78,10 +79,13 @@ def reinforce(backbone: str, tmp_path: Path) -> Reinforce:
         previous: Path | None = None,
         kill: int = 0,
         training: TrainingSettings = TRAINING,
+        written: Callable[[Example], Example] = lambda example: example,
         **settings: Any,
     ) -> dict[str, Any]:
         lightning.seed_everything(SEED, verbose=False)
-        examples = write(tmp_path / "examples" / "examples.jsonl", EXAMPLES)
+        teacher = f"{backbone} + {previous.name}" if previous is not None else backbone
+        own = [written(dataclasses.replace(example, teacher=teacher)) for example in EXAMPLES]
+        examples = write(tmp_path / "examples" / "examples.jsonl", own)
         scored = write(tmp_path / "scores" / "scores.jsonl", scores(reward))
 
         def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
@@ -204,11 +208,28 @@ def test_rounds_together_may_go_no_farther_than_one(reinforce: Reinforce, tmp_pa
     gentle = TrainingSettings(lr=1e-4, epochs=2, batch_size=4, schedule="constant")
     metrics = reinforce("it", previous=tmp_path / "before", training=gentle, monitor=monitor)
     rows = [json.loads(line) for line in (tmp_path / "it" / EVALUATIONS).read_text().splitlines()]
-    assert rows[0]["divergence"] == pytest.approx(0, abs=1e-5), "the first evaluation is of the base"
+    assert [(row["step"], "of_base" in row) for row in rows[:2]] == [(0, True), (0, False)]
+    assert rows[0]["divergence"] == pytest.approx(0, abs=1e-5)
     assert rows[1]["divergence"] > 0.3
     assert metrics["monitor"]["selected_step"] == 0
+    assert metrics["monitor"]["chosen"]["divergence"] == rows[1]["divergence"], "of the teacher that is kept"
+    assert "the teacher of the round before, which is beyond them itself, is kept" in metrics["warnings"][-1]
     name = "weights/adapter_model.safetensors"
     assert (tmp_path / "it" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+
+
+def test_what_another_teacher_wrote_is_left_out(reinforce: Reinforce, tmp_path: Path) -> None:
+    """As that of a guard's fallback; and nothing is learned where nobody of the stage's teacher wrote anything."""
+
+    def mixed(example: Example) -> Example:
+        return dataclasses.replace(example, teacher="other") if example.prompt_id == "p1" else example
+
+    metrics = reinforce("it", written=mixed)
+    assert (metrics["completions"], metrics["left_out_as_written_by_others"]) == (8, 4)
+    with pytest.raises(StageError, match=r"and 'examples' was written by other; let the teacher that has written"):
+        reinforce("foreign", written=lambda example: dataclasses.replace(example, teacher="other"))
+    with pytest.raises(StageError, match=r"the completions of 'examples' are responses"):
+        reinforce("responses", written=lambda example: dataclasses.replace(example, prompt=example.instruction))
 
 
 def test_nothing_to_learn_is_one_sentence(reinforce: Reinforce) -> None:

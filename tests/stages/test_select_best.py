@@ -103,11 +103,11 @@ class TestRedundancy:
     @pytest.mark.parametrize(
         ("redundancy", "number", "chosen"),
         [
-            # Root mean square of the scores: sqrt(30 / 4) = 2.74, so that one point is .365.
+            # Mean 2.5 and standard deviation sqrt(5) / 2: b is worth .447 and d -.447, c -1.34.
             (1e-9, 2, "ab"),
-            (0.3, 2, "ab"),  # b: 3 * .365 - .3 = .80, d: 2 * .365 = .73
-            (0.4, 2, "ad"),  # b: .70
-            (0.4, 3, "abd"),  # the chosen a and d together pull b's way by a half: .90, and c's as much: .17
+            (0.85, 2, "ab"),  # b: -.40
+            (0.95, 2, "ad"),  # b: -.50
+            (0.95, 3, "abd"),  # the chosen a and d together pull b's way by a half: -.03, and c's as much: -1.82
             (3.0, 4, "abcd"),
         ],
     )

@@ -74,8 +74,13 @@ def student(context: StageContext, setting: str) -> Generator:
     return _unpooled(context.source(context.student(), setting))
 
 
+def generator_name(source: ModelSource) -> str:
+    """What examples say of who has written them: the backbone, and the stage that has trained it."""
+    return f"{source.backbone} + {source.weights.parent.name}" if source.weights else source.backbone
+
+
 def _unpooled(source: ModelSource) -> Generator:
-    return Generator(f"{source.backbone} + {source.weights.parent.name}" if source.weights else source.backbone, source)
+    return Generator(generator_name(source), source)
 
 
 class Generators:

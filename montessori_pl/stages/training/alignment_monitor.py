@@ -12,7 +12,6 @@ import math
 import random
 import shutil
 from collections.abc import Mapping, Sequence, Set
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -98,8 +97,9 @@ class AlignmentMonitor:
         return 2 + max(0, num_steps - 1) // self.every_n_steps
 
     def choice(self, evaluations: Sequence[Evaluation]) -> Evaluation:
-        """The evaluation whose checkpoint becomes the teacher."""
-        within = [evaluation for evaluation in evaluations[1:] if not evaluation["beyond"]] or [evaluations[0]]
+        """The evaluation whose checkpoint becomes the teacher; one of the base, to compare with, is not meant."""
+        start = 1 if evaluations[0].get("of_base") else 0
+        within = [one for one in evaluations[start + 1 :] if not one["beyond"]] or [evaluations[start]]
         if self.choose == "lowest_loss" and "loss" in evaluations[0]:
             return min(within, key=lambda evaluation: float(evaluation["loss"]))
         return within[-1]
@@ -267,6 +267,9 @@ class AlignmentMonitorCallback(Callback):
     def _sentence(self, evaluation: Evaluation, selected_step: int) -> str:
         stopped = "alignment was stopped and " if self.stopped_at_step is not None else ""
         kept = f"the teacher of step {selected_step}" if selected_step else "the teacher as it was before alignment"
+        if not selected_step and self.evaluations[0].get("of_base"):
+            beyond = ", which is beyond them itself," if self.evaluations[1]["beyond"] else ""
+            kept = f"the teacher of the round before{beyond}"
         return (
             f"at step {evaluation['step']} the teacher's writing had moved beyond the limits "
             f"({'; '.join(evaluation['beyond'])}); {stopped}{kept} is kept"
@@ -286,10 +289,12 @@ class AlignmentMonitorCallback(Callback):
     def _evaluate(self, trainer: Trainer) -> None:
         step, teacher = trainer.global_step, self.evaluator.teacher
         refuse_diverged_weights(trainer, teacher)
-        # Where the reference policy is the base, the first evaluation is of it, and limits hold over all rounds.
-        of_base = teacher.reference_is_base and not self.evaluations
-        with teacher.reference_policy() if of_base else nullcontext():
-            evaluation: Evaluation = trainer.strategy.broadcast({"step": step, **self.evaluator.evaluate()})
+        if teacher.reference_is_base and teacher.source.weights is not None and not self.evaluations:
+            # Limits hold over all rounds: what is compared with is the base, and not the teacher of the round before.
+            with teacher.reference_policy():
+                found = {"step": step, "of_base": True, **self.evaluator.evaluate(), "beyond": []}
+            self.evaluations.append(trainer.strategy.broadcast(found))
+        evaluation: Evaluation = trainer.strategy.broadcast({"step": step, **self.evaluator.evaluate()})
         evaluation["beyond"] = self.monitor.beyond(self.evaluations[0], evaluation) if self.evaluations else []
         for name in _lost(evaluation):  # as if it had not been measured: JSON has no place for NaN
             del evaluation[name]

@@ -112,7 +112,7 @@ class ReferencePolicy(FrozenPolicies[EncodedPair]):
 
     def compute(self, module: PolicyModule, batch: dict[str, Tensor], count: int) -> list[Row]:
         """Both sides of each pair."""
-        found = _checked(module, module.reference_log_probabilities(batch))
+        found = _checked(module, module.reference_log_probabilities(batch), "the reference policy")
         sides = zip(*(side.tolist() for side in found.chunk(2)), strict=True)
         return [{"chosen": chosen, "rejected": rejected} for chosen, rejected in sides]
 
@@ -124,7 +124,7 @@ class ReferencePolicy(FrozenPolicies[EncodedPair]):
 class SamplingPolicy(FrozenPolicies[EncodedCompletion]):
     """Gives each completion the log-probabilities of its tokens under the policy that sampled it, and the reference.
 
-    The former is the policy before its first step; nothing is kept before all of them are known.
+    The former is the policy before its first step: there is no checkpoint before all of them are known.
     """
 
     file = SAMPLED
@@ -133,9 +133,9 @@ class SamplingPolicy(FrozenPolicies[EncodedCompletion]):
     def compute(self, module: PolicyModule, batch: dict[str, Tensor], count: int) -> list[Row]:
         """The policy's own tokens of each completion, twice."""
         with evaluating(module.network), torch.no_grad():
-            sampled = _checked(module, module.token_log_probabilities(batch))
+            sampled = _checked(module, module.token_log_probabilities(batch), "the policy before its first step")
         with module.reference_policy():
-            reference = _checked(module, module.token_log_probabilities(batch))
+            reference = _checked(module, module.token_log_probabilities(batch), "the reference policy")
         own = batch["labels"][:, 1:] >= 0
         return [
             {"sampled": sampled[row][own[row]].tolist(), "reference": reference[row][own[row]].tolist()}
@@ -147,15 +147,16 @@ class SamplingPolicy(FrozenPolicies[EncodedCompletion]):
         return item._replace(sampled=tuple(row["sampled"]), reference=tuple(row["reference"]))
 
 
-def _checked(module: PolicyModule, found: Tensor) -> Tensor:
+def _checked(module: PolicyModule, found: Tensor, whose: str) -> Tensor:
     """Log-probabilities that are numbers.
 
     Raises:
         StageError: some are not.
     """
-    if not found.isfinite().all():
+    wrong = found[~found.isfinite()]
+    if len(wrong):
         raise StageError(
-            f"{module.log_prefix.removesuffix('/')}: log-probabilities of the reference policy are no numbers "
-            f"({found.flatten().tolist()[:8]}); did the training before this one diverge?"
+            f"{module.log_prefix.removesuffix('/')}: {len(wrong)} log-probabilities of {whose} are no numbers "
+            f"({wrong[0].item()}); did the training before this one diverge?"
         )
     return found
