@@ -15,10 +15,10 @@ from montessori_pl.data.formats import read_examples
 from montessori_pl.data.records import read_lines
 from montessori_pl.influence import AdamW, InfluenceScorer, Method
 from montessori_pl.losses import IGNORED
+from montessori_pl.models.language_module import DURING_TRAINING
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.models.student import StudentModule
 from montessori_pl.run_directory.atomic import write_json_lines
-from montessori_pl.stages.base import DURING_TRAINING
 from montessori_pl.worlds.names import locate
 
 

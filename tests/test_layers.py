@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "montessori_pl"
 LAYERS = [
     {"bounds", "data", "losses", "processes", "renames", "stats"},
-    {"config_errors", "influence", "optim", "pairing", "run_directory"},
+    {"advantages", "config_errors", "influence", "optim", "pairing", "run_directory"},
     {"synthesis"},
     {"classroom", "report"},
     {"worlds"},

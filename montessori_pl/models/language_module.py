@@ -25,6 +25,8 @@ OPTIMIZED_NAMES = "montessori_optimized_names"
 """Key of the checkpoint entry that names the parameters in the order of the optimizer's state."""
 OF_PREFERENCES = "montessori_of_preferences"
 """Key of the checkpoint entry that says that the optimizer's state is of a training on preferences, not on examples."""
+DURING_TRAINING = "influence_during_training.jsonl"
+"""File, within the directory of a stage that trains a student, of what `InfluenceDuringTraining` has measured there."""
 METRICS = "montessori_metrics"
 """Key of the checkpoint entry that holds the metrics of the last step."""
 

@@ -57,8 +57,6 @@ WEIGHTS = "weights"
 """Directory, within a training stage's own, of the adapter or the whole model that it trained."""
 CHECKPOINT = "last.ckpt"
 """File, within a training stage's directory, of the weights with the optimizer's state."""
-DURING_TRAINING = "influence_during_training.jsonl"
-"""File, within a directory where a student was trained, of what `InfluenceDuringTraining` has measured, if it has."""
 ROUTING = "routing"
 """Directory, within that of a stage that chooses among teachers, of the router; `load_router` reads it."""
 

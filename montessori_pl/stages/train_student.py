@@ -11,12 +11,12 @@ from montessori_pl.data.records import Example, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.training import estimate_training
+from montessori_pl.models.language_module import DURING_TRAINING
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import with_content
 from montessori_pl.stages.base import (
     CHECKPOINT,
-    DURING_TRAINING,
     EXAMPLES,
     WEIGHTS,
     Input,
