@@ -11,6 +11,8 @@ import yaml
 from test_classroom_study import forked
 from tiny_models import save_tiny_model
 
+from montessori_pl.worlds.gym import teacher
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 try:
@@ -50,6 +52,9 @@ def test_the_whole_study_with_a_tiny_model(
 ) -> None:
     """What is kept is not run again, even where the runs are gone, nor mistaken for that of other settings."""
     monkeypatch.setenv("MONTESSORI_PL_CACHE", str(tmp_path / "cache"))
+    # The programs are forks of this process, in which a second thread of OpenMP would wait for ever.
+    monkeypatch.setattr(teacher, "NUM_THREADS", 1)
+    monkeypatch.setattr(teacher, "NUM_STEPS", 8)
     model = save_tiny_model(tmp_path / "model", max_position_embeddings=512)
     small = {
         "num_threads": 1,  # two would wait for each other, and for the other tests
@@ -57,6 +62,7 @@ def test_the_whole_study_with_a_tiny_model(
         "teacher.backbone": f"gym-easy/teacher:{model}",
         "data.reference": "gym-easy/reference[:6]",
         "data.test": "gym-easy/test[:12]",
+        "recipe.warmup_data.num_examples": 8,
         "recipe.probing_data.num_prompts": 8,
         "recipe.training_data.num_examples": 8,
         "recipe.self_instruct_data.num_examples": 8,

@@ -13,8 +13,9 @@ from montessori_pl.data.records import Example, read_records
 from montessori_pl.worlds.gym import teacher
 
 MODEL = Path(__file__).parents[1] / "checkpoints" / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-STUDENTS = ["base", "self_instruct", "trained"]
+STUDENTS = ["base", "warmup", "self_instruct", "trained"]
 SMALL = {
+    "warmup_data": {"num_examples": 8, "samples_per_prompt": 2},
     "probing_data": {"num_prompts": 8, "samples_per_prompt": 4},
     "training_data": {"num_examples": 8, "samples_per_prompt": 2},
     "self_instruct_data": {"num_examples": 8, "samples_per_prompt": 2},
