@@ -64,11 +64,11 @@ class InfluenceDuringTraining(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the reference set as this student reads it, and what was measured before a kill."""
         self.measurements = {}
-        if isinstance(pl_module, StudentModule) and (path := self._kept(pl_module)) is not None and path.exists():
-            rows = [row for row in read_lines(path) if row["step"] <= trainer.global_step]
-            self.measurements = {row.pop("step"): row for row in rows}
         self._started, self._seconds = time.monotonic(), 0.0
         if isinstance(pl_module, StudentModule):
+            if (path := self._kept(pl_module)) is not None and path.exists():
+                rows = [row for row in read_lines(path) if row["step"] <= trainer.global_step]
+                self.measurements = {row.pop("step"): row for row in rows}
             chat_template = load_chat_template(pl_module.source)
             rendered, _ = encode_examples(read_examples(locate(self.reference)), chat_template, self.max_length)
             batch = collate(rendered, chat_template.tokenizer.pad_token_id)

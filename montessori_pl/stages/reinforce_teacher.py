@@ -8,7 +8,7 @@ from montessori_pl.batches.collate import collate_completions, num_labels
 from montessori_pl.batches.encoding import EncodedCompletion, encode_completions
 from montessori_pl.bounds import Bounds, NonNegativeFloat, Text
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.data.records import Example, teacher_messages
+from montessori_pl.data.records import Example, Message, teacher_messages
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.estimates.requests import RequestEstimator
@@ -180,7 +180,7 @@ class ReinforceTeacher(Stage):
         return AlignmentMonitorCallback(self.monitor, evaluator, context.directory, save_all_checkpoints=False)
 
 
-def _asked(example: Example) -> Any:
+def _asked(example: Example) -> list[Message]:
     return teacher_messages(example.prompt, example.prompt_format, example.prefill)
 
 
