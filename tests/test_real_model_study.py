@@ -1,5 +1,6 @@
 """The study of the real model: its arms, its checks, its intervals by hand, and the whole with a tiny model."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,10 @@ def test_the_whole_study_with_a_tiny_model(
     shown = capsys.readouterr().out
     assert all(arm in shown for arm in ("Self-Instruct", "Montessori", "random pairs", "paper's rule", "Magpie"))
     assert (out / "study.txt").read_text() == shown
+    for rival in ("random", "paper", "magpie"):
+        kept = json.loads((tmp_path / "results" / "seed_1" / f"{rival}.json").read_text())
+        assert "trained" in kept["seconds"]
+        assert "self_instruct" not in kept["seconds"], "it is taken over from the main run"
     shutil.rmtree(out)
     study.main()
     assert capsys.readouterr().out == shown

@@ -283,14 +283,13 @@ def shared_stages(config: Mapping[str, Any], donor: Run) -> list[str]:
 
 def _alike(section: Any, theirs: Any, kept: Any) -> bool:
     """Whether two sections are equal but for what the stage is not pinned to, such as DPO's `beta` where it writes."""
-    if not isinstance(kept, dict) or "init_args" not in kept:
+    if not isinstance(kept, dict) or "init_args" not in kept or section is None or theirs is None:
         return bool(section == theirs)
-    sections = [
-        {**one, "init_args": {k: v for k, v in one["init_args"].items() if k in kept["init_args"]}}
-        for one in (section, theirs)
-        if one is not None and "init_args" in one
-    ]
-    return len(sections) == 2 and sections[0] == sections[1]
+    pinned, given = (
+        {**one, "init_args": {k: v for k, v in one.get("init_args", {}).items() if k in kept["init_args"]}}
+        for one in (theirs, section)
+    )
+    return pinned == given
 
 
 def _section(config: Mapping[str, Any], name: str) -> Any:
