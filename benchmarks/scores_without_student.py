@@ -77,7 +77,7 @@ def seconds(signal: SignalCallback, student: str, pool: Path, directory: Path) -
         teacher=not_needed,
         backend=not_needed,
         trainer=trainer,
-        progress=Progress(lambda done, total: None, lambda seconds: None),
+        progress=Progress(),
         log_distribution=lambda name, values: None,
     )
     start = time.perf_counter()

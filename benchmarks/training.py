@@ -137,7 +137,7 @@ def ours(arguments: argparse.Namespace, items: list[Any], chat_template: ChatTem
             **{"key": "iteration_1/it", "name": "it", "iteration": 1, "directory": Path(directory)},
             **{"seed": SEED, "run_seed": SEED, "inputs": {}, "data": DataSources("none", "none")},
             **{"student": _never, "teacher": _never, "backend": _never, "trainer": trainer},
-            progress=Progress(lambda done, total: None, lambda seconds: None),
+            progress=Progress(),
             log_distribution=lambda name, values: None,
         )
         training = TrainingSettings(

@@ -1,5 +1,6 @@
 """`python -m montessori_pl` is the command `montessori-pl`: the door, from which each command has its own way."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -17,6 +18,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the command line without the program's name; none takes the process's own.
     """
     show_on_any_terminal()
+    # A notebook's kernel names a way of its own for figures, which may not be installed here: we draw into files.
+    os.environ["MPLBACKEND"] = "agg"
     given = sys.argv[1:] if arguments is None else arguments
     command = next((place for place, argument in enumerate(given) if argument != DEBUG), 0)
     beside = BESIDE.get(given[command]) if given else None

@@ -59,7 +59,7 @@ def stage_context(directory: Path, **changes: Any) -> StageContext:
         "teacher": never,
         "backend": never,
         "trainer": never,
-        "progress": Progress(lambda done, total: None, lambda seconds: None),
+        "progress": Progress(),
         "log_distribution": lambda name, values: None,
     }
     return StageContext(**{**settings, **changes})

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -55,6 +55,7 @@ from montessori_pl.pipeline.recipe import Step, needs_teacher, resolve_recipe
 from montessori_pl.pipeline.resources import ResourcePlanner, RunPlan, TrainerShape, processes_of
 from montessori_pl.pipeline.resources_table import print_resources
 from montessori_pl.pipeline.runner import Runner
+from montessori_pl.pipeline.time_left import PLANNED_SECONDS, RecipeClock
 from montessori_pl.processes.peers import Peers
 from montessori_pl.processes.slurm import requeue_after_warning
 from montessori_pl.processes.stop import STOP
@@ -301,6 +302,7 @@ class MontessoriCLI(LightningCLI):
                 remember(run_directory, passed)
                 if left:
                     run_directory.remember(data=data.account())
+                runner.clock = self._clock(runner, steps, settings)
                 runner.loggers = self._loggers = self._make_loggers(run_directory)
                 self._peers.open()
             else:
@@ -317,6 +319,20 @@ class MontessoriCLI(LightningCLI):
                 print_summary(summary, display.console)
                 if not worked:
                     display.say(f"All {len(steps)} stages had finished; nothing was left to do.")
+
+    def _clock(self, runner: Runner, steps: Sequence[Step], settings: dict[str, Any]) -> RecipeClock:
+        """What says how long the rest takes. What was planned when a stage began is kept; nothing is planned again."""
+        run_directory = runner.run_directory
+        planned: Mapping[str, float] = run_directory.facts.get(PLANNED_SECONDS, {})
+        found: dict[str, float] = {}
+        if any(step.key not in planned and not run_directory.begun(step.key) for step in steps):
+            try:
+                plan = self._plan(runner, steps, settings, elsewhere=None)
+                found = {step.key: 0.0 for step in plan.steps if step.estimate is not None and not step.estimate.work}
+                found |= {key: one.compute.seconds for key, one in plan.resources.items()}
+            except Exception as error:  # of a stage's plugin, say: the run itself may well go on
+                runner.display.say(f"no time is planned: {type(error).__name__}: {error}")
+        return RecipeClock(run_directory, steps, {key: s for key, s in found.items() if not run_directory.begun(key)})
 
     plan: RunPlan | None = None
     """What a dry run has found."""

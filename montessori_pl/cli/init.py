@@ -24,8 +24,9 @@ from montessori_pl.drafts.models import LookedAt, look_at
 from montessori_pl.drafts.recipe_text import recipe_text
 from montessori_pl.drafts.texts import look_at_texts
 from montessori_pl.estimates.devices import devices_named, this_machine
+from montessori_pl.estimates.seconds import duration
 from montessori_pl.pipeline.resources import RunPlan
-from montessori_pl.pipeline.resources_table import does_not_fit, duration, sentences
+from montessori_pl.pipeline.resources_table import does_not_fit, sentences
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.synthesis.answer_formats import ANSWER_FORMS
 

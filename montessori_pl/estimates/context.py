@@ -111,6 +111,10 @@ class EstimateContext:
         assert chat_template is not None
         return chat_template
 
+    def teacher_template(self) -> ChatTemplate:
+        """How the teacher that is trained writes conversations."""
+        return self.asked("").chat_template or load_chat_template(self.teacher().source)
+
     @cached_property
     def commits(self) -> list[dict[str, Any]]:
         """What the stage has committed in earlier sessions, of the journals that stages keep."""

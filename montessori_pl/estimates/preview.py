@@ -4,6 +4,8 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from montessori_pl.estimates.seconds import duration
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreviewedSample:
@@ -68,12 +70,6 @@ class StagePreview:
         wanted = f"{self.num_examples:,} examples" if self.num_examples is not None else "the stage"
         cost = f", ${self.usage['cost'] * share:,.4f}" if "cost" in self.usage else ""
         return (
-            f"{wanted} would take about {completions:,} completions: {_duration(self.seconds * share)} at the speed of "
+            f"{wanted} would take about {completions:,} completions: {duration(self.seconds * share)} at the speed of "
             f"the preview, {round(self.usage.get('generated_tokens', 0) * share):,} tokens written{cost}"
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

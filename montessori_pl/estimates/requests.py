@@ -45,9 +45,10 @@ class RequestEstimator:
         Raises:
             ValueError: the engine could not load it.
         """
-        engine.check(source)
         left = engine.budget_left(requests / name) if requests is not None else None
         chat_template = known_chat_template(source)
+        if chat_template is None:
+            engine.check(source)
         context = engine.context(chat_template)
         return cls(chat_template=chat_template, context=context, price=engine.price, engine=name, budget_left=left)
 

@@ -81,5 +81,15 @@ def generated(
     return read + wrote
 
 
+def duration(seconds: float) -> str:
+    """In seconds, minutes, hours or days."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length or unit == "min":
+            return f"{seconds / length:.1f} {unit}"
+    raise AssertionError
+
+
 def _computed(flops: float, device: Device, devices: int) -> Compute:
     return Compute(flops, flops / (device.flops * COMPUTED[device.is_cpu] * devices))

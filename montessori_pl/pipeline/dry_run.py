@@ -14,7 +14,8 @@ from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, NoEstimate, StageEstimate, StepEstimate, Work, real
 from montessori_pl.estimates.requests import RequestEstimator
 from montessori_pl.pipeline.recipe import Step
-from montessori_pl.pipeline.runner import METRICS, Runner
+from montessori_pl.pipeline.runner import Runner
+from montessori_pl.report.summary import METRICS
 from montessori_pl.stages.base import EXAMPLES, PAIRS, SCORES, Kind
 
 RECORDS: Mapping[Kind, tuple[str, type[Record]]] = {

@@ -5,6 +5,7 @@ from rich.table import Table
 
 from montessori_pl.estimates.devices import Device
 from montessori_pl.estimates.model_size import ModelSize, named
+from montessori_pl.estimates.seconds import duration
 from montessori_pl.pipeline.resources import Resources, RunPlan
 
 
@@ -50,16 +51,6 @@ def does_not_fit(key: str, one: Resources, device: Device) -> str:
         f"{key} does not fit: it needs {size_of(one.peak.total)}, most of it {one.peak.largest()}, and {device.title} "
         f"has {size_of(device.memory)}; {helps}"
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes, hours or days."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length or unit == "min":
-            return f"{seconds / length:.1f} {unit}"
-    raise AssertionError
 
 
 def size_of(number: float) -> str:

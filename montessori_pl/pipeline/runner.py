@@ -18,7 +18,9 @@ from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.pipeline.equal_work import equal_stage, take_result
 from montessori_pl.pipeline.recipe import Step
+from montessori_pl.pipeline.time_left import RecipeClock
 from montessori_pl.processes.stop import STOP
+from montessori_pl.report.summary import METRICS
 from montessori_pl.run_directory.atomic import write_json
 from montessori_pl.run_directory.journal import check_journals
 from montessori_pl.run_directory.progress import ConsoleDisplay, Progress, ProgressCallback
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from montessori_pl.models.dpo import TeacherDPOModule
     from montessori_pl.models.student import StudentModule
 
-METRICS, REQUESTS = "metrics.json", "requests"
+REQUESTS = "requests"
 SECONDS_BETWEEN_LOOKS = 1.0
 """How often a process that waits for the first one looks at the manifest."""
 
@@ -69,6 +71,8 @@ class Runner:
     """Where metrics go: to all of them."""
     pool: Mapping[str, PoolTeacher] = dataclasses.field(default_factory=dict)
     """Teachers that only write, by name."""
+    clock: RecipeClock | None = None
+    """What the first process says of the time that is left; none says nothing."""
 
     @property
     def leads(self) -> bool:
@@ -167,7 +171,9 @@ class Runner:
         self.display.say(f"{title}: {type(step.stage).__name__}{', going on' if resumed else ''}")
         start = time.monotonic()
         with self.display.stage(
-            step.key, lambda seconds: self.run_directory.add_seconds(step.key, seconds)
+            step.key,
+            lambda seconds: self.run_directory.add_seconds(step.key, seconds),
+            lambda progress: self.clock.during(step.key, progress) if self.clock is not None else "",
         ) as progress:
             metrics = self._run(step, progress) if done_by is None else self._take(step, done_by)
         directory = self.run_directory.directory(step.key)
@@ -177,7 +183,8 @@ class Runner:
         check_journals(directory)
         patterns = (*step.stage.artifacts, METRICS)
         self.run_directory.finish(step.key, sorted(path for pattern in patterns for path in directory.glob(pattern)))
-        self.display.say(f"{title}: done in {time.monotonic() - start:.1f} s{_headline(metrics)}")
+        left = self.clock.after() if self.clock is not None else ""
+        self.display.say(f"{title}: done in {time.monotonic() - start:.1f} s{_headline(metrics)}{left and '; '}{left}")
         for sentence in metrics.get("warnings", ()):
             self.display.say(f"  warning: {sentence}")
 
@@ -199,7 +206,7 @@ class Runner:
             while not self.run_directory.begun(step.key):
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 self.run_directory.reload()
-            self._run(step, Progress(lambda done, total: None, lambda seconds: None))
+            self._run(step, Progress())
         while not self.run_directory.finished(step.key):
             time.sleep(SECONDS_BETWEEN_LOOKS)
             self.run_directory.reload()
@@ -244,7 +251,7 @@ class Runner:
             inputs={setting: self._verified(key) for setting, key in finished.items()},
             backend=self.backend,
             trainer=self.trainer,
-            progress=Progress(lambda done, total: None, lambda seconds: None),
+            progress=Progress(),
             requests=None,
         )
 

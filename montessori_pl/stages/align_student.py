@@ -62,7 +62,7 @@ class AlignStudent(Stage):
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The training on all pairs."""
-        chat_template = load_chat_template(context.student().source)
+        chat_template = context.student_template()
         return StageEstimate(
             work=[estimate_alignment(context, chat_template, self.training, context.expected_input("pairs").count)]
         )

@@ -80,7 +80,7 @@ class AlignTeacher(Stage):
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The training, and the evaluations of the monitor if it goes to its end."""
-        given, chat_template = context.expected_input("pairs"), load_chat_template(context.teacher().source)
+        given, chat_template = context.expected_input("pairs"), context.teacher_template()
         held_out = num_held_out(given.count, self.monitor.held_out) if self.monitor is not None else 0
         work = estimate_alignment(context, chat_template, self.training, given.count - held_out)
         if self.monitor is None or not self.monitor.num_samples:

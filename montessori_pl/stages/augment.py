@@ -19,6 +19,7 @@ from montessori_pl.stages.generating.generators import (
     Generator,
     Generators,
     check_way_of_asking,
+    so_far,
     teacher,
     usage_metrics,
 )
@@ -143,7 +144,7 @@ class Augment(Stage):
         given = single_turn(context.examples("examples"))
         wanted = self._wanted(context, given)
         written = read_records(context.directory / EXAMPLES, Example)
-        context.progress.start(sum(wanted.values()), len(written))
+        context.progress.start(sum(wanted.values()), len(written), **so_far(journal.commits))
         if any(_missing(wanted, written).values()):
             with Generators(context) as generators:
                 self._make_rest(context, journal, generators, given, wanted)
@@ -173,8 +174,9 @@ class Augment(Stage):
             attempt, part = divmod(number, len(parts))
             accepted, rejected = loop.write(number, self._batch(context, generator, parts[part], missing, attempt))
             written += accepted
-            journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **generators.take_usage())
-            context.progress.advance(len(accepted))
+            counts = {"candidates": len(accepted) + len(rejected), "accepted": len(accepted)}
+            journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **counts, **generators.take_usage())
+            context.progress.advance(len(accepted), **so_far(journal.commits))
             missing = _missing(wanted, written)
             if not any(missing.values()):
                 break

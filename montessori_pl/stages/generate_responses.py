@@ -16,7 +16,7 @@ from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.routing import ConstantRouter, Prompt, RouteLimits, load_router
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS, ROUTING, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.generating.generators import Generator, Generators, student, teacher, usage_metrics
+from montessori_pl.stages.generating.generators import Generator, Generators, so_far, student, teacher, usage_metrics
 from montessori_pl.synthesis.diversity import diversity, diversity_metrics
 from montessori_pl.synthesis.filters import Rejected, ResponseFilter
 from montessori_pl.synthesis.repetition import TeacherRepetition
@@ -161,7 +161,7 @@ class GenerateResponses(Stage):
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
         asked = _asked(context.examples("instructions"))
         done = min(len(journal.commits) * self.instructions_per_batch, len(asked))
-        context.progress.start(len(asked), done)
+        context.progress.start(len(asked), done, **so_far(journal.commits))
         if done < len(asked):
             with Generators(context) as generators:
                 self._answer_rest(context, journal, generators, asked, done)
@@ -178,8 +178,9 @@ class GenerateResponses(Stage):
             questions = self._questions(asked[round_], routes[round_], writers, self.samples)
             answers = self._answers(context, generators, questions)
             accepted, rejected = self._checked(questions, answers, len(journal.commits))
-            journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **generators.take_usage())
-            context.progress.advance(len(asked[round_]))
+            counts = {"candidates": len(accepted) + len(rejected), "accepted": len(accepted)}
+            journal.commit({EXAMPLES: accepted, REJECTIONS: rejected}, **counts, **generators.take_usage())
+            context.progress.advance(len(asked[round_]), **so_far(journal.commits))
 
     def _metrics(self, context: StageContext, journal: Journal) -> dict[str, Any]:
         """Whose answers were accepted and why others were not, what they took, and how varied they are."""

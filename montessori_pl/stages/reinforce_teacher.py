@@ -106,7 +106,7 @@ class ReinforceTeacher(Stage):
 
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """The training, and the evaluations of the monitor if it goes to its end."""
-        given, chat_template = context.expected_input("examples"), load_chat_template(context.teacher().source)
+        given, chat_template = context.expected_input("examples"), context.teacher_template()
         some = [example for example in given.some() if example.prompt_id]
         encoded = encode_completions(some, {one.id: 0.0 for one in some}, chat_template, self.training.max_length)
         lengths = [len(one.rendered.input_ids) for one in encoded]

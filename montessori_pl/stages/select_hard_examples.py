@@ -17,7 +17,7 @@ from montessori_pl.generation.base import Request, Sampling
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.stages.base import EXAMPLES, LATEST, SCORES, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.generating.generators import Generators, student, usage_metrics
+from montessori_pl.stages.generating.generators import Generators, so_far, student, usage_metrics
 
 FINDINGS = "findings.jsonl"
 NUM_SHOWN = 3
@@ -150,13 +150,13 @@ class SelectHardExamples(Stage):
         # Only answers come one by one; which losses are high shows among all of them.
         size = self.examples_per_batch if self.by == "exact_match" else max(1, len(examples))
         done = min(len(journal.commits) * size, len(examples))
-        context.progress.start(len(examples), done)
+        context.progress.start(len(examples), done, **so_far(journal.commits))
         for some in chunks(examples[done:], size):
             findings = self._look(context, generators, some)
             wrong = {finding.id for finding in findings if finding.mistake}
             mistakes = [example for example in some if example.id in wrong]
             journal.commit({EXAMPLES: mistakes, FINDINGS: findings}, **generators.take_usage())
-            context.progress.advance(len(some))
+            context.progress.advance(len(some), **so_far(journal.commits))
 
     def _look(self, context: StageContext, generators: Generators, examples: Sequence[Example]) -> list[Finding]:
         """A finding for each example that can be looked at."""

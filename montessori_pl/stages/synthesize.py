@@ -27,6 +27,7 @@ from montessori_pl.stages.generating.generators import (
     Generator,
     Generators,
     check_way_of_asking,
+    so_far,
     teacher,
     usage_metrics,
 )
@@ -200,7 +201,8 @@ class Synthesize(Stage):
         """Write batches until there is enough."""
         journal = Journal(context.directory, [EXAMPLES, REJECTIONS])
         examples = read_records(context.directory / EXAMPLES, Example)
-        context.progress.start(self.num_examples or self.num_prompts, self._done(journal.commits))
+        total = self.num_examples or self.num_prompts
+        context.progress.start(total, self._done(journal.commits), **so_far(journal.commits))
         monitor = self._monitor(context, journal)
         if self._missing(journal.commits):
             with Generators(context) as generators:
@@ -251,7 +253,7 @@ class Synthesize(Stage):
                 **generators.take_usage(),
                 **(monitor.notes(accepted, rejected, last) if monitor is not None else {}),
             )
-            context.progress.advance(self._done(journal.commits) - context.progress.done)
+            context.progress.advance(self._done(journal.commits) - context.progress.done, **so_far(journal.commits))
             look = FirstLook.of(journal.commits, context.directory)
             if look is not None and look.batches == len(journal.commits):
                 context.say(look.sentence())

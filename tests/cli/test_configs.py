@@ -1,5 +1,6 @@
 """Recipe files: where they are found, what goes over what, and what is printed of them."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -85,7 +86,10 @@ class TestConfigs:
     ) -> None:
         arguments = ["fit", "--config", "iter1.yaml", "--recipe.warmup.training.lr=1e-4", "--print_config"]
         module = [sys.executable, "-m", "montessori_pl"]
-        printed = subprocess.run([*module, *arguments], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+        elsewhere = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # as from a notebook
+        printed = subprocess.run(
+            [*module, *arguments], capture_output=True, text=True, check=True, cwd=tmp_path, env=elsewhere
+        ).stdout
         (command,) = entry_points(group="console_scripts", name="montessori-pl")
         assert command.load() is door
         with pytest.raises(SystemExit, match="0"):

@@ -229,6 +229,9 @@ class TestRuns:
         assert len(summary["stages"]) == 14
         assert all(stage["finished"] and stage["seconds"] >= 0 for stage in summary["stages"].values())
         assert summary["stages"]["iteration_1/training_data"]["seconds"] > 0
+        finished = re.findall(r"^\[\d+/14\] .*: done in .*$", printed, re.MULTILINE)
+        assert [line.endswith(" left") for line in finished] == [True] * 13 + [False], "of all but the last"
+        assert RunDirectory(run).facts["planned_seconds"].keys() == summary["stages"].keys()
         for text in ("[1/14] iteration_1/warmup_data: Synthesize", "24 examples accepted", "summary.json"):
             assert text in printed
         for student, metrics in summary["students"].items():

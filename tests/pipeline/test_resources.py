@@ -12,8 +12,9 @@ from tiny_models import LLAMA3_8B, save_configuration
 
 from montessori_pl.cli.fit import main, planned
 from montessori_pl.estimates.devices import devices_named
+from montessori_pl.estimates.seconds import duration
 from montessori_pl.pipeline.resources import RunPlan, TrainerShape, processes_of
-from montessori_pl.pipeline.resources_table import duration, print_resources
+from montessori_pl.pipeline.resources_table import print_resources
 
 TINYLLAMA = {
     "vocab_size": 32_000,

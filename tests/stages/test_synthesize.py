@@ -105,7 +105,7 @@ class Workshop:
             data=self.data,
             teacher=lambda: StandIn("the-teacher"),
             backend=lambda: teacher,
-            progress=Progress(lambda done, total: self.shown.append(done), lambda seconds: None),
+            progress=Progress(lambda progress: self.shown.append(progress.done)),
             say=self.said.append,
         )
         return Synthesize(**settings).run(context)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from montessori_pl.data.records import Message
 from montessori_pl.estimates.requests import RequestEstimator, known_chat_template
@@ -167,6 +167,13 @@ class Generators:
             counts["cost"] = price.cost(read, written)
         for name, count in counts.items():
             self._usage[name] = self._usage.get(name, 0) + count
+
+
+def so_far(commits: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What the progress of a stage says beside its count: which part was accepted, and what it has cost."""
+    candidates, accepted = (sum(commit.get(name, 0) for commit in commits) for name in ("candidates", "accepted"))
+    note = f"{accepted / candidates:.0%} accepted" if candidates else ""
+    return {"note": note, "cost": usage_metrics(commits).get("cost", 0.0)}
 
 
 def usage_metrics(commits: Sequence[Mapping[str, float]]) -> dict[str, float]:
