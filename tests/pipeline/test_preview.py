@@ -77,8 +77,8 @@ def test_the_yield_and_what_the_stage_takes() -> None:
     """One of four accepted: a thousand examples are four thousand completions, a thousand times these four."""
     assert PREVIEW.verdict() == "1 of 4 completions accepted (25%); rejected: 2 no instruction tag, 1 too short"
     assert PREVIEW.expectation() == (
-        "1,000 examples would take about 4,000 completions: 100.0 min at the speed of the preview, 40,000 tokens written, "
-        "$4.0000"
+        "1,000 examples would take about 4,000 completions: 100.0 min at the speed of the preview, 40,000 tokens "
+        "written, $4.0000"
     )
     by_prompts = dataclasses.replace(PREVIEW, num_examples=None, num_completions=40, usage={})
     assert by_prompts.expectation().startswith("the stage would take about 40 completions: 60 s at the speed")
