@@ -71,7 +71,8 @@ def write_run(root: Path, seed: int = 1, text: str = PLAIN, count: int = 8, warn
     _write_examples(run, "training_data", aligned, text, count, NARROWER, warning, guard=guard)
     _write_scores(run, "influence_after", "training_data", count, NARROWER)
     run.begin("iteration_1/trained", "TrainStudent", {"examples": "iteration_1/training_data 0"})
-    run.finish("iteration_1/trained", "student", steps=9, loss=0.5)
+    lengths = {"prompts": [4.0, 5.0, 9.0], "responses": [2.0, 2.0, 6.0]}
+    run.finish("iteration_1/trained", "student", steps=9, loss=0.5, length_quantiles=lengths)
     _write_evaluation(run, text)
     (root / "config.yaml").write_text("seed_everything: 1\n# " + text[:200].encode("ascii", "ignore").decode() + "\n")
     return root

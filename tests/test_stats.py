@@ -16,7 +16,7 @@ from montessori_pl.stats.bootstrap import (
     percentile_interval,
 )
 from montessori_pl.stats.correlation import pearson, spearman, spearman_bound
-from montessori_pl.stats.distribution import describe
+from montessori_pl.stats.distribution import cumulative, describe
 from montessori_pl.stats.means import MeanInterval, mean_interval, welch_interval
 
 
@@ -230,3 +230,11 @@ def test_description_by_hand() -> None:
 def test_description_of_one_value_and_of_none() -> None:
     assert describe([2.0])["standard_error"] == 0
     assert describe([]) == {"count": 0}
+
+
+def test_cumulative_distribution_by_hand() -> None:
+    """Of 1, 2, 4, 8 a quarter lies at .75 between 1 and 2, a half between 2 and 4, three quarters at .25 past 4."""
+    assert cumulative([8, 1, 4, 2], steps=4) == [1, 1.75, 3, 5, 8]
+    assert cumulative([3.0], steps=2) == [3, 3, 3]
+    with pytest.raises(ValueError, match="no values"):
+        cumulative([])

@@ -1,5 +1,6 @@
 """TrainStudent: supervised fine-tuning of the student, from its base, on examples."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from montessori_pl.batches.collate import collate, num_labels
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.bounds import Text
+from montessori_pl.data.chat_template import Rendered
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
@@ -26,6 +28,10 @@ from montessori_pl.stages.base import (
     StageError,
 )
 from montessori_pl.stages.training.fit import HOW_TRAINED, TrainingData, fit
+from montessori_pl.stats.distribution import cumulative
+
+LENGTHS = "length_quantiles"
+"""The number of a training that holds the lengths of its examples in tokens, from the shortest to the longest."""
 
 
 class TrainStudent(Stage):
@@ -96,5 +102,13 @@ class TrainStudent(Stage):
         return {
             "examples": len(rendered),
             "left_out_as_too_long": len(too_long),
+            LENGTHS: {name: cumulative(values) for name, values in _lengths(rendered).items()},
             **fit(context, student, data, self.training),
         }
+
+
+def _lengths(rendered: Sequence[Rendered]) -> dict[str, list[float]]:
+    """Of each conversation, the tokens that are read and those that are learned."""
+    learned = [float(sum(one.completion_mask)) for one in rendered]
+    read = [len(one.input_ids) - count for one, count in zip(rendered, learned, strict=True)]
+    return {"prompts": read, "responses": learned}

@@ -31,3 +31,14 @@ def describe(values: Sequence[float], bins: int = 40) -> dict[str, Any]:
         },
         "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
     }
+
+
+def cumulative(values: Sequence[float], steps: int = 20) -> list[float]:
+    """The quantiles 0, 1/steps, ..., 1 of the values: what their cumulative distribution is drawn from.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("no values, of which there are no quantiles")
+    return [float(one) for one in np.quantile(np.asarray(values, dtype=np.float64), np.linspace(0, 1, steps + 1))]

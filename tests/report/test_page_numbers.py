@@ -184,6 +184,18 @@ class TestFigures:
         assert [(point.x, point.y) for point in series.points] == [(0, 1.0), (2, 0.8), (4, 0.6)]
         assert "Examples that help, along training" in page_on(run)
 
+    def test_lengths_in_tokens(self, run: RunData, tmp_path: Path) -> None:
+        """Half of the responses have 2 tokens at most; a training that did not count is left out, and so is a text."""
+        one = plot(run, "tokens-of-responses")
+        (series,) = one.series
+        assert series.name == "iteration_1/trained"
+        assert [(point.x, point.y) for point in series.points] == [(2, 0), (2, 0.5), (6, 1)]
+        assert plot(run, "tokens-of-prompts").series[0].points[-1] == Point(9, 1)
+        directory = write_run(tmp_path / "run")
+        HandMadeRun(directory).finish("iteration_1/trained", "student", length_quantiles={"responses": ["x", 1]})
+        names = [one.name for some in run_figures(read_run_data(directory, "run")).values() for one in some]
+        assert not [name for name in names if name.startswith("tokens-of")]
+
     def test_timeline(self, run: RunData) -> None:
         """Ten stages of two seconds, one after another."""
         one = figure(run, "timeline")

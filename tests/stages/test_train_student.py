@@ -22,7 +22,11 @@ def trained(tmp_path: Path, context: Callable[..., StageContext]) -> Path:
     directory = write(tmp_path / "data" / "examples.jsonl", examples)
     stage = TrainStudent("data", TrainingSettings(lr=1e-2, batch_size=2), all_weights=True)
     here = context(inputs={"examples": directory}, trainer=quiet_trainer)
-    assert stage.run(here)["steps"] == 2
+    metrics = stage.run(here)
+    assert metrics["steps"] == 2
+    # Of the tiny model's letters: what is learned is "it is so" and its end, in each of four examples alike.
+    assert metrics["length_quantiles"]["responses"] == [9.0] * 21
+    assert len(set(metrics["length_quantiles"]["prompts"])) == 1
     return here.directory
 
 

@@ -2,19 +2,22 @@
 
 from collections import Counter
 
-from montessori_pl.report.page.figures import Figure, Plot, Row, Rows
+from montessori_pl.data.text import is_number
+from montessori_pl.report.page.figures import Figure, Plot, Point, Row, Rows, Series
 from montessori_pl.report.page.histogram import histograms
-from montessori_pl.report.page.run_data import RunData, StageData
+from montessori_pl.report.page.run_data import RunData, StageData, mapping
 
 MAX_REASONS = 20
 """So many reasons of a stage are drawn, the most frequent ones."""
 LONGEST_REASON = 80
 """Characters of a reason that are drawn."""
+LENGTHS = "length_quantiles"
+"""The number of a training that holds lengths of its examples in tokens, from the shortest to the longest."""
 
 
 def data_figures(run: RunData) -> list[Figure]:
     """Lengths and rejections."""
-    return [*_lengths(run), *_rejections(run)]
+    return [*_lengths(run), *_lengths_in_tokens(run), *_rejections(run)]
 
 
 def timeline(run: RunData) -> list[Figure]:
@@ -53,6 +56,34 @@ def _lengths(run: RunData) -> list[Figure]:
                     series=histograms(samples, whole=True),
                     style="steps",
                     note="The outermost bins hold what lies beyond them.",
+                )
+            )
+    return found
+
+
+def _lengths_in_tokens(run: RunData) -> list[Figure]:
+    """As the students counted them that learned the examples: texts alone do not say."""
+    found: list[Figure] = []
+    for what in ("prompts", "responses"):
+        series = []
+        for stage in run.stages.values():
+            ends = mapping(stage.metrics.get(LENGTHS)).get(what)
+            if isinstance(ends, list) and len(ends) > 1 and all(map(is_number, ends)):
+                points = [Point(float(end), place / (len(ends) - 1)) for place, end in enumerate(ends)]
+                series.append(Series(stage.key, points))
+        if series:
+            found.append(
+                Plot(
+                    name=f"tokens-of-{what}",
+                    title=f"Lengths of training {what} in tokens",
+                    x="tokens of the student",
+                    y="share of examples at most as long",
+                    series=series,
+                    style="lines",
+                    note="What `max_length` cuts off is not counted."
+                    if what == "responses"
+                    else "All that a student reads and is not to write: system message, turns, and what its chat "
+                    "template writes around them.",
                 )
             )
     return found
