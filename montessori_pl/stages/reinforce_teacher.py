@@ -114,7 +114,8 @@ class ReinforceTeacher(Stage):
         if self.monitor is None or not self.monitor.num_samples:
             return StageEstimate(work=[work])
         asked, texts = [_asked(example) for example in some], [example.completion for example in some]
-        sampled = self.monitor.num_evaluations(work.steps) * self.monitor.num_samples
+        of_base = "teacher" in context.inputs  # in a later round the base is evaluated, too
+        sampled = (self.monitor.num_evaluations(work.steps) + of_base) * self.monitor.num_samples
         limit = self.monitor.sampling.max_tokens
         requests = RequestEstimator.of_template(chat_template)
         return StageEstimate(work=[work, requests.work("evaluations", sampled, sampled, asked, texts, limit)])

@@ -321,6 +321,12 @@ class TestClassroom:
         assert max(map(len, shown[: shown.index("≤:")].splitlines())) <= 80
         assert shown.count("finished before") == sum(step.finished for step in again)
 
+    def test_later_rounds_evaluate_the_base_as_well(self, plan: Planner) -> None:
+        """Their limits are measured from it; in the first round it is the teacher before the first step."""
+        steps = plan("grpo.yaml")
+        first, *later = [work_of(steps, f"policy_{number}")[0].requests for number in (1, 2, 3, 4)]
+        assert later == [first + AlignmentMonitor().num_samples] * 3
+
 
 class TestMistakes:
     """A dry run finds them in the same words."""
