@@ -20,6 +20,8 @@ def main(arguments: list[str] | None = None) -> None:
     show_on_any_terminal()
     # A notebook's kernel names a way of its own for figures, which may not be installed here: we draw into files.
     os.environ["MPLBACKEND"] = "agg"
+    if not sys.stderr.isatty():  # libraries' bars: in a log file every step of them would stay
+        os.environ.setdefault("TQDM_DISABLE", "1")
     given = sys.argv[1:] if arguments is None else arguments
     command = next((place for place, argument in enumerate(given) if argument != DEBUG), 0)
     beside = BESIDE.get(given[command]) if given else None
