@@ -35,7 +35,11 @@ class OriginalLoop:
         self._directory = tempfile.TemporaryDirectory()
         self._weights = Path(self._directory.name) / "model.safetensors"
         self._moments = Path(self._directory.name) / "optimizer.bin"
-        save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, self._weights)
+        # Weights that two layers share lie in the file once, as Transformers saves them.
+        state = self.model.state_dict()
+        once = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}.values()
+        self._shared = sorted(state.keys() - set(once))
+        save_file({name: state[name].contiguous() for name in once}, self._weights)
         torch.save(self.optimizer.state_dict(), self._moments)
         self.device = str(next(self.model.parameters()).device)
         self.before = self._evaluate()
@@ -51,7 +55,8 @@ class OriginalLoop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss = self._evaluate()
-        self.model.load_state_dict(load_file(self._weights, self.device))
+        missing = self.model.load_state_dict(load_file(self._weights, self.device), strict=False).missing_keys
+        assert sorted(missing) == self._shared
         self.optimizer.load_state_dict(torch.load(self._moments, map_location=self.device))
         return loss
 

@@ -47,6 +47,18 @@ def test_the_original_loop_is_exact_influence_with_its_reduction(benchmark: Any,
 
 
 @pytest.mark.slow
+def test_the_original_loop_on_weights_that_layers_share(benchmark: Any, setting: Any) -> None:
+    """Embeddings and head of many small models are one: they lie in the file once, and are read again whole."""
+    student = setting.student.copy()
+    base = student.model.get_base_model()
+    base.lm_head.weight = base.model.embed_tokens.weight
+    before = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}
+    loop = benchmark.OriginalLoop(student, setting.references, setting.size.longest)
+    assert len(loop(setting.probes[:2])) == 2
+    assert all(torch.equal(before[name], tensor) for name, tensor in student.model.state_dict().items())
+
+
+@pytest.mark.slow
 def test_the_simple_loop_is_exact_influence(benchmark: Any, setting: Any) -> None:
     """Also when it goes over the same probes again: everything is restored, the moments and their step too."""
     loop = benchmark.SimpleLoop(setting.student.copy(), setting.references)
