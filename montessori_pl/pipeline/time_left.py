@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from montessori_pl.estimates.seconds import duration
@@ -52,35 +53,35 @@ def time_left(stages: Sequence[StageTime]) -> TimeLeft:
     planned stages took: those of its name (in earlier iterations), else those of its class, else a class in the middle.
     One without a plan takes as long as those of its name did.
     """
-    kinds = dict.fromkeys(stage.kind for stage in stages)
-    ratios = [ratio for kind in kinds if (ratio := _ratio(one for one in stages if one.kind == kind)) is not None]
-    middle = statistics.median(ratios) if ratios else 1.0
+    of_name, of_kind = _ratios((one.name, one) for one in stages), _ratios((one.kind, one) for one in stages)
+    middle = statistics.median(of_kind.values()) if of_kind else 1.0
+    finished: dict[str, list[float]] = defaultdict(list)
+    for stage in stages:
+        if stage.share == 1:
+            finished[stage.name].append(stage.spent)
     seconds, unknown = 0.0, 0
     for stage in stages:
-        left = _left(stage, stages, middle)
-        seconds += left or 0.0
-        unknown += left is None
-    return TimeLeft(seconds, unknown, learned=bool(ratios))
+        if stage.share >= ENOUGH:
+            seconds += stage.spent * (1 - stage.share) / stage.share
+        elif stage.planned is not None:
+            ratio = of_name.get(stage.name, of_kind.get(stage.kind, middle))
+            seconds += max(0.0, ratio * stage.planned - stage.spent)
+        elif before := finished.get(stage.name):
+            seconds += max(0.0, statistics.fmean(before) - stage.spent)
+        else:
+            unknown += 1
+    return TimeLeft(seconds, unknown, learned=bool(of_kind))
 
 
-def _left(stage: StageTime, stages: Sequence[StageTime], middle: float) -> float | None:
-    if stage.share >= ENOUGH:
-        return stage.spent * (1 - stage.share) / stage.share
-    of_name = [one for one in stages if one.name == stage.name]
-    if stage.planned is None:
-        known = [one.spent for one in of_name if one.share == 1]
-        return max(0.0, sum(known) / len(known) - stage.spent) if known else None
-    ratios = (_ratio(of_name), _ratio(one for one in stages if one.kind == stage.kind))
-    ratio = next((one for one in ratios if one is not None), middle)
-    return max(0.0, ratio * stage.planned - stage.spent)
-
-
-def _ratio(stages: Iterable[StageTime]) -> float | None:
-    """How many times as long as planned these have taken, as far as they are done; none where that is not known."""
-    telling = [one for one in stages if one.share >= ENOUGH and one.planned]
-    if not telling:
-        return None
-    return sum(one.spent for one in telling) / sum(one.share * (one.planned or 0.0) for one in telling)
+def _ratios(stages: Iterable[tuple[str, StageTime]]) -> dict[str, float]:
+    """How many times as long as planned the stages of each group have taken, of the groups in which that is known."""
+    spent: dict[str, float] = defaultdict(float)
+    planned: dict[str, float] = defaultdict(float)
+    for group, stage in stages:
+        if stage.share >= ENOUGH and stage.planned:
+            spent[group] += stage.spent
+            planned[group] += stage.share * stage.planned
+    return {group: spent[group] / planned[group] for group in spent}
 
 
 class RecipeClock:

@@ -1,5 +1,6 @@
 """What a person sees while a recipe runs: live lines for the recipe and its stage, or plain ones now and then."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,8 @@ SECONDS_BETWEEN_LINES = 30.0
 """How often progress is written where the output is not a terminal."""
 SECONDS_BETWEEN_TICKS = 10.0
 """How often the time spent is kept: what a kill can take from the clock."""
+SECONDS_BETWEEN_LOOKS = 1.0
+"""How often a terminal's line on the recipe is made anew."""
 NOTEBOOK = "JPY_PARENT_PID"
 """Set in every process that a Jupyter kernel starts."""
 
@@ -140,7 +143,7 @@ class ConsoleDisplay:
         live.start()
 
         def show(progress: Progress) -> None:
-            live.above = lambda: of_recipe(progress)
+            live.above = live.above or (lambda: of_recipe(progress))
             speed = live.tasks[0].speed
             rate = f"{speed:.3g}/s" if speed else ""
             live.update(task, completed=progress.done, total=progress.total, rate=rate, note=_aside(progress))
@@ -180,13 +183,16 @@ def _aside(progress: Progress) -> str:
 
 
 class _LiveLines(RichProgress):
-    """A bar with a line above it that is asked for whenever the bar is drawn."""
+    """A bar with a line above it, which is asked for once in a second: it looks at files."""
 
-    above: Callable[[], str] = staticmethod(lambda: "")
+    above: Callable[[], str] | None = None
+    _asked, _text = -math.inf, ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        if text := self.above():
-            yield Text(text, no_wrap=True, overflow="ellipsis")
+        if self.above is not None and (now := time.monotonic()) - self._asked >= SECONDS_BETWEEN_LOOKS:
+            self._asked, self._text = now, self.above()
+        if self._text:
+            yield Text(self._text, no_wrap=True, overflow="ellipsis")
         yield from super().get_renderables()
 
 

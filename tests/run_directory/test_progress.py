@@ -23,6 +23,7 @@ def show(*, terminal: bool) -> str:
 def test_a_terminal_gets_two_lines_that_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(shown.NOTEBOOK, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(shown, "SECONDS_BETWEEN_LOOKS", 0.0)
     text = show(terminal=True)
     assert "\x1b[1A" in text, "it goes a line up"
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).split("\r")[-1]
