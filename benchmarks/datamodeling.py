@@ -252,6 +252,9 @@ def report(
     thirds.add_column("reference loss")
     for name in THIRDS:
         thirds.add_row(name, shown(mean_interval(list(losses[name]))))
+    of_half = measured.mean(axis=1)
+    spread = f"standard deviation {of_half.std(ddof=1):.3f}, {of_half.min():.3f} to {of_half.max():.3f}"
+    thirds.add_row("a random half", f"{of_half.mean():.3f}, {spread}")
     console.print(thirds)
     (options.out / "datamodeling.txt").write_text(console.export_text(), encoding="utf-8")
     numbers = {"predicted": predicted, "reference_loss": losses}

@@ -1,7 +1,7 @@
 """What a recipe costs beside its models: stages of a thousand, ten thousand and a hundred thousand examples.
 
-    python benchmarks/overhead.py                       # a quarter of an hour on one core
-    python benchmarks/overhead.py --counts 1000 3000    # a minute
+    python benchmarks/overhead.py                       # one core; nearly all of the time is the largest count's
+    python benchmarks/overhead.py --counts 300 1000     # a minute or two, to try it
 
 The engine writes made-up text at once, scores are drawn at random, and the student's training step goes through no
 model. What is left is ours: prompts, parsing, filters, the near-duplicate index, journals that reach the disk, tokens,

@@ -11,6 +11,12 @@ MAX_REASONS = 20
 """So many reasons of a stage are drawn, the most frequent ones."""
 LONGEST_REASON = 80
 """Characters of a reason that are drawn."""
+COUNTED = {
+    "prompts": "All that a student reads and is not to write: system message, turns, and what its chat template writes "
+    "around them.",
+    "responses": "What `max_length` cuts off is not counted.",
+}
+"""What a training counts the tokens of, and what a reader has to know of it."""
 LENGTHS = "length_quantiles"
 """The number of a training that holds lengths of its examples in tokens, from the shortest to the longest."""
 
@@ -64,7 +70,7 @@ def _lengths(run: RunData) -> list[Figure]:
 def _lengths_in_tokens(run: RunData) -> list[Figure]:
     """As the students counted them that learned the examples: texts alone do not say."""
     found: list[Figure] = []
-    for what in ("prompts", "responses"):
+    for what, note in COUNTED.items():
         series = []
         for stage in run.stages.values():
             ends = mapping(stage.metrics.get(LENGTHS)).get(what)
@@ -80,10 +86,7 @@ def _lengths_in_tokens(run: RunData) -> list[Figure]:
                     y="share of examples at most as long",
                     series=series,
                     style="lines",
-                    note="What `max_length` cuts off is not counted."
-                    if what == "responses"
-                    else "All that a student reads and is not to write: system message, turns, and what its chat "
-                    "template writes around them.",
+                    note=note,
                 )
             )
     return found
