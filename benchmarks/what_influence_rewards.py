@@ -3,7 +3,7 @@
     python benchmarks/what_influence_rewards.py checkpoints/smollm2/run
 
 Reads a run of `smollm2.yaml`: the mean influence of the probing examples on each student, and the preference pairs, by
-what the verifiers say of an example. Nothing is run.
+what the verifiers say of an example; and the families of what the students learned. Nothing is run.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def kind(example: Example) -> str:
 
 
 def main() -> None:
-    """Print two tables."""
+    """Print three tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run directory")
     stages = parser.parse_args().run / "iteration_1"
@@ -50,6 +50,17 @@ def main() -> None:
     for chosen in KINDS:
         preferred.add_row(chosen, *(str(counts[chosen, rejected]) for rejected in KINDS))
     console.print(preferred)
+    learned = Table("family", title="what students learned", title_justify="left")
+    columns = {}
+    for stage in ("self_instruct_data", "training_data"):
+        learned.add_column(stage, justify="right")
+        columns[stage] = read_records(stages / stage / "examples.jsonl", Example)
+    names = Counter(family_of(example.instruction) for some in columns.values() for example in some)
+    for name, _ in names.most_common():
+        of_family = ([one for one in some if family_of(one.instruction) == name] for some in columns.values())
+        cells = (f"{len(some)}, {sum(kind(one) == 'right' for one in some)} right" for some in of_family)
+        learned.add_row(*((name, *cells) if name in TARGETS else (name or "none", *(c.split(",")[0] for c in cells))))
+    console.print(learned)
 
 
 if __name__ == "__main__":
