@@ -331,7 +331,7 @@ def test_whole_recipe_by_two_processes(recipe: Path, tmp_path: Path, capsys: pyt
 
 
 def test_both_processes_stop_where_one_diverges(tmp_path: Path) -> None:
-    """One sees NaN in its half of the first step alone; neither takes the step, and both say so."""
+    """One sees NaN in its half of the first step alone; neither takes the step, and the run says so."""
     training = {"lr": 1e-3, "batch_size": 4, "gradient_clip_val": None}
     config = {
         "run": str(tmp_path / "run"),
@@ -351,7 +351,9 @@ def test_both_processes_stop_where_one_diverges(tmp_path: Path) -> None:
         "class LoseLoss(Callback):\n"
         "    def on_before_backward(self, trainer, pl_module, loss):\n"
         "        if trainer.global_rank == 1:\n"
-        "            loss.data.fill_(float('nan'))\n"
+        "            loss.data.fill_(float('nan'))\n\n"
+        "    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):\n"
+        "        open(f'stepped_{trainer.global_rank}', 'w').close()\n"
     )
     done = subprocess.run(
         command(tmp_path / "recipe.yaml", tmp_path / "run", *TWO_PROCESSES),
@@ -361,8 +363,8 @@ def test_both_processes_stop_where_one_diverges(tmp_path: Path) -> None:
         timeout=300,
         check=False,
     )
-    said = done.stderr.count(
-        "error: iteration_1/trained diverged at optimizer step 1 of 4, with training.lr 0.001: the "
-    )
-    assert (done.returncode, said) == (2, 2), done.stderr
+    # Once or twice: whichever process is first with it may end the other in the middle of its own sentence.
+    assert "iteration_1/trained diverged at optimizer step 1 of 4, with training.lr 0.001: the " in done.stderr
+    assert done.returncode == 2, done.stderr
+    assert not list(tmp_path.glob("stepped_*"))
     assert not list((tmp_path / "run/iteration_1/trained").glob("*.ckpt"))
