@@ -4,6 +4,7 @@ from montessori_pl.generation.base import Completion, GenerationBackend, Price, 
 from montessori_pl.generation.classroom_judge import ClassroomJudge
 from montessori_pl.generation.endpoint import EndpointError
 from montessori_pl.generation.openai_backend import OpenAIBackend
+from montessori_pl.generation.ray_backend import RayBackend
 from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.generation.vllm_backend import VLLMBackend
 from montessori_pl.generation.vllm_process import EngineError
@@ -16,6 +17,7 @@ __all__ = [
     "GenerationBackend",
     "OpenAIBackend",
     "Price",
+    "RayBackend",
     "Request",
     "Sampling",
     "TransformersBackend",

@@ -51,11 +51,17 @@ class TransformersBackend(GenerationBackend):
 
     def __init__(self, max_batch_tokens: PositiveInt = 16384, device: Text = "auto") -> None:
         self.max_batch_tokens = max_batch_tokens
-        accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
-        self.device = device_of(device) if device != "auto" else accelerator or torch.device("cpu")
+        self._device = device_of(device) if device != "auto" else None
         self._model: nn.Module | None = None
         self._chat: ChatTemplate | None = None
         self._selects_rows: bool | None = None  # not known until the model is asked
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, or will be: it may be loaded in another process than that of the settings."""
+        if self._device is None:
+            self._device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        return self._device
 
     def check(self, source: ModelSource) -> None:
         """Look at the tokenizer, the configuration and the adapter's directory."""
@@ -80,7 +86,7 @@ class TransformersBackend(GenerationBackend):
         checkpointing it keeps no cache. `close` leaves it alone.
         """
         self._model, self._chat, self._selects_rows = model, chat_template, None
-        self.device = next(model.parameters()).device
+        self._device = next(model.parameters()).device
 
     def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
         """Whether prompt and completion stay within the model's positions."""

@@ -9,7 +9,7 @@ from montessori_pl.estimates.estimate import StepEstimate, Work
 from montessori_pl.estimates.memory import Demand, Generation, Peak, Scoring, Training, fits, what_helps
 from montessori_pl.estimates.model_size import ModelSize, model_size
 from montessori_pl.estimates.seconds import Compute, generated, passed, trained_on
-from montessori_pl.generation import OpenAIBackend, TransformersBackend, VLLMBackend
+from montessori_pl.generation import OpenAIBackend, RayBackend, TransformersBackend, VLLMBackend
 from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.pipeline.recipe import Step
@@ -194,10 +194,13 @@ class ResourcePlanner:
         read = work.prompt_tokens / (samples if work.what == "instructions" else 1)  # once for all samples of a prompt
         context = (work.prompt_tokens + work.completion_tokens) / count
         compiled, parallel, share, copies = False, 1, 1.0, 1
+        if isinstance(engine, RayBackend):  # the devices of the plan are known, those of a cluster are not
+            copies, engine = engine.replicas or 1, engine.engine
+            together = max(1, together // copies)
         batch_tokens = getattr(engine, "max_batch_tokens", 16384)
         if isinstance(engine, VLLMBackend):
             compiled, share = not self.device.is_cpu, engine.gpu_memory_utilization
-            parallel, copies = engine.tensor_parallel_size, engine.data_parallel_size
+            parallel, copies = engine.tensor_parallel_size, copies * engine.data_parallel_size
             room = max(0.0, share * self.device.memory * parallel - size.weights)
             at_once = min(VLLM_AT_ONCE, room // max(1.0, context * size.cache * size.itemsize))
             batch_tokens = max(work.longest, engine.max_model_len or 0)

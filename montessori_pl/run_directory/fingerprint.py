@@ -2,7 +2,8 @@
 
 Settings that say how fast or how long a stage works are not part of it. A class that is chosen by `class_path` names
 these in its attribute `fingerprint_excludes`, with dots for nested ones (`training.checkpoint_every_n_steps`); you may
-change them at any time. A model's class names in `for_training` the settings that say how it is trained: a stage that
+change them at any time. A class that says by `replicates` which of its settings is the thing itself, of which it makes
+more, is pinned as that. A model's class names in `for_training` the settings that say how it is trained: a stage that
 only lets it write or answer does not depend on them.
 
 A path says nothing when the file is edited. A class says in `files` which of its settings name files; the fingerprint
@@ -41,6 +42,8 @@ def pinned(settings: Any, trained: bool = True, kind: type | None = None) -> Any
     if isinstance(class_path := settings.get("class_path"), str):
         module, _, name = class_path.rpartition(".")
         kind, arguments = getattr(import_module(module), name), kept.get("init_args") or {}
+        if (replicated := getattr(kind, "replicates", None)) is not None:
+            return arguments[replicated]
     for dotted in (*getattr(kind, "fingerprint_excludes", ()), *(() if trained else getattr(kind, "for_training", ()))):
         inner, name = _find(arguments, dotted)
         inner.pop(name, None)
