@@ -6,12 +6,15 @@ are computed without mixed precision, as the teacher will write.
 """
 
 import itertools
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from montessori_pl.batches.collate import collate, collate_pairs
@@ -19,10 +22,11 @@ from montessori_pl.batches.encoding import EncodedPair
 from montessori_pl.batches.samplers import chunks
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Message, stable_seed
-from montessori_pl.generation.base import Completion, Request, Sampling
+from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.losses import IGNORED, evaluating
 from montessori_pl.models.dpo import DPOModule
+from montessori_pl.models.loading import save_weights
 from montessori_pl.models.policy import PolicyModule
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected
@@ -59,13 +63,19 @@ class AlignmentEvaluator:
     """Pairs, or completions, that are scored together."""
     stop: str = ""
     """The text at which completions stop; empty for none."""
-    engine: TransformersBackend = field(default_factory=TransformersBackend)
-    """Samples from the teacher where it is; of its settings only the size of its batches counts."""
+    engine: GenerationBackend = field(default_factory=TransformersBackend)
+    """Draws the live sample."""
+    in_place: bool = True
+    """Whether the engine is a `TransformersBackend` that samples from the teacher where it is, and of whose settings
+    only the size of its batches counts. Another engine loads the teacher's weights from files, in the first process."""
     _references: dict[int, Tensor] = field(default_factory=dict, init=False)
     """What the reference policy says of the held-out pairs, by batch, from the first evaluation on."""
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, of_base: bool = False) -> Evaluation:
         """All numbers of the teacher as it is now, and some of its texts.
+
+        Args:
+            of_base: whether the teacher stands for its base now, by `reference_policy`.
 
         Returns:
             On the held-out pairs, where there are any: `loss` (the objective of training), `margin` (mean log-ratio of
@@ -81,8 +91,13 @@ class AlignmentEvaluator:
         with evaluating(self.teacher.network), torch.no_grad():
             return {
                 **(self._preferences() if self.held_out else {}),
-                **(self._writing() if self.num_samples and self.prompts else {}),
+                **(self._writing(of_base) if self.num_samples and self.prompts and self._samples else {}),
             }
+
+    @property
+    def _samples(self) -> bool:
+        """Whether this process draws a live sample: of engines that load files there is one."""
+        return self.in_place or getattr(rank_zero_only, "rank", 0) == 0
 
     def _preferences(self) -> Evaluation:
         teacher = self.teacher
@@ -110,9 +125,9 @@ class AlignmentEvaluator:
             "reward_accuracy": float((margins > 0).float().mean()),
         }
 
-    def _writing(self) -> Evaluation:
+    def _writing(self, of_base: bool) -> Evaluation:
         asked = list(itertools.islice(itertools.cycle(self.prompts), self.num_samples))
-        completions = self._sample(asked)
+        completions = self._sample(asked, of_base)
         found = []
         for completion in completions:
             with suppress(Rejected):
@@ -128,7 +143,7 @@ class AlignmentEvaluator:
             "samples": [completion.text for completion in completions[:NUM_TEXTS]],
         }
 
-    def _sample(self, prompts: Sequence[list[Message]]) -> list[Completion]:
+    def _sample(self, prompts: Sequence[list[Message]], of_base: bool) -> list[Completion]:
         sampling, limit = self.sampling, self.chat_template.context
         if limit is not None:  # a longer limit than the context has room for is no mistake here: the default is long
             room = limit - max(len(self.chat_template.prompt_ids(prompt)) for prompt in prompts[: len(self.prompts)])
@@ -137,8 +152,15 @@ class AlignmentEvaluator:
             Request(messages=prompt, seed=stable_seed(self.seed, "look", number), stop=self.stop)
             for number, prompt in enumerate(prompts)
         ]
-        with closing(self.engine):
-            self.engine.serve(self.teacher.network, self.chat_template)
+        with closing(self.engine), tempfile.TemporaryDirectory(prefix="teacher-") as directory:
+            if self.in_place:
+                assert isinstance(self.engine, TransformersBackend)
+                self.engine.serve(self.teacher.network, self.chat_template)
+            elif of_base:
+                self.engine.load(replace(self.teacher.source, weights=None))
+            else:
+                save_weights(self.teacher.language_model, weights := Path(directory) / "weights")
+                self.engine.load(replace(self.teacher.source, weights=weights))
             return self.engine.generate(requests, sampling)
 
     def _log_probabilities(

@@ -56,6 +56,10 @@ class AlignmentMonitor:
     prompts first; prompts repeat where there are fewer. 0 takes no sample."""
     sampling: Sampling = Sampling(temperature=1.0, top_p=0.9, presence_penalty=1.0)
     """How they are drawn; the default is that of Synthesize's instructions."""
+    sampled_by: Literal["policy", "engine"] = "policy"
+    """Who draws them: the teacher where it is trained, by Transformers; or the recipe's engine, which loads the adapter
+    of each evaluation and ends afterwards. It must find room beside the training, such as by `gpu_memory_utilization`
+    of VLLMBackend; its first process alone has one."""
     limits: CollapseLimits = CollapseLimits()
     """How far the writing may move from that before the first step."""
     max_margin: PositiveFloat | None = None
@@ -127,7 +131,14 @@ def evaluator_of(
         synthesizer: finds the instructions in what it writes; none takes whole completions for responses.
         held_out: pairs that it is not trained on.
     """
-    engine = context.backend()  # another kind could not sample from a teacher that is being trained
+    engine = context.backend()
+    if monitor.sampled_by == "policy":  # another kind could not sample from a teacher that is being trained
+        engine = engine if isinstance(engine, TransformersBackend) else TransformersBackend()
+    elif not engine.loads_weights:
+        raise StageError(
+            f"{context.key}: monitor.sampled_by is engine, and {type(engine).__name__} cannot load what is trained; "
+            "write policy instead"
+        )
     return AlignmentEvaluator(
         teacher=teacher,
         chat_template=chat_template,
@@ -139,7 +150,8 @@ def evaluator_of(
         seed=context.seed,
         batch_size=batch_size,
         stop=synthesizer.stop if synthesizer is not None else "",
-        engine=engine if isinstance(engine, TransformersBackend) else TransformersBackend(),
+        engine=engine,
+        in_place=monitor.sampled_by == "policy",
     )
 
 
@@ -292,7 +304,7 @@ class AlignmentMonitorCallback(Callback):
         if teacher.reference_is_base and teacher.source.weights is not None and not self.evaluations:
             # Limits hold over all rounds: what is compared with is the base, and not the teacher of the round before.
             with teacher.reference_policy():
-                found = {"step": step, "of_base": True, **self.evaluator.evaluate(), "beyond": []}
+                found = {"step": step, "of_base": True, **self.evaluator.evaluate(of_base=True), "beyond": []}
             self.evaluations.append(trainer.strategy.broadcast(found))
         evaluation: Evaluation = trainer.strategy.broadcast({"step": step, **self.evaluator.evaluate()})
         evaluation["beyond"] = self.monitor.beyond(self.evaluations[0], evaluation) if self.evaluations else []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from alignments import PROMPTS, SEED, SHORT, Align, Whatever, evaluations_of
+from lightning.pytorch.utilities import rank_zero_only
 from tiny_models import tiny_tokenizer
 
 from montessori_pl.batches.encoding import encode_pairs
@@ -21,6 +22,19 @@ from montessori_pl.stages.training.alignment_evaluator import AlignmentEvaluator
 from montessori_pl.synthesis.diversity import diversity
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*:UserWarning:lightning\..*")  # as the program does
+
+
+class Loads(TransformersBackend):
+    """Remembers the models that it was told to load."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device=device)
+        self.loaded: list[ModelSource] = []
+
+    def load(self, source: ModelSource) -> None:
+        self.loaded.append(source)
+        assert source.weights is None or (source.weights / "adapter_config.json").exists()
+        super().load(source)
 
 
 def slow_log_probability(
@@ -157,6 +171,30 @@ class TestLook:
         assert state() == before
         assert evaluator.evaluate() == evaluation, "and the next one sees the same"
         assert not any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers()))
+
+    def test_an_engine_that_loads_the_weights_sees_the_same(self, evaluator: AlignmentEvaluator) -> None:
+        """The adapter goes to it by files that do not stay, and a base without any."""
+        engine = Loads(device="cpu")
+        by_files = dataclasses.replace(evaluator, engine=engine, in_place=False)
+        assert by_files.evaluate() == evaluator.evaluate()
+        assert [source.backbone for source in engine.loaded] == [evaluator.teacher.backbone]
+        assert engine.loaded[0].weights is not None
+        assert not engine.loaded[0].weights.exists()
+        if evaluator.teacher.source.weights is None:  # the reference of the first iteration is the base
+            with evaluator.teacher.reference_policy():
+                assert by_files.evaluate(of_base=True) == evaluator.evaluate()
+            assert engine.loaded[1].weights is None
+
+    def test_other_processes_wait_for_such_an_engine(
+        self, evaluator: AlignmentEvaluator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """There is one of it; numbers of the pairs are computed by all."""
+        engine = Loads(device="cpu")
+        monkeypatch.setattr(rank_zero_only, "rank", 1)
+        found = dataclasses.replace(evaluator, engine=engine, in_place=False).evaluate()
+        assert not engine.loaded
+        assert "loss" in found
+        assert "samples" not in found
 
     def test_completions_end_with_the_context(self, evaluator: AlignmentEvaluator) -> None:
         """The default limit of 1,024 tokens is more than small models have positions."""

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from tiny_models import tiny_tokenizer
 from torch import Tensor
 
 from montessori_pl.data.chat_template import ChatTemplate
-from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
+from montessori_pl.generation import Completion, OpenAIBackend, Request, Sampling, TransformersBackend
 from montessori_pl.models.dpo import TeacherDPOModule
 from montessori_pl.models.loading import ModelSource, load_model
 from montessori_pl.stages import AlignTeacher, Synthesize
-from montessori_pl.stages.base import CHECKPOINT
+from montessori_pl.stages.base import CHECKPOINT, StageError
 from montessori_pl.stages.training import alignment_monitor as dose_module
 from montessori_pl.stages.training.alignment_evaluator import Evaluation
 from montessori_pl.stages.training.alignment_monitor import AlignmentMonitor, num_held_out, prompts_in_order
@@ -427,3 +428,15 @@ def test_killed_when_it_has_stopped(align: Align, tmp_path: Path, patience: int)
     assert outcome(tmp_path / "killed", align(tmp_path / "killed", monitor, OVERDOSE, notes)) == whole
     assert not notes.sequences
     assert json.loads(whole[2])["monitor"]["stopped_at_step"] is not None
+
+
+@pytest.mark.slow
+def test_sampled_by_the_engine(align: Align, tmp_path: Path) -> None:
+    """The same evaluations as by the policy itself, where both are Transformers'; an endpoint cannot do it."""
+    by_engine = dataclasses.replace(WATCH, sampled_by="engine")
+    align(tmp_path / "policy")
+    align(tmp_path / "engine", by_engine)
+    assert evaluations_of(tmp_path / "engine") == evaluations_of(tmp_path / "policy")
+    endpoint = partial(OpenAIBackend, base_url="http://localhost:1/v1", api_key_env=None)
+    with pytest.raises(StageError, match=r"sampled_by is engine, and OpenAIBackend cannot load what is trained"):
+        align(tmp_path / "endpoint", by_engine, backend=endpoint)
