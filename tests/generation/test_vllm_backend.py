@@ -22,7 +22,7 @@ from montessori_pl.batches.collate import collate
 from montessori_pl.classroom.tasks import FAMILIES, sample_task
 from montessori_pl.cli.fit import main
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
-from montessori_pl.data.records import Message, teacher_messages
+from montessori_pl.data.records import Message, read_lines, teacher_messages
 from montessori_pl.generation import Completion, EngineError, Request, Sampling, TransformersBackend, VLLMBackend
 from montessori_pl.generation.head_padding import CPU_HEAD_DIMS
 from montessori_pl.losses import sequence_log_probabilities
@@ -312,8 +312,8 @@ def sampled_log_probabilities(source: ModelSource, prompts: list[list[int]]) -> 
 
 @pytest.mark.slow
 def test_recipe_with_vllm(tiny_recipe: Callable[..., Path]) -> None:
-    """One iteration of Montessori-Instruct on the classroom, of which the line that names the engine is changed."""
-    path = tiny_recipe()
+    """One iteration of Montessori-Instruct on the classroom, whose lines that name the engine are changed."""
+    path = tiny_recipe(aligned_teacher={"monitor.sampled_by": "engine"})
     line = "class_path: montessori_pl.generation.TransformersBackend\n"
     assert path.read_text().count(line) == 1
     new_line = "{class_path: montessori_pl.generation.VLLMBackend, init_args: {enforce_eager: true}}\n"
@@ -322,3 +322,6 @@ def test_recipe_with_vllm(tiny_recipe: Callable[..., Path]) -> None:
     run = path.parent / "run"
     manifest = json.loads((run / "manifest.json").read_text())
     assert "iteration_1/evaluation" in manifest["stages"]
+    evaluations = list(read_lines(run / "iteration_1/aligned_teacher/alignment_evaluations.jsonl"))
+    assert len(evaluations) > 1
+    assert all(one["samples"] for one in evaluations)
