@@ -4,6 +4,7 @@ The teacher is a table from prompts and seeds to completions, so that each test 
 """
 
 import dataclasses
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,8 +18,10 @@ from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import Example, Message, Rejection, Turn, append_records, read_records
 from montessori_pl.generation import Completion, GenerationBackend, Request, Sampling
 from montessori_pl.models.loading import ModelSource
+from montessori_pl.run_directory.journal import Journal
 from montessori_pl.run_directory.progress import Progress
 from montessori_pl.stages import StageError, Synthesize
+from montessori_pl.stages.generating.first_look import FirstLook
 from montessori_pl.synthesis import SelfInstruct
 from montessori_pl.synthesis.contamination import Decontamination
 from montessori_pl.synthesis.filters import InstructionFilter, ResponseFilter
@@ -421,6 +424,19 @@ class TestFirstLook:
         straight = Workshop(tmp_path / "straight")
         straight.run(ScriptedTeacher(write=write), num_examples=12)
         assert workshop.files() == straight.files()
+
+    def test_reads_no_more_than_the_first_batches(self, workshop: Workshop) -> None:
+        """It is taken after each batch: reading all that is there would make long stages slower and slower."""
+        workshop.run(ScriptedTeacher(), num_prompts=24)
+        directory = workshop.root / "iteration_1" / "data"
+        commits = Journal(directory, ["examples.jsonl", "rejections.jsonl"]).commits
+        look = FirstLook.of(commits, directory)
+        for name in ("examples.jsonl", "rejections.jsonl"):
+            path = directory / name
+            lines = path.read_bytes().splitlines(keepends=True)
+            later = next((n for n, line in enumerate(lines) if json.loads(line)["batch"] >= 4), len(lines))
+            path.write_bytes(b"".join(lines[: later + 1]) + b"no record\n")
+        assert FirstLook.of(commits, directory) == look
 
     def test_advice_for_what_the_filters_reject(self, workshop: Workshop) -> None:
         with pytest.raises(

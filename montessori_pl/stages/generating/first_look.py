@@ -1,15 +1,17 @@
 """What the first batches of a stage say of its teacher: most mistakes in how it is asked show there."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
-from montessori_pl.data.records import Example, Rejection, read_records
+from montessori_pl.data.records import Example, Rejection, read_lines
 from montessori_pl.stages.base import EXAMPLES, REJECTIONS
 from montessori_pl.synthesis.base import UNFINISHED
+
+R = TypeVar("R", Example, Rejection)
 
 FEWEST = 64
 """Completions that are looked at, at least: of fewer, a teacher that writes well may fail most by chance."""
@@ -39,8 +41,8 @@ class FirstLook:
         batches = next((number for number, count in enumerate(counts, start=1) if count >= FEWEST), None)
         if batches is None:
             return None
-        rejections = [one for one in read_records(directory / REJECTIONS, Rejection) if one.batch < batches]
-        examples = [one for one in read_records(directory / EXAMPLES, Example) if one.batch < batches]
+        rejections = list(_first(batches, directory / REJECTIONS, Rejection))
+        examples = list(_first(batches, directory / EXAMPLES, Example))
         return cls(
             batches=batches,
             candidates=counts[batches - 1],
@@ -73,3 +75,8 @@ class FirstLook:
         else:
             change = "mend the request, the sampling or the filters"
         return f"{change}; --preview 8 shows what comes of it, and another --run begins anew"
+
+
+def _first(batches: int, path: Path, kind: type[R]) -> Iterator[R]:
+    """The records of the first batches; the rest of the file, which may be long, is not read."""
+    return takewhile(lambda one: one.batch < batches, map(kind.from_dict, read_lines(path)))
