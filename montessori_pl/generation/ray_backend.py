@@ -225,7 +225,7 @@ class _Cluster:
                 try:
                     answer = self.ray.get(ref)
                 except self.ray.exceptions.RayTaskError as error:  # the engine's own, which it would raise again
-                    raise error.cause from None
+                    raise error.cause or error from None
                 except self.ray.exceptions.RayError as error:
                     if share is not None:
                         waiting.appendleft(share)
