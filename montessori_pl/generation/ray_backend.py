@@ -57,7 +57,6 @@ class RayBackend(GenerationBackend):
     """
 
     replicates = "engine"
-    fingerprint_excludes = ("replicas", "num_gpus", "num_cpus", "address", "requests_per_call", "start_timeout")
 
     def __init__(
         self,

@@ -6,7 +6,6 @@ are computed without mixed precision, as the teacher will write.
 """
 
 import itertools
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,6 @@ from montessori_pl.generation.base import Completion, GenerationBackend, Request
 from montessori_pl.generation.transformers_backend import TransformersBackend
 from montessori_pl.losses import IGNORED, evaluating
 from montessori_pl.models.dpo import DPOModule
-from montessori_pl.models.loading import save_weights
 from montessori_pl.models.policy import PolicyModule
 from montessori_pl.synthesis.diversity import diversity
 from montessori_pl.synthesis.filters import Rejected
@@ -71,11 +69,11 @@ class AlignmentEvaluator:
     _references: dict[int, Tensor] = field(default_factory=dict, init=False)
     """What the reference policy says of the held-out pairs, by batch, from the first evaluation on."""
 
-    def evaluate(self, of_base: bool = False) -> Evaluation:
+    def evaluate(self, weights: Path | None = None) -> Evaluation:
         """All numbers of the teacher as it is now, and some of its texts.
 
         Args:
-            of_base: whether the teacher stands for its base now, by `reference_policy`.
+            weights: where the teacher as it is now lies on the disk, for an engine that loads it; none for its base.
 
         Returns:
             On the held-out pairs, where there are any: `loss` (the objective of training), `margin` (mean log-ratio of
@@ -91,7 +89,7 @@ class AlignmentEvaluator:
         with evaluating(self.teacher.network), torch.no_grad():
             return {
                 **(self._preferences() if self.held_out else {}),
-                **(self._writing(of_base) if self.num_samples and self.prompts and self._samples else {}),
+                **(self._writing(weights) if self.num_samples and self.prompts and self._samples else {}),
             }
 
     @property
@@ -125,9 +123,9 @@ class AlignmentEvaluator:
             "reward_accuracy": float((margins > 0).float().mean()),
         }
 
-    def _writing(self, of_base: bool) -> Evaluation:
+    def _writing(self, weights: Path | None) -> Evaluation:
         asked = list(itertools.islice(itertools.cycle(self.prompts), self.num_samples))
-        completions = self._sample(asked, of_base)
+        completions = self._sample(asked, weights)
         found = []
         for completion in completions:
             with suppress(Rejected):
@@ -143,7 +141,7 @@ class AlignmentEvaluator:
             "samples": [completion.text for completion in completions[:NUM_TEXTS]],
         }
 
-    def _sample(self, prompts: Sequence[list[Message]], of_base: bool) -> list[Completion]:
+    def _sample(self, prompts: Sequence[list[Message]], weights: Path | None) -> list[Completion]:
         sampling, limit = self.sampling, self.chat_template.context
         if limit is not None:  # a longer limit than the context has room for is no mistake here: the default is long
             room = limit - max(len(self.chat_template.prompt_ids(prompt)) for prompt in prompts[: len(self.prompts)])
@@ -152,14 +150,11 @@ class AlignmentEvaluator:
             Request(messages=prompt, seed=stable_seed(self.seed, "look", number), stop=self.stop)
             for number, prompt in enumerate(prompts)
         ]
-        with closing(self.engine), tempfile.TemporaryDirectory(prefix="teacher-") as directory:
+        with closing(self.engine):
             if self.in_place:
                 assert isinstance(self.engine, TransformersBackend)
                 self.engine.serve(self.teacher.network, self.chat_template)
-            elif of_base:
-                self.engine.load(replace(self.teacher.source, weights=None))
             else:
-                save_weights(self.teacher.language_model, weights := Path(directory) / "weights")
                 self.engine.load(replace(self.teacher.source, weights=weights))
             return self.engine.generate(requests, sampling)
 

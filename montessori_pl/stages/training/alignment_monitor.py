@@ -304,9 +304,12 @@ class AlignmentMonitorCallback(Callback):
         if teacher.reference_is_base and teacher.source.weights is not None and not self.evaluations:
             # Limits hold over all rounds: what is compared with is the base, and not the teacher of the round before.
             with teacher.reference_policy():
-                found = {"step": step, "of_base": True, **self.evaluator.evaluate(of_base=True), "beyond": []}
+                found = {"step": step, "of_base": True, **self.evaluator.evaluate(), "beyond": []}
             self.evaluations.append(trainer.strategy.broadcast(found))
-        evaluation: Evaluation = trainer.strategy.broadcast({"step": step, **self.evaluator.evaluate()})
+        adapter = self._adapter(step)
+        if trainer.is_global_zero:  # before the row, which says that it is there
+            save_weights(teacher.language_model, adapter)
+        evaluation: Evaluation = trainer.strategy.broadcast({"step": step, **self.evaluator.evaluate(adapter)})
         evaluation["beyond"] = self.monitor.beyond(self.evaluations[0], evaluation) if self.evaluations else []
         for name in _lost(evaluation):  # as if it had not been measured: JSON has no place for NaN
             del evaluation[name]
@@ -314,8 +317,7 @@ class AlignmentMonitorCallback(Callback):
         for logger in trainer.loggers:
             named = {f"{teacher.log_prefix}monitor/{name}": value for name, value in numbers(evaluation).items()}
             logger.log_metrics(named, step=step)
-        if trainer.is_global_zero:  # the adapter first: a row says that it is there
-            save_weights(teacher.language_model, self._adapter(step))
+        if trainer.is_global_zero:
             write_json_lines(self.directory / EVALUATIONS, self.evaluations)
 
     def _adapter(self, step: int) -> Path:

@@ -172,17 +172,16 @@ class TestLook:
         assert evaluator.evaluate() == evaluation, "and the next one sees the same"
         assert not any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers()))
 
-    def test_an_engine_that_loads_the_weights_sees_the_same(self, evaluator: AlignmentEvaluator) -> None:
-        """The adapter goes to it by files that do not stay, and a base without any."""
+    def test_an_engine_that_loads_weights_sees_the_same(self, evaluator: AlignmentEvaluator, tmp_path: Path) -> None:
+        """The teacher goes to it by files, and a base without any."""
         engine = Loads(device="cpu")
         by_files = dataclasses.replace(evaluator, engine=engine, in_place=False)
-        assert by_files.evaluate() == evaluator.evaluate()
-        assert [source.backbone for source in engine.loaded] == [evaluator.teacher.backbone]
-        assert engine.loaded[0].weights is not None
-        assert not engine.loaded[0].weights.exists()
+        save_weights(evaluator.teacher.language_model, tmp_path / "now")
+        assert by_files.evaluate(tmp_path / "now") == evaluator.evaluate()
+        assert engine.loaded == [dataclasses.replace(evaluator.teacher.source, weights=tmp_path / "now")]
         if evaluator.teacher.source.weights is None:  # the reference of the first iteration is the base
             with evaluator.teacher.reference_policy():
-                assert by_files.evaluate(of_base=True) == evaluator.evaluate()
+                assert by_files.evaluate() == evaluator.evaluate()
             assert engine.loaded[1].weights is None
 
     def test_other_processes_wait_for_such_an_engine(
