@@ -40,7 +40,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from montessori_pl.batches.collate import collate, num_labels
 from montessori_pl.batches.encoding import EncodedPair, encode_examples, encode_pairs
-from montessori_pl.batches.samplers import EpochBatches
+from montessori_pl.batches.samplers import EpochBatches, Sharing
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.formats import read_source
@@ -169,7 +169,7 @@ def trl(arguments: argparse.Namespace, items: list[Any], chat_template: ChatTemp
     }
     if arguments.contender == ORDERED:
         lengths = [len(one.input_ids) for one in items] if arguments.task == "sft" else [_longer(one) for one in items]
-        batches = EpochBatches(lengths, arguments.batch_size, SEED)
+        batches = EpochBatches(lengths, Sharing(arguments.batch_size), SEED)
         items = [items[index] for step in batches.steps_of(0) for index in step]
         settings["train_sampling_strategy"] = "sequential"
     torch.manual_seed(SEED)

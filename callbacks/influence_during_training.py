@@ -44,6 +44,7 @@ class InfluenceDuringTraining(Callback):
     """
 
     only_observes = True
+    needs_whole_weights = True
 
     def __init__(
         self,

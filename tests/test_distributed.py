@@ -199,16 +199,19 @@ def test_second_process_does_not_outlive_the_first(
     assert not RunDirectory(run).finished("iteration_1/training_data")
 
 
-def trained_on(examples: Sequence[Example], recipe: Path, directory: Path) -> Path:
+def trained_on(
+    examples: Sequence[Example], recipe: Path, directory: Path, all_weights: bool = False, **settings: Any
+) -> Path:
     """A recipe that trains the student on these examples, four at a time, twice, and evaluates it."""
     source = directory / "examples.jsonl"
     append_records(source, examples)
     config = yaml.safe_load(recipe.read_text())
-    training = {"lr": 1e-3, "eps": 1e-3, "epochs": 2, "batch_size": 4, "schedule": "constant"}
+    training = {"lr": 1e-3, "eps": 1e-3, "epochs": 2, "batch_size": 4, "schedule": "constant", **settings}
+    learning = {"examples": "recorded", "training": training, "all_weights": all_weights}
     evaluation = {"students": ["base", "trained"], "evaluators": [{"class_path": "ResponseLoss"}]}
     config["recipe"] = {
         "recorded": {"class_path": "RecordedExamples", "init_args": {"source": str(source)}},
-        "trained": {"class_path": "TrainStudent", "init_args": {"examples": "recorded", "training": training}},
+        "trained": {"class_path": "TrainStudent", "init_args": learning},
         "evaluation": {"class_path": "Evaluate", "init_args": evaluation},
     }
     path = directory / "training.yaml"

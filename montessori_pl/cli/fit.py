@@ -57,6 +57,7 @@ from montessori_pl.pipeline.resources_table import print_resources
 from montessori_pl.pipeline.runner import Runner
 from montessori_pl.pipeline.time_left import PLANNED_SECONDS, RecipeClock
 from montessori_pl.processes.peers import Peers
+from montessori_pl.processes.sharding import FSDP2, register_strategies, strategy_name
 from montessori_pl.processes.slurm import requeue_after_warning
 from montessori_pl.processes.stop import STOP
 from montessori_pl.processes.trainers import share_cores, take_over
@@ -390,12 +391,15 @@ class MontessoriCLI(LightningCLI):
             for name, stage in stages.items()
         }
 
-    def _trainer(self, callbacks: list[Any], alone: bool = False, **arguments: Any) -> Trainer:
+    def _trainer(
+        self, callbacks: list[Any], alone: bool = False, whole_weights: bool = False, **arguments: Any
+    ) -> Trainer:
         """A trainer as the `trainer` section says, with fresh callbacks, the stage's own, and no bars or tables.
 
         Args:
             callbacks: the stage's own.
             alone: whether it works in this process alone, however many the section names.
+            whole_weights: whether each process holds whole weights, also where the section says otherwise.
             **arguments: the stage's own.
         """
         configured = self._get(self.parser.instantiate_classes(self.config), "trainer").as_dict()
@@ -403,6 +407,7 @@ class MontessoriCLI(LightningCLI):
             "callbacks": [*as_list(configured.get("callbacks")), *callbacks],
             "logger": self._loggers or False,
             "use_distributed_sampler": False,  # our loaders deal out the work themselves
+            **({"strategy": "ddp"} if whole_weights and strategy_name(configured.get("strategy")) == FSDP2 else {}),
             **(one_process(configured) if alone else {}),
             "enable_progress_bar": False,
             "enable_model_summary": False,
@@ -550,6 +555,7 @@ def _run(kind: type[MontessoriCLI], arguments: list[str] | None) -> MontessoriCL
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # plugins beside the recipe are found by the console command too
     load_shipped_plugins()
+    register_strategies()
     return kind(
         args=arguments,
         parser_class=SentenceParser,

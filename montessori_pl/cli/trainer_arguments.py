@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from montessori_pl.config_errors import ConfigError
+from montessori_pl.processes.sharding import FSDP2, strategy_name
 
 _TRAINING = "each training stage sets its own: use its setting training.{}"
 _SHORT = (
@@ -79,6 +80,8 @@ REFUSED_CALLBACKS: Mapping[type, str] = {
     Timer: REFUSED["max_time"],
 }
 """Callbacks that do what a refused argument does."""
+OTHER_SHARDING = ("fsdp", "deepspeed", "model_parallel", "modelparallel")
+"""What the names of Lightning's strategies begin with that split weights over devices."""
 OBSERVERS = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar, ThroughputMonitor)
 """Lightning's callbacks that change no result. One of your own says so by `only_observes = True`."""
 
@@ -101,10 +104,32 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
         for kind, why in REFUSED_CALLBACKS.items():
             if issubclass(_class_of(callback), kind):
                 raise ConfigError(f"trainer.callbacks cannot hold a {kind.__name__} in a recipe: {why}")
+    _check_strategy(arguments)
     if arguments.get("logger") is True:
         raise ConfigError(
             "trainer.logger is true, which does not say where to log; name loggers by class_path, for example "
             "lightning.pytorch.loggers.CSVLogger, or say false"
+        )
+
+
+def _check_strategy(arguments: Mapping[str, Any]) -> None:
+    """Refuse what splits weights in another way than `fsdp2`, and what cannot look at weights in parts.
+
+    Raises:
+        ConfigError: there is such a thing.
+    """
+    name = strategy_name(arguments.get("strategy"))
+    if name == FSDP2:
+        for kind in map(_class_of, as_list(arguments.get("callbacks"))):
+            if getattr(kind, "needs_whole_weights", False):
+                raise ConfigError(
+                    f"trainer.callbacks cannot hold a {kind.__name__} with trainer.strategy {FSDP2}: it looks at whole "
+                    "weights, and each process holds a part of them; use ddp, or leave it out"
+                )
+    elif name.lower().startswith(OTHER_SHARDING):
+        raise ConfigError(
+            f"trainer.strategy cannot be {name!r} in a recipe: checkpoints, and the moments that influence is measured "
+            f"with, would be in parts; use {FSDP2}, which holds weights in parts and leaves whole ones, or ddp"
         )
 
 

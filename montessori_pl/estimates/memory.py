@@ -198,7 +198,7 @@ def remedies(demand: Demand) -> list[tuple[str, Demand]]:
         if not size.adapter:
             if demand.processes > 1 and demand.shards == 1:
                 sharded = dataclasses.replace(again, shards=demand.processes)
-                found.append((f"trainer.strategy: fsdp over {demand.processes} devices (never run here)", sharded))
+                found.append((f"trainer.strategy: fsdp2 over {demand.processes} devices", sharded))
             trained = size.parameters // 100
             adapted = dataclasses.replace(halved, trained=trained, adapter=True)
             found.append(

@@ -93,6 +93,11 @@ class OutputHead:
         above = [module for module in self.top.modules() if module not in inside]
         return not any(one.requires_grad for module in above for one in module.parameters(recurse=False))
 
+    def look(self) -> None:
+        """Find out now whether the model can be taken apart, and not with the first batch."""
+        ids = torch.arange(TOKENS_TO_COMPARE)[None] % max(1, self.vocabulary)
+        self.can_be_split(input_ids=ids, attention_mask=torch.ones_like(ids))
+
     @torch.no_grad()
     def can_be_split(self, **inputs: Tensor) -> bool:
         """Whether body and head one after the other are the model; looked at once, on the first tokens of a batch."""

@@ -1,6 +1,7 @@
 """What the student and the teacher have in common: a causal language model that is trained and checkpointed."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +14,7 @@ from montessori_pl.data.template_text import chat_template_file
 from montessori_pl.losses import OutputHead
 from montessori_pl.models.batch_parts import ActivationMemory, summed
 from montessori_pl.models.loading import Attention, BaseDtype, LoraSettings, ModelSource, load_model, make_trainable
+from montessori_pl.models.sharded import Sharded
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.run_directory.fingerprint import Files
 from montessori_pl.worlds.names import backbone_file
@@ -91,6 +93,7 @@ class LanguageModule(lightning.LightningModule):
         self.log_prefix = ""
         """Stands before the name of every logged metric; a stage sets it to its key."""
         self.model: nn.Module | None = None
+        self._sharded: tuple[Sharded, ...] = ()  # in a tuple, so that it is no part of what is checkpointed
         self._head: OutputHead | None = None
         self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
 
@@ -99,6 +102,10 @@ class LanguageModule(lightning.LightningModule):
         if self.model is not None:
             return
         self.model = self.load()
+        if self.device_mesh is not None:  # of `trainer.strategy: fsdp2`
+            self.output_head.look()  # while each process can run the model by itself
+            mixed = "bf16" in str(self.trainer.precision)
+            self._sharded = (Sharded(self.model, self.device_mesh["data_parallel"], mixed),)
 
     def train_all_weights(self) -> None:
         """Train no adapter but the model itself; to be said before it is loaded.
@@ -178,7 +185,9 @@ class LanguageModule(lightning.LightningModule):
         Logits of all positions are computed only where they are small (`OutputHead`).
         """
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return self.output_head.log_probabilities(batch["labels"], **inputs)
+        compute = partial(self.output_head.log_probabilities, batch["labels"], **inputs)
+        found: Tensor = self._sharded[0](compute) if self._sharded else compute()
+        return found
 
     @property
     def output_head(self) -> OutputHead:

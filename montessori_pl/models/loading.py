@@ -24,7 +24,7 @@ from montessori_pl.worlds.names import locate_backbone
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import device, nn
+    from torch import Tensor, device, nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 M = TypeVar("M", bound="nn.Module")
@@ -350,8 +350,16 @@ def _not_adapted(model: "PreTrainedModel", lora: LoraSettings) -> str | None:
     return "|".join([*towers, *bypassed]) or None
 
 
-def save_weights(model: "PreTrainedModel | PeftModel", directory: Path) -> list[Path]:
-    """Save the trained adapter, or the whole model where there is none; returns the files."""
+def save_weights(
+    model: "PreTrainedModel | PeftModel", directory: Path, weights: "dict[str, Tensor] | None" = None
+) -> list[Path]:
+    """Save the trained adapter, or the whole model where there is none; returns the files.
+
+    Args:
+        model: where the weights are, unless the model holds only a part of them.
+        directory: is written as a whole.
+        weights: the whole of them, by name.
+    """
     from peft import LoraConfig, PeftModel
 
     with directory_written_atomically(directory) as draft:
@@ -360,8 +368,8 @@ def save_weights(model: "PreTrainedModel | PeftModel", directory: Path) -> list[
             assert isinstance(config, LoraConfig)
             if isinstance(config.target_modules, set):  # PEFT writes a set in an order that changes from run to run
                 config.target_modules = sorted(config.target_modules)
-            model.save_pretrained(str(draft), selected_adapters=["default"])
+            model.save_pretrained(str(draft), selected_adapters=["default"], state_dict=weights)
         else:
-            model.save_pretrained(str(draft))
+            model.save_pretrained(str(draft), state_dict=weights)
         (draft / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     return sorted(path for path in directory.rglob("*") if path.is_file())

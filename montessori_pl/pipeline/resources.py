@@ -14,11 +14,10 @@ from montessori_pl.generation.base import GenerationBackend
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.pipeline.recipe import Step
 from montessori_pl.pipeline.runner import Runner
+from montessori_pl.processes.sharding import FSDP2, strategy_name
 from montessori_pl.signals.base import SignalCallback
 from montessori_pl.stages.base import Kind
 
-SHARDING = ("fsdp", "deepspeed", "model_parallel", "modelparallel")
-"""What a strategy's name begins with that splits weights over devices."""
 VLLM_AT_ONCE = 256
 """Sequences that vLLM samples together at most, as its own default is."""
 ENDPOINT_TOKENS = 40
@@ -49,15 +48,13 @@ class TrainerShape:
     mixed: bool
     """Whether it computes in half precision on weights in float32."""
     sharded: bool
-    """Whether weights are split over the devices."""
+    """Whether stages that can hold weights in parts do so."""
 
     @classmethod
     def of(cls, trainer: Mapping[str, Any], processes: int) -> "TrainerShape":
         """As the section says, with so many processes."""
-        strategy = trainer.get("strategy")
-        named = strategy if isinstance(strategy, str) else (strategy or {}).get("class_path", "").rpartition(".")[2]
         mixed = "16-mixed" in str(trainer.get("precision"))
-        return cls(processes, mixed, sharded=str(named).lower().startswith(SHARDING))
+        return cls(processes, mixed, sharded=strategy_name(trainer.get("strategy")) == FSDP2)
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ class ResourcePlanner:
             mixed=self.trainer.mixed,
             activation_memory=settings.activation_memory,
             recompute=settings.gradient_checkpointing,
-            shards=self.trainer.processes if self.trainer.sharded else 1,
+            shards=self.trainer.processes if self.trainer.sharded and step.stage.shards_weights else 1,
             processes=self.trainer.processes,
         )
         again, devices = bool(settings.gradient_checkpointing), self.trainer.processes

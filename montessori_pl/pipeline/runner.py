@@ -219,6 +219,7 @@ class Runner:
             return self.trainer(
                 callbacks=[*callbacks, ProgressCallback(progress)],
                 alone=not step.stage.distributed,
+                whole_weights=not step.stage.shards_weights,
                 default_root_dir=self.run_directory.directory(step.key),
                 **arguments,
             )

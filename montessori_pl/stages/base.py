@@ -163,6 +163,8 @@ class Stage(Checked, ABC):
     """Settings that say how much: they may be changed as long as no other stage has read the result."""
     distributed: bool = False
     """Whether all processes of a multi-process run take part; otherwise the first works and the others wait."""
+    shards_weights: bool = False
+    """Whether they may hold weights in parts (`trainer.strategy: fsdp2`); otherwise each holds whole ones (`ddp`)."""
 
     def __init__(self, first_iteration_only: bool = False) -> None:
         self.first_iteration_only = first_iteration_only

@@ -50,6 +50,7 @@ class TrainStudent(Stage):
     uses = ("student", "trainer")
     fingerprint_excludes = HOW_TRAINED
     distributed = True
+    shards_weights = True
 
     def __init__(
         self, examples: Text, training: TrainingSettings, all_weights: bool = False, first_iteration_only: bool = False

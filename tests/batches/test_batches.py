@@ -1,5 +1,6 @@
 """Encoding, padding, and loaders that give every example once an epoch and go on from the middle of one."""
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -9,7 +10,7 @@ from tiny_models import tiny_tokenizer
 
 from montessori_pl.batches.collate import collate, collate_pairs
 from montessori_pl.batches.encoding import encode_examples, encode_pairs
-from montessori_pl.batches.samplers import EpochBatches, FixedBatches, ResumableLoader, length_batches
+from montessori_pl.batches.samplers import EpochBatches, FixedBatches, ResumableLoader, Sharing, length_batches
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, PreferencePair, Turn, append_records
@@ -81,7 +82,7 @@ class TestEncoding:
 
 class TestEpochBatches:
     def test_every_example_once_an_epoch_in_another_order(self) -> None:
-        batches = EpochBatches(LENGTHS, 8, seed=3)
+        batches = EpochBatches(LENGTHS, Sharing(8), seed=3)
         epochs = [list(batches) for _ in range(3)]
         for epoch in epochs:
             assert len(epoch) == len(batches) == 126
@@ -89,9 +90,9 @@ class TestEpochBatches:
         assert epochs[0] != epochs[1] != epochs[2]
 
     def test_order_depends_on_seed_and_epoch_alone(self) -> None:
-        one, same, other = (EpochBatches(LENGTHS, 8, seed=seed) for seed in (3, 3, 4))
+        one, same, other = (EpochBatches(LENGTHS, Sharing(8), seed=seed) for seed in (3, 3, 4))
         assert [list(one), list(one)] == [list(same), list(same)]
-        assert EpochBatches(LENGTHS, 8, seed=3).batches_of(1) == one.batches_of(1)
+        assert EpochBatches(LENGTHS, Sharing(8), seed=3).batches_of(1) == one.batches_of(1)
         assert other.batches_of(0) != one.batches_of(0)
 
     def test_grouping_lowers_padding(self) -> None:
@@ -103,11 +104,11 @@ class TestEpochBatches:
 
         order = random.Random(0).sample(range(1003), 1003)
         assert padding([order[at : at + 8] for at in range(0, 1003, 8)]) > 0.35
-        assert padding(EpochBatches(LENGTHS, 8, seed=3).batches_of(0)) < 0.1
+        assert padding(EpochBatches(LENGTHS, Sharing(8), seed=3).batches_of(0)) < 0.1
 
     def test_lengths_of_following_batches_are_unrelated(self) -> None:
         """Batches are shuffled after grouping: long ones are spread over the epoch."""
-        batches = EpochBatches(LENGTHS, 8, seed=3).batches_of(0)
+        batches = EpochBatches(LENGTHS, Sharing(8), seed=3).batches_of(0)
         means = [sum(LENGTHS[i] for i in batch) / len(batch) for batch in batches]
         half = len(means) // 2
         assert abs(sum(means[:half]) / half - sum(means[half:]) / (len(means) - half)) < 10
@@ -115,23 +116,25 @@ class TestEpochBatches:
     @pytest.mark.parametrize("taken", [0, 1, 7, 125, 126, 130])
     def test_state_goes_on_amid_an_epoch(self, taken: int) -> None:
         """Handed out before and after the restart is what an uninterrupted loader hands out."""
-        whole = EpochBatches(LENGTHS, 8, seed=3)
+        whole = EpochBatches(LENGTHS, Sharing(8), seed=3)
         expected = [batch for _ in range(3) for batch in whole]
-        first = EpochBatches(LENGTHS, 8, seed=3)
+        first = EpochBatches(LENGTHS, Sharing(8), seed=3)
         stream = (batch for _ in range(3) for batch in first)
         got = [next(stream) for _ in range(taken)]
-        second = EpochBatches(LENGTHS, 8, seed=3)
+        second = EpochBatches(LENGTHS, Sharing(8), seed=3)
         second.load_state_dict(first.state_dict())
         while len(got) < len(expected):
             got += list(second)
         assert got == expected
 
     def test_state_of_a_loader(self) -> None:
-        loaders = [ResumableLoader(LENGTHS, EpochBatches(LENGTHS, 8, seed=3), list) for _ in range(2)]
+        loaders = [ResumableLoader(LENGTHS, EpochBatches(LENGTHS, Sharing(8), seed=3), list) for _ in range(2)]
         stream = iter(loaders[0])
         first = [next(stream) for _ in range(5)]
         loaders[1].load_state_dict(loaders[0].state_dict())
-        assert first + list(loaders[1]) == list(ResumableLoader(LENGTHS, EpochBatches(LENGTHS, 8, seed=3), list))
+        assert first + list(loaders[1]) == list(
+            ResumableLoader(LENGTHS, EpochBatches(LENGTHS, Sharing(8), seed=3), list)
+        )
 
     @pytest.mark.parametrize(("batch_size", "accumulate", "world_size"), [(4, 2, 1), (4, 1, 2), (2, 2, 2), (1, 8, 1)])
     @pytest.mark.parametrize("num_examples", [1000, 1003, 22, 12, 8])
@@ -143,10 +146,9 @@ class TestEpochBatches:
         Grouped as Lightning groups them: so many batches make a step, or fewer at the end of an epoch.
         """
         lengths = LENGTHS[:num_examples]
-        whole = [sorted(batch) for batch in EpochBatches(lengths, 8, seed=3).batches_of(1)]
+        whole = [sorted(batch) for batch in EpochBatches(lengths, Sharing(8), seed=3).batches_of(1)]
         ranks = [
-            EpochBatches(lengths, batch_size, 3, accumulate, rank=rank, world_size=world_size)
-            for rank in range(world_size)
+            EpochBatches(lengths, Sharing(batch_size, accumulate, world_size), 3, rank) for rank in range(world_size)
         ]
         parts = [batches.batches_of(1) for batches in ranks]
         assert [len(part) for part in parts] == [len(ranks[0])] * world_size
@@ -164,7 +166,7 @@ class TestEpochBatches:
         Of eleven it has three, and with batches of one example, one of the three is taken twice.
         """
         for num_examples, size, expected in ((9, 4, [1, 1]), (9, 1, [1, 1]), (11, 2, [2, 1]), (11, 1, [1, 1, 1, 1])):
-            ranks = [EpochBatches(LENGTHS[:num_examples], size, 0, 4 // size, rank, 2) for rank in (0, 1)]
+            ranks = [EpochBatches(LENGTHS[:num_examples], Sharing(size, 4 // size, 2), 0, rank) for rank in (0, 1)]
             parts = [batches.batches_of(0) for batches in ranks]
             short = min(ranks[0].steps_of(0), key=len)
             number = len(expected) // 2
@@ -173,10 +175,58 @@ class TestEpochBatches:
             assert [len(part[index]) for index in at for part in parts] == expected
             assert len({index for part in parts for batch in part for index in batch}) == num_examples
 
+    @pytest.mark.parametrize("num_examples", [1000, 1003, 22, 17])
+    @pytest.mark.parametrize(
+        ("begun", "then"),
+        [
+            (Sharing(4, 1, 2), [4, 2]),  # batches of two, then again those of four
+            (Sharing(4, 1, 4), [2, 1, 4]),
+            (Sharing(2, 4, 1), [4, 8]),
+            (Sharing(2, 2, 2), [1, 2, 4, 8]),
+            (Sharing(8, 1, 1), [8]),
+        ],
+    )
+    def test_steps_go_on_among_another_number_of_processes(
+        self, num_examples: int, begun: Sharing, then: list[int]
+    ) -> None:
+        """Every few steps, and at the end of an epoch, others take over: the same examples in the same steps."""
+        lengths = LENGTHS[:num_examples]
+        whole = EpochBatches(lengths, begun, seed=3)
+        expected = [sorted(step) for epoch in range(3) for step in whole.steps_of(epoch)]
+        per_epoch = len(whole.steps_of(0))
+        state, found, shares = whole.state_dict(), [], itertools.cycle([begun.world_size, *then])
+        for stop in sorted({*range(3, len(expected), 3), per_epoch, 2 * per_epoch, len(expected)}):
+            sharing = begun.among(next(shares))
+            assert sharing.examples_per_step == begun.examples_per_step
+            ranks = [EpochBatches(lengths, sharing, 3, rank) for rank in range(sharing.world_size)]
+            for batches in ranks:
+                batches.share(sharing, begun)
+                batches.load_state_dict(state)
+            streams = [itertools.chain.from_iterable([batches] * 3) for batches in ranks]
+            while len(found) < stop:
+                # As Lightning groups them: so many batches make a step, or fewer at the end of an epoch.
+                step = []
+                for _ in range(sharing.accumulate_grad_batches):
+                    step += [index for stream in streams for index in next(stream)]
+                    if ranks[0].next_batch == len(ranks[0]):
+                        break
+                assert len(step) == len(ranks[0].step)
+                found.append(sorted(set(step)))
+            state = ranks[0].state_dict()
+            assert all(batches.state_dict() == state for batches in ranks)
+        assert found == [sorted(set(step)) for step in expected]
+
+    @pytest.mark.parametrize(
+        ("begun", "processes"), [(Sharing(4, 1, 2), 3), (Sharing(4, 3, 1), 2), (Sharing(1, 1, 2), 4)]
+    )
+    def test_steps_that_cannot_be_shared_evenly(self, begun: Sharing, processes: int) -> None:
+        with pytest.raises(ValueError, match=f"which {processes} processes cannot share evenly"):
+            begun.among(processes)
+
     def test_what_the_step_of_a_batch_holds(self) -> None:
         """Over its batches and processes, and over how many batches Lightning and DDP will average."""
         tokens = [index + 1 for index in range(12)]
-        ranks = [EpochBatches(LENGTHS[:12], 2, 3, 2, rank=rank, world_size=2) for rank in (0, 1)]
+        ranks = [EpochBatches(LENGTHS[:12], Sharing(2, 2, 2), 3, rank) for rank in (0, 1)]
         parts = [[(batch, batches.in_step({"tokens": tokens})) for batch in batches] for batches in ranks]
         assert [len(part) for part in parts] == [4, 4]
         for at in (0, 2):

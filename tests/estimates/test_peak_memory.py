@@ -62,7 +62,7 @@ def test_eight_billion_on_eight_gpus_of_80_gb() -> None:
     """All weights do not fit into one of them, and do where they are split over all."""
     whole = Training(EIGHT_BILLION, rows=4, longest=1024, mixed=True, processes=8)
     assert not fits(whole, devices_named("8x80"))
-    assert what_helps(whole, devices_named("8x80")) == "trainer.strategy: fsdp over 8 devices (never run here)"
+    assert what_helps(whole, devices_named("8x80")) == "trainer.strategy: fsdp2 over 8 devices"
     assert fits(dataclasses.replace(whole, shards=8), devices_named("8x80"))
 
 

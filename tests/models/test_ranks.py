@@ -1,7 +1,5 @@
 """What is logged in a training by several processes is what one process logs that has all their batches in one."""
 
-import json
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import save_tiny_model, tiny_tokenizer
-from torch import Tensor, distributed
+from torch import Tensor
+from two_ranks import on_two_ranks
 
 from montessori_pl.batches.collate import collate, collate_pairs
 from montessori_pl.batches.encoding import EncodedPair
@@ -67,27 +66,6 @@ def metrics_of_one_step(module: LanguageModule, batch: dict[str, Tensor]) -> dic
     module._lr = lambda: 0.5  # type: ignore[assignment]
     module.training_step(batch, 0)
     return {name: float(value) for name, value in logged.items()}
-
-
-def run_rank(rank: int, directory: Path, work: Callable[[int], Any]) -> None:
-    """One of two processes: what it finds goes into a file."""
-    store = f"file://{directory / 'store'}"
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    (directory / f"{rank}.json").write_text(json.dumps(work(rank)))
-    distributed.destroy_process_group()
-
-
-def on_two_ranks(directory: Path, work: Callable[[int], Any]) -> list[Any]:
-    """What the work is on each rank. Forked, because importing the libraries anew would take most of the time."""
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=run_rank, args=(rank, directory, work)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
-    return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize(("make", "batch_of"), [(student, examples), (teacher, pairs)])

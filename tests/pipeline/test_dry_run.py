@@ -15,7 +15,7 @@ import transformers
 import yaml
 from rich.console import Console
 
-from montessori_pl.batches.samplers import EpochBatches
+from montessori_pl.batches.samplers import EpochBatches, Sharing
 from montessori_pl.cli import fit as cli
 from montessori_pl.data.records import Example, append_records, read_lines, read_records
 from montessori_pl.estimates.estimate import ExpectedRecords, StepEstimate, Work, beyond_budgets, evenly, real, together
@@ -388,7 +388,7 @@ class TestArithmetic:
     @pytest.mark.parametrize(("count", "accumulate"), [(1, 1), (7, 2), (64, 1), (65, 4), (0, 1)])
     def test_steps_are_those_of_the_batches(self, count: int, accumulate: int, processes: int) -> None:
         settings = TrainingSettings(lr=1.0, epochs=3, batch_size=4, accumulate_grad_batches=accumulate)
-        batches = len(EpochBatches([5] * count, 4, 0, accumulate, world_size=processes))
+        batches = len(EpochBatches([5] * count, Sharing(4, accumulate, processes), 0))
         foreseen = estimate_training(settings, count, [4, 6], processes)
         assert foreseen.steps == 3 * -(-batches // accumulate)
         assert foreseen.tokens == foreseen.max_tokens == 3 * count * 5

@@ -119,8 +119,8 @@ def test_more_processes_than_gpus() -> None:
 
 
 def test_shape_of_the_trainer() -> None:
-    assert TrainerShape.of({"strategy": "fsdp", "precision": "bf16-mixed"}, 8) == TrainerShape(8, True, True)
-    named = {"strategy": {"class_path": "lightning.pytorch.strategies.FSDPStrategy"}}
+    assert TrainerShape.of({"strategy": "fsdp2", "precision": "bf16-mixed"}, 8) == TrainerShape(8, True, True)
+    named = {"strategy": {"class_path": "montessori_pl.processes.sharding.FSDP2Strategy"}}
     assert TrainerShape.of(named, 2).sharded
     assert TrainerShape.of({"strategy": "auto", "precision": None}, 1) == TrainerShape(1, False, False)
 

@@ -3,23 +3,30 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from montessori_pl.batches.samplers import EpochBatches, ResumableLoader
+from montessori_pl.batches.samplers import EpochBatches, ResumableLoader, Sharing
 from montessori_pl.influence.memory import LayerSizes, activation_budget
 from montessori_pl.models.batch_parts import ActivationMemory
 from montessori_pl.models.language_module import LanguageModule
 from montessori_pl.models.loading import ModelSource, load_config, save_weights
+from montessori_pl.models.sharded import whole_weights
 from montessori_pl.optim import TrainingSettings
+from montessori_pl.processes.sharding import FSDP2Strategy
 from montessori_pl.processes.stop import STOP
 from montessori_pl.run_directory.durable import replace
 from montessori_pl.stages.base import CHECKPOINT, WEIGHTS, StageContext, StageError
 from montessori_pl.stages.training.divergence import StopAtDivergence, refuse_diverged_weights
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 HOW_TRAINED = (
     "training.checkpoint_every_n_steps",
@@ -55,13 +62,55 @@ class TrainingData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.items, self.collate, self.counts = items, collate, counts
-        self.batches = EpochBatches(lengths, batch_size, seed)
+        self.batches = EpochBatches(lengths, Sharing(batch_size), seed)
+
+    def deal_out(self, trainer: Trainer, checkpoint: Path) -> str | None:
+        """Deal the batches out to the processes of a trainer, as a training needs it that is begun or goes on here.
+
+        One that was begun by another number of processes makes the same steps on the same examples: the batches of a
+        step are accumulated, or smaller ones.
+
+        Args:
+            trainer: before it fits; how many batches it accumulates is set where these are others.
+            checkpoint: of the training, if it has one.
+
+        Returns:
+            a sentence where the number of processes is another one than before.
+
+        Raises:
+            StageError: so many processes cannot share the steps.
+        """
+        batch_size = self.batches.sharing.batch_size
+        configured = Sharing(batch_size, trainer.accumulate_grad_batches, trainer.world_size)
+        if not checkpoint.exists():
+            self.batches.share(configured)
+            return None
+        found = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)[type(self).__name__]
+        begun, then = Sharing(**found["begun"]), Sharing(**found["sharing"])
+        try:
+            now = begun.among(trainer.world_size)
+        except ValueError as error:
+            raise StageError(
+                f"this training was begun by {_processes(begun)} and cannot go on with {trainer.world_size}: {error}; "
+                f"set trainer.devices and num_nodes so that there are {begun.world_size} processes, or half or twice "
+                "as many, or delete the stage's directory to begin it again"
+            ) from None
+        self.batches.share(now, begun)
+        trainer.accumulate_grad_batches = now.accumulate_grad_batches
+        if now == then:
+            return None
+        return (
+            f"goes on with {_processes(now)} in place of {then.world_size}: the same steps, each in "
+            f"{now.batches_per_step} batches of up to {now.batch_size}"
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         """Goes on, after a restart, at the batch where the checkpoint was written."""
         assert self.trainer is not None
-        self.batches.rank, self.batches.world_size = self.trainer.global_rank, self._world_size
-        self.batches.accumulate_grad_batches = self.trainer.accumulate_grad_batches
+        size, accumulated = self.batches.sharing.batch_size, self.trainer.accumulate_grad_batches
+        if (now := Sharing(size, accumulated, self.trainer.world_size)) != self.batches.sharing:
+            self.batches.share(now)  # a trainer to which nobody has dealt out anything before
+        self.batches.rank = self.trainer.global_rank
         return ResumableLoader(self.items, self.batches, self.collate)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -73,28 +122,17 @@ class TrainingData(LightningDataModule):
 
     # Lightning restores the position of a loader only where it builds the loader after it has read the checkpoint, and
     # `estimated_stepping_batches`, which a schedule asks for, builds it before. Data modules are restored in any case.
-    def state_dict(self) -> dict[str, int]:
-        """Where the batches go on, and among how many processes they are dealt out."""
-        return {**self.batches.state_dict(), "world_size": self._world_size}
+    def state_dict(self) -> dict[str, Any]:
+        """Where the batches go on, and how they are dealt out."""
+        return self.batches.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from there.
-
-        Raises:
-            StageError: another number of processes began this training.
-        """
-        if (then := state_dict["world_size"]) != self._world_size:
-            raise StageError(
-                f"this training was begun by {then} process{'es' if then > 1 else ''} and cannot go on with "
-                f"{self._world_size}: its steps, schedule and place in the data are those of {then}; set "
-                "trainer.devices and num_nodes as they were, or delete the stage's directory to begin it again"
-            )
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
         self.batches.load_state_dict(state_dict)
 
-    @property
-    def _world_size(self) -> int:
-        assert self.trainer is not None
-        return self.trainer.world_size
+
+def _processes(sharing: Sharing) -> str:
+    return f"{sharing.world_size} process{'es' if sharing.world_size > 1 else ''}"
 
 
 class LastCheckpoint(Checkpoint):
@@ -106,10 +144,11 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: the checkpoint.
         every_n_steps: optimizer steps between two of them.
+        batches: of the training.
     """
 
-    def __init__(self, path: Path, every_n_steps: int) -> None:
-        self.path, self.every_n_steps = path, every_n_steps
+    def __init__(self, path: Path, every_n_steps: int, batches: EpochBatches) -> None:
+        self.path, self.every_n_steps, self.batches = path, every_n_steps, batches
         self._step_before = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -121,11 +160,29 @@ class LastCheckpoint(Checkpoint):
         step = trainer.global_step
         if step == self._step_before or trainer.is_last_batch:
             return
-        if STOP.reason is not None and trainer.is_global_zero:  # the others go on as long as it needs them
-            self._save_alone(trainer)
-            STOP.check()
+        stopping = STOP.reason is not None and trainer.is_global_zero  # the others go on as long as it needs them
+        if isinstance(trainer.strategy, FSDP2Strategy):
+            stopping = trainer.strategy.reduce_boolean_decision(stopping, all=False)
+            save = self.save
+        else:
+            save = self._save_alone
+        if stopping:
+            save(trainer)
+            if trainer.is_global_zero:
+                STOP.check()
         if step % self.every_n_steps == 0:
             self.save(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning count the batches of an epoch as they are dealt out now."""
+        found = checkpoint[TrainingData.__name__]
+        then, epoch = Sharing(**found["sharing"]), found["epoch"]
+        if then == self.batches.sharing:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for what, number in progress["current"].items():
+            progress["current"][what] = self.batches.same_place(number, then)
+            progress["total"][what] = epoch * len(self.batches) + progress["current"][what]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
@@ -145,10 +202,7 @@ class LastCheckpoint(Checkpoint):
             replace(self._draft, self.path)
 
     def _save_alone(self, trainer: Trainer) -> None:
-        """The same without the barrier, to which the others may not come any more.
-
-        What a strategy does with sharded weights needs them too, and is given up when the time of the signal is over.
-        """
+        """The same without the barrier, to which the others may not come any more."""
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         trainer.strategy.save_checkpoint(checkpoint, self._draft)
         replace(self._draft, self.path)
@@ -187,19 +241,30 @@ def fit(
     module.stage_directory = context.directory
     module.log_prefix = f"{context.key}/"
     path = context.directory / CHECKPOINT
-    checkpoint, divergence = LastCheckpoint(path, training.checkpoint_every_n_steps), StopAtDivergence()
+    checkpoint, divergence = LastCheckpoint(path, training.checkpoint_every_n_steps, data.batches), StopAtDivergence()
     trainer = context.trainer(callbacks=[divergence, *callbacks, checkpoint], **training.trainer_arguments())
+    if changed := data.deal_out(trainer, path):
+        context.say(changed)
     module.activation_memory = activation_memory(module.source, training, trainer)
     with STOP.postponed():  # until a step has ended, see `LastCheckpoint`
         trainer.fit(module, datamodule=data, ckpt_path=str(path) if path.exists() else None)
     checkpoint.save(trainer)  # once more: callbacks such as weight averaging change the weights when training ends
     if leave_weights is not None:
         leave_weights(trainer)
-    elif trainer.is_global_zero:
-        save_weights(module.language_model, context.directory / WEIGHTS)
+    else:
+        _save_weights(trainer, module.language_model, context.directory / WEIGHTS)
     metrics = {name.removeprefix(module.log_prefix): value for name, value in module.last_metrics().items()}
     warnings = divergence.warnings(training.lr)
     return {"steps": trainer.global_step, **metrics, **({"warnings": warnings} if warnings else {})}
+
+
+def _save_weights(trainer: Trainer, model: "PreTrainedModel | PeftModel", directory: Path) -> None:
+    """Save what one process would save; all must call this."""
+    first, whole = trainer.is_global_zero, None
+    if isinstance(trainer.strategy, FSDP2Strategy):
+        whole = {name: weight.cpu() for name, weight in whole_weights(model) if first}
+    if first:
+        save_weights(model, directory, whole)
 
 
 def activation_memory(source: ModelSource, training: TrainingSettings, trainer: Trainer) -> ActivationMemory | None:

@@ -9,6 +9,7 @@ import math
 import signal
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -194,16 +195,21 @@ def test_a_signal_at_any_batch(backbone: Path, tmp_path: Path) -> None:
         assert resumed_metrics == metrics
 
 
-def test_another_number_of_processes_does_not_go_on(backbone: Path, tmp_path: Path) -> None:
-    """Its place in the data would be another one; a checkpoint of two processes stands for theirs."""
+def test_processes_that_cannot_share_the_steps_do_not_go_on(backbone: Path, tmp_path: Path) -> None:
+    """Three examples of each of five processes are a step of fifteen, of which two processes have no equal shares."""
     train(backbone, tmp_path / "stage", None, {"checkpoint_every_n_steps": 1}, kill_at=2)
     path = tmp_path / "stage" / CHECKPOINT
     checkpoint = load(tmp_path / "stage")
-    assert checkpoint["TrainingData"] == {"epoch": 0, "next_batch": 2, "world_size": 1}
-    checkpoint["TrainingData"]["world_size"] = 2
+    sharing = {"batch_size": BATCH_SIZE, "accumulate_grad_batches": 1, "world_size": 1}
+    assert checkpoint["TrainingData"] == {"epoch": 0, "next_batch": 2, "sharing": sharing, "begun": sharing}
+    checkpoint["TrainingData"]["begun"] = {"batch_size": 3, "accumulate_grad_batches": 1, "world_size": 5}
     torch.save(checkpoint, path)
-    with pytest.raises(StageError, match=r"^this training was begun by 2 processes and cannot go on with 1: "):
-        train(backbone, tmp_path / "stage", None, {"checkpoint_every_n_steps": 1})
+    training = TrainingData([], [], 3, SEED, list)
+    trainer = quiet_trainer([])
+    training.deal_out(trainer, path)
+    assert trainer.accumulate_grad_batches == 5
+    with pytest.raises(StageError, match=r"^this training was begun by 5 processes and cannot go on with 2: "):
+        training.deal_out(SimpleNamespace(world_size=2, accumulate_grad_batches=1), path)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

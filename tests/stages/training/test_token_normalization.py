@@ -18,7 +18,7 @@ from torch import Tensor
 
 from montessori_pl.batches.collate import collate, collate_pairs, num_labels
 from montessori_pl.batches.encoding import EncodedPair
-from montessori_pl.batches.samplers import ResumableLoader
+from montessori_pl.batches.samplers import ResumableLoader, Sharing
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.losses import dpo_loss, sequence_log_probabilities
 from montessori_pl.models.dpo import DPOModule
@@ -145,8 +145,8 @@ def gradients_of_processes(
     monkeypatch.setattr(module, "_lr", lambda: 0.0, raising=False)
     for rank in range(world_size):
         data = case.data(batch_size)
-        data.batches.rank, data.batches.world_size = rank, world_size
-        data.batches.accumulate_grad_batches = accumulate
+        data.batches.share(Sharing(batch_size, accumulate, world_size))
+        data.batches.rank = rank
         for number, batch in enumerate(ResumableLoader(data.items, data.batches, data.collate)):
             module.in_step = data.batches.in_step(data.counts)
             module.zero_grad()
@@ -211,7 +211,7 @@ def test_a_step_is_the_mean_over_all_that_it_holds(
     """Full steps, and the short one that an epoch leaves over: of 8 or 9 examples, and of 5 or 4."""
     case = MAKERS[method](backbone, 13)
     data = case.data(batch_size)
-    data.batches.accumulate_grad_batches, data.batches.world_size = accumulate, world_size
+    data.batches.share(Sharing(batch_size, accumulate, world_size))
     steps = data.batches.steps_of(0)
     assert sorted(map(len, steps)) == ([4, 9] if batch_size == 3 else [5, 8])
     if world_size == 1:
