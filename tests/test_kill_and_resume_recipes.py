@@ -193,16 +193,44 @@ def the_best_is_made_likelier(run: Path) -> None:
     assert last["chosen_reward"] != 0
 
 
-def the_better_half_is_learned(run: Path) -> None:
-    """By the mean of three students, each divided by its root mean square."""
+def better_half(iteration: Path, stages: tuple[str, ...]) -> set[str]:
+    """By the mean of several students, each divided by its root mean square."""
     total: dict[str, float] = {}
-    for stage in ("influence", "influence_2", "influence_3"):
-        scores = {score.id: score.value for score in records(run, stage, Score)}
+    for stage in stages:
+        scores = {score.id: score.value for score in read_records(iteration / stage / "scores.jsonl", Score)}
         size = (sum(value**2 for value in scores.values()) / len(scores)) ** 0.5
         for id_, value in scores.items():
             total[id_] = total.get(id_, 0.0) + value / size
-    best = sorted(total, key=lambda id_: -total[id_])[: len(total) // 2]
-    assert {example.id for example in records(run, "training_data", Example)} == set(best)
+    return set(sorted(total, key=lambda id_: (-total[id_], id_))[: round(len(total) / 2)])
+
+
+def the_better_half_is_learned(run: Path) -> None:
+    best = better_half(run / "iteration_1", ("influence", "influence_2", "influence_3"))
+    assert {example.id for example in records(run, "training_data", Example)} == best
+
+
+def the_better_half_of_an_aligned_teacher_is_learned(run: Path) -> None:
+    learned = records(run, "training_data", Example)
+    assert {example.id for example in learned} == better_half(run / "iteration_1", ("worth", "worth_2", "worth_3"))
+    assert {example.teacher for example in learned} == {"classroom/teacher + aligned_teacher"}
+
+
+def each_round_is_chosen_for_the_student_of_the_last(run: Path) -> None:
+    """By the student that has learned what was chosen before, and a warm one; the teacher is aligned once."""
+    iterations = [run / f"iteration_{number}" for number in (1, 2)]
+    chosen = [better_half(iteration, ("worth", "worth_2")) for iteration in iterations]
+    learned = [read_records(iteration / "training_data" / "examples.jsonl", Example) for iteration in iterations]
+    assert {example.id for example in learned[0]} == chosen[0]
+    assert {example.id for example in learned[1]} == chosen[0] | chosen[1]
+    texts = [" ".join(example.instruction.lower().split()) for example in learned[1]]
+    assert len(set(texts)) == len(texts)
+    stages = RunDirectory(run).entries
+    assert [stages[f"iteration_{number}/worth"].inputs["student"].split()[0] for number in (1, 2)] == [
+        "iteration_1/warmup",
+        "iteration_1/trained",
+    ]
+    assert not (iterations[1] / "aligned_teacher").exists()
+    assert {example.teacher for example in learned[1]} == {"classroom/teacher + aligned_teacher"}
 
 
 def the_hardest_are_shown(run: Path) -> None:
@@ -348,6 +376,29 @@ CASES = {
         ],
         check=the_better_half_is_learned,
     ),
+    "aligned_selection.yaml": Case(
+        settings={"candidates": {"num_examples": 48, "prompts_per_batch": 8}, "worth_3": {"batch_tokens": 64}},
+        moments=[
+            Moment("candidates", GENERATE, everything, call=2),
+            Moment("worth_3", OPEN, half_a_line, file="/scores.part0.jsonl", call=2),
+            Moment("training_data", OPEN, half_a_line, file="/examples.jsonl.draft"),
+        ],
+        check=the_better_half_of_an_aligned_teacher_is_learned,
+    ),
+    "selection_in_rounds.yaml": Case(
+        settings={
+            "config": {"iterations": 2},
+            "candidates": {"num_examples": 24, "prompts_per_batch": 8},
+            "worth": {"batch_tokens": 64},
+        },
+        moments=[
+            Moment("aligned_teacher", "montessori_pl.models.dpo.TeacherDPOModule.dpo", call=3),
+            Moment("candidates", GENERATE, everything, call=2),
+            Moment("worth", OPEN, half_a_line, file="/scores.part0.jsonl", call=2),
+            Moment("training_data", OPEN, half_a_line, file="/examples.jsonl.draft"),
+        ],
+        check=each_round_is_chosen_for_the_student_of_the_last,
+    ),
     "active_synthesis.yaml": Case(
         settings={
             "config": {"iterations": 1},
@@ -421,7 +472,7 @@ def test_killed_in_their_own_stages(
     program.finish(tmp_path / "killed")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
-    last = [step.removeprefix("iteration_1/") for step in RunDirectory(tmp_path / "whole").entries][-2]
+    last = [step.split("/")[1] for step in RunDirectory(tmp_path / "whole").entries][-2]
     assert list(summary["students"])[-1] == last
     case.check(tmp_path / "killed")
 

@@ -4,6 +4,8 @@ Steps are of eight examples of twenty: 8, 8 and 4, twice. How much rounding may 
 `test_distributed.py`.
 """
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,26 @@ def test_killed_and_gone_on_with(
     said = finish(program(recipe, tmp_path / "then", goes_on, strategies[1], begun), run, goes_on)
     sentence = f"goes on with {goes_on} processes in place of {begun}: the same steps, each in 4 batches of up to 2"
     assert (sentence in said) is (begun != goes_on)
+    assert_same_training(run, one)
+
+
+def by_signal() -> None:
+    """What a scheduler does to this process."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_signal_ends_the_step_and_all_processes(training: tuple[Path, Path], strategy: str, tmp_path: Path) -> None:
+    """The step at hand is kept, although checkpoints are rare; with weights in parts, both processes save."""
+    recipe, one = training
+    two = program(recipe, tmp_path, 2, strategy, 2)
+    two.options = [*two.options, "--recipe.trained.training.checkpoint_every_n_steps", "100"]
+    run = tmp_path / "run"
+    two.launch(run, 2, Moment("trained", STUDENT_STEP, call=2), by_signal)
+    ends = two.ends()
+    assert [end.status for end in ends] == [128 + signal.SIGTERM] * 2, two.log.read_text()
+    assert torch.load(run / "iteration_1/trained/last.ckpt", weights_only=False)["global_step"] == 2
+    finish(two, run, 2)
     assert_same_training(run, one)
 
 

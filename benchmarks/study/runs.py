@@ -153,6 +153,7 @@ class CellRuns:
             "student.backbone": f"classroom@{self.world}/student",
             "teacher.backbone": f"classroom@{self.world}/teacher",
             **{f"data.{role}": f"classroom@{self.world}/{role}" for role in ("seed_tasks", "reference", "test")},
+            **self._sources(stages),
             **{dotted: count for dotted, count in COUNTS[self.counts].items() if _has(stages, dotted)},
         }
         if arm.oracle:
@@ -161,6 +162,15 @@ class CellRuns:
             )
             overrides["recipe.training_data"] = self._oracle(number)
         return Run(self.directory / arm.name, file, overrides | arm.overrides)
+
+    def _sources(self, stages: Mapping[str, Any]) -> dict[str, str]:
+        """This world's files, where a stage reads those of the embedded one."""
+        sources = {name: stage.get("init_args", {}).get("source", "") for name, stage in stages.items()}
+        ours = {name: role for name, role in sources.items() if role.startswith("classroom/")}
+        return {
+            f"recipe.{name}.source": role.replace("classroom/", f"classroom@{self.world}/", 1)
+            for name, role in ours.items()
+        }
 
     def _oracle(self, number: int) -> dict[str, Any]:
         """A stage that reads the classroom's best examples, from a file that is made here."""

@@ -65,7 +65,7 @@ class Training:
     recompute: bool | None = None
     """As `training.gradient_checkpointing`."""
     shards: int = 1
-    """Devices over which weights, gradients and moments are split (FSDP, DeepSpeed)."""
+    """Devices over which weights, gradients and moments are split (`fsdp2`)."""
     processes: int = 1
     """Devices that each train on a part of a batch."""
 

@@ -90,6 +90,28 @@ def test_what_changes_results_is_pinned(arguments: dict[str, Any], pinned: dict[
     assert pinned_arguments(arguments) == pinned
 
 
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [
+        ("fsdp", "fsdp"),
+        ("deepspeed_stage_3", "deepspeed_stage_3"),
+        ({"class_path": "lightning.pytorch.strategies.FSDPStrategy"}, "FSDPStrategy"),
+        ({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}, "ModelParallelStrategy"),
+    ],
+)
+def test_strategies_that_leave_checkpoints_in_parts_are_refused(strategy: Any, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^trainer\.strategy cannot be '{name}' in a recipe: .* use fsdp2"):
+        check_trainer_arguments({"strategy": strategy})
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", {"class_path": "montessori_pl.processes.sharding.FSDP2Strategy"}])
+def test_what_looks_at_whole_weights_is_refused_where_they_are_in_parts(strategy: Any) -> None:
+    check_trainer_arguments({"strategy": strategy, "callbacks": [MONITOR]})
+    check_trainer_arguments({"strategy": "ddp", "callbacks": [OBSERVER]})
+    with pytest.raises(ConfigError, match=r"cannot hold a InfluenceDuringTraining with trainer\.strategy fsdp2"):
+        check_trainer_arguments({"strategy": strategy, "callbacks": [MONITOR, OBSERVER]})
+
+
 def test_a_cut_training_does_not_begin(mistake: Mistake, recipe: Recipe) -> None:
     """Nor does the run, whose other stages need no trainer."""
     said = mistake("--config", recipe(), "--trainer.fast_dev_run", "1")
