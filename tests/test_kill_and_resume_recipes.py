@@ -66,6 +66,7 @@ ELSEWHERE = {
     "smollm2.yaml": [],  # which test_smollm2.py runs: the stages of iter1
     "tinyllama_1.1b.yaml": [],  # planned in tests/pipeline/test_resources.py: the stages of iter1
     "llama3_8b.yaml": [],  # the same
+    "qwen2.5_0.5b_from_7b.yaml": [],  # the same
     "recorded_teachers.yaml": test_recorded_teachers.MOMENTS,
     "accumulate.yaml": test_accumulate.MOMENTS,
 }

@@ -1,5 +1,6 @@
 """What the student and the teacher have in common: a causal language model that is trained and checkpointed."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -76,8 +77,12 @@ class LanguageModule(lightning.LightningModule):
             attn_implementation=attn_implementation,
         )
         """What `configure_model` loads; a stage sets it to go on from trained weights."""
-        if lora is None:
-            self.train_all_weights()
+        if lora is None and base_dtype != "float32":
+            raise ValueError(
+                f"base_dtype {base_dtype!r} is for a base that stays frozen under an adapter; without an adapter all "
+                "weights are trained, and steps would be lost in their rounding: use float32, and trainer.precision "
+                "bf16-mixed to compute in half precision"
+            )
         self.training_settings: TrainingSettings | None = None
         """How `fit` trains; a stage sets it."""
         self.activation_memory: ActivationMemory | None = None
@@ -108,18 +113,11 @@ class LanguageModule(lightning.LightningModule):
             self._sharded = (Sharded(self.model, self.device_mesh["data_parallel"], mixed),)
 
     def train_all_weights(self) -> None:
-        """Train no adapter but the model itself; to be said before it is loaded.
+        """Train no adapter but the model itself, in float32: steps would be lost in the rounding of a half precision.
 
-        Raises:
-            ValueError: the base is not in float32.
+        To be said before it is loaded.
         """
-        if self.source.base_dtype != "float32":
-            raise ValueError(
-                f"base_dtype {self.source.base_dtype!r} is for a base that stays frozen under an adapter; "
-                "without an adapter all weights are trained, and steps would be lost in their rounding: use float32, "
-                "and trainer.precision bf16-mixed to compute in half precision"
-            )
-        self.lora = None
+        self.lora, self.source = None, dataclasses.replace(self.source, base_dtype="float32")
 
     def load(self) -> nn.Module:
         """The model that this module trains, in evaluation mode."""

@@ -26,7 +26,7 @@ class StudentModule(LanguageModule):
         chat_template_kwargs: what the chat template is told apart from the messages, as by `apply_chat_template`, for
             example `enable_thinking: false`; null tells it nothing.
         base_dtype: precision of the frozen base; `bfloat16` halves its memory, while the adapter, its moments and
-            the arithmetic of influence stay in float32.
+            the arithmetic of influence stay in float32. A stage that trains all weights loads them in float32.
         loss_on: where examples have several turns, of which answers the loss is taken, in training, influence and
             evaluation alike: of `all` (TRL's `assistant_only_loss`), or of the `last` one alone (LLaMA-Factory's
             `mask_history`). Answers of weight 0 are never learned.

@@ -228,7 +228,9 @@ class ResourcePlanner:
     def _student(self, whole: bool) -> ModelSize:
         module = self.runner.student()
         name = "student" if not whole or module.lora is None else "student, all weights"
-        return self._size(name, module.source, None if whole else module.lora)
+        if whole:  # `LanguageModule.train_all_weights`
+            module.train_all_weights()
+        return self._size(name, module.source, module.lora)
 
     def _teacher(self) -> ModelSize:
         module = self.runner.teacher()

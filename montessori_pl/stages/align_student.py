@@ -82,10 +82,9 @@ class AlignStudent(Stage):
         """The student before, as a policy."""
         before = context.student()
         source = context.source(before, "student")
-        whole = source.weights is not None and not holds_adapter(source.weights)
         policy = DPOModule(
             backbone=before.backbone,
-            lora=None if whole else before.lora,
+            lora=before.lora,
             beta=self.beta,
             loss_type=self.loss_type,
             label_smoothing=self.label_smoothing,
@@ -97,4 +96,6 @@ class AlignStudent(Stage):
             attn_implementation=source.attn_implementation,
         )
         policy.source = source
+        if source.weights is not None and not holds_adapter(source.weights):
+            policy.train_all_weights()
         return policy

@@ -40,8 +40,9 @@ class TrainStudent(Stage):
     Args:
         examples: the stage whose examples are learned.
         training: how.
-        all_weights: train the model itself, although the student section names an adapter. Influence is cheap to
-            measure on the adapter of a warm-up; what is learned in the end need not be held to the adapter's rank.
+        all_weights: train the model itself, in float32, although the student section names an adapter and may have a
+            base in half precision. Influence is cheap to measure on the adapter of a warm-up; what is learned in the
+            end need not be held to the adapter's rank.
         first_iteration_only: whether later iterations go without this stage.
     """
 

@@ -60,6 +60,16 @@ def test_all_weights_are_trained_in_float32_only(backbone: str) -> None:
         StudentModule(backbone, lora=None, base_dtype="bfloat16")
 
 
+def test_all_weights_behind_a_warm_up_on_a_base_in_bfloat16(backbone: str, rendered: list[Rendered]) -> None:
+    """As `TrainStudent: {all_weights: true}` asks for them: none is rounded."""
+    student = StudentModule(backbone, lora=LORA, base_dtype="bfloat16")
+    student.train_all_weights()
+    student.configure_model()
+    fit(student, rendered)
+    assert {parameter.dtype for parameter in student.network.parameters()} == {torch.float32}
+    assert len(student.optimized()) == len(list(student.network.parameters()))
+
+
 def slow_losses(student: StudentModule, rendered: list[Rendered]) -> list[list[float]]:
     """Nats of each trained token, one example at a time, without padding, from the softmax."""
     losses = []

@@ -27,12 +27,8 @@ from montessori_pl.pipeline.dry_run_table import print_estimates
 from montessori_pl.stages.training.alignment_monitor import AlignmentMonitor
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHIPPED = sorted(
-    path.name
-    for path in CONFIGS.glob("*.yaml")
-    if path.name
-    not in ("llama3_8b.yaml", "real_text.yaml", "recorded_teachers.yaml", "smollm2.yaml", "tinyllama_1.1b.yaml")
-)
+ELSEWHERE = ("llama3_8b", "qwen2.5_0.5b_from_7b", "real_text", "recorded_teachers", "smollm2", "tinyllama_1.1b")
+SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.stem not in ELSEWHERE)
 """Without the recipes whose data or models do not come with the program."""
 PLUGIN = '''
 from montessori_pl.stages import Kind, Stage, StageContext

@@ -25,6 +25,26 @@ TINYLLAMA = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
 }
+QWEN_SMALL = {
+    "vocab_size": 151_936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32_768,
+}
+QWEN_7B = {
+    "vocab_size": 152_064,
+    "hidden_size": 3584,
+    "intermediate_size": 18_944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32_768,
+}
+BIASES = 28 * (3584 + 2 * 512)
+"""Of Qwen's attention, which the Llama of these sizes that stands for it has not."""
 SMALL = {**TINYLLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
@@ -61,7 +81,16 @@ def test_llama3_8b(capsys: pytest.CaptureFixture[str]) -> None:
     whole = plan_of("llama3_8b.yaml", LLAMA3_8B, LLAMA3_8B, "--gpus", "8xH100", "--recipe.trained.all_weights", "true")
     (large,) = whole.too_large().items()
     assert large[0] == "iteration_1/trained"
-    assert large[1].helps is not None
+    assert large[1].helps == "trainer.strategy: fsdp2 over 8 devices"
+    whole_student = whole.models["student, all weights"]
+    assert whole_student.weights == 4 * 8_030_261_248, "in float32, whatever the base of the adapters is in"
+
+    options = ["--recipe.trained.all_weights", "true", "--trainer.strategy", "fsdp2"]
+    parts = plan_of("llama3_8b.yaml", LLAMA3_8B, LLAMA3_8B, "--gpus", "8xH100", *options)
+    assert parts.too_large() == {}
+    peak = parts.resources["iteration_1/trained"].peak
+    assert peak is not None
+    assert peak.weights == whole_student.weights // 8
 
 
 @pytest.mark.slow
@@ -72,6 +101,27 @@ def test_tinyllama() -> None:
     assert plan.too_large() == {}
     small = plan_of("tinyllama_1.1b.yaml", TINYLLAMA, LLAMA3_8B, "--gpus", "8x24")
     assert "iteration_1/trained" in small.too_large()
+
+
+@pytest.mark.slow
+def test_qwen_on_one_gpu() -> None:
+    """Both have room on a GPU of 24 GB, and so on every larger one; on eight the steps are the same."""
+    plan = plan_of("qwen2.5_0.5b_from_7b.yaml", QWEN_SMALL, QWEN_7B, "--gpus", "1x24")
+    assert plan.models["teacher"].parameters == 7_615_616_512 - BIASES
+    assert plan.too_large() == {}
+    for gpu in ("1x40", "1x80"):
+        assert plan_of("qwen2.5_0.5b_from_7b.yaml", QWEN_SMALL, QWEN_7B, "--gpus", gpu).too_large() == {}
+    training = [
+        f"--recipe.{name}.training.accumulate_grad_batches=1" for name in ("aligned_teacher", "trained", "warmup")
+    ]
+    eight = ["--trainer.devices=8", "--generation.data_parallel_size=8", *training]
+    shared = plan_of("qwen2.5_0.5b_from_7b.yaml", QWEN_SMALL, QWEN_7B, "--gpus", "8x24", *eight)
+    assert shared.too_large() == {}
+    steps = [
+        {one.key: one.estimate.work[0].steps for one in p.steps if one.estimate and one.estimate.work}
+        for p in (plan, shared)
+    ]
+    assert steps[0]["iteration_1/trained"] == steps[1]["iteration_1/trained"] == 626
 
 
 @pytest.mark.slow
