@@ -1,11 +1,12 @@
 """What `fit --dry_run` plans beside what a run takes: peak memory and CPU time of a training, with one thread.
 
-    python benchmarks/plan.py [--smollm2 DIRECTORY]
+    python benchmarks/plan.py [--smollm2 MODEL] [--runs RUN ...]
 
 Each case is a recipe of one training and one evaluation on recorded examples. It is planned and run, each in a process
 of its own, which has the program's libraries loaded already; the peak is the largest resident set that the system saw.
 Cases: the classroom's student with all weights, a random Llama of 97 million parameters with an adapter and with all
-weights, and, where a directory is named, SmolLM2-135M-Instruct with an adapter.
+weights, and, where it is named, SmolLM2-135M-Instruct with an adapter and with all weights. Runs that have finished are
+planned anew from their settings, and the tokens that their stages have read and written stand beside those planned.
 """
 
 import argparse
@@ -121,17 +122,44 @@ def measure(case: Case) -> None:
     )
 
 
+def tokens(run: Path) -> None:
+    """Print one row for a finished run: tokens of all its stages that write."""
+    with tempfile.TemporaryDirectory() as directory:
+        options = ["--run", str(Path(directory) / "run"), "--dry_run"]
+        steps, _, _ = apart(
+            lambda: [
+                [step.key, sum(one.prompt_tokens for one in work), sum(one.completion_tokens for one in work)]
+                for step in planned(["fit", "--config", str(run / "config.yaml"), *options]).steps
+                if step.estimate is not None and (work := step.estimate.work)
+            ]
+        )
+    said = {key: json.loads((run / key / "metrics.json").read_text()) for key, _, _ in steps}
+    rows = [(read, written, said[key]) for key, read, written in steps if "generated_tokens" in said[key]]
+    read, written = sum(one[0] for one in rows), sum(one[1] for one in rows)
+    was_read, was_written = (sum(one[2][name] for one in rows) for name in ("prompt_tokens", "generated_tokens"))
+    print(
+        f"{run}: tokens of prompts: {read:,.0f} planned, {was_read:,} read ({read / was_read - 1:+.0%}); "
+        f"of completions: {written:,.0f} planned, {was_written:,} written ({written / was_written - 1:+.0%})"
+    )
+
+
 def main() -> None:
     """The whole benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smollm2", metavar="DIRECTORY", help="SmolLM2-135M-Instruct, as save_pretrained writes it.")
+    parser.add_argument("--smollm2", metavar="MODEL", help="SmolLM2-135M-Instruct: a directory, or a GGUF file")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="finished runs; nothing else is then measured")
     options = parser.parse_args()
+    for run in options.runs:
+        tokens(run)
+    if options.runs:
+        return
     with tempfile.TemporaryDirectory() as directory:
         random = random_model(Path(directory))
         measure(Case("97M, adapter", random, all_weights=False, words=100))
         measure(Case("97M, all weights", random, all_weights=True, words=100))
     if options.smollm2:
         measure(Case("SmolLM2-135M, adapter", options.smollm2, all_weights=False, words=30))
+        measure(Case("SmolLM2-135M, all weights", options.smollm2, all_weights=True, words=30))
     measure(Case("classroom, all weights", "classroom/student", all_weights=True, words=4))
 
 
