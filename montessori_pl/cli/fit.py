@@ -254,10 +254,13 @@ class MontessoriCLI(LightningCLI):
                 STOP.at_the_end.append(requeue_after_warning)
             self._fit()
 
+    def _display(self) -> ConsoleDisplay:
+        return ConsoleDisplay()
+
     def _fit(self) -> None:
         root = Path(self._get(self.config, "run"))
         check_trainer_arguments(_as_dict(self._get(self.config, "trainer")))
-        display = ConsoleDisplay()
+        display = self._display()
         iterations = self._get(self.config, "iterations")
         pool: dict[str, PoolTeacher] = self._get(self.config_init, "teachers")
         steps = resolve_recipe(self._get(self.config_init, "recipe"), iterations, pool)
@@ -546,6 +549,9 @@ def planned(arguments: list[str]) -> RunPlan:
 
 class _Planning(MontessoriCLI):
     """Plans, and says nothing."""
+
+    def _display(self) -> ConsoleDisplay:
+        return ConsoleDisplay(Console(quiet=True))
 
     def _show(self, plan: RunPlan, console: Console) -> None:
         return

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from montessori_pl.batches.sources import DataSources
 from montessori_pl.cli.common import (
     DEBUG,
     CommandError,
@@ -128,6 +129,9 @@ def _init(options: argparse.Namespace, command: str) -> None:
 
     draft, found = fit_to(draft, options.hours, plan)
     write_atomically(output, text(draft, _about(draft, found, options.hours)))
+    data = DataSources(options.seed_tasks, options.reference, options.test)
+    for note in (note for one in data.account().values() for note in one["notes"]):
+        print(note)
     print(f"{output} is written: {_counts(draft)}, {duration(found.seconds)} by its plan.")
     for sentence in sentences(found):
         print(sentence)

@@ -53,9 +53,13 @@ def recipe(name: str = "recipe.yaml") -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_model_twice_on_this_cpu(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    seeds = Path("seeds.jsonl")
+    rows = [json.loads(line) | {"kind": "a column of theirs"} for line in seeds.read_text().splitlines()]
+    seeds.write_text("".join(json.dumps(row) + "\n" for row in rows))
     main(["init", *files, "--teacher", "model", "--hours", "0.5"])
-    said = capsys.readouterr().out
-    assert said.startswith("recipe.yaml is written: ")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("data.seed_tasks: columns that are not read: kind"), "once, however often it plans"
+    assert said[1].startswith("recipe.yaml is written: ")
     content = recipe()
     assert content["data"] == {
         "seed_tasks": "seeds.jsonl",
