@@ -138,15 +138,30 @@ def cells(
     settings: Mapping[str, Any], seed: int, out: Path, results: Path, extra: Mapping[str, Any]
 ) -> dict[str, Cell]:
     """The runs under this seed by name, the main one first."""
-    config = shipped_configs() / settings["main"]["config"]
-    changes = {"main": {}} | {name: one["overrides"] for name, one in settings["others"].items()}
+    runs = {"main": settings["main"]} | settings["others"]
+    configs = {name: shipped_configs() / one.get("config", settings["main"]["config"]) for name, one in runs.items()}
+    recipes = {file: yaml.safe_load(file.read_text(encoding="utf-8"))["recipe"] for file in configs.values()}
     found = {}
-    for name, overrides in changes.items():
-        path = out / f"seed_{seed}" / name
-        common = {"run": str(path), "seed_everything": seed, **settings["settings"], **extra}
+    for name, one in runs.items():
+        path, file = out / f"seed_{seed}" / name, configs[name]
+        # A setting that only other recipes have is theirs; one that none has is refused by the program.
+        here = {
+            dotted: value
+            for dotted, value in extra.items()
+            if _has(recipes[file], dotted) or not any(_has(recipe, dotted) for recipe in recipes.values())
+        }
+        common = {"run": str(path), "seed_everything": seed, **settings["settings"], **here}
         kept = results / f"seed_{seed}" / f"{name}.json"
-        found[name] = Cell(Run(path, config, common | overrides), kept, [a for a in arms(settings) if a.run == name])
+        run = Run(path, file, common | one.get("overrides", {}))
+        found[name] = Cell(run, kept, [arm for arm in arms(settings) if arm.run == name])
     return found
+
+
+def _has(recipe: Mapping[str, Any], dotted: str) -> bool:
+    """Whether a recipe has the setting of a stage that is called so, whatever is not said of it."""
+    section, _, rest = dotted.partition(".")
+    stage, _, name = rest.partition(".")
+    return section == "recipe" and name.partition(".")[0] in recipe.get(stage, {}).get("init_args", {})
 
 
 def finish(cell: Cell, main: Cell) -> None:
@@ -176,10 +191,13 @@ def measure(run: Path, arm: Arm) -> Result:
     stages = manifest(run)
     source = stages[f"iteration_1/{arm.student}"]["inputs"]["examples"].split()[0]
     examples = read_records(run / source / "examples.jsonl", Example)
-    written, trained, evaluated = (
-        json.loads((run / stage / "metrics.json").read_text(encoding="utf-8"))
-        for stage in (source, f"iteration_1/{arm.student}", "iteration_1/evaluation")
+    learned, trained, evaluated = (
+        _metrics(run, stage) for stage in (source, f"iteration_1/{arm.student}", "iteration_1/evaluation")
     )
+    written = learned
+    while "generated_tokens" not in written:  # what was chosen of it
+        source = stages[source]["inputs"]["examples"].split()[0]
+        written = _metrics(run, source)
     found = evaluated["students"][arm.student]
     targets = [one for one in examples if family_of(one.instruction) in TARGETS]
     refused = sum(count for reason, count in written["rejected"].items() if reason != "surplus")
@@ -195,10 +213,15 @@ def measure(run: Path, arm: Arm) -> Result:
             "target share": len(targets) / len(examples),
             "right answers": sum(is_right(one.response, str(solve(one.instruction))) for one in targets)
             / max(1, len(targets)),
-            "distinct bigrams": written["diversity"]["distinct_2"],
+            "distinct bigrams": learned["diversity"]["distinct_2"],
             "tokens written": float(written["generated_tokens"]),
         },
     )
+
+
+def _metrics(run: Path, stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / stage / "metrics.json").read_text(encoding="utf-8"))
+    return found
 
 
 def check(results: Mapping[str, Mapping[int, Result]]) -> None:

@@ -66,6 +66,7 @@ def test_the_whole_study_with_a_tiny_model(
         "recipe.warmup_data.num_examples": 8,
         "recipe.probing_data.num_prompts": 8,
         "recipe.training_data.num_examples": 8,
+        "recipe.candidates.num_examples": 16,
         "recipe.self_instruct_data.num_examples": 8,
         "recipe.aligned_teacher.monitor.num_samples": 4,
     }
@@ -85,9 +86,11 @@ def test_the_whole_study_with_a_tiny_model(
     monkeypatch.setattr("study.runs.subprocess", SimpleNamespace(run=forked, STDOUT=subprocess.STDOUT))
     study.main()
     shown = capsys.readouterr().out
-    assert all(arm in shown for arm in ("Self-Instruct", "Montessori", "random pairs", "paper's rule", "Magpie"))
+    assert all(
+        arm in shown for arm in ("Self-Instruct", "Montessori", "random pairs", "paper's rule", "Magpie", "+ selection")
+    )
     assert (out / "study.txt").read_text() == shown
-    for rival in ("random", "paper", "magpie"):
+    for rival in ("random", "paper", "magpie", "selection"):
         kept = json.loads((tmp_path / "results" / "seed_1" / f"{rival}.json").read_text())
         assert "trained" in kept["seconds"]
         assert "self_instruct" not in kept["seconds"], "it is taken over from the main run"

@@ -27,7 +27,15 @@ from montessori_pl.pipeline.dry_run_table import print_estimates
 from montessori_pl.stages.training.alignment_monitor import AlignmentMonitor
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-ELSEWHERE = ("llama3_8b", "qwen2.5_0.5b_from_7b", "real_text", "recorded_teachers", "smollm2", "tinyllama_1.1b")
+ELSEWHERE = (
+    "llama3_8b",
+    "qwen2.5_0.5b_from_7b",
+    "real_text",
+    "recorded_teachers",
+    "smollm2",
+    "smollm2_selection",
+    "tinyllama_1.1b",
+)
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.stem not in ELSEWHERE)
 """Without the recipes whose data or models do not come with the program."""
 PLUGIN = '''
