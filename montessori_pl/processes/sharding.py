@@ -95,10 +95,13 @@ def strategy_name(strategy: Any) -> str:
     """How the section `trainer` calls a strategy: its name, or that of its class.
 
     Args:
-        strategy: a name, a mapping with a `class_path`, or nothing.
+        strategy: a name, a mapping with a `class_path`, what that has become, or nothing.
     """
-    named = strategy.get("class_path", "").rpartition(".")[2] if isinstance(strategy, Mapping) else strategy
-    return FSDP2 if named == FSDP2Strategy.__name__ else str(named)
+    if isinstance(strategy, Mapping):
+        named = str(strategy.get("class_path", "")).rpartition(".")[2]
+    else:
+        named = type(strategy).__name__ if isinstance(strategy, Strategy) else str(strategy)
+    return FSDP2 if named == FSDP2Strategy.__name__ else named
 
 
 def register_strategies() -> None:

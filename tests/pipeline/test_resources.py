@@ -15,6 +15,7 @@ from montessori_pl.estimates.devices import devices_named
 from montessori_pl.estimates.seconds import duration
 from montessori_pl.pipeline.resources import RunPlan, TrainerShape, processes_of
 from montessori_pl.pipeline.resources_table import print_resources
+from montessori_pl.processes.sharding import FSDP2Strategy, strategy_name
 
 TINYLLAMA = {
     "vocab_size": 32_000,
@@ -172,6 +173,8 @@ def test_shape_of_the_trainer() -> None:
     assert TrainerShape.of({"strategy": "fsdp2", "precision": "bf16-mixed"}, 8) == TrainerShape(8, True, True)
     named = {"strategy": {"class_path": "montessori_pl.processes.sharding.FSDP2Strategy"}}
     assert TrainerShape.of(named, 2).sharded
+    assert strategy_name(FSDP2Strategy()) == "fsdp2"
+    assert strategy_name(None) == strategy_name("None"), "nothing is no name of a strategy"
     assert TrainerShape.of({"strategy": "auto", "precision": None}, 1) == TrainerShape(1, False, False)
 
 
