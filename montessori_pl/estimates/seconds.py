@@ -6,6 +6,7 @@ where all weights are, about 4ND under an adapter. Layers that are computed agai
 earlier tokens is left out: it is less than a tenth up to a few thousand tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from montessori_pl.estimates.devices import Device
@@ -15,6 +16,9 @@ COMPUTED = {True: 0.3, False: 0.35}
 """Share of the peak at which a CPU (True) or a GPU computes passes over batches."""
 GENERATED = {True: 0.2, False: 0.35}
 """The same for the steps of generation, of a token for each row."""
+PER_EXAMPLE = {True: 0.15, False: 0.35}
+"""The same for passes that give the gradient of each example. That of a CPU is from SmolLM2's two stages of influence in
+`smollm2.yaml`, 237 and 223 s where .3 makes 111; on a GPU none was measured."""
 READ = 0.6
 """Share of the bandwidth at which weights and cache are read while text is generated."""
 OF_LAYER = {True: 5e-3, False: 0.15e-3}
@@ -51,9 +55,17 @@ def trained_on(size: ModelSize, tokens: float, device: Device, devices: int, aga
     return _computed(of_token * tokens, device, devices)
 
 
-def passed(size: ModelSize, tokens: float, device: Device, devices: int) -> Compute:
-    """Passes over so many tokens; of a pass with its way back, the tokens are counted twice."""
-    return _computed(2 * size.multiplied * tokens, device, devices)
+def passed(size: ModelSize, tokens: float, device: Device, devices: int, gradients: bool = False) -> Compute:
+    """Passes over so many tokens; of a pass with its way back, the tokens are counted twice.
+
+    Args:
+        size: the model.
+        tokens: of all passes.
+        device: on what.
+        devices: that share the work.
+        gradients: whether passes give the gradient of each example, as influence needs it.
+    """
+    return _computed(2 * size.multiplied * tokens, device, devices, PER_EXAMPLE if gradients else COMPUTED)
 
 
 def generated(
@@ -91,5 +103,5 @@ def duration(seconds: float) -> str:
     raise AssertionError
 
 
-def _computed(flops: float, device: Device, devices: int) -> Compute:
-    return Compute(flops, flops / (device.flops * COMPUTED[device.is_cpu] * devices))
+def _computed(flops: float, device: Device, devices: int, share: Mapping[bool, float] = COMPUTED) -> Compute:
+    return Compute(flops, flops / (device.flops * share[device.is_cpu] * devices))

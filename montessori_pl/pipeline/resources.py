@@ -178,7 +178,8 @@ class ResourcePlanner:
             gradients=gradients,
             memory_budget=getattr(signal, "memory_budget", None),
         )
-        return passed(size, work.tokens, self.device, self.trainer.processes if step.stage.distributed else 1), scoring
+        devices = self.trainer.processes if step.stage.distributed else 1
+        return passed(size, work.tokens, self.device, devices, gradients), scoring
 
     def _generation(self, step: Step, work: Work) -> tuple[Compute, Demand | None]:
         engine, size = self._asked(step, work)

@@ -28,6 +28,12 @@ def test_six_n_d_where_all_weights_are_trained() -> None:
     assert trained_on(SIZE, 1000, GPU, 4).seconds == pytest.approx(6e12 / (4 * 1e15 * COMPUTED[False]))
 
 
+def test_gradients_of_each_example_take_longer_on_a_cpu() -> None:
+    cpu = dataclasses.replace(GPU, is_cpu=True)
+    assert passed(SIZE, 1000, cpu, 2).seconds == pytest.approx(2e12 / (2 * 1e15 * 0.3))
+    assert passed(SIZE, 1000, cpu, 2, gradients=True).seconds == pytest.approx(2e12 / (2 * 1e15 * 0.15))
+
+
 def test_four_n_d_under_an_adapter() -> None:
     adapted = dataclasses.replace(SIZE, trained=10**6, adapter=True)
     assert trained_on(adapted, 1000, GPU, 1).flops == 4e12 + 2e9
