@@ -92,8 +92,8 @@ class TrainingData(LightningDataModule):
         except ValueError as error:
             raise StageError(
                 f"this training was begun by {_processes(begun)} and cannot go on with {trainer.world_size}: {error}; "
-                f"set trainer.devices and num_nodes so that there are {begun.world_size} processes, or half or twice "
-                "as many, or delete the stage's directory to begin it again"
+                "set trainer.devices and num_nodes as they were, or to numbers that can share its steps, or delete the "
+                "stage's directory to begin it again"
             ) from None
         self.batches.share(now, begun)
         trainer.accumulate_grad_batches = now.accumulate_grad_batches
