@@ -17,8 +17,8 @@ COMPUTED = {True: 0.3, False: 0.35}
 GENERATED = {True: 0.2, False: 0.35}
 """The same for the steps of generation, of a token for each row."""
 PER_EXAMPLE = {True: 0.15, False: 0.35}
-"""The same for passes that give the gradient of each example. That of a CPU is from SmolLM2's two stages of influence in
-`smollm2.yaml`, 237 and 223 s where .3 makes 111; on a GPU none was measured."""
+"""The same for passes that give the gradient of each example. That of a CPU is from the two stages of influence of
+`smollm2.yaml`, which took 237 and 223 s where .3 makes 111; on a GPU none was measured."""
 READ = 0.6
 """Share of the bandwidth at which weights and cache are read while text is generated."""
 OF_LAYER = {True: 5e-3, False: 0.15e-3}
