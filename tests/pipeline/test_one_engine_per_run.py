@@ -58,7 +58,7 @@ def run_rank(rank: int, run: Path, backbone: str, base_url: str, budget: float) 
         student=lambda: StudentModule(backbone),
         teacher=never,
         backend=never,
-        trainer=lambda callbacks, alone, **arguments: quiet_trainer(callbacks, **arguments),
+        trainer=lambda callbacks, alone, whole_weights, **arguments: quiet_trainer(callbacks, **arguments),
     )
     with runner.locked():
         try:
