@@ -61,11 +61,14 @@ def test_one_gets_a_signal(asked: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("error", "status"), [("ValueError", 2), ("RuntimeError", 1)])
 def test_one_fails(error: str, status: int, tmp_path: Path) -> None:
-    """As by a mistake that only one of them finds, on its own machine."""
+    """As by a mistake that only one of them finds, on its own machine.
+
+    Its own end is what becomes of the error further up; where that takes long, the run's end overtakes it.
+    """
     ended = ends(start(tmp_path, SLEEPS, f"raise {error}('no file here')"))
-    assert [ended[0].status, ended[1].status] == [status, 1]  # its own is what becomes of the error further up
+    assert ended[0].status == status
     assert "error: process 1 of this run failed: no file here; stopped in iteration_1/trained" in ended[0].err
-    assert f"{error}: no file here" in ended[1].err
+    assert ended[1].status == status or (ended[1].status == 1 and f"{error}: no file here" in ended[1].err)
 
 
 def test_the_first_fails(tmp_path: Path) -> None:
