@@ -1,6 +1,6 @@
 """What this program does on a GPU that is at hand for a quarter of an hour: prepared, it only has to be started.
 
-    python benchmarks/gpu.py --gpu H200 --json gpu.json     # about twelve minutes; what is found is written at once
+    python benchmarks/gpu.py --gpu H200 --json gpu.json     # what is found is written at once; `--parts` takes some
     python benchmarks/gpu.py --dry_run                      # all parts in miniature on a CPU, to see that they run
 
     training    SFT and DPO of models of random weights, in the shapes of TinyLlama-1.1B and Llama-3-8B: tokens in a
@@ -10,8 +10,8 @@
     recipes     the classroom's recipe, and the same with a student in the shape of Qwen2.5-0.5B, from their first stage
                 to their last: seconds of each stage
 
-Each measurement is a process of its own with a limit of its own: one that fails or takes too long costs no other. What
-random weights write is not looked at; times and memory do not depend on it.
+Each measurement is a process of its own with a limit of its own, 19 minutes in all: one that fails or takes too long
+costs no other. It was never run on a GPU. What random weights write is not looked at; times and memory do not depend on it.
 """
 
 import argparse

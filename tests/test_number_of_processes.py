@@ -106,7 +106,26 @@ def test_killed_and_gone_on_with(
     assert kept["global_step"] == steps_before
     said = finish(program(recipe, tmp_path / "then", goes_on, strategies[1], begun), run, goes_on)
     sentence = f"goes on with {goes_on} processes in place of {begun}: the same steps, each in 4 batches of up to 2"
-    assert (sentence in said) is (begun != goes_on)
+    assert said.count(sentence) == (begun != goes_on), "by the first process alone"
+    assert_same_training(run, one)
+
+
+def test_killed_amid_epochs_by_ever_others(training: tuple[Path, Path], tmp_path: Path) -> None:
+    """Four processes take one step of three, two the second one and the first of the next epoch, and four the rest."""
+    recipe, one = training
+    run, done = tmp_path / "run", 0
+    for number, (processes, steps) in enumerate([(4, 1), (2, 4)]):
+        killed = program(recipe, tmp_path / str(number), processes, "ddp", 4)
+        batches = (steps - done) * 4 // processes
+        killed.launch(run, processes, Moment("trained", STUDENT_STEP, call=batches + 1))
+        assert killed.ends()[0].status == -9, killed.log.read_text()
+        done = steps
+        kept = torch.load(run / "iteration_1/trained/last.ckpt", weights_only=False)
+        assert kept["global_step"] == steps
+        epoch, batch = divmod(steps, 3)
+        place = {"epoch": epoch, "next_batch": batch * 4 // processes} if batch else {"epoch": epoch - 1}
+        assert place.items() <= kept["TrainingData"].items()
+    finish(program(recipe, tmp_path / "last", 4, "ddp", 4), run, 4)
     assert_same_training(run, one)
 
 

@@ -85,7 +85,7 @@ class StopAtDivergence(Callback):
         Args:
             lr: the peak learning rate.
         """
-        if not self._first:
+        if not (self._first and self._last):  # too short, by the batches of as many processes as there are now
             return []
         first, last = (min(map(float, losses)) for losses in (self._first, self._last))
         if last - first <= max(MUCH, abs(first)):

@@ -161,13 +161,11 @@ class LastCheckpoint(Checkpoint):
         if step == self._step_before or trainer.is_last_batch:
             return
         stopping = STOP.reason is not None and trainer.is_global_zero  # the others go on as long as it needs them
-        if isinstance(trainer.strategy, FSDP2Strategy):
+        in_parts = isinstance(trainer.strategy, FSDP2Strategy)  # which are gathered from all
+        if in_parts:
             stopping = trainer.strategy.reduce_boolean_decision(stopping, all=False)
-            save = self.save
-        else:
-            save = self._save_alone
         if stopping:
-            save(trainer)
+            (self.save if in_parts else self._save_alone)(trainer)
             if trainer.is_global_zero:
                 STOP.check()
         if step % self.every_n_steps == 0:
@@ -180,8 +178,9 @@ class LastCheckpoint(Checkpoint):
         if then == self.batches.sharing:
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done = progress["current"]["processed"]  # a step ends there; Lightning completes its last batch after saving
         for what, number in progress["current"].items():
-            progress["current"][what] = self.batches.same_place(number, then)
+            progress["current"][what] = self.batches.same_place(done, then) + number - done
             progress["total"][what] = epoch * len(self.batches) + progress["current"][what]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -243,7 +242,7 @@ def fit(
     path = context.directory / CHECKPOINT
     checkpoint, divergence = LastCheckpoint(path, training.checkpoint_every_n_steps, data.batches), StopAtDivergence()
     trainer = context.trainer(callbacks=[divergence, *callbacks, checkpoint], **training.trainer_arguments())
-    if changed := data.deal_out(trainer, path):
+    if (changed := data.deal_out(trainer, path)) and trainer.is_global_zero:
         context.say(changed)
     module.activation_memory = activation_memory(module.source, training, trainer)
     with STOP.postponed():  # until a step has ended, see `LastCheckpoint`
