@@ -11,7 +11,8 @@
                 to their last: seconds of each stage
 
 Each measurement is a process of its own with a limit of its own, 19 minutes in all: one that fails or takes too long
-costs no other. It was never run on a GPU. What random weights write is not looked at; times and memory do not depend on it.
+costs no other. It was never run on a GPU. What random weights write is not looked at; times and memory do not depend on
+it.
 """
 
 import argparse
