@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import pytest
 import torch
 import yaml
 from hypothesis import settings as hypothesis_settings
+
+from montessori_pl.processes.stop import SIGNALS
 
 pytest.register_assert_rewrite("killing")  # whose assertions say what differs as well
 
@@ -84,6 +87,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def signals_stay_as_they_were() -> Iterator[None]:
+    """A handler that a test leaves behind is inherited by what later tests fork, which `terminate` then cannot end."""
+    before = signals()
+    yield
+    assert signals() == before
+
+
+def signals() -> tuple[dict[signal.Signals, Any], set[int]]:
+    """Who handles those that end a process, and which the main thread lets wait."""
+    return {signum: signal.getsignal(signum) for signum in SIGNALS}, signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 @pytest.fixture
