@@ -177,7 +177,9 @@ def trl(arguments: argparse.Namespace, items: list[Any], chat_template: ChatTemp
     tokenizer = chat_template.tokenizer
     trainer: Any
     if arguments.task == "sft":
-        dataset = datasets.Dataset.from_list([{"input_ids": one.input_ids, "labels": _labels(one)} for one in items])
+        dataset = datasets.Dataset.from_list(
+            [{"input_ids": list(one.input_ids), "labels": _labels(one)} for one in items]
+        )
         trainer = library.SFTTrainer(
             model, library.SFTConfig(**settings), train_dataset=dataset, processing_class=tokenizer
         )
@@ -185,7 +187,7 @@ def trl(arguments: argparse.Namespace, items: list[Any], chat_template: ChatTemp
         rows = []
         for pair in items:
             start = pair.chosen.completion_mask.index(True)
-            whole = pair.chosen.input_ids, pair.rejected.input_ids
+            whole = list(pair.chosen.input_ids), list(pair.rejected.input_ids)
             rows.append(
                 {"prompt_ids": whole[0][:start], "chosen_ids": whole[0][start:], "rejected_ids": whole[1][start:]}
             )

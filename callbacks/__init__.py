@@ -10,6 +10,7 @@ from callbacks.projected_gradient import ProjectedGradientSignal
 from callbacks.rank_surprisal import RankSurprisalSignal
 from callbacks.recorded_quality import RecordedQualitySignal
 from callbacks.reward_model import RewardModelSignal
+from callbacks.solve_rate import SolveRateSignal
 from callbacks.training_loss import TrainingLossSignal
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "RecordedQualitySignal",
     "ResponseLengthSignal",
     "RewardModelSignal",
+    "SolveRateSignal",
     "TrainingLossSignal",
 ]

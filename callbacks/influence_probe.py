@@ -54,7 +54,8 @@ class InfluenceProbeCallback(SignalCallback):
         num_references: references that the correction of `control_variate` looks at.
         refine: with an approximate method, examples that may be the best or the worst of their prompt within so many
             standard deviations of the method's error are scored exactly; 0 never does.
-        reduction: how the losses of the references are averaged; `batches_of_8` is the original code's way.
+        reduction: how the losses of the references are averaged; `batches_of_8` is the original code's way, and with
+            `losses` each counts by how large it is, so that what the student still lacks counts most.
         reference_batch_tokens: tokens of one pass over references or examples, padding included.
         memory_budget: bytes that gradients may take; null takes half of what is free on the device when scoring begins,
             or, on a CPU, of what the container may still take.

@@ -94,7 +94,7 @@ def pair_examples(
     return pairs
 
 
-def mean_scores(several: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
+def mean_scores(several: Sequence[Mapping[str, Score]], weights: Sequence[float] | None = None) -> dict[str, Score]:
     """One score for each example from several, as from students that were warmed up apart.
 
     One student's influence is a noisy judge: it says as much about where its short training happened to end as about
@@ -104,10 +104,12 @@ def mean_scores(several: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
 
     Args:
         several: the scores of each judge by example id; examples that a judge has not scored are left out.
+        weights: how much each judge counts; none counts all alike.
 
     Raises:
         ValueError: all scores of a judge are zero.
     """
+    shares = list(weights) if weights is not None else [1.0] * len(several)
     sizes = [math.sqrt(statistics.fmean(score.value**2 for score in scores.values())) for scores in several]
     if not all(sizes):
         raise ValueError("scores cannot be averaged with others when all of them are zero")
@@ -115,20 +117,21 @@ def mean_scores(several: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
     for id_ in several[0]:
         scores = [one[id_] for one in several if id_ in one]
         if len(scores) == len(several):
-            found[id_] = _mean_score(scores, sizes)
+            found[id_] = _mean_score(scores, sizes, shares)
     return found
 
 
-def _mean_score(scores: Sequence[Score], sizes: Sequence[float]) -> Score:
-    weighed = list(zip(scores, sizes, strict=True))
-    errors = [score.standard_error / size for score, size in weighed if score.standard_error is not None]
-    terms = [[term / size for term in score.terms] for score, size in weighed]
+def _mean_score(scores: Sequence[Score], sizes: Sequence[float], weights: Sequence[float]) -> Score:
+    scaled = list(zip(scores, sizes, strict=True))
+    errors = [score.standard_error / size for score, size in scaled if score.standard_error is not None]
+    terms = [[term / size for term in score.terms] for score, size in scaled]
+    alike = all(terms) and len({len(one) for one in terms}) == 1
     return Score(
         id=scores[0].id,
-        value=statistics.fmean(score.value / size for score, size in weighed),
-        standard_error=statistics.fmean(errors) if len(errors) == len(scores) else None,
-        method=f"mean of {len(scores)}: {scores[0].method}",
-        terms=tuple(map(statistics.fmean, zip(*terms, strict=True))) if all(terms) else (),
+        value=statistics.fmean([score.value / size for score, size in scaled], weights),
+        standard_error=statistics.fmean(errors, weights) if len(errors) == len(scores) else None,
+        method=f"mean of {len(scores)}: {', '.join(dict.fromkeys(score.method for score in scores))}",
+        terms=tuple(statistics.fmean(column, weights) for column in zip(*terms, strict=True)) if alike else (),
     )
 
 

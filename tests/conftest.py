@@ -91,15 +91,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def signals_stay_as_they_were() -> Iterator[None]:
-    """A handler that a test leaves behind is inherited by what later tests fork, which `terminate` then cannot end."""
-    before = signals()
+    """A handler that a library leaves behind is inherited by what later tests fork, which SIGTERM then cannot end."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
-    assert signals() == before
-
-
-def signals() -> tuple[dict[signal.Signals, Any], set[int]]:
-    """Who handles those that end a process, and which the main thread lets wait."""
-    return {signum: signal.getsignal(signum) for signum in SIGNALS}, signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    for signum, handler in before.items():
+        if handler is not None:  # else it is no Python function, and stays
+            signal.signal(signum, handler)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from callbacks import (
     RankSurprisalSignal,
     ResponseLengthSignal,
     RewardModelSignal,
+    SolveRateSignal,
     TrainingLossSignal,
 )
 from montessori_pl.batches.collate import collate
@@ -289,6 +290,7 @@ SIGNALS: dict[str, Callable[[], SignalCallback]] = {
     "gradient cosine": GradientCosineSignal,
     "gradient cosine, plain": lambda: GradientCosineSignal(preconditioned=False, reference_batch_tokens=40),
     "projected gradient": lambda: ProjectedGradientSignal(dim=16),
+    "solve rate": lambda: SolveRateSignal(samples=2, sampling=Sampling(max_tokens=4), against="response"),
 }
 
 

@@ -106,6 +106,14 @@ def hard_examples_are_preferred(run: Path) -> None:
     best_is_chosen(run, "losses", lambda score: score.details["loss"])
 
 
+def what_the_student_solves_at_times_is_preferred(run: Path) -> None:
+    """Eight answers have five uncertainties, from never or always to every second time."""
+    best_is_chosen(run, "solve_rates", lambda score: -abs(score.details["solve_rate"] - 0.5))
+    values = [score.value for score in records(run, "solve_rates", Score)]
+    assert all(0 <= value <= 1 for value in values)
+    assert len(set(values)) > 2
+
+
 def what_the_judge_likes_is_preferred(run: Path) -> None:
     best_is_chosen(run, "judgements", lambda score: score.value)
     values = [score.value for score in records(run, "judgements", Score)]
@@ -285,6 +293,14 @@ CASES = {
         settings={"losses": {"batch_tokens": 64}},
         moments=[Moment("losses", OPEN, half_a_line, file="/scores.part0.jsonl", call=2)],
         check=hard_examples_are_preferred,
+    ),
+    "solve_rate_signal.yaml": Case(
+        settings={"solve_rates": {"batch_tokens": 64}},
+        moments=[
+            Moment("solve_rates", GENERATE, call=2),
+            Moment("solve_rates", OPEN, half_a_line, file="/scores.part0.jsonl", call=2),
+        ],
+        check=what_the_student_solves_at_times_is_preferred,
     ),
     "judge_signal.yaml": Case(
         settings={"judgements": {"batch_tokens": 64}},

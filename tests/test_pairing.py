@@ -365,6 +365,21 @@ def test_mean_scores_need_all_judges_and_more_than_zeros() -> None:
         mean_scores([one, scores_of({"a": 0.0, "b": 0.0})])
 
 
+def test_judges_have_weights() -> None:
+    """Root mean squares 5 and 1; the second counts three times. Judges of several kinds have no terms in common."""
+    first = scores_of({"a": 5.0, "b": -5.0}, standard_error=1.0)
+    second = scores_of({"a": -1.0, "b": 1.0}, standard_error=0.4)
+    first["a"], second["a"] = (
+        dataclasses.replace(one, terms=terms, method=method)
+        for one, terms, method in ((first["a"], (4.0, 6.0), "exact"), (second["a"], (-1.0,), "judge"))
+    )
+    found = mean_scores([first, second], [1.0, 3.0])
+    assert {id_: one.value for id_, one in found.items()} == pytest.approx({"a": -0.5, "b": 0.5})
+    assert found["a"].standard_error == pytest.approx((0.2 + 3 * 0.4) / 4)
+    assert (found["a"].terms, found["a"].method) == ((), "mean of 2: exact, judge")
+    assert mean_scores([first, second], [2.0, 2.0]) == mean_scores([first, second])
+
+
 def test_scaling_a_judge_changes_nothing() -> None:
     one, other = FOUR_SCORES, scores_of({"a": 0.1, "b": 0.5, "c": -0.2, "d": 0.3})
     thousandfold = {name: dataclasses.replace(score, value=1000 * score.value) for name, score in other.items()}

@@ -143,8 +143,8 @@ def test_pairs_are_trained_on_as_they_were_sampled(
     assert all(tuple(side.input_ids) in expected for side in sides)
     for pair, side in zip([one for one in pairs for _ in range(2)], sides, strict=True):
         prompt = chat_template.prompt_ids(synthesizer.messages(pair.prompt))
-        assert side.input_ids[: len(prompt)] == prompt
-        assert side.completion_mask == [place >= len(prompt) for place in range(len(side.input_ids))]
+        assert list(side.input_ids[: len(prompt)]) == prompt
+        assert list(side.completion_mask) == [place >= len(prompt) for place in range(len(side.input_ids))]
     if synthesizer.stop:
         assert any(one.completion.count(synthesizer.stop) == 1 and not one.completion_finished for one in examples)
 

@@ -19,7 +19,7 @@ def encode_examples(
     for example in examples:
         conversation = chat_template.render_example(example, max_length)
         if any(conversation.completion_mask):
-            rendered.append(conversation)
+            rendered.append(conversation.compact())
         else:
             too_long.append(example)
     return rendered, too_long
@@ -99,4 +99,5 @@ def _render(
     """A prompt with a completion of it: its text, whether it has ended, and its tokens where they are known."""
     ids, turn = chat_template.prompt_ids(messages), chat_template.open_turn(messages)
     response = chat_template.response_ids(*completion, turn)
-    return chat_template.cut(Rendered(ids + response, [False] * len(ids) + [True] * len(response)), max_length)
+    whole = Rendered(ids + response, [False] * len(ids) + [True] * len(response))
+    return chat_template.cut(whole, max_length).compact()

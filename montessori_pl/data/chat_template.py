@@ -13,6 +13,7 @@ typed stay text (`special_tokens`).
 
 import dataclasses
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,10 +41,14 @@ _CONTEXT = 32
 class Rendered:
     """A conversation as the model sees it."""
 
-    input_ids: list[int]
+    input_ids: Sequence[int]
     """Token ids, length T."""
-    completion_mask: list[bool]
-    """Length T: True on the tokens of responses and on their end tokens."""
+    completion_mask: Sequence[bool] | Sequence[int]
+    """Length T: true on the tokens of responses and on their end tokens."""
+
+    def compact(self) -> "Rendered":
+        """The same in arrays, for those who keep many: 5 bytes a token in place of more than 40 in lists."""
+        return Rendered(array("i", self.input_ids), array("b", self.completion_mask))
 
 
 @dataclasses.dataclass(frozen=True)

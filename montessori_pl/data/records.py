@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, TypeVar
@@ -68,6 +69,11 @@ def teacher_messages(prompt: str, prompt_format: PromptFormat = "chat", prefill:
     return [*asked, {"role": "assistant", "content": prefill}] if prefill else asked
 
 
+def _shared(text: str) -> str:
+    """The same text, which then is in memory once, however often it was read."""
+    return sys.intern(text) if type(text) is str else text
+
+
 def _as_turns(turns: "Iterable[Turn | Mapping[str, Any]]") -> tuple[Turn, ...]:
     return tuple(turn if isinstance(turn, Turn) else Turn(**turn) for turn in turns)
 
@@ -112,11 +118,13 @@ class Record:
 
         Token ids, and how a prompt was put where it is no user turn, have a place in it only where there are any.
         """
-        row = dataclasses.asdict(self)
-        for field in dataclasses.fields(self):
-            if "sparse" in field.metadata and row[field.name] == field.default:
-                del row[field.name]
-        return json_text(row, ensure_ascii=False)
+        row = {}
+        for name, field in self.__dataclass_fields__.items():
+            value = getattr(self, name)
+            if "sparse" not in field.metadata or value != field.default:
+                row[name] = value
+        # Not the whole record by `asdict`, which copies every number of a list by itself.
+        return json_text(row, ensure_ascii=False, default=dataclasses.asdict)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Self:
@@ -125,7 +133,7 @@ class Record:
         Raises:
             ValueError: a field is missing or unknown; the sentence names it and the fields that exist.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
+        fields = cls.__dataclass_fields__
         required = {name for name, field in fields.items() if field.default is field.default_factory}
         unknown, missing = sorted(row.keys() - fields.keys()), sorted(required - row.keys())
         if unknown or missing:
@@ -175,7 +183,10 @@ class Example(Record):
     """How good the response is according to its source, higher is better; none if not given."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed_task_ids", tuple(self.seed_task_ids))
+        # Many examples of a file share these.
+        object.__setattr__(self, "prompt", _shared(self.prompt))
+        object.__setattr__(self, "teacher", _shared(self.teacher))
+        object.__setattr__(self, "seed_task_ids", tuple(map(_shared, self.seed_task_ids)))
         object.__setattr__(self, "history", _as_turns(self.history))
         object.__setattr__(self, "completion_tokens", _as_tokens(self.completion_tokens))
         object.__setattr__(self, "response_tokens", _as_tokens(self.response_tokens))

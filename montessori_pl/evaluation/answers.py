@@ -53,6 +53,24 @@ def same_text(given: str, expected: str) -> bool:
     return normalized(_beyond_reasoning(given)) == normalized(_beyond_reasoning(expected) or expected)
 
 
+def answer_key(given: str, final: bool = True) -> str:
+    """What two answers share that are the same, as far as that can be told without knowing which one is expected.
+
+    Args:
+        given: what a model wrote.
+        final: whether the final answer counts, as a number where it ends in one, or the whole text.
+
+    Returns:
+        the number or the text in its normal form; empty where there is no answer.
+    """
+    said = _beyond_reasoning(given)
+    if not final:
+        return normalized(said)
+    said = final_answer(said)
+    value = last_number(said)
+    return normalized(said) if value is None else str(value)
+
+
 def _beyond_reasoning(text: str) -> str:
     """The text behind `<think>...</think>`; empty where the reasoning does not end, which is no answer yet."""
     return without_reasoning(text) or ""

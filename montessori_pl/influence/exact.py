@@ -69,6 +69,7 @@ class ExactInfluence:
         self.loss, self.params, self.update, self.references = loss, params, update, references
         self.null = update(params, {name: torch.zeros_like(param) for name, param in params.items()})
         self.base_losses = references.losses(params)
+        references.weigh(self.base_losses)
         self.null_losses = references.losses(self.null)
         self.null_gain, _ = references.average(self.base_losses - self.null_losses)
 

@@ -19,9 +19,10 @@ from montessori_pl.influence.packing import packed
 from montessori_pl.influence.updates import Params
 from montessori_pl.losses import IGNORED
 
-Reduction = Literal["examples", "tokens", "batches_of_8"]
-"""How the losses of the reference examples become one number: their mean; the mean over all response tokens; or, as
-the original code of Montessori-Instruct does, the mean over batches of eight of each batch's mean over tokens."""
+Reduction = Literal["examples", "tokens", "batches_of_8", "losses"]
+"""How the losses of the reference examples become one number: their mean; the mean over all response tokens; as the
+original code of Montessori-Instruct does, the mean over batches of eight of each batch's mean over tokens; or their
+mean weighted by what each was before the step, so that what the student still lacks counts most."""
 
 
 class ReferenceSet:
@@ -57,7 +58,7 @@ class ReferenceSet:
         if not rows:
             raise ValueError("the reference set is empty, so that there is no loss to lower")
         self.loss, self.batch_tokens, self.gradient_tokens = loss, batch_tokens, gradient_tokens
-        self._rows = rows
+        self._rows, self._by_losses = rows, reduction == "losses"
         self.lengths = [row["input_ids"].shape[1] for row in rows]
         self.weights = _weights([int((row["labels"][:, 1:] != IGNORED).sum()) for row in rows], reduction)
         self._frozen = frozen if frozen is not None and frozen.layers else None
@@ -67,6 +68,12 @@ class ReferenceSet:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def weigh(self, losses: Tensor) -> None:
+        """Weigh the examples by their losses before any step, shape (R,), where the reduction asks for it."""
+        terms = losses.cpu().double()
+        if self._by_losses and terms.sum() > 0:
+            self.weights = terms / terms.sum()
 
     @torch.no_grad()
     def losses(self, params: Params, indices: Sequence[int] | None = None) -> Tensor:
@@ -160,9 +167,12 @@ def _with_hidden_states(
 
 
 def _weights(num_tokens: Sequence[int], reduction: Reduction) -> Tensor:
-    """The weight of each example's mean loss in the average, shape (R,), in float64; they sum to 1."""
+    """The weight of each example's mean loss in the average, shape (R,), in float64; they sum to 1.
+
+    By losses all are equal as long as these are not known.
+    """
     tokens = torch.tensor(num_tokens, dtype=torch.float64)
-    if reduction == "examples":
+    if reduction in ("examples", "losses"):
         return torch.full_like(tokens, 1 / len(tokens))
     if reduction == "tokens":
         return tokens / tokens.sum()

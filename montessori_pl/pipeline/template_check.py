@@ -86,7 +86,7 @@ def find_difference(
         return missing
     if messages[-1]["content"] != CONVERSATION[-1]["content"]:
         return None  # in a text of the user's, a token may reach over the edge of a turn
-    ids = chat_template.render(messages).input_ids[:-1]
+    ids = list(chat_template.render(messages).input_ids)[:-1]
     theirs = chat_template.conversation_ids(messages)
     edge = next((place for place, pair in enumerate(zip(ids, theirs, strict=False)) if pair[0] != pair[1]), len(ids))
     context = chat_template.context

@@ -10,7 +10,7 @@ from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.pairing import pair_examples
 from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import PAIRS, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.selection.scores import ScoreStages, num_scored, read_scores, score_inputs, score_names
+from montessori_pl.stages.selection.scores import ScoreStages, num_scored, read_scores, score_inputs, score_weights
 
 
 class BuildPreferences(Stage):
@@ -19,7 +19,8 @@ class BuildPreferences(Stage):
     Args:
         examples: the stage whose examples were scored.
         scores: the stage that scored them; or several, whose scores are then divided by their root mean square and
-            averaged: students that were warmed up apart agree on what helps, and not on noise.
+            averaged, all alike or by the weight of each (`{influence: 1.0, judged: 0.5}`): students that were warmed up
+            apart agree on what helps, and not on noise.
         rule: `best_worst` pairs the best with the worst sample of each prompt; `signed`, the paper's rule, each sample
             above zero with each below.
         max_pairs_per_prompt: keep so many pairs of a prompt, those with the largest margins; null keeps all.
@@ -48,7 +49,7 @@ class BuildPreferences(Stage):
         first_iteration_only: bool = False,
     ) -> None:
         super().__init__(first_iteration_only)
-        self.examples, self.scores, self.rule = examples, score_names(scores), rule
+        self.examples, self.scores, self.rule = examples, score_weights(scores), rule
         self.max_pairs_per_prompt, self.noise_margin, self.weights = max_pairs_per_prompt, noise_margin, weights
         self.max_first_word_rate, self.at_random = max_first_word_rate, at_random
 

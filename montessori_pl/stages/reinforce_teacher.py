@@ -18,7 +18,7 @@ from montessori_pl.models.loading import load_chat_template
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.stages.base import CHECKPOINT, LATEST, WEIGHTS, Input, Kind, Stage, StageContext, StageError
 from montessori_pl.stages.generating.generators import generator_name
-from montessori_pl.stages.selection.scores import ScoreStages, read_scores, score_inputs, score_names
+from montessori_pl.stages.selection.scores import ScoreStages, read_scores, score_inputs, score_weights
 from montessori_pl.stages.training.alignment_monitor import (
     ADAPTERS,
     EVALUATIONS,
@@ -50,7 +50,7 @@ class ReinforceTeacher(Stage):
     Args:
         examples: the stage whose examples were scored, written by `teacher`.
         scores: the stage that scored them; or several, whose scores are then divided by their root mean square and
-            averaged.
+            averaged, all alike or by the weight of each (`{influence: 1.0, judged: 0.5}`).
         training: how; `epochs` is how often each round's completions are learned (TRL: `num_iterations`).
         teacher: the stage whose teacher has written them and is trained further; `latest`, or `base`.
         clip: how far below 1 a token's probability by that when it was sampled counts (TRL: `epsilon`).
@@ -92,7 +92,7 @@ class ReinforceTeacher(Stage):
                 f"monitor.held_out is {monitor.held_out:g}, and there are no pairs here that could be held out: "
                 "set it to 0"
             )
-        self.examples, self.scores, self.training, self.teacher = examples, score_names(scores), training, teacher
+        self.examples, self.scores, self.training, self.teacher = examples, score_weights(scores), training, teacher
         self.clip, self.clip_high, self.kl_weight, self.scale = clip, clip_high, kl_weight, scale
         self.monitor, self.synthesizer = monitor, synthesizer or SelfInstruct()
 

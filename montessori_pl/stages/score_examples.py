@@ -153,7 +153,7 @@ class ScoreExamples(Stage):
 
     def _encode(self, examples: Sequence[Example], chat_template: ChatTemplate) -> "_Encoded":
         """Examples as the student sees them; it is not asked about those of whose response it sees nothing."""
-        rendered = [chat_template.render_example(example, self.max_length) for example in examples]
+        rendered = [chat_template.render_example(example, self.max_length).compact() for example in examples]
         kept = [
             place for place, one in enumerate(rendered) if any(one.completion_mask) or not self.signal.needs_student
         ]

@@ -12,7 +12,7 @@ from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import StageEstimate
 from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import EXAMPLES, SCORES, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.selection.scores import ScoreStages, num_scored, read_scores, score_inputs, score_names
+from montessori_pl.stages.selection.scores import ScoreStages, num_scored, read_scores, score_inputs, score_weights
 from montessori_pl.stats.gradients import choose_various, gradient_vendi
 from montessori_pl.synthesis.diversity import diversity_metrics
 
@@ -33,7 +33,7 @@ class SelectBest(Stage):
     Args:
         examples: the stage whose examples were scored.
         scores: the stage that scored them; or several, whose scores are then divided by their root mean square and
-            averaged.
+            averaged, all alike or by the weight of each (`{influence: 1.0, judged: 0.5}`).
         share: how many are chosen, as a share of those that have a score, and a gradient where these count; at least
             one. Ids decide between equal ones.
         redundancy: how much an example loses that pulls the way of all that are chosen; 0 looks at scores alone.
@@ -58,7 +58,7 @@ class SelectBest(Stage):
             raise ValueError(
                 f"redundancy is {redundancy:g}, and gradients are {gradients or 'not given'}: set both, or neither"
             )
-        self.examples, self.scores, self.share = examples, score_names(scores), share
+        self.examples, self.scores, self.share = examples, score_weights(scores), share
         self.redundancy, self.gradients = redundancy, gradients
 
     def reads(self) -> list[Input]:

@@ -58,8 +58,8 @@ class TestEncoding:
         ((chosen, rejected, *_),) = encode_pairs([pair("think. a", "b", True, False)], chat_template, max_length=64)
         prompt = chat_template.prompt_ids([{"role": "user", "content": "ask"}])
         for side, text, finished in ((chosen, "think. a", True), (rejected, "b", False)):
-            assert side.input_ids[: len(prompt)] == prompt
-            assert side.completion_mask == [False] * len(prompt) + [True] * (len(side.input_ids) - len(prompt))
+            assert list(side.input_ids[: len(prompt)]) == prompt
+            assert list(side.completion_mask) == [False] * len(prompt) + [True] * (len(side.input_ids) - len(prompt))
             assert chat_template.decode(side.input_ids[len(prompt) :]) == (text, finished)
             assert len(side.input_ids) == len(prompt) + len(text) + finished
 

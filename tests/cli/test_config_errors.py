@@ -123,7 +123,8 @@ class TestMistakes:
             "recipe.influence.signal: module callbacks has no class 'InfluenceProbeCalback'; did you mean "
             "'InfluenceProbeCallback'? there are: GradientCosineSignal, IFDSignal, InfluenceDuringTraining, "
             "InfluenceProbeCallback, JudgeSignal, ProjectedGradientSignal, RandomSignal, RankSurprisalSignal, "
-            "RecordedQualitySignal, ResponseLengthSignal, RewardModelSignal, TrainingLossSignal"
+            "RecordedQualitySignal, ResponseLengthSignal, RewardModelSignal, SolveRateSignal, "
+            "TrainingLossSignal"
         )
 
     def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:

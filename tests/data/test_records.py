@@ -10,7 +10,9 @@ from montessori_pl.data.records import (
     PreferencePair,
     Record,
     Rejection,
+    SampledTokens,
     Score,
+    Turn,
     append_records,
     drop_torn_line,
     json_text,
@@ -37,6 +39,17 @@ RECORDS: list[Record] = [
 ]
 
 
+TURNS = Example(
+    id="turns",
+    instruction="a",
+    response="b",
+    history=(Turn("user", "one"), Turn("assistant", "two", weight=0)),
+    prompt_format="text",
+    prefill="So",
+    completion_tokens=SampledTokens((1, 2), "v"),
+)
+
+
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 def test_records_come_back_as_they_were(record: Record, tmp_path: Path) -> None:
     """One line each, whatever line breaks and scripts the text holds; lists become tuples again."""
@@ -45,6 +58,26 @@ def test_records_come_back_as_they_were(record: Record, tmp_path: Path) -> None:
     append_records(path, [record])
     assert path.read_bytes().count(b"\n") == 2
     assert read_records(path, type(record)) == [record, record]
+
+
+@pytest.mark.parametrize("record", [*RECORDS, TURNS], ids=lambda record: f"{type(record).__name__}-{record.id}")
+def test_a_line_is_the_dataclass_as_json(record: Record) -> None:
+    """Without what has no place in it: fields that say something only at times, when they say nothing."""
+    row = dataclasses.asdict(record)
+    for name in ("prompt_format", "prefill", "completion_tokens", "response_tokens", "chosen_tokens", "gradient"):
+        if row.get(name) in (None, "", (), "chat"):
+            row.pop(name, None)
+    row = {name: value for name, value in row.items() if (name, value) != ("rejected_tokens", None)}
+    assert record.to_json() == json.dumps(row, ensure_ascii=False)
+
+
+def test_examples_share_what_is_the_same(tmp_path: Path) -> None:
+    """The samples of a prompt hold it once."""
+    path = tmp_path / "records.jsonl"
+    append_records(path, [Example(id=id_, instruction=id_, response="", prompt="ask this " * 100) for id_ in "ab"])
+    first, second = read_records(path, Example)
+    assert first.prompt is second.prompt
+    assert first.instruction is not second.instruction
 
 
 def test_text_stays_readable_and_records_are_frozen() -> None:

@@ -223,7 +223,7 @@ class TestTrainers:
         )
         ours = encode_pairs([PAIRS[0], PAIRS[2]], ChatTemplate(tokenizer), max_length=96)
         for row, one in zip(trainer.train_dataset, ours, strict=True):
-            assert row["prompt_ids"] + row["chosen_ids"] == one.chosen.input_ids
-            assert row["prompt_ids"] + row["rejected_ids"] == one.rejected.input_ids
+            assert row["prompt_ids"] + row["chosen_ids"] == list(one.chosen.input_ids)
+            assert row["prompt_ids"] + row["rejected_ids"] == list(one.rejected.input_ids)
             assert len(row["chosen_ids"]) == sum(one.chosen.completion_mask)
         assert trainer.train().training_loss > 0

@@ -21,6 +21,7 @@ from montessori_pl.influence import (
     Batch,
     ExactInfluence,
     Influence,
+    Reduction,
     ReferenceSet,
     ResponseLosses,
     UpdateRule,
@@ -79,9 +80,12 @@ def trained_setup(
     return Setup(model, torch_optimizer, AdamW.from_optimizer_state(state, list(trainable_parameters(model))))
 
 
-def engine_of(setup: Setup, references: list[Batch] = REFERENCE_BATCHES) -> ExactInfluence:
+def engine_of(
+    setup: Setup, references: list[Batch] = REFERENCE_BATCHES, reduction: Reduction = "examples"
+) -> ExactInfluence:
     loss = ResponseLosses(setup.model)
-    return ExactInfluence(loss, trainable_parameters(setup.model), setup.update, ReferenceSet(loss, references))
+    reference_set = ReferenceSet(loss, references, reduction)
+    return ExactInfluence(loss, trainable_parameters(setup.model), setup.update, reference_set)
 
 
 def losses_after_a_real_step(setup: Setup, example: Tokens | None) -> Tensor:
@@ -100,16 +104,19 @@ def losses_after_a_real_step(setup: Setup, example: Tokens | None) -> Tensor:
         return torch.stack([naive_loss(model, reference) for reference in REFERENCES])
 
 
-def assert_equals_brute_force(setup: Setup, tolerance: float) -> None:
+def assert_equals_brute_force(setup: Setup, tolerance: float, reduction: Reduction = "examples") -> None:
     """Both influences of every probe agree, up to `tolerance` times the largest of their kind."""
-    engine = engine_of(setup)
+    engine = engine_of(setup, reduction=reduction)
     found = engine(collate(PROBES))
     with torch.no_grad():
         base = torch.stack([naive_loss(setup.model, reference) for reference in REFERENCES])
     null = losses_after_a_real_step(setup, None)
     after = torch.stack([losses_after_a_real_step(setup, probe) for probe in PROBES])
 
-    kinds = {"plain": (base - after).double().mean(dim=1), "centred": (null - after).double().mean(dim=1)}
+    weights = (
+        base.double() / base.double().sum() if reduction == "losses" else torch.full_like(base, 1 / len(base)).double()
+    )
+    kinds = {"plain": (base - after).double() @ weights, "centred": (null - after).double() @ weights}
     for kind, expected in kinds.items():
         values = torch.tensor([getattr(influence, kind) for influence in found], dtype=torch.float64)
         largest = expected.abs().max().item()
@@ -124,6 +131,12 @@ def assert_equals_brute_force(setup: Setup, tolerance: float) -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_exact_equals_brute_force(optimizer: str, trained: str, dtype: torch.dtype, tolerance: float) -> None:
     assert_equals_brute_force(trained_setup(optimizer, trained=trained, dtype=dtype), tolerance)
+
+
+@pytest.mark.parametrize("trained", ["lora", "all"])
+def test_exact_equals_brute_force_weighed_by_losses(trained: str) -> None:
+    """By those before any step, also where the influence is measured from a step with zero gradient."""
+    assert_equals_brute_force(trained_setup("warm adamw", trained=trained), 1e-12, "losses")
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt_neox"])

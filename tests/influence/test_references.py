@@ -117,6 +117,32 @@ def test_reductions_by_hand() -> None:
         assert references.average(references.losses(NO_SHIFT))[0] == pytest.approx(expected, rel=1e-15)
 
 
+def test_weights_by_losses_by_hand() -> None:
+    """Losses 1, 2, 6 before a step that lowers the last two by 1 and 3: (0 * 1 + 1 * 2 + 3 * 6)/9; none weighs less."""
+    references = ReferenceSet(Losses([0.0] * 3), [collate(numbered([1, 3, 2]))], reduction="losses")
+    lowered = torch.tensor([0.0, 1.0, 3.0])
+    assert references.average(lowered)[0] == pytest.approx(4 / 3), "all alike as long as losses are not known"
+    references.weigh(torch.tensor([1.0, 2.0, 6.0]))
+    assert references.average(lowered)[0] == pytest.approx(20 / 9)
+    references.weigh(torch.zeros(3))
+    assert references.average(lowered)[0] == pytest.approx(20 / 9), "zeros weigh nothing"
+
+
+@pytest.mark.parametrize("trained", ["lora", "all"])
+def test_weighed_by_losses_the_gradient_is_that_of_their_squares(trained: str) -> None:
+    model = make_model("llama", trained, torch.float64)
+    references = reference_set(model, REFERENCES, reduction="losses", batch_tokens=40)
+    params = trainable_parameters(model)
+    references.weigh(references.losses(params))
+    found = references.gradient(params)
+
+    losses = slow_losses(model, REFERENCES)
+    ((losses**2).sum() / 2 / losses.detach().sum()).backward()
+    expected = {name: param.grad for name, param in model.named_parameters() if param.requires_grad}
+    assert_close(found, expected, 1e-12)
+    assert references.weights.unique().numel() > 1
+
+
 def test_batches_of_8_by_hand() -> None:
     """Eight losses of 1 with one token each but the last with 3 of loss 5: (7 + 15)/10 = 2.2; then 2 and 4 with 1 and 3
     tokens: (2 + 12)/4 = 3.5; together (2.2 + 3.5)/2 = 2.85, not the (22 + 14)/14 of all tokens."""

@@ -89,6 +89,34 @@ def test_several_judges_are_averaged(
     assert metrics["mean_margin"] == pytest.approx((3 / first + 4 / second) / 2 - (1 / first - 2 / second) / 2)
 
 
+@pytest.mark.parametrize(("weights", "worst"), [((1.0, 1.0), "b"), ((3.0, 1.0), "a"), ((1.5, 0.5), "a")])
+def test_judges_have_weights(
+    tmp_path: Path,
+    scored: dict[str, Path],
+    context: Callable[..., StageContext],
+    weights: tuple[float, float],
+    worst: str,
+) -> None:
+    """`a` has -1 and 2, `b` 1 and -2, by roots of 15/4 and 24/4: who counts more decides, by ratios alone."""
+    values = {"a": 2.0, "b": -2.0, "c": 4.0, "d": 0.0}
+    other = write(tmp_path / "other" / "scores.jsonl", [Score(id=id_, value=v) for id_, v in values.items()])
+    of_first, of_second = weights
+    here = context(inputs={"examples": scored["examples"], "scores.influence": scored["scores"], "scores.other": other})
+    metrics = BuildPreferences("data", {"influence": of_first, "other": of_second}, rule="best_worst").run(here)
+    (pair,) = read_records(here.directory / "pairs.jsonl", PreferencePair)
+    assert (pair.chosen, pair.rejected) == ("I write c", f"I write {worst}")
+    first, second = math.sqrt(15 / 4), math.sqrt(24 / 4)
+    value = {"a": (-1 / first, 2 / second), "b": (1 / first, -2 / second), "c": (3 / first, 4 / second)}
+    weighted = {id_: (of_first * x + of_second * y) / (of_first + of_second) for id_, (x, y) in value.items()}
+    assert metrics["mean_margin"] == pytest.approx(weighted["c"] - weighted[worst])
+
+
+@pytest.mark.parametrize("scores", [{}, {"influence": 0.0}, {"influence": 1.0, "other": -1.0}, []])
+def test_a_weight_is_above_zero(scores: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="scores"):
+        BuildPreferences("data", scores)
+
+
 def test_a_judge_that_says_nothing(
     tmp_path: Path, scored: dict[str, Path], context: Callable[..., StageContext]
 ) -> None:
