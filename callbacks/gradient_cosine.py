@@ -17,6 +17,7 @@ from montessori_pl.influence import (
     Params,
     ReferenceSet,
     ResponseLosses,
+    activation_budget,
     computing_in_float32,
     per_example_gradients,
     plan_memory,
@@ -73,7 +74,7 @@ class GradientCosineSignal(ScalarSignal):
         self._gradients = per_example_gradients(loss, self._params, self.reference_batch_tokens)
         budget = self.memory_budget or self.free_memory(student.device)
         # One after another where not even one fits: there is no cheaper way to a gradient.
-        self._at_once = max(1, plan_memory(self._params, budget, wanted=0).examples_at_once)
+        self._at_once = max(1, plan_memory(self._params, budget, 0, activation_budget(student.device)).examples_at_once)
         batch = {name: rows.to(student.device) for name, rows in data.reference_batch().items()}
         references = ReferenceSet(loss, [batch], batch_tokens=self.reference_batch_tokens)
         with computing_in_float32(student.network):

@@ -14,6 +14,7 @@ from montessori_pl.data.records import Example, Rejection, Score
 from montessori_pl.influence import (
     GradientProjection,
     ResponseLosses,
+    activation_budget,
     computing_in_float32,
     gradient_tokens,
     per_example_gradients,
@@ -55,7 +56,7 @@ class ProjectedGradientSignal(SignalCallback):
         most = min(MOST_TOKENS, gradient_tokens(student.network, student.device) or MOST_TOKENS)
         self._gradients = per_example_gradients(loss, self._params, most)
         budget = self.memory_budget or self.free_memory(student.device)
-        self._at_once = max(1, plan_memory(self._params, budget, wanted=0).examples_at_once)
+        self._at_once = max(1, plan_memory(self._params, budget, 0, activation_budget(student.device)).examples_at_once)
         self._project = GradientProjection(self._params, self.dim)
 
     def report(self) -> dict[str, Any]:

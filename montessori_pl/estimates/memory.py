@@ -11,7 +11,13 @@ import torch
 
 from montessori_pl.estimates.devices import CONTEXT, Device
 from montessori_pl.estimates.model_size import FLOAT32, ModelSize
-from montessori_pl.influence.memory import ON_CPU, SHARE_OF_ACCELERATOR, MemoryPlan, plan_memory
+from montessori_pl.influence.memory import (
+    ON_CPU,
+    SHARE_OF_ACCELERATOR,
+    SHARE_OF_PROBE_ON_CPU,
+    MemoryPlan,
+    plan_memory,
+)
 from montessori_pl.losses.output_head import LOGITS_AT_ONCE
 
 OF_HALF = 3
@@ -127,7 +133,8 @@ class Scoring:
         """How many gradients a probe would keep."""
         free = device.memory - self.size.weights - _program(device)
         budget = self.memory_budget or max(1, int(free / 2))
-        return plan_memory({"": torch.empty(max(1, self.size.trained), device="meta")}, budget, self.references)
+        params = {"": torch.empty(max(1, self.size.trained), device="meta")}
+        return plan_memory(params, budget, self.references, budget_of(device))
 
     def peak(self, device: Device) -> Peak:
         """Of one device."""
@@ -150,7 +157,8 @@ class Scoring:
 
     def _gradient_tokens(self, device: Device) -> int:
         layers = self.size.layers
-        return budget_of(device) // (FLOAT32 * layers.of_token) if layers is not None else self.batch_tokens
+        budget = int(budget_of(device) * (SHARE_OF_PROBE_ON_CPU if device.is_cpu else 1))
+        return budget // (FLOAT32 * layers.of_token) if layers is not None else self.batch_tokens
 
 
 @dataclass(frozen=True)

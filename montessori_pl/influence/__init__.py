@@ -7,7 +7,14 @@ from montessori_pl.influence.exact import ExactInfluence, one_step
 from montessori_pl.influence.first_order import FirstOrderInfluence
 from montessori_pl.influence.frozen import FrozenLayers, computing_in_float32
 from montessori_pl.influence.functional import Batch, LossFn, ResponseLosses, trainable_parameters
-from montessori_pl.influence.memory import MemoryPlan, default_budget, gradient_tokens, plan_memory, row_blocks
+from montessori_pl.influence.memory import (
+    MemoryPlan,
+    activation_budget,
+    default_budget,
+    gradient_tokens,
+    plan_memory,
+    row_blocks,
+)
 from montessori_pl.influence.noise import Noise
 from montessori_pl.influence.per_example import one_by_one, per_example_gradients
 from montessori_pl.influence.projection import GradientProjection
@@ -42,6 +49,7 @@ __all__ = [
     "ReferenceSet",
     "ResponseLosses",
     "UpdateRule",
+    "activation_budget",
     "agreement",
     "computing_in_float32",
     "default_budget",

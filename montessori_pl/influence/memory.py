@@ -28,6 +28,7 @@ PER_WIDTH, PER_INNER_WIDTH = 15, 4
 """Numbers that a layer of a Llama keeps of each token for the backward pass, for each of its width and of the inner
 width of its feed-forward network (counted with `saved_tensors_hooks`). Adapters change it by less than a tenth, Qwen3
 and Gemma 2 by a tenth; GPT-2, whose GELU is computed step by step, keeps twice as much."""
+SHARE_OF_PROBE_ON_CPU = 0.5
 ON_CPU, SHARE_OF_ACCELERATOR = 10**9, 0.25
 """Bytes that activations may take by default on a CPU, and the share of an accelerator's memory. They depend on the
 machine and not on what is free, so that work that is resumed there sums in the same order."""
@@ -78,7 +79,15 @@ def activation_budget(device: torch.device) -> int:
 def gradient_tokens(model: nn.Module, device: torch.device) -> int | None:
     """Tokens of a pass with gradients in float32 that fit; none where the model does not tell its size."""
     sizes = LayerSizes.of(getattr(model, "config", None))
-    return None if sizes is None else max(1, activation_budget(device) // (4 * sizes.of_token))
+    return None if sizes is None else max(1, int(probe_activations(device)) // (4 * sizes.of_token))
+
+
+def probe_activations(device: torch.device) -> float:
+    """Bytes that activations may take beside gradients of examples and references: on a CPU half of a training's.
+
+    There larger passes are no faster.
+    """
+    return activation_budget(device) * (SHARE_OF_PROBE_ON_CPU if device.type in ("cpu", "mps") else 1)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ class MemoryPlan:
         return {"bytes_of_one_copy": self.copy, "kept_gradients": self.kept_gradients}
 
 
-def plan_memory(params: Params, budget: int, wanted: int) -> MemoryPlan:
+def plan_memory(params: Params, budget: int, wanted: int, for_examples: int | None = None) -> MemoryPlan:
     """What fits: first one example, then half of the rest for references, then more examples.
 
     Examples, and references if they are fewer than wanted, are a power of two, so that a little more or less of free
@@ -109,6 +118,8 @@ def plan_memory(params: Params, budget: int, wanted: int) -> MemoryPlan:
         params: the trained parameters, by name.
         budget: bytes.
         wanted: references whose gradients would be kept if there were room.
+        for_examples: bytes that more than one example may take, for example `activation_budget`: where passes have few
+            tokens, many examples side by side are no faster. None takes what is left.
     """
     copy = sum(param.nbytes for param in params.values())
     left = budget // copy - SHARED_COPIES - COPIES_PER_EXAMPLE
@@ -116,7 +127,8 @@ def plan_memory(params: Params, budget: int, wanted: int) -> MemoryPlan:
         return MemoryPlan(budget, copy, kept_gradients=0, examples_at_once=0)
     kept = left // 2
     kept = wanted if kept >= wanted else _power_of_two(kept)
-    return MemoryPlan(budget, copy, kept, examples_at_once=_power_of_two(1 + (left - kept) // COPIES_PER_EXAMPLE))
+    more = left - kept if for_examples is None else min(left - kept, for_examples // copy)
+    return MemoryPlan(budget, copy, kept, examples_at_once=_power_of_two(1 + more // COPIES_PER_EXAMPLE))
 
 
 def _power_of_two(number: int) -> int:

@@ -22,7 +22,13 @@ from montessori_pl.influence.exact import ExactInfluence
 from montessori_pl.influence.first_order import FirstOrderInfluence
 from montessori_pl.influence.frozen import FrozenLayers, computing_in_float32
 from montessori_pl.influence.functional import Batch, ResponseLosses, trainable_parameters
-from montessori_pl.influence.memory import default_budget, gradient_tokens, plan_memory, row_blocks
+from montessori_pl.influence.memory import (
+    activation_budget,
+    default_budget,
+    gradient_tokens,
+    plan_memory,
+    row_blocks,
+)
 from montessori_pl.influence.noise import EXAMPLES, Noise, measure_noise
 from montessori_pl.influence.per_example import per_example_gradients
 from montessori_pl.influence.references import Reduction, ReferenceSet
@@ -102,7 +108,7 @@ class InfluenceScorer:
             most = min(batch_tokens, gradient_tokens(model, device) or batch_tokens)
             self.references = ReferenceSet(loss, references, reduction, batch_tokens, frozen, cache_bytes, most)
             wanted = min(max(sample, num_references) if method == "control_variate" else sample, len(self.references))
-            self.memory = plan_memory(params, budget, wanted)
+            self.memory = plan_memory(params, budget, wanted, activation_budget(device))
             self._check_memory(num_references)
             self.exact = ExactInfluence(loss, params, update, self.references)
             self._check_finite()

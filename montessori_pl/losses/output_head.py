@@ -136,7 +136,7 @@ class _NatsOfFrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(hidden: Tensor, targets: Tensor, to_logits: ToLogits) -> tuple[Tensor, Tensor]:
-        # `torch.func.grad` works in inference mode, too, whose tensors autograd does not take: hence the copies.
+        # Autograd takes no tensors of inference mode: hence the copies.
         with torch.inference_mode(False), torch.enable_grad():
             leaf = hidden.clone().detach().requires_grad_()
             found = nats(to_logits(leaf), targets.clone())

@@ -43,6 +43,14 @@ def test_plan_by_hand(copies: int, kept: int, at_once: int) -> None:
     assert (4 + kept + 4 * at_once) * COPY <= plan.budget or at_once == 0
 
 
+@pytest.mark.parametrize(("copies", "at_once"), [(0, 1), (3, 1), (4, 2), (12, 4), (1000, 16)])
+def test_more_than_one_example_may_take_so_much(copies: int, at_once: int) -> None:
+    """Of 92 copies that one example leaves, 32 are the references', and 60 have room for 15 examples more."""
+    plan = plan_memory(PARAMS, 100 * COPY, wanted=32, for_examples=copies * COPY)
+
+    assert (plan.kept_gradients, plan.examples_at_once) == (32, at_once)
+
+
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     torch.set_num_threads(1)
