@@ -32,10 +32,10 @@ class SolveRateSignal(SignalCallback):
     The student answers each instruction several times, each answer drawn with a seed of its own from the example's id
     and the answer's number. An answer that reaches the token limit is none, nor is one whose reasoning does not end.
 
-    `against: majority` needs nobody who knows better: p is the share of those answers that agree with the most frequent
-    one, as in R-Zero, and an example without any answer is left unscored. Open questions have as many answers as they
-    are asked, and say nothing here. `against: response` compares with the example's own response, and p is the share of
-    all answers: what was not finished is wrong.
+    `against: majority` needs nobody who knows better: right is the most frequent answer, as in R-Zero, and an example
+    without any answer is left unscored. Open questions have as many answers as they are asked, and say nothing here.
+    `against: response` compares with the example's own response. What was not finished is wrong either way: R-Zero
+    leaves it out, and then two answers that differ count as the greatest uncertainty where all others were cut.
 
     Few answers leave few different scores, and no pair tells equal ones apart. Standard errors are those of a share of
     so many draws.
@@ -135,17 +135,17 @@ class SolveRateSignal(SignalCallback):
         keys = Counter(key for text in finished if (key := answer_key(text, self.answers == "final")))
         if self.against == "response":
             same = same_answer if self.answers == "final" else same_text
-            right, compared = sum(same(text, example.response) for text in finished), len(answers)
+            right = sum(same(text, example.response) for text in finished)
         elif keys:
-            right, compared = max(keys.values()), keys.total()
+            right = max(keys.values())
         else:
             what = "is more than blanks or reasoning" if finished else f"ended in {self.sampling.max_tokens} tokens"
             return _unscored(example, "no answer", f"none of {len(answers)} {what}")
-        rate = right / compared
+        rate = right / len(answers)
         return Score(
             id=example.id,
             value=1 - abs(2 * rate - 1),
-            standard_error=2 * math.sqrt(rate * (1 - rate) / compared),
+            standard_error=2 * math.sqrt(rate * (1 - rate) / len(answers)),
             method=f"uncertainty, against {self.against}",
             details={"solve_rate": rate, "answers": float(keys.total()), "different_answers": float(len(keys))},
             texts=tuple(one.text for one in answers),

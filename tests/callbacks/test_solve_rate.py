@@ -107,9 +107,9 @@ ANSWERS = {
     "most": [r"\boxed{5}", "#### 5", "5.0", "6"],  # three of four
     "all": ["Yes, so", "yes,  so", "YES, SO", "yes, so"],
     "none": ["a", "b", "c", "d"],  # the most frequent answer is one of four
-    "some": ["5", "6", CUT, "<think>it may be 5"],  # one of two that are answers
+    "some": ["5", "6", CUT, "<think>it may be 5"],  # one of four, of which two are none
 }
-RATES = {"half": 0.5, "most": 0.75, "all": 1.0, "none": 0.25, "some": 0.5}
+RATES = {"half": 0.5, "most": 0.75, "all": 1.0, "none": 0.25, "some": 0.25}
 
 
 def test_the_most_frequent_answer_counts_as_right(score: Scoring, scripted: type[Scripted]) -> None:
@@ -123,14 +123,14 @@ def test_the_most_frequent_answer_counts_as_right(score: Scoring, scripted: type
         "most": 0.5,
         "all": 0.0,
         "none": 0.5,
-        "some": 1.0,
+        "some": 0.5,
     }
     assert found["most"].standard_error == pytest.approx(2 * (0.75 * 0.25 / 4) ** 0.5)
-    assert found["some"].standard_error == pytest.approx(2 * (0.5 * 0.5 / 2) ** 0.5)
-    assert found["some"].details == {"solve_rate": 0.5, "answers": 2.0, "different_answers": 2.0}
+    assert found["some"].standard_error == pytest.approx(2 * (0.25 * 0.75 / 4) ** 0.5)
+    assert found["some"].details == {"solve_rate": 0.25, "answers": 2.0, "different_answers": 2.0}
     assert found["half"].texts == tuple(ANSWERS["half"])
     assert metrics["signal"]["certain_rate"] == 0.2
-    assert metrics["signal"]["tied"] == 4, "half and some, most and none"
+    assert metrics["signal"]["tied"] == 3, "most, none and some"
 
 
 def test_the_response_counts_as_right(score: Scoring, scripted: type[Scripted]) -> None:
