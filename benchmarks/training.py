@@ -286,6 +286,9 @@ def compare(arguments: argparse.Namespace) -> None:
         seconds = statistics.median(one["seconds"] for one in results)
         peak = max(one["peak_gb"] for one in results)
         print(f"median {name:12} {seconds:7.1f} s  {results[0]['tokens'] / seconds:6.1f} tokens/s  {peak:5.2f} GB")
+        if "ours" in found and name != "ours":
+            ratios = [one["seconds"] / own["seconds"] for one, own in zip(results, found["ours"], strict=False)]
+            print(f"  seconds by ours: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         print("  losses", " ".join(f"{one:.6g}" for one in results[0]["losses"]))
 
 

@@ -109,7 +109,6 @@ def mean_scores(several: Sequence[Mapping[str, Score]], weights: Sequence[float]
     Raises:
         ValueError: all scores of a judge are zero.
     """
-    shares = list(weights) if weights is not None else [1.0] * len(several)
     sizes = [math.sqrt(statistics.fmean(score.value**2 for score in scores.values())) for scores in several]
     if not all(sizes):
         raise ValueError("scores cannot be averaged with others when all of them are zero")
@@ -117,11 +116,11 @@ def mean_scores(several: Sequence[Mapping[str, Score]], weights: Sequence[float]
     for id_ in several[0]:
         scores = [one[id_] for one in several if id_ in one]
         if len(scores) == len(several):
-            found[id_] = _mean_score(scores, sizes, shares)
+            found[id_] = _mean_score(scores, sizes, weights)
     return found
 
 
-def _mean_score(scores: Sequence[Score], sizes: Sequence[float], weights: Sequence[float]) -> Score:
+def _mean_score(scores: Sequence[Score], sizes: Sequence[float], weights: Sequence[float] | None) -> Score:
     scaled = list(zip(scores, sizes, strict=True))
     errors = [score.standard_error / size for score, size in scaled if score.standard_error is not None]
     terms = [[term / size for term in score.terms] for score, size in scaled]

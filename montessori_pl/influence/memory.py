@@ -79,15 +79,15 @@ def activation_budget(device: torch.device) -> int:
 def gradient_tokens(model: nn.Module, device: torch.device) -> int | None:
     """Tokens of a pass with gradients in float32 that fit; none where the model does not tell its size."""
     sizes = LayerSizes.of(getattr(model, "config", None))
-    return None if sizes is None else max(1, int(probe_activations(device)) // (4 * sizes.of_token))
+    return None if sizes is None else max(1, probe_activations(device) // (4 * sizes.of_token))
 
 
-def probe_activations(device: torch.device) -> float:
+def probe_activations(device: torch.device) -> int:
     """Bytes that activations may take beside gradients of examples and references: on a CPU half of a training's.
 
     There larger passes are no faster.
     """
-    return activation_budget(device) * (SHARE_OF_PROBE_ON_CPU if device.type in ("cpu", "mps") else 1)
+    return int(activation_budget(device) * (SHARE_OF_PROBE_ON_CPU if device.type in ("cpu", "mps") else 1))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class MemoryPlan:
         return {"bytes_of_one_copy": self.copy, "kept_gradients": self.kept_gradients}
 
 
-def plan_memory(params: Params, budget: int, wanted: int, for_examples: int | None = None) -> MemoryPlan:
+def plan_memory(params: Params, budget: int, wanted: int, for_examples: int) -> MemoryPlan:
     """What fits: first one example, then half of the rest for references, then more examples.
 
     Examples, and references if they are fewer than wanted, are a power of two, so that a little more or less of free
@@ -119,7 +119,7 @@ def plan_memory(params: Params, budget: int, wanted: int, for_examples: int | No
         budget: bytes.
         wanted: references whose gradients would be kept if there were room.
         for_examples: bytes that more than one example may take, for example `activation_budget`: where passes have few
-            tokens, many examples side by side are no faster. None takes what is left.
+            tokens, many examples side by side are no faster.
     """
     copy = sum(param.nbytes for param in params.values())
     left = budget // copy - SHARED_COPIES - COPIES_PER_EXAMPLE
@@ -127,7 +127,7 @@ def plan_memory(params: Params, budget: int, wanted: int, for_examples: int | No
         return MemoryPlan(budget, copy, kept_gradients=0, examples_at_once=0)
     kept = left // 2
     kept = wanted if kept >= wanted else _power_of_two(kept)
-    more = left - kept if for_examples is None else min(left - kept, for_examples // copy)
+    more = min(left - kept, for_examples // copy)
     return MemoryPlan(budget, copy, kept, examples_at_once=_power_of_two(1 + more // COPIES_PER_EXAMPLE))
 
 

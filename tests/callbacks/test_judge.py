@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from stage_runs import quiet_trainer, stage_context, write
+from scoring_runs import Scoring
 from tiny_models import save_tiny_model
 
 from callbacks import JudgeSignal
-from montessori_pl.batches.sources import DataSources
 from montessori_pl.cli.fit import main
 from montessori_pl.data.records import (
     Example,
@@ -36,10 +35,8 @@ from montessori_pl.generation import (
     Sampling,
     TransformersBackend,
 )
-from montessori_pl.models.loading import LoraSettings, ModelSource
-from montessori_pl.models.student import StudentModule
-from montessori_pl.stages import BuildPreferences, StageContext, StageError
-from montessori_pl.stages.score_examples import ScoreExamples as ScoreStage
+from montessori_pl.models.loading import ModelSource
+from montessori_pl.stages import BuildPreferences, StageError
 
 # Lightning's advice on loaders, which the command line silences too.
 pytestmark = [
@@ -175,40 +172,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 def talker(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model with room for the prompt; it is random, and what it says is noise."""
     return save_tiny_model(tmp_path_factory.mktemp("talker"), max_position_embeddings=2048)
-
-
-@dataclasses.dataclass
-class Scoring:
-    """Runs the stage `ScoreExamples` with a signal in a directory; another run in the same one goes on."""
-
-    root: Path
-    backbone: str
-
-    def context(self, name: str, **inputs: Path | None) -> StageContext:
-        reference = self.root / "reference.jsonl"
-        reference.write_text(json.dumps({"instruction": "x", "response": "y"}) + "\n")
-
-        return stage_context(
-            self.root / name,
-            inputs=inputs,
-            data=DataSources(seed_tasks="none", reference=str(reference)),
-            student=lambda: StudentModule(self.backbone, lora=LoraSettings(r=2, alpha=4)),
-            trainer=quiet_trainer,
-        )
-
-    def __call__(
-        self, signal: JudgeSignal, examples: Sequence[Example], name: str = "scores", batch_tokens: int = 1
-    ) -> dict[str, Any]:
-        """The metrics; with one token each prompt is a batch of its own."""
-        data = write(self.root / f"{name}-data" / "examples.jsonl", examples)
-        context = self.context(name, examples=data, student=None)
-        return ScoreStage("data", signal, batch_tokens=batch_tokens).run(context)
-
-    def scores(self, name: str = "scores") -> dict[str, Score]:
-        return {score.id: score for score in read_records(self.root / name / "scores.jsonl", Score)}
-
-    def files(self, name: str = "scores") -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in sorted((self.root / name).iterdir())}
 
 
 @pytest.fixture

@@ -1,24 +1,20 @@
 """Solve rate as a signal: scores by hand, answers that are none, and the student's own answers one by one."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from stage_runs import quiet_trainer, stage_context, write
+from scoring_runs import Scoring
 from tiny_models import save_tiny_model
 
 import callbacks.solve_rate
 from callbacks import SolveRateSignal
-from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.records import Example, Message, Rejection, Score, Turn, read_records, stable_seed
+from montessori_pl.data.records import Example, Message, Turn, stable_seed
 from montessori_pl.evaluation.answers import answer_key, same_answer
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
-from montessori_pl.models.loading import LoraSettings, ModelSource
-from montessori_pl.models.student import StudentModule
-from montessori_pl.stages.score_examples import ScoreExamples
+from montessori_pl.models.loading import ModelSource
 
 # Lightning's advice on loaders, which the command line silences too.
 pytestmark = [
@@ -55,32 +51,6 @@ class Scripted(TransformersBackend):
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny_model(tmp_path_factory.mktemp("student"))
-
-
-@dataclasses.dataclass
-class Scoring:
-    """Runs the stage `ScoreExamples` with a signal in a directory; another run in the same one goes on."""
-
-    root: Path
-    backbone: str
-
-    def __call__(self, signal: SolveRateSignal, examples: Sequence[Example], name: str = "scores") -> dict[str, Any]:
-        reference = self.root / "reference.jsonl"
-        reference.write_text(json.dumps({"instruction": "x", "response": "y"}) + "\n")
-        context = stage_context(
-            self.root / name,
-            inputs={"examples": write(self.root / f"{name}-data" / "examples.jsonl", examples), "student": None},
-            data=DataSources(seed_tasks="none", reference=str(reference)),
-            student=lambda: StudentModule(self.backbone, lora=LoraSettings(r=2, alpha=4)),
-            trainer=quiet_trainer,
-        )
-        return ScoreExamples("data", signal, batch_tokens=1).run(context)
-
-    def scores(self, name: str = "scores") -> dict[str, Score]:
-        return {score.id: score for score in read_records(self.root / name / "scores.jsonl", Score)}
-
-    def unscored(self, name: str = "scores") -> list[Rejection]:
-        return read_records(self.root / name / "unscored.jsonl", Rejection)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ BATCH, REFERENCES = collate(make_examples(9, seed=3)), [collate(make_examples(12
 )
 def test_plan_by_hand(copies: int, kept: int, at_once: int) -> None:
     """Four copies are shared, an example takes four, a reference one; 32 references are wanted."""
-    plan = plan_memory(PARAMS, copies * COPY + 3, wanted=32)
+    plan = plan_memory(PARAMS, copies * COPY + 3, wanted=32, for_examples=copies * COPY)
 
     assert (plan.copy, plan.kept_gradients, plan.examples_at_once) == (COPY, kept, at_once)
     assert (4 + kept + 4 * at_once) * COPY <= plan.budget or at_once == 0
