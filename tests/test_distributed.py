@@ -23,7 +23,7 @@ from killing import TWO_PROCESSES, Moment, Program, assert_same_run, copy_until
 from montessori_pl import classroom
 from montessori_pl.batches.encoding import encode_examples
 from montessori_pl.cli.fit import main, shipped_configs
-from montessori_pl.data.records import Example, append_records, read_records
+from montessori_pl.data.records import Example, Score, append_records, read_records
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.signals.base import REPORT
@@ -117,6 +117,20 @@ def test_two_processes_score_as_one(recipe: Path, finished: Path, tmp_path: Path
     assert "[9/14] iteration_1/preferences: finished before" in said
     assert (run / SCORES).read_bytes() == (finished / SCORES).read_bytes()
     assert [path.name for path in (run / SCORES).parent.glob("*.part*")] == []
+
+
+def test_a_student_that_answers_says_the_same_in_two_processes(
+    tiny_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Solve rates, of which each process measures a share, with a student that is drawn from: the same bytes."""
+    recipe = tiny_recipe("solve_rate_signal.yaml", solve_rates={"batch_tokens": 64}, **SCORED)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    main(command(recipe, whole)[3:])
+    copy_until(whole, "solve_rates", run)
+    fit_by_two(recipe, run)
+    one, two = (records / "iteration_1/solve_rates/scores.jsonl" for records in (whole, run))
+    assert two.read_bytes() == one.read_bytes()
+    assert len({score.value for score in read_records(one, Score)}) > 2
 
 
 def late(*args: Any) -> None:
