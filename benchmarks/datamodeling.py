@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from study.runs import Run, override
 
-from montessori_pl.cli.fit import shipped_configs
+from montessori_pl.cli.recipe_files import shipped_configs
 from montessori_pl.data.records import Example, Score, read_records
 from montessori_pl.pairing import mean_scores
 from montessori_pl.run_directory.atomic import write_records

@@ -34,7 +34,7 @@ from rich.table import Table
 from study import StudyError
 from study.runs import Run, copy_stages, manifest, shared_stages
 
-from montessori_pl.cli.fit import shipped_configs
+from montessori_pl.cli.recipe_files import shipped_configs
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.evaluation.exact_match import ItemAnswer
 from montessori_pl.run_directory.atomic import write_atomically

@@ -22,7 +22,8 @@ from killing import TWO_PROCESSES, Moment, Program, assert_same_run, copy_until
 
 from montessori_pl import classroom
 from montessori_pl.batches.encoding import encode_examples
-from montessori_pl.cli.fit import main, shipped_configs
+from montessori_pl.cli.fit import main
+from montessori_pl.cli.recipe_files import shipped_configs
 from montessori_pl.data.records import Example, Score, append_records, read_records
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.run_directory.run_directory import RunDirectory

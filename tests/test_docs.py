@@ -31,7 +31,8 @@ import yaml
 from markdown_blocks import Block, PageError, commands, indented_code, inline_commands, read_blocks
 
 from montessori_pl.__main__ import BESIDE, main
-from montessori_pl.cli.fit import MontessoriCLI, find_configs
+from montessori_pl.cli.fit import MontessoriCLI
+from montessori_pl.cli.recipe_files import find_configs
 from montessori_pl.config_errors import ConfigError, SentenceParser
 from montessori_pl.pipeline.recipe import Step, resolve_recipe
 

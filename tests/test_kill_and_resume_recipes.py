@@ -30,7 +30,7 @@ from killing import (
 )
 
 from montessori_pl.classroom.tasks import family
-from montessori_pl.cli.fit import shipped_configs
+from montessori_pl.cli.recipe_files import shipped_configs
 from montessori_pl.data.records import Example, PreferencePair, Record, Score, read_records
 from montessori_pl.generation import TransformersBackend
 from montessori_pl.models.loading import ModelSource

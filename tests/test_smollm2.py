@@ -8,7 +8,8 @@ import pytest
 import yaml
 from tiny_models import save_tiny_model
 
-from montessori_pl.cli.fit import main, shipped_configs
+from montessori_pl.cli.fit import main
+from montessori_pl.cli.recipe_files import shipped_configs
 from montessori_pl.data.records import Example, read_records
 from montessori_pl.worlds.gym import teacher
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from montessori_pl.cli.fit import shipped_configs
+from montessori_pl.cli.recipe_files import shipped_configs
 from montessori_pl.run_directory.atomic import write_atomically
 from montessori_pl.worlds.names import with_versions
 from study import StudyError

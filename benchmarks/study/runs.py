@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from montessori_pl.classroom import resolve
-from montessori_pl.cli.fit import shipped_configs
+from montessori_pl.cli.recipe_files import shipped_configs
 from montessori_pl.run_directory.atomic import write_records
 from study.oracle import oracle_examples
 from study.settings import Arm, Settings

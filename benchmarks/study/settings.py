@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from montessori_pl.cli.fit import shipped_configs
+from montessori_pl.cli.recipe_files import shipped_configs
 from study import StudyError
 
 

@@ -8,43 +8,29 @@ stage (`--recipe.warmup.training.lr 1e-4`).
 import logging
 import os
 import sys
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.bounds import Bounds, PositiveInt, Text
-from montessori_pl.cli.common import (
-    DEBUG,
-    PrintableFormatter,
-    add_debug,
-    errors_end_in_a_sentence,
-    expand_home,
-    path_argument,
-)
+from montessori_pl.cli.common import DEBUG, PrintableFormatter, errors_end_in_a_sentence
 from montessori_pl.cli.help import ReadableTypes
+from montessori_pl.cli.loggers import continue_loggers
 from montessori_pl.cli.plugins import load_shipped_plugins
-from montessori_pl.cli.recipe_files import check_recipe_file
-from montessori_pl.cli.settings_check import check_bounds, find_in_stages, find_not_built
-from montessori_pl.cli.trainer_arguments import as_list, check_trainer_arguments, one_process, pinned_arguments
-from montessori_pl.config_errors import ConfigError, SentenceParser, name_overridden, read_recipe
-from montessori_pl.data.records import stable_id
+from montessori_pl.cli.recipe_parser import ABOUT, ABOUT_FIT, OTHER_COMMANDS, PROGRAM, RecipeCLI
+from montessori_pl.cli.stage_settings import stage_settings
+from montessori_pl.cli.trainer_arguments import as_list, check_trainer_arguments, one_process
+from montessori_pl.config_errors import ConfigError, SentenceParser
 from montessori_pl.estimates.devices import Device, devices_named, this_machine
-from montessori_pl.generation import GenerationBackend
 from montessori_pl.generation.pool_teacher import PoolTeacher
 from montessori_pl.models.dpo import TeacherDPOModule
-from montessori_pl.models.student import StudentModule
 from montessori_pl.pipeline.dry_run import estimate_steps
 from montessori_pl.pipeline.dry_run_table import print_estimates
 from montessori_pl.pipeline.model_trial import Trial, remember
@@ -63,185 +49,13 @@ from montessori_pl.processes.stop import STOP
 from montessori_pl.processes.trainers import share_cores, take_over
 from montessori_pl.report import print_summary, write_summary
 from montessori_pl.run_directory.atomic import write_atomically
-from montessori_pl.run_directory.fingerprint import pinned
 from montessori_pl.run_directory.progress import ConsoleDisplay
 from montessori_pl.run_directory.run_directory import RunDirectory
 from montessori_pl.stages import Stage
-from montessori_pl.worlds.names import with_versions
-
-PROGRAM = "python -m montessori_pl"
-ABOUT = "Teachers learn to write the training data from which a student model learns most."
-ABOUT_FIT = (
-    "Run a recipe, or continue a run. --config NAME looks for a recipe file in the working directory, then among the "
-    f"recipes that ship with the program. Example: {PROGRAM} fit --config iter1.yaml"
-)
-OTHER_COMMANDS = (
-    "init writes a recipe for your models and files. Four commands read what runs have written: compare puts runs into "
-    "one table, report makes a page of them, export writes the data of a run for other trainers, and verify says "
-    f"whether the files of a run are as they were written. For their options, see {PROGRAM} compare --help, and so on."
-)
-"""What `--help` says of the commands that are not Lightning's."""
-TYPES: dict[str, Any] = {
-    "seed_everything": Annotated[int, Bounds(ge=0, le=2**32 - 1)],
-    "run": Text,
-    "iterations": Annotated[int, Bounds(ge=1, le=1000)],
-    "num_threads": Annotated[int, Bounds(ge=1, le=1024)] | None,
-    "gpus": Text | None,
-    "preview": PositiveInt | None,
-    "student": Callable[[], StudentModule],
-    "teacher": Callable[[], TeacherDPOModule] | None,
-    "teachers": dict[str, PoolTeacher],
-    "trainer": Any,
-    "generation": Callable[[], GenerationBackend],
-    "data": DataSources,
-    "recipe": dict[str, Stage],
-}
-"""What the keys at the top of a recipe file hold; Lightning knows what its trainer takes."""
-TAKES = {"data": DataSources}
-"""The class that takes the settings of a section, where the section does not say so by `class_path`."""
 
 
-class MontessoriCLI(LightningCLI):
+class MontessoriCLI(RecipeCLI):
     """Parses a recipe and runs it."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Only `fit`, without the arguments of the trainer's method: the recipe makes its own calls."""
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"},
-        }
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser of the program, or of its command."""
-        parser = super().init_parser(**kwargs)
-        add_debug(parser)
-        return parser
-
-    def setup_parser(
-        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
-    ) -> None:
-        """The parsers; Lightning's list of commands would quote its trainer's docstring."""
-        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
-        assert self.parser._subcommands_action is not None
-        for listed in self.parser._subcommands_action._choices_actions:
-            listed.help = "Run a recipe, or continue a run."
-
-    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The seed, which cannot be left to chance: a run that is started again would have another one."""
-        parser.add_argument(
-            "--seed_everything",
-            type=TYPES["seed_everything"],
-            default=self.seed_everything_default,
-            help="The random seed; each stage derives its own from it, from the iteration and from its name.",
-        )
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The sections of a recipe file."""
-        parser.add_argument(
-            "--run",
-            type=TYPES["run"],
-            required=True,
-            help="Directory of the run. A run that is started again continues there.",
-        )
-        parser.add_argument(
-            "--iterations",
-            type=TYPES["iterations"],
-            default=1,
-            help="How many times the stages of the recipe are run, one after another.",
-        )
-        parser.add_argument(
-            "--dry_run",
-            action="store_true",
-            help="Estimate what the run, or what is left of it, will take, and show some prompts. "
-            "Nothing is run or written.",
-        )
-        parser.add_argument(
-            "--gpus",
-            type=TYPES["gpus"],
-            default=None,
-            help="With --dry_run: plan time and memory for these GPUs, such as 8xH100 or 1x24 (one of 24 GB), in place "
-            "of this machine.",
-        )
-        parser.add_argument(
-            "--preview",
-            type=TYPES["preview"],
-            default=None,
-            help="Sample so many completions for each stage that writes, and show them with what is accepted of them "
-            "and why not more, here and as a page beside the run. Nothing is written into the run.",
-        )
-        parser.add_argument(
-            "--requeue",
-            action="store_true",
-            help="Under Slurm, put the job back into the queue when SIGUSR1 has stopped it, of which "
-            "`#SBATCH --signal=USR1@120` takes care.",
-        )
-        parser.add_argument(
-            "--num_threads",
-            type=TYPES["num_threads"],
-            default=None,
-            help="CPU threads of PyTorch, and of vLLM on a CPU. With null, they choose. Very small models are fastest "
-            "with 1.",
-        )
-        parser.add_argument(
-            "--student", type=TYPES["student"], required=True, help="The model that the data is made for."
-        )
-        parser.add_argument(
-            "--teacher",
-            type=TYPES["teacher"],
-            default=None,
-            help="The model that writes the data and learns to write better. With null, only the teachers of the pool "
-            "write.",
-        )
-        parser.add_argument(
-            "--teachers",
-            type=TYPES["teachers"],
-            default={},
-            help="The pool: teachers by name that write and are not trained.",
-        )
-        parser.add_lightning_class_args(self.trainer_class, "trainer")
-        parser.add_argument(
-            "--generation", type=TYPES["generation"], required=True, help="The engine that generates text."
-        )
-        parser.add_class_arguments(DataSources, "data")
-        parser.add_argument(
-            "--recipe", type=TYPES["recipe"], required=True, help="The stages by name, in the order in which they run."
-        )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Find the recipe files that ship with the program."""
-        arguments = find_configs(list(args) if isinstance(args, list) else sys.argv[1:])
-        try:
-            self.config = expand_home(parser.parse_args(arguments))
-        except ConfigError as error:
-            recipe = read_recipe(arguments)
-            if not str(error).startswith("recipe"):
-                raise
-            raise find_in_stages(recipe, Stage) or name_overridden(error, recipe, arguments) from None
-        check_bounds(self._sections(), TYPES)
-
-    def instantiate_classes(self) -> None:
-        """Build the plugins of the recipe; trainers are built for each stage."""
-        if (num_threads := self._get(self.config, "num_threads")) is not None:
-            torch.set_num_threads(num_threads)
-            os.environ["OMP_NUM_THREADS"] = str(num_threads)  # of processes that are started: Lightning's, an engine's
-        try:
-            self.config_init = self.parser.instantiate_classes(self.config)
-            for section in ("student", "teacher", "generation"):
-                if (make := self._get(self.config_init, section)) is not None:
-                    make()
-        except ValueError as error:
-            raise find_not_built(self._sections(), TYPES) or error from None
-        self.datamodule = self.model = None
-
-    def _dump_config(self) -> None:
-        """Nothing. Lightning writes all settings out here, to give the section `model` to modules that save their
-        hyperparameters; there is no such section, and to write took a third of the time that settings took."""
-        self.config_dump: dict[str, Any] = {}
-
-    def _sections(self) -> dict[str, Any]:
-        """The recipe file as it was parsed, section by section."""
-        sections: dict[str, Any] = self.config["fit"].as_dict()
-        return sections
 
     def _run_subcommand(self, subcommand: str) -> None:
         self.fit()
@@ -307,7 +121,9 @@ class MontessoriCLI(LightningCLI):
                 if left:
                     run_directory.remember(data=data.account())
                 runner.clock = self._clock(runner, steps, settings)
-                runner.loggers = self._loggers = self._make_loggers(run_directory)
+                self._loggers = as_list(self._get(self.config_init, "trainer")["logger"])
+                continue_loggers(self._loggers, run_directory)
+                runner.loggers = self._loggers
                 self._peers.open()
             else:
                 self._peers.wait_until_open()
@@ -365,34 +181,7 @@ class MontessoriCLI(LightningCLI):
 
     def _settings(self) -> dict[str, dict[str, Any]]:
         """For each stage, the settings that its result depends on."""
-        config = self._get(self.config, "recipe")
-        stages = self._get(self.config_init, "recipe")
-        pool = {name: _as_dict(one) for name, one in self._get(self.config, "teachers").items()}
-
-        @cache  # the files that a section names are read
-        def section(name: str, trained: bool) -> Any:
-            settings = _as_dict(self._get(self.config, name))
-            kept = pinned_arguments(settings) if name == "trainer" else settings
-            return with_versions(pinned(kept, trained, TAKES.get(name)))
-
-        return {
-            name: {
-                "seed_everything": self._get(self.config, "seed_everything"),
-                f"recipe.{name}": with_versions(pinned(_as_dict(config[name]))),
-                **{
-                    used: found
-                    for used in stage.uses
-                    if (used != "teacher" or needs_teacher(stage, pool))
-                    and (found := section(used, used in stage.trains and not stage.own_objective))
-                },
-                **{
-                    f"teachers.{name}": with_versions(pinned(pool[name], kind=PoolTeacher))
-                    for name in stage.teacher_names()
-                    if name in pool
-                },
-            }
-            for name, stage in stages.items()
-        }
+        return stage_settings(self._sections(), self._get(self.config_init, "recipe"))
 
     def _trainer(
         self, callbacks: list[Any], alone: bool = False, whole_weights: bool = False, **arguments: Any
@@ -422,64 +211,11 @@ class MontessoriCLI(LightningCLI):
 
     _loggers: Sequence[Logger] = ()
 
-    def _make_loggers(self, run_directory: RunDirectory) -> list[Logger]:
-        """The loggers of the whole run; a W&B run keeps its id over restarts and lies in the run directory."""
-        loggers: list[Logger] = as_list(self._get(self.config_init, "trainer")["logger"])
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                import wandb
-
-                if "wandb_id" not in run_directory.facts:
-                    run_directory.remember(wandb_id=stable_id(run_directory.root.resolve(), time.time_ns()))
-                logger._wandb_init.pop("anonymous", None)  # W&B warns that it has no effect any more
-                logger._wandb_init |= {
-                    "id": logger._wandb_init.get("id") or run_directory.facts["wandb_id"],
-                    "resume": "allow",
-                    "dir": str(run_directory.root),
-                }
-                logger._wandb_init["settings"] = wandb.Settings(console="off", silent=True)
-        return loggers
-
     def _check_for_teacher(self, pool: Collection[str]) -> None:
         recipe: dict[str, Stage] = self._get(self.config_init, "recipe")
         for name, stage in recipe.items():
             if needs_teacher(stage, pool) and self._get(self.config_init, "teacher") is None:
                 raise ConfigError(f"recipe.{name} asks the teacher, and the recipe file has no section `teacher`")
-
-
-def shipped_configs() -> Path:
-    """Where the recipe files lie that ship with the program: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-
-
-def find_configs(arguments: list[str]) -> list[str]:
-    """Replace `--config NAME` by the path of the shipped recipe where the working directory has no such file.
-
-    Raises:
-        ValueError: there is no such file in either place.
-    """
-    found = list(arguments)
-    for index, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        at = index if equals else index + 1
-        if not equals and at < len(arguments):
-            value = arguments[at]
-        if not value:
-            continue
-        path = path_argument(value)
-        if path.exists():
-            check_recipe_file(path)
-            found[at] = f"{option}={path}" if equals else str(path)
-            continue
-        shipped = shipped_configs() / value
-        if not shipped.is_file():
-            names = ", ".join(sorted(path.name for path in shipped_configs().glob("*.yaml")))
-            raise ValueError(f"no recipe file {value!r} in the working directory; those that ship with us are: {names}")
-        found[at] = f"{option}={shipped}" if equals else str(shipped)
-    return found
 
 
 def _no_teacher() -> TeacherDPOModule:

@@ -1,10 +1,11 @@
-"""Recipe files before they are parsed: those that would never end, or grow beyond all memory, are refused."""
+"""Recipe files before they are parsed: where they lie, and those refused that would never end or fill all memory."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
+from montessori_pl.cli.common import path_argument
 from montessori_pl.config_errors import ConfigError
 from montessori_pl.data.text_files import check_regular
 
@@ -41,6 +42,41 @@ def check_recipe_file(path: Path) -> None:
             f"{path} holds {values:,} values with those that its aliases (*name) repeat, and a recipe file at most "
             f"{MAX_VALUES:,}"
         )
+
+
+def shipped_configs() -> Path:
+    """Where the recipe files lie that ship with the program: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def find_configs(arguments: list[str]) -> list[str]:
+    """Replace `--config NAME` by the path of the shipped recipe where the working directory has no such file.
+
+    Raises:
+        ValueError: there is no such file in either place.
+    """
+    found = list(arguments)
+    for index, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        at = index if equals else index + 1
+        if not equals and at < len(arguments):
+            value = arguments[at]
+        if not value:
+            continue
+        path = path_argument(value)
+        if path.exists():
+            check_recipe_file(path)
+            found[at] = f"{option}={path}" if equals else str(path)
+            continue
+        shipped = shipped_configs() / value
+        if not shipped.is_file():
+            names = ", ".join(sorted(path.name for path in shipped_configs().glob("*.yaml")))
+            raise ValueError(f"no recipe file {value!r} in the working directory; those that ship with us are: {names}")
+        found[at] = f"{option}={shipped}" if equals else str(shipped)
+    return found
 
 
 def _count(node: yaml.Node, counted: dict[int, int]) -> int:

@@ -12,7 +12,8 @@ import yaml
 from recipe_files import SHIPPED, Recipe
 
 from montessori_pl.__main__ import main as door
-from montessori_pl.cli.fit import MontessoriCLI, find_configs, main, shipped_configs
+from montessori_pl.cli.fit import MontessoriCLI, main
+from montessori_pl.cli.recipe_files import find_configs, shipped_configs
 from montessori_pl.config_errors import SentenceParser
 from montessori_pl.pipeline.recipe import Step, resolve_recipe
 

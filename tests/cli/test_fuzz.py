@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from montessori_pl.cli.fit import MontessoriCLI, main, shipped_configs
+from montessori_pl.cli.fit import MontessoriCLI, main
+from montessori_pl.cli.recipe_files import shipped_configs
 from montessori_pl.config_errors import SentenceParser
 from montessori_pl.pipeline.runner import Runner
 

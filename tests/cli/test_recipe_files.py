@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from recipe_files import Mistake, Recipe
 
-from montessori_pl.cli.fit import shipped_configs
-from montessori_pl.cli.recipe_files import check_recipe_file
+from montessori_pl.cli.recipe_files import check_recipe_file, shipped_configs
 from montessori_pl.config_errors import ConfigError
 
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from recipe_files import Mistake, Recipe, contents
 
-from montessori_pl.cli.fit import main, shipped_configs
+from montessori_pl.cli.fit import main
+from montessori_pl.cli.recipe_files import shipped_configs
 from montessori_pl.run_directory.run_directory import RunDirectory
 
 PLUGIN = '''
