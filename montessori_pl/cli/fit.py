@@ -19,7 +19,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
-from montessori_pl.batches.sources import DataSources
 from montessori_pl.cli.common import DEBUG, PrintableFormatter, errors_end_in_a_sentence
 from montessori_pl.cli.help import ReadableTypes
 from montessori_pl.cli.loggers import continue_loggers
@@ -74,52 +73,63 @@ class MontessoriCLI(RecipeCLI):
     def _fit(self) -> None:
         root = Path(self._get(self.config, "run"))
         check_trainer_arguments(_as_dict(self._get(self.config, "trainer")))
-        display = self._display()
-        iterations = self._get(self.config, "iterations")
         pool: dict[str, PoolTeacher] = self._get(self.config_init, "teachers")
-        steps = resolve_recipe(self._get(self.config_init, "recipe"), iterations, pool)
-        data: DataSources = self._get(self.config_init, "data")
-        run_directory, settings = RunDirectory(root), self._settings()
+        steps = resolve_recipe(self._get(self.config_init, "recipe"), self._get(self.config, "iterations"), pool)
         dry_run: bool = self._get(self.config, "dry_run")
         preview: int | None = self._get(self.config, "preview")
-        if dry_run and preview is not None:
-            raise ConfigError("--dry_run asks no model and --preview does; give one of them")
-        gpus: str | None = self._get(self.config, "gpus")
-        if gpus is not None and not dry_run:
-            raise ConfigError("--gpus plans for a machine that is not this one; give it together with --dry_run")
-        elsewhere = devices_named(gpus) if gpus is not None else None
+        elsewhere = self._planned_for(dry_run, preview)
         self._check_for_teacher(pool)
         runner = Runner(
-            run_directory=run_directory,
-            display=display,
+            run_directory=RunDirectory(root),
+            display=self._display(),
             seed=int(self._get(self.config, "seed_everything")),
-            data=data,
+            data=self._get(self.config_init, "data"),
             student=self._get(self.config_init, "student"),
             teacher=self._get(self.config_init, "teacher") or _no_teacher,
             backend=self._get(self.config_init, "generation"),
             trainer=self._trainer,
             pool=pool,
         )
+        settings = stage_settings(self._sections(), self._get(self.config_init, "recipe"))
         passed: list[Trial] = []
-        if left := [step for step in steps if not run_directory.up_to_date(step.key, settings[step.name])]:
+        if left := [step for step in steps if not runner.run_directory.up_to_date(step.key, settings[step.name])]:
             passed = preflight(runner, left, dry_run or preview is not None, elsewhere is not None)
         if dry_run:
             if runner.leads:
                 self.plan = self._plan(runner, steps, settings, elsewhere)
-                self._show(self.plan, display.console)
-            return
-        if preview is not None:
+                self._show(self.plan, runner.display.console)
+        elif preview is not None:
             if runner.leads:
                 self._preview(runner, steps, preview, root)
-            return
+        else:
+            self._run_stages(runner, steps, settings, passed, any_left=bool(left))
+
+    def _planned_for(self, dry_run: bool, preview: int | None) -> Device | None:
+        """The machine that is planned for, where it is not this one."""
+        if dry_run and preview is not None:
+            raise ConfigError("--dry_run asks no model and --preview does; give one of them")
+        gpus: str | None = self._get(self.config, "gpus")
+        if gpus is not None and not dry_run:
+            raise ConfigError("--gpus plans for a machine that is not this one; give it together with --dry_run")
+        return devices_named(gpus) if gpus is not None else None
+
+    def _run_stages(
+        self,
+        runner: Runner,
+        steps: Sequence[Step],
+        settings: dict[str, Any],
+        passed: Sequence[Trial],
+        any_left: bool,
+    ) -> None:
+        run_directory, display = runner.run_directory, runner.display
         share_cores(runner.trainer(callbacks=[]))
-        with runner.locked(), _error_kept(root) if runner.leads else nullcontext():
+        with runner.locked(), _error_kept(run_directory.root) if runner.leads else nullcontext():
             if runner.leads:
                 self._peers.forget_earlier()
                 runner.open(steps, settings)
                 remember(run_directory, passed)
-                if left:
-                    run_directory.remember(data=data.account())
+                if any_left:
+                    run_directory.remember(data=runner.data.account())
                 runner.clock = self._clock(runner, steps, settings)
                 self._loggers = as_list(self._get(self.config_init, "trainer")["logger"])
                 continue_loggers(self._loggers, run_directory)
@@ -132,11 +142,9 @@ class MontessoriCLI(RecipeCLI):
             if runner.leads:
                 # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.
                 parser = self._subcommand_parsers["fit"]
-                write_atomically(
-                    root / "config.yaml", parser.dump(self.config["fit"], skip_none=False, skip_link_targets=False)
-                )
-                summary = write_summary(root)
-                print_summary(summary, display.console)
+                configuration = parser.dump(self.config["fit"], skip_none=False, skip_link_targets=False)
+                write_atomically(run_directory.root / "config.yaml", configuration)
+                print_summary(write_summary(run_directory.root), display.console)
                 if not worked:
                     display.say(f"All {len(steps)} stages had finished; nothing was left to do.")
 
@@ -178,10 +186,6 @@ class MontessoriCLI(RecipeCLI):
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(page, preview_page(previews, f"Preview of {root}"))
         runner.display.say(f"\nAll texts in full: {page}. Nothing was written into the run.")
-
-    def _settings(self) -> dict[str, dict[str, Any]]:
-        """For each stage, the settings that its result depends on."""
-        return stage_settings(self._sections(), self._get(self.config_init, "recipe"))
 
     def _trainer(
         self, callbacks: list[Any], alone: bool = False, whole_weights: bool = False, **arguments: Any
