@@ -9,6 +9,10 @@ from montessori_pl.processes.stop import STOP
 
 BESIDE = {name: f"montessori_pl.cli.{name}" for name in ("compare", "export", "init", "report", "verify")}
 """Commands beside `fit`; all but `init` go without the seconds that importing it takes. Each module has a `main`."""
+SPIN_COUNT = 20_000
+"""How often a thread of PyTorch's looks for the others before it sleeps: tens of microseconds. OpenMP's default of
+300,000 is milliseconds of a core for every operation in which another process has taken the other core; see
+`benchmarks/waiting_threads.py`."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,6 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ["MPLBACKEND"] = "agg"
     if not sys.stderr.isatty():  # libraries' bars: in a log file every step of them would stay
         os.environ.setdefault("TQDM_DISABLE", "1")
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when PyTorch is loaded, which is later
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
     given = sys.argv[1:] if arguments is None else arguments
     command = next((place for place, argument in enumerate(given) if argument != DEBUG), 0)
     beside = BESIDE.get(given[command]) if given else None
