@@ -19,6 +19,7 @@ from montessori_pl.influence import (
     ResponseLosses,
     activation_budget,
     computing_in_float32,
+    gradient_tokens,
     per_example_gradients,
     plan_memory,
     row_blocks,
@@ -71,12 +72,13 @@ class GradientCosineSignal(ScalarSignal):
         """
         self._update = self._adam(student) if self.preconditioned else None
         loss, self._params = ResponseLosses(student.network), trainable_parameters(student.network)
-        self._gradients = per_example_gradients(loss, self._params, self.reference_batch_tokens)
+        tokens = gradient_tokens(student.network, student.device, self.reference_batch_tokens)
+        self._gradients = per_example_gradients(loss, self._params, tokens)
         budget = self.memory_budget or self.free_memory(student.device)
         # One after another where not even one fits: there is no cheaper way to a gradient.
         self._at_once = max(1, plan_memory(self._params, budget, 0, activation_budget(student.device)).examples_at_once)
         batch = {name: rows.to(student.device) for name, rows in data.reference_batch().items()}
-        references = ReferenceSet(loss, [batch], batch_tokens=self.reference_batch_tokens)
+        references = ReferenceSet(loss, [batch], batch_tokens=self.reference_batch_tokens, gradient_tokens=tokens)
         with computing_in_float32(student.network):
             self._reference = _directions(references.gradient(self._params), batch_dims=0)  # (P,)
 

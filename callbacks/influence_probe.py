@@ -157,12 +157,15 @@ class InfluenceProbeCallback(SignalCallback):
 
     def _score(self, example: Example, influence: Influence, loss: float) -> Score:
         error = influence.centred_standard_error if self.centred else influence.plain_standard_error
+        value = influence.centred if self.centred else influence.plain
         terms = influence.differences
         if terms is not None and not self.centred:
             terms = terms + (self._scorer.exact.base_losses - self._scorer.exact.null_losses)
+        if terms is not None:  # whatever each reference weighs: their plain mean, and its error, are those of the value
+            terms = value + self._scorer.references.weights * len(terms) * (terms.cpu().double() - value)
         return Score(
             id=example.id,
-            value=influence.centred if self.centred else influence.plain,
+            value=value,
             standard_error=error if math.isfinite(error) else None,
             method=f"{influence.method} influence, {self.optimizer}, {'centred' if self.centred else 'plain'}",
             details={"centred": influence.centred, "plain": influence.plain, "loss": loss},

@@ -53,7 +53,7 @@ class ProjectedGradientSignal(SignalCallback):
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Draw the projection."""
         loss, self._params = ResponseLosses(student.network), trainable_parameters(student.network)
-        most = min(MOST_TOKENS, gradient_tokens(student.network, student.device) or MOST_TOKENS)
+        most = gradient_tokens(student.network, student.device, MOST_TOKENS)
         self._gradients = per_example_gradients(loss, self._params, most)
         budget = self.memory_budget or self.free_memory(student.device)
         self._at_once = max(1, plan_memory(self._params, budget, 0, activation_budget(student.device)).examples_at_once)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from montessori_pl.data.records import Example, Score
+from montessori_pl.stats.spread import spread
 
 Scale = Literal["group", "none"]
 
@@ -35,11 +36,13 @@ def group_advantages(examples: Iterable[Example], scores: Mapping[str, Score], s
     found: dict[str, float] = {}
     several = [ids for ids in groups.values() if len(ids) > 1]
     for ids in several:
-        mean = statistics.fmean(scores[id_].value for id_ in ids)
-        found |= {id_: scores[id_].value - mean for id_ in ids}
+        values = [scores[id_].value for id_ in ids]
+        mean = statistics.fmean(values)
+        differ = spread(values) > 0  # or the last digits of their mean would be all that is left
+        found |= {id_: value - mean if differ else 0.0 for id_, value in zip(ids, values, strict=True)}
     size = statistics.fmean([value**2 for value in found.values()] or [0.0]) ** 0.5 or 1.0
     for ids in several:
         values = [found[id_] / size for id_ in ids]
-        spread = statistics.stdev(values) + SMALLEST_SPREAD if scale == "group" else 1.0
-        found |= {id_: value / spread for id_, value in zip(ids, values, strict=True)}
+        unit = statistics.stdev(values) + SMALLEST_SPREAD if scale == "group" else 1.0
+        found |= {id_: value / unit for id_, value in zip(ids, values, strict=True)}
     return found

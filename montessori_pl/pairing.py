@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from montessori_pl.data.records import Example, PreferencePair, Score, stable_id, stable_seed
+from montessori_pl.stats.spread import spread
 
 Rule = Literal["best_worst", "signed"]
 Weights = Literal["equal", "margin"]
@@ -98,25 +99,31 @@ def mean_scores(several: Sequence[Mapping[str, Score]], weights: Sequence[float]
     """One score for each example from several, as from students that were warmed up apart.
 
     One student's influence is a noisy judge: it says as much about where its short training happened to end as about
-    the example. The scores of each student are divided by their root mean square, so that none outvotes the others and
-    signs stay, and averaged. Standard errors are averaged too, as if they were fully correlated: the students share
-    the reference set.
+    the example. The scores of each judge are divided by their standard deviation, so that none outvotes the others,
+    wherever its zero lies, and signs stay; and averaged. Standard errors are averaged too, as if they were fully
+    correlated: the students share the reference set.
 
     Args:
         several: the scores of each judge by example id; examples that a judge has not scored are left out.
         weights: how much each judge counts; none counts all alike.
 
     Raises:
-        ValueError: all scores of a judge are zero.
+        ValueError: a judge has no scores, or scores all alike.
     """
-    sizes = [math.sqrt(statistics.fmean(score.value**2 for score in scores.values())) for scores in several]
-    if not all(sizes):
-        raise ValueError("scores cannot be averaged with others when all of them are zero")
+    sizes = [_spread_of([score.value for score in scores.values()]) for scores in several]
     found = {}
     for id_ in several[0]:
         scores = [one[id_] for one in several if id_ in one]
         if len(scores) == len(several):
             found[id_] = _mean_score(scores, sizes, weights)
+    return found
+
+
+def _spread_of(values: Sequence[float]) -> float:
+    if not values:
+        raise ValueError("there is none that could be averaged with others")
+    if not (found := spread(values)):
+        raise ValueError(f"scores cannot be averaged with others when all of them are alike, found {values[0]:g}")
     return found
 
 
@@ -172,6 +179,8 @@ def _standard_error(pair: Pair, differences: Mapping[str, Sequence[float]] | Non
         return math.hypot(*(_own_standard_error(sample.score) for sample in pair))
     chosen, rejected = (_own_differences(sample.example.id, differences) for sample in pair)
     margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
+    if len(margins) < 2:
+        raise ValueError("a noise margin needs two reference examples or more, found 1; set the noise margin to 0")
     return statistics.stdev(margins) / math.sqrt(len(margins))
 
 
@@ -237,6 +246,7 @@ def _record(pair: Pair) -> PreferencePair:
         rejected=rejected.completion,
         chosen_id=chosen.id,
         rejected_id=rejected.id,
+        prompt_id=chosen.prompt_id,
         # They belong to the conversation with the student; a prompt that asks for an instruction has none.
         system=chosen.system if chosen.prompt == chosen.instruction else "",
         history=chosen.history if chosen.prompt == chosen.instruction else (),

@@ -1,10 +1,11 @@
 """Advantages within a prompt, by hand."""
 
+import math
 import statistics
 
 import pytest
 
-from montessori_pl.advantages import SMALLEST_SPREAD, group_advantages
+from montessori_pl.advantages import SMALLEST_SPREAD, Scale, group_advantages
 from montessori_pl.data.records import Example, Score
 
 
@@ -45,6 +46,20 @@ def test_scores_in_other_units_or_from_another_zero_make_the_same_advantages() -
     assert found[0] == pytest.approx(found[1])
     assert found[2] == pytest.approx(found[1])
     assert statistics.fmean(found[0].values()) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_scores_that_differ_by_rounding_alone_are_no_reason_for_a_step(scale: Scale) -> None:
+    """The mean of three times 0.1 is not 0.1, and the difference would become the unit of all others."""
+    examples = [example(f"{prompt}{n}", prompt) for prompt in "pq" for n in range(3)]
+    scores = {
+        f"{prompt}{n}": score(f"{prompt}{n}", value) for prompt, value in (("p", 0.1), ("q", 0.7)) for n in range(3)
+    }
+    assert set(group_advantages(examples, scores, scale).values()) == {0.0}
+    scores |= {"p2": score("p2", 0.1 + 1e-17), "q2": score("q2", math.nextafter(0.7, 1))}
+    assert set(group_advantages(examples, scores, scale).values()) == {0.0}
+    scores["q2"] = score("q2", 0.7 + 1e-9)
+    assert group_advantages(examples, scores, scale)["q2"] > 0.5
 
 
 def test_equal_scores_are_no_reason_for_a_step() -> None:

@@ -75,6 +75,7 @@ def test_the_record_says_all_that_is_known(rule: Rule) -> None:
         rejected="completion bad",
         chosen_id="good",
         rejected_id="bad",
+        prompt_id="p",
         margin=0.75,
         chosen_finished=False,
         rejected_finished=True,
@@ -339,34 +340,53 @@ def test_shares_are_those_of_the_weights_by_margin() -> None:
     assert [pair.weight for pair in pairs] == pytest.approx([4 / 3, 2 / 3])
 
 
+def test_a_noise_margin_needs_two_references() -> None:
+    with pytest.raises(ValueError, match="needs two reference examples or more, found 1"):
+        pair_examples(
+            FOUR, FOUR_SCORES, rule="best_worst", noise_margin=1.0, differences={id_: [0.0] for id_ in "abcd"}
+        )
+
+
 def test_the_mean_of_scores_of_different_sizes() -> None:
-    """Root mean squares 5 (of 3, 4, 5 sqrt 2) and .5: values are divided by them, standard errors and terms too."""
-    first = scores_of({"a": 3.0, "b": -4.0, "c": math.sqrt(50.0)}, standard_error=1.0)
-    second = scores_of({"c": 0.5, "a": -0.5, "b": -0.5}, standard_error=0.1)
-    first["a"] = dataclasses.replace(first["a"], terms=(2.0, 4.0))
+    """Standard deviations 5 (around 6) and .5 (around -1): values are divided by them, and errors and terms too."""
+    first = scores_of({"a": 11.0, "b": 1.0, "c": 11.0, "d": 1.0}, standard_error=1.0)
+    second = scores_of({"c": -1.5, "a": -0.5, "b": -0.5, "d": -1.5}, standard_error=0.1)
+    first["a"] = dataclasses.replace(first["a"], terms=(10.0, 12.0))
     second["a"] = dataclasses.replace(second["a"], terms=(-1.0, 0.0))
     found = mean_scores([first, second])
 
-    assert list(found) == ["a", "b", "c"]
+    assert list(found) == ["a", "b", "c", "d"]
     assert {name: score.value for name, score in found.items()} == pytest.approx(
-        {"a": (0.6 - 1.0) / 2, "b": (-0.8 - 1.0) / 2, "c": (math.sqrt(2.0) + 1.0) / 2}
+        {"a": (2.2 - 1.0) / 2, "b": (0.2 - 1.0) / 2, "c": (2.2 - 3.0) / 2, "d": (0.2 - 3.0) / 2}
     )
-    assert [score.standard_error for score in found.values()] == pytest.approx([(0.2 + 0.2) / 2] * 3)
-    assert found["a"].terms == pytest.approx(((0.4 - 2.0) / 2, (0.8 + 0.0) / 2))
+    assert [score.standard_error for score in found.values()] == pytest.approx([(0.2 + 0.2) / 2] * 4)
+    assert found["a"].terms == pytest.approx(((2.0 - 2.0) / 2, (2.4 + 0.0) / 2))
     assert found["a"].value == pytest.approx(math.fsum(found["a"].terms) / 2)
     assert found["b"].terms == ()
 
 
-def test_mean_scores_need_all_judges_and_more_than_zeros() -> None:
-    one, other = scores_of({"a": 1.0, "b": 2.0}, standard_error=0.1), scores_of({"a": 1.0})
+def test_mean_scores_need_all_judges_and_more_than_one_value() -> None:
+    one, other = scores_of({"a": 1.0, "b": 2.0}, standard_error=0.1), scores_of({"a": 1.0, "c": 3.0})
     assert list(mean_scores([one, other])) == ["a"]
     assert mean_scores([one, other])["a"].standard_error is None
-    with pytest.raises(ValueError, match="all of them are zero"):
-        mean_scores([one, scores_of({"a": 0.0, "b": 0.0})])
+    for alike in ({"a": 0.0, "b": 0.0}, {"a": 0.1, "b": 0.1}, {"a": 0.3, "b": 0.1 + 0.2}):
+        with pytest.raises(ValueError, match="all of them are alike"):
+            mean_scores([one, scores_of(alike)])
+    with pytest.raises(ValueError, match="there is none"):
+        mean_scores([one, {}])
+
+
+def test_a_judge_from_one_to_five_is_not_outvoted_by_influence_around_zero() -> None:
+    """By their size, scores of 4 and 5 hardly differ; what counts is by how much they differ from each other."""
+    influence = scores_of({"a": 1e-4, "b": -1e-4, "c": 1e-4, "d": -1e-4})
+    judged = scores_of({"a": 4.0, "b": 5.0, "c": 5.0, "d": 4.0})
+    alike, mostly_judged = mean_scores([influence, judged]), mean_scores([influence, judged], [1.0, 1.5])
+    assert alike["a"].value == pytest.approx(alike["b"].value)
+    assert mostly_judged["a"].value < mostly_judged["b"].value
 
 
 def test_judges_have_weights() -> None:
-    """Root mean squares 5 and 1; the second counts three times. Judges of several kinds have no terms in common."""
+    """Standard deviations 5 and 1; the second counts three times. Judges of several kinds have no terms in common."""
     first = scores_of({"a": 5.0, "b": -5.0}, standard_error=1.0)
     second = scores_of({"a": -1.0, "b": 1.0}, standard_error=0.4)
     first["a"], second["a"] = (

@@ -52,7 +52,10 @@ class EncodedCompletion(NamedTuple):
 
 
 def encode_pairs(pairs: Sequence[PreferencePair], chat_template: ChatTemplate, max_length: int) -> list[EncodedPair]:
-    """Render both whole completions of each pair exactly as they were sampled; pairs that do not fit are left out."""
+    """Render both whole completions of each pair exactly as they were sampled, cut after `max_length` tokens.
+
+    Pairs of which nothing of a completion is left are left out.
+    """
     encoded = []
     for pair in pairs:
         chosen, rejected = (
@@ -70,7 +73,9 @@ def encode_pairs(pairs: Sequence[PreferencePair], chat_template: ChatTemplate, m
 def encode_completions(
     examples: Sequence[Example], advantages: Mapping[str, float], chat_template: ChatTemplate, max_length: int
 ) -> list[EncodedCompletion]:
-    """Render the whole completions that have an advantage exactly as they were sampled; what does not fit is left out.
+    """Render the whole completions that have an advantage exactly as they were sampled.
+
+    They are cut after `max_length` tokens, and left out where that leaves nothing of them.
 
     Args:
         examples: in their order.

@@ -40,6 +40,11 @@ def source_path(source: str) -> Path:
     return Path(_parts(source)[0])
 
 
+def is_cut(source: str) -> bool:
+    """Whether a source names some of its rows, and not all."""
+    return _parts(source)[1] is not None
+
+
 def _parts(source: str) -> tuple[str, str | None]:
     """A source's path and what stands in its brackets, if any do."""
     match = re.fullmatch(r"(?s)(.+?)\[([^\[\]]*)\]", source)

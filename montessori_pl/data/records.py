@@ -258,6 +258,8 @@ class PreferencePair(Record):
     """Id of the example that `chosen` became."""
     rejected_id: str
     """Id of the example that `rejected` became."""
+    prompt_id: str = ""
+    """The teacher prompt that both answer; several may have the same text, as Magpie's have."""
     system: str = ""
     """System message of the conversation; empty when there is none."""
     history: tuple[Turn, ...] = ()

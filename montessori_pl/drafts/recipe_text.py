@@ -199,9 +199,7 @@ def _values(draft: Draft) -> dict[str, object]:
         "reference": scalar(texts.reference),
         "num_references": texts.num_references,
         "about_reference": ", and the rest of the file is held out as a test set" if texts.split else "",
-        "test": f"  test: {scalar(texts.test)}"
-        if texts.test is not None
-        else "  # test: none; too few rows to hold out",
+        "test": f"  test: {scalar(texts.test)}" if texts.test is not None else f"  # test: none; {texts.why_no_test}",
         "devices": draft.device.count,
         "precision": "" if draft.on_cpu else "precision: bf16-mixed, ",
         "log_every": "log_every_n_steps: 1",

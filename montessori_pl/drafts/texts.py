@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.files import is_cut
 from montessori_pl.data.records import Example
 from montessori_pl.estimates.estimate import evenly
 from montessori_pl.synthesis.filters import InstructionFilter, Rejected
@@ -47,9 +48,11 @@ class Texts:
     reference: str
     """That of the reference set, cut where it is long."""
     test: str | None
-    """That of the test set; none where there are too few rows to hold any out."""
+    """That of the test set, if there is one."""
     split: bool
     """Whether the test set is a part of the file of the reference set."""
+    why_no_test: str
+    """Why no part of that file is one, where there is none."""
     num_seed_tasks: int
     """Rows that can be read."""
     num_references: int
@@ -89,21 +92,33 @@ def look_at_texts(seed_tasks: str, reference: str, test: str | None) -> Texts:
     """Read the files.
 
     Raises:
-        ValueError: one of them cannot be read, or reference and test set share an instruction.
+        ValueError: one of them cannot be read, or a reference and a test set that are given share an instruction.
     """
     data = DataSources(seed_tasks=seed_tasks, reference=reference, test=test)
     seeds, references = data.read("seed_tasks"), data.read("reference")
-    count, whole, split = len(references), "[" not in reference, False
-    kept = min(count, MAX_REFERENCES)
-    if test is None and whole and count >= MIN_TO_SPLIT:
-        kept, split = min(count // 2, MAX_REFERENCES), True
-        test = f"{reference}[{kept}:]"
+    count, whole, split, why_not = len(references), not is_cut(reference), False, ""
+    kept, half = min(count, MAX_REFERENCES), min(count // 2, MAX_REFERENCES)
+    if test is not None:
+        data.check_disjoint()
+    elif not whole or count < MIN_TO_SPLIT:
+        why_not = "too few rows to hold out"
+    elif _disjoint(seed_tasks, reference, half):
+        split, kept, test = True, half, f"{reference}[{half}:]"
+    else:
+        why_not = "rows of the reference set are alike, so that none is held out; give one with --test"
     if whole and kept < count:
-        reference = f"{reference}[:{kept}]"
-    found = DataSources(seed_tasks=seed_tasks, reference=reference, test=test)
-    found.check_disjoint()
-    references = found.read("reference")
-    return Texts(seed_tasks, reference, test, split, len(seeds), len(references), references, seeds)
+        reference, references = f"{reference}[:{kept}]", references[:kept]
+    return Texts(seed_tasks, reference, test, split, why_not, len(seeds), len(references), references, seeds)
+
+
+def _disjoint(seed_tasks: str, reference: str, kept: int) -> bool:
+    """Whether the first rows of a file share no instruction with the others."""
+    halves = DataSources(seed_tasks=seed_tasks, reference=f"{reference}[:{kept}]", test=f"{reference}[{kept}:]")
+    try:
+        halves.check_disjoint()
+    except ValueError:
+        return False
+    return True
 
 
 def _rejected(instruction: str) -> str | None:

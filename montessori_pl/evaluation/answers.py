@@ -58,7 +58,8 @@ def answer_key(given: str, final: bool = True) -> str:
 
     Args:
         given: what a model wrote.
-        final: whether the final answer counts, as a number where it ends in one, or the whole text.
+        final: whether the final answer counts, or the whole text. A final answer is a number where it ends in one, or
+            holds one behind its mark (`#### 18 apples`): `Rome has 7 hills` and `A week has 7 days` are not the same.
 
     Returns:
         the number or the text in its normal form; empty where there is no answer.
@@ -66,9 +67,15 @@ def answer_key(given: str, final: bool = True) -> str:
     said = _beyond_reasoning(given)
     if not final:
         return normalized(said)
-    said = final_answer(said)
-    value = last_number(said)
-    return normalized(said) if value is None else str(value)
+    answer = final_answer(said)
+    value = last_number(answer) if answer != said.strip() or _ends_in_number(answer) else None
+    return normalized(answer) if value is None else str(value)
+
+
+def _ends_in_number(text: str) -> bool:
+    """Whether nothing but marks stands behind the last number of a text."""
+    text = text.rstrip(" \n.!*)$%\\")
+    return any(match.end() == len(text) for match in _NUMBER.finditer(text))
 
 
 def _beyond_reasoning(text: str) -> str:

@@ -174,6 +174,8 @@ class _Member:
     """A replica as it is seen from here."""
 
     actor: Any
+    born: int
+    """Deaths that had been counted when it began."""
     source: ModelSource | None = None
     """The model that it was told to load last."""
 
@@ -207,7 +209,7 @@ class _Cluster:
         """What is awaited: of which replica, and the share that it answers; none while it loads its model. Those that
         load may be awaited from one call of `ask` to the next, and forever where the cluster has no room for them."""
         self._deaths = 0
-        """Since the last answer."""
+        """Since the last answer. The replicas of a machine die together, which counts as one."""
 
     def ask(
         self, source: ModelSource, shares: Sequence[Sequence[Request]], sampling: Sampling
@@ -231,7 +233,8 @@ class _Cluster:
                     self._lose(member, error)
                 else:
                     if share is not None:
-                        answers[share], self._deaths = answer, 0
+                        answers[share] = answer
+                        self._forget_deaths()
             now = time.monotonic()
             if any(share is not None for _, share in self._doing.values()):
                 last_worked = now
@@ -258,7 +261,7 @@ class _Cluster:
         """Let there be replicas, at most so many, and give those that do nothing something to do."""
         while len(self._members) < min(self.size, at_most):
             arguments = self.backend.engine, os.getcwd(), self.backend.num_cpus
-            self._members.append(_Member(self._actor_class.remote(*arguments)))
+            self._members.append(_Member(self._actor_class.remote(*arguments), born=self._deaths))
         busy = [member for member, _ in self._doing.values()]
         for member in self._members:
             if member in busy:
@@ -272,15 +275,21 @@ class _Cluster:
 
     def _lose(self, member: _Member, error: Exception) -> None:
         self._members.remove(member)
-        self._deaths += 1
+        if member.born == self._deaths:  # it has begun after the last that counted
+            self._deaths += 1
         if isinstance(cause := getattr(error, "cause", None), Exception):  # raised by the constructor
             raise cause from None
         if self._deaths >= MOST_DEATHS:
             said = " ".join(str(error).split())
             raise ValueError(
-                f"{self._deaths} replicas of RayBackend have died one after another without an answer, as for lack of "
-                f"memory; the last words: {said}"
+                f"replicas of RayBackend have died {self._deaths} times one after another without an answer, as for "
+                f"lack of memory; the last words: {said}"
             )
+
+    def _forget_deaths(self) -> None:
+        self._deaths = 0
+        for member in self._members:
+            member.born = 0
 
     def _begin(self) -> None:
         for name, value in OF_OUR_OWN.items():

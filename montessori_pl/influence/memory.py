@@ -76,10 +76,10 @@ def activation_budget(device: torch.device) -> int:
     return int(total * SHARE_OF_ACCELERATOR)
 
 
-def gradient_tokens(model: nn.Module, device: torch.device) -> int | None:
-    """Tokens of a pass with gradients in float32 that fit; none where the model does not tell its size."""
+def gradient_tokens(model: nn.Module, device: torch.device, wanted: int) -> int:
+    """Tokens of a pass with gradients in float32 that fit, of so many; all where the model does not tell its size."""
     sizes = LayerSizes.of(getattr(model, "config", None))
-    return None if sizes is None else max(1, probe_activations(device) // (4 * sizes.of_token))
+    return wanted if sizes is None else min(wanted, max(1, probe_activations(device) // (4 * sizes.of_token)))
 
 
 def probe_activations(device: torch.device) -> int:

@@ -36,7 +36,7 @@ class Noise:
     noise: float
     """Standard deviation of what rounding adds to one centred influence, in nats."""
     spread: float
-    """Standard deviation of the centred influences of the sample, in nats; rounding is part of it."""
+    """Standard deviation of the centred influences of the sample, in nats; rounding is part of it. Of one, its size."""
 
     @property
     def reliability(self) -> float:
@@ -75,7 +75,7 @@ def measure_noise(exact: ExactInfluence, batches: Sequence[Batch], values: Seque
         apart = _apart(exact.null, moved)
         second, third = (exact.after(stretched(exact.null, moved, 1 + n * apart)).centred for n in (1, 2))
         squares.append((value - 2 * second + third) ** 2 / 6)
-    spread = torch.tensor(list(values), dtype=torch.float64).std().item() if len(values) > 1 else 0.0
+    spread = torch.tensor(list(values), dtype=torch.float64).std().item() if len(values) > 1 else abs(values[0])
     return Noise((sum(squares) / len(squares)) ** 0.5, spread)
 
 

@@ -105,7 +105,7 @@ class InfluenceScorer:
         budget = memory_budget if memory_budget is not None else default_budget(device)
         with self._measuring():
             frozen, cache_bytes = FrozenLayers(model, params), min(2**30, budget // 8)
-            most = min(batch_tokens, gradient_tokens(model, device) or batch_tokens)
+            most = gradient_tokens(model, device, batch_tokens)
             self.references = ReferenceSet(loss, references, reduction, batch_tokens, frozen, cache_bytes, most)
             wanted = min(max(sample, num_references) if method == "control_variate" else sample, len(self.references))
             self.memory = plan_memory(params, budget, wanted, activation_budget(device))

@@ -224,7 +224,9 @@ class ResourcePlanner:
         if any(one.kind is Kind.TEACHER for one in step.stage.reads()) or step.stage.produces is Kind.TEACHER:
             alone = step.stage.produces is Kind.TEACHER  # the alignment monitor samples from the model that is trained
             return TransformersBackend(device="cpu") if alone else self.runner.backend(), self._teacher()
-        return self.runner.backend(), self._student(self._whole[None])
+        student = self._student(self._whole[None])
+        scores = step.stage.produces is Kind.SCORES  # a signal asks the student that it scores for, which is loaded
+        return TransformersBackend(device="cpu") if scores else self.runner.backend(), student
 
     def _student(self, whole: bool) -> ModelSize:
         module = self.runner.student()

@@ -28,12 +28,10 @@ from montessori_pl.processes.stop import STOP, Reason, Stopped, by_signal, rank
 DIRECTORY = ".processes"
 SESSION = "MONTESSORI_PL_SESSION"
 """The environment variable that Lightning's launcher hands on to the processes that it starts."""
-SESSIONS = (
-    (SESSION,),
-    ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
-    ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
-)
-"""Environment variables that tell one start from another; torchrun says `none` where it has no name for it."""
+SESSIONS = ((SESSION,), ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
+"""Environment variables that tell one start from any other."""
+ELASTIC = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+"""Those of torchrun: the user's name for a run, which the next start may have too, and `none` where there is none."""
 SECONDS_BETWEEN_LOOKS = 1.0
 FAREWELL = 2.0
 """Seconds that the others have when the first process ends, before it kills those that it has started."""
@@ -57,7 +55,8 @@ class Peers:
         self._file = -1
         self._children: Sequence[subprocess.Popen[bytes]] = ()
         self._seen: set[int] = set()
-        self._named = True
+        self._name_is_new = True
+        self._earlier_door: int | None = None
         self._is_open = False
         self._done = threading.Event()
 
@@ -67,9 +66,10 @@ class Peers:
         STOP.when_asked.append(self._pass_on)
         STOP.at_the_end.append(self._dismiss)
         if started_together():
-            name = _session()
-            self._named = name is not None
-            self._join(name or f"{socket.gethostname()}-{os.getppid()}")  # the parent, then, has started all of them
+            name = _name(*SESSIONS)
+            self._name_is_new = name is not None
+            # At last: it is the parent that has started all of them.
+            self._join(name or _name(ELASTIC) or f"{socket.gethostname()}-{os.getppid()}")
         try:
             yield
             self._write(FINISHED)
@@ -107,7 +107,7 @@ class Peers:
         """Wait for the first process to let this one in."""
         assert self._directory is not None
         door = self._directory / OPEN
-        while not door.exists() or (not self._named and _older(door)):  # it is an earlier start's
+        while (made := _written(door)) is None or made == self._earlier_door:
             STOP.check()
             time.sleep(SECONDS_BETWEEN_LOOKS / 10)
 
@@ -126,10 +126,13 @@ class Peers:
         self._file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         os.replace(draft, self._directory / str(self.rank))
+        door, first = self._directory / OPEN, self._directory / "0"
         if self._is_open:
-            (self._directory / OPEN).touch()
+            door.touch()
         elif self.rank == 0:  # a start may have the name of an earlier one
-            (self._directory / OPEN).unlink(missing_ok=True)
+            door.unlink(missing_ok=True)
+        elif not self._name_is_new and door.exists() and _older(door) and not _locked(first):
+            self._earlier_door = _written(door)
         threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
     def _watch(self) -> None:
@@ -150,7 +153,7 @@ class Peers:
             words = self._words(other)
             if locked:
                 self._seen.add(other)
-            elif not self._named and other not in self._seen and _older(self._directory / str(other)):
+            elif not self._name_is_new and other not in self._seen and _older(self._directory / str(other)):
                 continue  # it is an earlier start's
             if words != FINISHED and (words or not locked):
                 return self._reason(other, words, "ended without a word, as by SIGKILL or for lack of memory")
@@ -213,11 +216,18 @@ def started_together() -> bool:
     return rank() > 0 or os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) != "1"
 
 
-def _session() -> str | None:
-    """The name that this start has in all of its processes, if it has one."""
-    for names in SESSIONS:
+def _name(*variables: Sequence[str]) -> str | None:
+    """The name that this start has in all of its processes by the first of these that are set, if any are."""
+    for names in variables:
         if os.environ.get(names[0]) not in (None, "", "none"):
             return "-".join(os.environ.get(name, "0") for name in names).replace("/", "-")
+    return None
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written last, in nanoseconds; none where there is no file."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns
     return None
 
 

@@ -104,9 +104,9 @@ class AlignTeacher(Stage):
         if self.monitor is not None and self.over == "instruction":
             check_synthesizer(context, {(pair.prompt_format, pair.prefill) for pair, _ in pairs}, self.synthesizer)
         prompts = _prompts(pairs, context.seed)
-        monitored = self._held_out(list(prompts))
-        learned = [encoded for pair, encoded in pairs if _prompt(pair) not in monitored]
-        held_out = [encoded for pair, encoded in pairs if _prompt(pair) in monitored]
+        monitored = self._held_out([pair for pair, _ in pairs], list(prompts), context.seed)
+        learned = [encoded for pair, encoded in pairs if pair.id not in monitored]
+        held_out = [encoded for pair, encoded in pairs if pair.id in monitored]
         callback = self._monitor_callback(context, teacher, chat_template, held_out, list(prompts.values()))
         data = pair_data(learned, chat_template, self.training, context)
         counts = {"pairs": len(learned), "left_out_as_too_long": too_long}
@@ -115,12 +115,28 @@ class AlignTeacher(Stage):
             return {**counts, **fit(context, teacher, data, self.training, [reference])}
         metrics = fit(context, teacher, data, self.training, [reference, callback], callback.leave_weights)
         seen = callback.metrics()
-        warnings = [*metrics.get("warnings", []), *seen["warnings"]]
+        warnings = [*metrics.get("warnings", []), *seen["warnings"], *self._none_held_out(held_out)]
         return {**counts, "held_out_pairs": len(held_out), **metrics, **seen, "warnings": warnings}
 
-    def _held_out(self, prompts: Sequence["_Prompt"]) -> set["_Prompt"]:
-        """The prompts whose pairs are held out from training for the monitor; none without one."""
-        return set(prompts[: num_held_out(len(prompts), self.monitor.held_out)]) if self.monitor is not None else set()
+    def _held_out(self, pairs: Sequence[PreferencePair], prompts: Sequence["_Prompt"], seed: int) -> set[str]:
+        """The ids of the pairs that are held out from training for the monitor, prompt by prompt; none without one.
+
+        Where all prompts have the same text, as Magpie's have, the samples of one of them stand for it.
+        """
+        if self.monitor is None:
+            return set()
+        if len(prompts) > 1:
+            wanted = set(prompts[: num_held_out(len(prompts), self.monitor.held_out)])
+            return {pair.id for pair in pairs if _prompt(pair) in wanted}
+        ids = [id_ for (id_,) in prompts_in_order([(pair.prompt_id,) for pair in pairs], seed)]
+        chosen = set(ids[: num_held_out(len(ids), self.monitor.held_out)])
+        return {pair.id for pair in pairs if pair.prompt_id in chosen}
+
+    def _none_held_out(self, held_out: Sequence[EncodedPair]) -> list[str]:
+        """What there is to say where the monitor wants pairs that it cannot have."""
+        if held_out or self.monitor is None or not self.monitor.held_out:
+            return []
+        return ["all pairs are of one prompt, so that none is held out: `max_margin` and `lowest_loss` saw nothing"]
 
     def _monitor_callback(
         self,

@@ -10,7 +10,14 @@ from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
 from montessori_pl.pairing import pair_examples
 from montessori_pl.run_directory.atomic import write_records
 from montessori_pl.stages.base import PAIRS, Input, Kind, Stage, StageContext, StageError
-from montessori_pl.stages.selection.scores import ScoreStages, num_scored, read_scores, score_inputs, score_weights
+from montessori_pl.stages.selection.scores import (
+    ScoreStages,
+    num_prompts_scored,
+    num_scored,
+    read_scores,
+    score_inputs,
+    score_weights,
+)
 
 
 class BuildPreferences(Stage):
@@ -18,7 +25,7 @@ class BuildPreferences(Stage):
 
     Args:
         examples: the stage whose examples were scored.
-        scores: the stage that scored them; or several, whose scores are then divided by their root mean square and
+        scores: the stage that scored them; or several, whose scores are then divided by their standard deviation and
             averaged, all alike or by the weight of each (`{influence: 1.0, judged: 0.5}`): students that were warmed up
             apart agree on what helps, and not on noise.
         rule: `best_worst` pairs the best with the worst sample of each prompt; `signed`, the paper's rule, each sample
@@ -60,12 +67,13 @@ class BuildPreferences(Stage):
     def estimate(self, context: EstimateContext) -> StageEstimate:
         """No work, but pairs: as many as the rule makes where all margins are clear and half of all scores positive."""
         given = context.expected_input("examples")
-        per_prompt = num_scored(context, self.scores) / max(1, given.prompts)
+        prompts = num_prompts_scored(context, self.scores)
+        per_prompt = max(1.0, num_scored(context, self.scores) / max(1, prompts))
         signed = min(per_prompt * (per_prompt - 1) / 4, self.max_pairs_per_prompt or math.inf)
-        count = round(given.prompts * (min(1.0, per_prompt - 1) if self.rule == "best_worst" else signed))
+        count = round(prompts * (min(1.0, per_prompt - 1) if self.rule == "best_worst" else signed))
         samples = [_like(example) for example in given.some() if example.prompt_id]
         expected_output = ExpectedRecords(
-            count=count, upper_bound=count, prompts=given.prompts, instructions=0, samples=samples
+            count=count, upper_bound=count, prompts=min(count, prompts), instructions=0, samples=samples
         )
         return StageEstimate(expected_output=expected_output)
 
@@ -97,7 +105,7 @@ class BuildPreferences(Stage):
         return {
             "prompts": len(prompts),
             "pairs": len(pairs),
-            "prompts_with_pairs": len({(pair.history, pair.prompt) for pair in pairs}),
+            "prompts_with_pairs": len({pair.prompt_id for pair in pairs}),
             "mean_margin": sum(pair.margin for pair in pairs) / len(pairs),
         }
 

@@ -49,7 +49,7 @@ class ReinforceTeacher(Stage):
 
     Args:
         examples: the stage whose examples were scored, written by `teacher`.
-        scores: the stage that scored them; or several, whose scores are then divided by their root mean square and
+        scores: the stage that scored them; or several, whose scores are then divided by their standard deviation and
             averaged, all alike or by the weight of each (`{influence: 1.0, judged: 0.5}`).
         training: how; `epochs` is how often each round's completions are learned (TRL: `num_iterations`).
         teacher: the stage whose teacher has written them and is trained further; `latest`, or `base`.
@@ -136,6 +136,11 @@ class ReinforceTeacher(Stage):
                 f"{context.key} has nothing to learn: of {len(examples)} examples, {len(advantages)} have a score "
                 "beside another one of their prompt, and none of these fits within max_length "
                 f"{self.training.max_length} tokens; ask several samples of each prompt"
+            )
+        if not any(one.advantage for one in learned):
+            raise StageError(
+                f"{context.key} has nothing to learn: no prompt has completions that are scored differently; look at "
+                f"the scores of {', '.join(self.scores)}"
             )
         data = _data(learned, chat_template, self.training, context)
         callbacks: list[Any] = [SamplingPolicy(learned, data, context.directory)]

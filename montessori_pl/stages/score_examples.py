@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from montessori_pl.bounds import Count, PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
-from montessori_pl.data.records import Example, Rejection, drop_torn_line
+from montessori_pl.data.records import Example, Rejection, drop_torn_line, stable_seed
 from montessori_pl.data.records import Score as ScoreRecord
 from montessori_pl.estimates.context import EstimateContext
 from montessori_pl.estimates.estimate import ExpectedRecords, StageEstimate
@@ -50,7 +50,8 @@ class ScoreExamples(Stage):
         examples: the stage whose examples are scored.
         signal: the signal.
         student: the stage whose student the signal looks at; `latest`, or `base`. Not read where the signal needs none.
-        max_examples: score a random sample of so many; null scores all.
+        max_examples: score so many, all samples of prompts that are drawn at random; null scores all. Stages that score
+            the same examples draw the same prompts.
         max_length: longest conversation in tokens that the student sees; longer ones are cut on the right, and left out
             if no response is left, also in the reference set.
         batch_tokens: tokens of one batch of examples, padding included; the examples of a prompt stay together.
@@ -104,7 +105,7 @@ class ScoreExamples(Stage):
         expected_output = ExpectedRecords(
             count=count,
             upper_bound=upper_bound,
-            prompts=given.prompts,
+            prompts=given.prompts if count == given.count else -(-given.prompts * count // given.count),
             instructions=min(count, given.instructions),
             samples=given.samples,
         )
@@ -140,12 +141,16 @@ class ScoreExamples(Stage):
         return student
 
     def _chosen(self, context: StageContext) -> list[Example]:
-        """The examples that are to be scored: all, or a random sample in their order."""
+        """The examples that are to be scored in their order: all, or those of prompts that are drawn at random."""
         examples = context.examples("examples")
         if self.max_examples is None or self.max_examples >= len(examples):
             return examples
-        chosen = random.Random(context.seed).sample(range(len(examples)), self.max_examples)
-        return [examples[index] for index in sorted(chosen)]
+        order = sorted({_group(example) for example in examples})
+        # What several signals score must be the same examples, whatever their stages are called.
+        random.Random(stable_seed(context.run_seed, context.iteration, self.examples)).shuffle(order)
+        rank = {group: place for place, group in enumerate(order)}
+        chosen = sorted(range(len(examples)), key=lambda place: rank[_group(examples[place])])[: self.max_examples]
+        return [examples[place] for place in sorted(chosen)]
 
     def _references(self, context: StageContext | EstimateContext, chat_template: ChatTemplate) -> "_Encoded":
         """The reference set as the student sees it; empty where the signal needs no student."""
@@ -254,6 +259,11 @@ class ScoreExamples(Stage):
             report |= summary
             write_json(path, report)
         return report
+
+
+def _group(example: Example) -> str:
+    """What is drawn: the prompt that the example answers, or itself where nothing was asked."""
+    return example.prompt_id or example.id
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ class SelectBest(Stage):
 
     Args:
         examples: the stage whose examples were scored.
-        scores: the stage that scored them; or several, whose scores are then divided by their root mean square and
+        scores: the stage that scored them; or several, whose scores are then divided by their standard deviation and
             averaged, all alike or by the weight of each (`{influence: 1.0, judged: 0.5}`).
         share: how many are chosen, as a share of those that have a score, and a gradient where these count; at least
             one. Ids decide between equal ones.

@@ -134,6 +134,18 @@ def brute_force(backbone: str, checkpoint: str, lr: float, optimizer: str = "war
     return before - steps, null - steps
 
 
+@pytest.mark.parametrize("reduction", ["examples", "tokens", "batches_of_8", "losses"])
+@pytest.mark.parametrize("centred", [True, False], ids=["centred", "plain"])
+def test_terms_average_to_the_value_whatever_each_reference_weighs(
+    backbone: str, checkpoint: str, tmp_path: Path, reduction: str, centred: bool
+) -> None:
+    """A paired noise margin is taken from them."""
+    for score in probe(backbone, checkpoint, tmp_path, centred=centred, reduction=reduction):
+        assert sum(score.terms) / len(score.terms) == pytest.approx(score.value, rel=1e-4, abs=1e-7)
+        error = torch.tensor(score.terms).std().item() / len(score.terms) ** 0.5
+        assert score.standard_error == pytest.approx(error, rel=1e-4, abs=1e-7)
+
+
 @pytest.mark.parametrize("centred", [True, False], ids=["centred", "plain"])
 @pytest.mark.parametrize("optimizer", ["warm", "fresh", "sgd"])
 def test_value_is_that_of_a_real_step(

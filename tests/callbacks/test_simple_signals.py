@@ -17,6 +17,7 @@ from tiny_models import save_tiny_model, save_tiny_reward_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification
 
+import callbacks
 from callbacks import (
     GradientCosineSignal,
     IFDSignal,
@@ -31,6 +32,7 @@ from montessori_pl.batches.collate import collate
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.chat_template import ChatTemplate, Rendered
 from montessori_pl.data.records import Example, Score, read_records
+from montessori_pl.influence import per_example_gradients
 from montessori_pl.models.loading import LoraSettings
 from montessori_pl.models.student import StudentModule
 from montessori_pl.optim import TrainingSettings
@@ -351,6 +353,24 @@ def test_cosine_is_that_of_autograd_example_by_example(
     found = score(GradientCosineSignal(preconditioned, reference_batch_tokens=30))
     assert values(found) == pytest.approx(expected, rel=1e-3, abs=1e-5)
     assert max(expected) - min(expected) > 0.01, "there is something to compare"
+
+
+def test_cosine_takes_no_larger_passes_than_there_is_room_for(score: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of influence, for which `plan` counts; the numbers are the same."""
+    expected = values(score(GradientCosineSignal()))
+    seen: list[int] = []
+
+    def small(network: nn.Module, device: torch.device, wanted: int) -> int:
+        return 8
+
+    def watched(loss: Any, params: Any, batch_tokens: int) -> Any:
+        seen.append(batch_tokens)
+        return per_example_gradients(loss, params, batch_tokens)
+
+    monkeypatch.setattr(callbacks.gradient_cosine, "gradient_tokens", small)
+    monkeypatch.setattr(callbacks.gradient_cosine, "per_example_gradients", watched)
+    assert values(score(GradientCosineSignal())) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert seen == [8]
 
 
 def test_projected_gradients_are_those_of_autograd(score: Scoring, network: nn.Module) -> None:

@@ -73,7 +73,7 @@ def of_four(**settings: Any) -> SolveRateSignal:
 
 
 ANSWERS = {
-    "half": ["It is 5.", "5 apples", "four", "three"],  # two of four
+    "half": ["It is 5.", "5", "5 apples", "three"],  # two of four
     "most": [r"\boxed{5}", "#### 5", "5.0", "6"],  # three of four
     "all": ["Yes, so", "yes,  so", "YES, SO", "yes, so"],
     "none": ["a", "b", "c", "d"],  # the most frequent answer is one of four
@@ -108,7 +108,7 @@ def test_the_response_counts_as_right(score: Scoring, scripted: type[Scripted]) 
     scripted.say({**ANSWERS, "cut": [CUT] * 4})
     score(of_four(against="response"), [example(id_) for id_ in [*ANSWERS, "cut"]])
     rates = {id_: one.details["solve_rate"] for id_, one in score.scores().items()}
-    assert rates == {"half": 0.5, "most": 0.75, "all": 0.0, "none": 0.0, "some": 0.25, "cut": 0.0}
+    assert rates == {"half": 0.75, "most": 0.75, "all": 0.0, "none": 0.0, "some": 0.25, "cut": 0.0}
 
     score(of_four(against="response", answers="text"), [example("most"), example("all", "yes, SO")], "text")
     assert {id_: one.details["solve_rate"] for id_, one in score.scores("text").items()} == {"most": 0.0, "all": 1.0}
@@ -146,6 +146,26 @@ def test_equal_answers_have_one_key(first: str, second: str) -> None:
     assert answer_key(first) == answer_key(second) != ""
     assert same_answer(first, second)
     assert same_answer(second, first)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(r"\boxed{18 apples}", "#### $18.00"), ("so that is 18.", "**18**"), ("x = 18%", "18"), (r"It is $18$.", "18")],
+)
+def test_an_answer_that_ends_in_a_number_or_marks_one_is_that_number(first: str, second: str) -> None:
+    assert answer_key(first) == answer_key(second) == "18"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Rome has 7 hills.", "A week in Oslo takes 7 days."),
+        ("Paris, since 1789 or so", "London, since 1789 or so"),
+        ("7 hills", "7"),
+    ],
+)
+def test_texts_that_hold_a_number_somewhere_are_texts(first: str, second: str) -> None:
+    assert answer_key(first) != answer_key(second)
 
 
 @pytest.mark.parametrize(("first", "second"), [("3 1 2", "2"), ("3 1 2", "1 3 2"), ("5", "-5"), ("a", "b"), ("a", "")])

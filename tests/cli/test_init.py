@@ -221,6 +221,24 @@ def test_lengths_and_filters_of_files(files: list[str]) -> None:
     assert texts.responses(len).median == 1
 
 
+@pytest.mark.parametrize("name", ["reference.jsonl", "a directory [1]/reference.jsonl"])
+def test_a_test_set_is_held_out_where_rows_differ(files: list[str], name: str) -> None:
+    Path(name).parent.mkdir(exist_ok=True)
+    different = [f"add {n} and {n + 1} and tell me the sum of both of them" for n in range(80)]
+    write(name, different)
+    seeds = files[files.index("--seed_tasks") + 1]
+    texts = look_at_texts(seeds, name, None)
+    assert (texts.reference, texts.test, texts.split) == (f"{name}[:40]", f"{name}[40:]", True)
+    assert len(texts.examples) == texts.num_references == 40
+
+    write(name, [*different[:-1], different[0]])
+    texts = look_at_texts(seeds, name, None)
+    assert (texts.reference, texts.test, texts.split, texts.num_references) == (name, None, False, 79)
+    assert "are alike" in texts.why_no_test
+    with pytest.raises(ValueError, match="share 1 instruction"):
+        look_at_texts(seeds, f"{name}[:40]", f"{name}[40:]")
+
+
 @pytest.mark.slow
 def test_recipe_runs_to_its_end_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """The classroom's models, on a machine that is said to be so slow that the smallest counts just fit."""

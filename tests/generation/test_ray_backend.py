@@ -8,14 +8,17 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
 
 from montessori_pl.cli.fit import main
 from montessori_pl.generation import OpenAIBackend, RayBackend, Request, Sampling, TransformersBackend, VLLMBackend
+from montessori_pl.generation.ray_backend import _Cluster
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.fingerprint import pinned
 
@@ -217,12 +220,72 @@ def test_a_machine_of_the_cluster_is_lost(watched: Any, tmp_path: Path) -> None:
     assert {len(words) for _, words in found} == {10}
 
 
+class Lost(Exception):
+    """What Ray says of an actor that is gone."""
+
+
+class SmallRay:
+    """Ray as far as a cluster asks it: calls end in the order of their names, or by the death of their actor.
+
+    Args:
+        dies: whether the replica with this number dies when it is asked.
+    """
+
+    exceptions = SimpleNamespace(RayTaskError=ZeroDivisionError, RayError=Lost)
+
+    def __init__(self, dies: Callable[[int], bool]) -> None:
+        self.dies, self.started = dies, 0
+
+    def start(self, *arguments: Any) -> SimpleNamespace:
+        number, self.started = self.started, self.started + 1
+        calls = {
+            "load": SimpleNamespace(remote=lambda source: (0, number, ())),
+            "generate": SimpleNamespace(remote=lambda share, sampling: (1, number, tuple(share))),
+        }
+        return SimpleNamespace(**calls)
+
+    def wait(self, calls: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return [min(calls, key=lambda call: (call[0], not self.dies(call[1]), call[1]))], []
+
+    def get(self, call: Any) -> Any:
+        if call[0] and self.dies(call[1]):
+            raise Lost(f"replica {call[1]} is gone")
+        return list(call[2])
+
+
+def a_cluster(dies: Callable[[int], bool], size: int) -> Any:
+    ray = SmallRay(dies)
+    cluster = _Cluster.__new__(_Cluster)
+    cluster.ray, cluster.size = ray, size
+    cluster.backend = cast(Any, SimpleNamespace(engine=None, num_cpus=1, start_timeout=5.0))
+    cluster._actor_class = SimpleNamespace(remote=ray.start)
+    cluster._members, cluster._doing, cluster._deaths = [], {}, 0
+    return cluster
+
+
+def test_replicas_of_one_machine_die_together_which_is_one_death() -> None:
+    """Four of eight, and all of twelve, go at once: others take their place, and every share is answered."""
+    shares = [[number] for number in range(20)]
+    for first, size in ((4, 8), (12, 12)):
+        cluster = a_cluster(lambda number, first=first: number < first, size)
+        assert cluster.ask(STUDENT, shares, SAMPLED) == shares
+        assert cluster.ray.started == size + first
+
+
+def test_replicas_that_die_again_and_again_end_the_run() -> None:
+    """Twelve at once, those in their place, and those in theirs: three times, whatever number there is."""
+    for size in (1, 12):
+        cluster = a_cluster(lambda number: True, size)
+        with pytest.raises(ValueError, match=r"have died 3 times one after another without an answer.*is gone"):
+            cluster.ask(STUDENT, [[number] for number in range(20)], SAMPLED)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("does", "says"),
     [
         ("raise ValueError('the prompt has no end')", r"^the prompt has no end$"),
-        ("os._exit(9)", r"3 replicas of RayBackend have died one after another without an answer"),
+        ("os._exit(9)", r"replicas of RayBackend have died 3 times one after another without an answer"),
     ],
 )
 def test_what_fails_everywhere_ends_the_run(does: str, says: str, watched: Any, tmp_path: Path) -> None:

@@ -449,6 +449,18 @@ class TestArithmetic:
         assert found.at_most(10) == 10
 
 
+@pytest.mark.parametrize(("scored", "pairs"), [(1, 0), (20, 5), (1_000_000, 800)])
+def test_pairs_are_of_prompts_of_which_several_samples_are_scored(plan: Planner, scored: int, pairs: int) -> None:
+    """Of 800 prompts with up to four samples each; a signal that looks at a few of them looks at whole prompts."""
+    limits = [f"--recipe.{name}.max_examples={scored}" for name in ("influence", "influence_2", "influence_3")]
+    steps = plan("iter1.yaml", *limits)
+    (built,) = [step for step in steps if step.key.endswith("/preferences")]
+    assert built.estimate is not None
+    assert built.estimate.expected_output is not None
+    assert built.estimate.expected_output.count == pytest.approx(pairs, abs=3)
+    assert all(number >= 0 for one in work_of(steps, "aligned_teacher") for number in (one.steps, one.tokens))
+
+
 def printed(steps: Sequence[StepEstimate]) -> str:
     console = Console(file=io.StringIO(), width=80, soft_wrap=True, highlight=False)
     print_estimates(steps, console)

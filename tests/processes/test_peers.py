@@ -9,7 +9,7 @@ from small_programs import Ended, Program
 BODY = """
 rank = int(os.environ["RANK"])
 with STOP.handled(resumes=True):
-    with Peers(Path(sys.argv[1])).together():
+    with (peers := Peers(Path(sys.argv[1]))).together():
         STOP.place = "iteration_1/trained"
         ready()
         {}
@@ -94,17 +94,25 @@ def test_success_ends_nobody(tmp_path: Path) -> None:
     assert [(one.status, one.err) for one in ended] == [(0, "")] * 3
 
 
-def test_what_an_earlier_start_has_left_says_nothing(tmp_path: Path) -> None:
-    """Where nothing names a start, its parent does, which may have started others."""
-    unnamed = {"MONTESSORI_PL_SESSION": "", "SLURM_JOB_ID": "", "TORCHELASTIC_RUN_ID": "none"}
-    ends(
-        [
-            program.ready()
-            for program in start(tmp_path, "time.sleep(1); raise ValueError('earlier')", SLEEPS, **unnamed)
-        ]
+@pytest.mark.parametrize("name", ["none", "job-1"])
+def test_what_an_earlier_start_has_left_says_nothing(name: str, tmp_path: Path) -> None:
+    """Under torchrun: without a name of its own its parent names a start, and a name may be that of the next start."""
+    torchrun = {"MONTESSORI_PL_SESSION": "", "SLURM_JOB_ID": "", "TORCHELASTIC_RUN_ID": name}
+    fails = "peers.open(); time.sleep(1); raise ValueError('earlier')"
+    ends([program.ready() for program in start(tmp_path, fails, SLEEPS, **torchrun)])
+    # The second process is there first: it neither ends with the first one of the earlier start, nor goes in before it
+    # is let in.
+    waits = "peers.wait_until_open(); print('in', time.time())"
+    second = Program(BODY.format(waits), [str(tmp_path)], {**NAMED, **torchrun, "RANK": "1"}).ready()
+    first = Program(
+        BODY.format("time.sleep(3); print('opens', time.time()); peers.open(); time.sleep(2)"),
+        [str(tmp_path)],
+        {**NAMED, **torchrun, "RANK": "0"},
     )
-    second = Program(BODY.format("time.sleep(1)"), [str(tmp_path)], {**NAMED, **unnamed, "RANK": "1"})
-    assert second.end().status == 0
+    ended = [second.end(), first.end()]
+    assert [one.status for one in ended] == [0, 0], ended
+    went_in, opened = (float(one.out.split()[-1]) for one in ended)
+    assert went_in >= opened
 
 
 def test_children_end_with_their_parent(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_several_judges_are_averaged(
 ) -> None:
     """Another judge, twice as sure and of another mind on `a`: what it puts last is the worst of both.
 
-    Root mean squares sqrt(15 / 4) and sqrt(24 / 4) of (-1, 1, 3, 2) and (2, -2, 4, 0).
+    Variances 35/16 and 5 of (-1, 1, 3, 2) and (2, -2, 4, 0), around means of 5/4 and 1.
     """
     values = {"a": 2.0, "b": -2.0, "c": 4.0, "d": 0.0}
     other = write(tmp_path / "other" / "scores.jsonl", [Score(id=id_, value=v) for id_, v in values.items()])
@@ -85,7 +85,7 @@ def test_several_judges_are_averaged(
     metrics = stage.run(here)
     (pair,) = read_records(here.directory / "pairs.jsonl", PreferencePair)
     assert (pair.chosen, pair.rejected) == ("I write c", "I write b")
-    first, second = math.sqrt(15 / 4), math.sqrt(24 / 4)
+    first, second = math.sqrt(35 / 16), math.sqrt(5)
     assert metrics["mean_margin"] == pytest.approx((3 / first + 4 / second) / 2 - (1 / first - 2 / second) / 2)
 
 
@@ -97,7 +97,7 @@ def test_judges_have_weights(
     weights: tuple[float, float],
     worst: str,
 ) -> None:
-    """`a` has -1 and 2, `b` 1 and -2, by roots of 15/4 and 24/4: who counts more decides, by ratios alone."""
+    """`a` has -1 and 2, `b` 1 and -2, by roots of 35/16 and 5: who counts more decides, by ratios alone."""
     values = {"a": 2.0, "b": -2.0, "c": 4.0, "d": 0.0}
     other = write(tmp_path / "other" / "scores.jsonl", [Score(id=id_, value=v) for id_, v in values.items()])
     of_first, of_second = weights
@@ -105,7 +105,7 @@ def test_judges_have_weights(
     metrics = BuildPreferences("data", {"influence": of_first, "other": of_second}, rule="best_worst").run(here)
     (pair,) = read_records(here.directory / "pairs.jsonl", PreferencePair)
     assert (pair.chosen, pair.rejected) == ("I write c", f"I write {worst}")
-    first, second = math.sqrt(15 / 4), math.sqrt(24 / 4)
+    first, second = math.sqrt(35 / 16), math.sqrt(5)
     value = {"a": (-1 / first, 2 / second), "b": (1 / first, -2 / second), "c": (3 / first, 4 / second)}
     weighted = {id_: (of_first * x + of_second * y) / (of_first + of_second) for id_, (x, y) in value.items()}
     assert metrics["mean_margin"] == pytest.approx(weighted["c"] - weighted[worst])
@@ -125,7 +125,8 @@ def test_a_judge_that_says_nothing(
     with pytest.raises(StageError) as error:
         BuildPreferences("data", ["influence", "silent"]).run(context(inputs=inputs))
     assert str(error.value) == (
-        "iteration_1/it, scores influence, silent: scores cannot be averaged with others when all of them are zero"
+        "iteration_1/it, scores influence, silent: scores cannot be averaged with others when all of them are alike, "
+        "found 0"
     )
 
 

@@ -1,7 +1,9 @@
 """Score: signals that need the student and signals that do not, examples that are too long, kills, and estimates."""
 
+import dataclasses
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,31 @@ def test_without_a_student_a_killed_run_goes_on_too(tmp_path: Path, backbone: st
             score(f"killed_{at}", killed)
         assert score(f"killed_{at}", resumed) == expected
         assert killed.measured + resumed.measured == whole.measured
+
+
+def test_a_sample_is_of_whole_prompts_and_the_same_for_all_signals(tmp_path: Path, context: Context) -> None:
+    """Pairs need several samples of a prompt, and a sum of signals needs the scores of both; more goes on from less."""
+    examples = [
+        Example(id=f"{prompt}-{n}", instruction=f"{prompt} {n}", response="a", prompt_id=f"prompt {prompt}")
+        for n in range(4)
+        for prompt in range(50)
+    ]
+    data = write(tmp_path / "data" / "examples.jsonl", examples)
+
+    def scored(name: str, most: int, seed: int = 1) -> list[str]:
+        here = context(
+            tmp_path / name / str(most), key=f"iteration_1/{name}", inputs={"examples": data}, trainer=quiet_trainer
+        )
+        here = dataclasses.replace(here, seed=len(name), run_seed=seed)
+        ScoreExamples("data", RandomSignal(), max_examples=most).run(here)
+        return [score.id for score in read_scores(here)]
+
+    some = scored("influence", 40)
+    assert Counter(Counter(id_.split("-")[0] for id_ in some).values()) == {4: 10}
+    assert some == [example.id for example in examples if example.id in some], "in their order"
+    assert scored("judged", 40) == some
+    assert set(scored("judged", 42)) > set(some)
+    assert scored("influence_2", 40, seed=2) != some
 
 
 class Confused(RandomSignal):

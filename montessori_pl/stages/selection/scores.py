@@ -38,15 +38,24 @@ def read_scores(context: StageContext, weights: Mapping[str, float]) -> dict[str
     if len(several) == 1:
         return several[0]
     try:
-        return mean_scores(several, list(weights.values()))
+        found = mean_scores(several, list(weights.values()))
     except ValueError as error:
         raise StageError(f"{context.key}, scores {', '.join(names)}: {error}") from error
+    if lost := len(set().union(*several)) - len(found):
+        context.say(f"{context.key}: {lost} examples are left out, which not all of {', '.join(names)} have scored")
+    return found
 
 
 def num_scored(context: EstimateContext, names: Iterable[str]) -> int:
     """How many examples all of these stages score, as far as it can be foreseen."""
     names = list(names)
     return min(context.expected_input(_setting(names, name)).count for name in names)
+
+
+def num_prompts_scored(context: EstimateContext, names: Iterable[str]) -> int:
+    """Of how many prompts all of these stages score samples, as far as it can be foreseen."""
+    names = list(names)
+    return min(context.expected_input(_setting(names, name)).prompts for name in names)
 
 
 def _setting(names: list[str], name: str) -> str:
