@@ -208,10 +208,18 @@ def _no_class(match: re.Match[str], place: str, owner: type | None, names: Seque
     )
 
 
+def _abstract(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
+    kind = _import(match["name"])
+    lacks = ", ".join(sorted(getattr(kind, "__abstractmethods__", ())))
+    if match["name"].startswith("montessori_pl."):
+        return f"class_path names no class that can be built: {match['name']} is what others are made of"
+    return f"{match['name']} cannot be built: it lacks {lacks}"
+
+
 def _not_importable(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     return (
-        f"there is no module {match['name']!r} to import a class from; a file NAME.py in the working directory is "
-        "imported as NAME"
+        f"there is no module {match['name']!r} to import a class from, or for a plugin that imports it; a file NAME.py "
+        "in the working directory is imported as NAME"
     )
 
 
@@ -236,8 +244,8 @@ def _unrecognised(match: re.Match[str], place: str, owner: type | None, names: S
 def _no_command(match: re.Match[str], place: str, owner: type | None, names: Sequence[str]) -> str:
     found = f", found {match['found']!r}" if match.groupdict().get("found") else ""
     return (
-        f"the command is fit, compare, export or verify{found}; for example: python -m montessori_pl fit --config "
-        "iter1.yaml"
+        f"the command is fit, init, compare, report, export or verify{found}; for example: python -m montessori_pl fit "
+        "--config iter1.yaml"
     )
 
 
@@ -254,6 +262,7 @@ _FORMS: tuple[tuple[str, _Form], ...] = (
     (r"Expected an (?P<type>import path) or a subclass spec, but got (?P<value>.*)", _wrong_type),
     (r"Dict must include a (?P<type>class_path) and optionally init_args, but got (?P<value>.*)", _wrong_type),
     (r"Expected a dot import path string: ?(?P<name>.*)", _no_class),
+    (r"Expected an instantiatable class, but (?P<name>.*) is abstract.*", _abstract),
     (r"No module named '(?P<name>.*)'", _not_importable),
     (r"module '(?P<module>.*)' has no attribute '(?P<name>.*)'", _no_attribute),
     (r"expected \"subcommand\" to be one of .*", _no_command),
@@ -272,8 +281,10 @@ def _renamed(name: str, known: Iterable[str]) -> str:
 
 
 def _in_section(key: str, names: Sequence[str]) -> tuple[str, str, list[str]]:
-    """A dotted key as its section and its last part, with what else the section holds."""
+    """A dotted key as its section and its last part, with what else the section holds; of no section, its own name."""
     section, _, last = key.rpartition(".")
+    while section and not any(name == section or name.startswith(f"{section}.") for name in names):
+        section, _, last = section.rpartition(".")
     start = f"{section}." if section else ""
     inside = [name.removeprefix(start) for name in names if name.startswith(start)]
     return section, last, [name for name in inside if "." not in name]

@@ -108,6 +108,8 @@ def errors_end_in_a_sentence(debug: bool) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         _end(str(error), error, debug)
+    except SyntaxError as error:
+        _end(f"{error.filename}, line {error.lineno}, is no Python: {error.msg}", error, debug)
     except RecursionError as error:
         _end("something is nested too deeply to be read: a recipe, an option or a file", error, debug)
 

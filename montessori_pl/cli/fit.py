@@ -61,6 +61,7 @@ class MontessoriCLI(RecipeCLI):
 
     def fit(self) -> None:
         """Run the recipe, or what is left of it; the processes of a run end together."""
+        _check_run(Path(self._get(self.config, "run")))
         self._peers = Peers(Path(self._get(self.config, "run")))
         with self._peers.together() if not self._get(self.config, "dry_run") else nullcontext():
             if self._get(self.config, "requeue"):
@@ -127,6 +128,7 @@ class MontessoriCLI(RecipeCLI):
             if runner.leads:
                 self._peers.forget_earlier()
                 runner.open(steps, settings)
+                self._keep_settings(run_directory.root)
                 remember(run_directory, passed)
                 if any_left:
                     run_directory.remember(data=runner.data.account())
@@ -140,13 +142,14 @@ class MontessoriCLI(RecipeCLI):
                 run_directory.reload()
             worked = runner.run(steps, settings)
             if runner.leads:
-                # As `--print_config` prints it, so that `fit --config config.yaml` runs it again.
-                parser = self._subcommand_parsers["fit"]
-                configuration = parser.dump(self.config["fit"], skip_none=False, skip_link_targets=False)
-                write_atomically(run_directory.root / "config.yaml", configuration)
                 print_summary(write_summary(run_directory.root), display.console)
                 if not worked:
                     display.say(f"All {len(steps)} stages had finished; nothing was left to do.")
+
+    def _keep_settings(self, root: Path) -> None:
+        """As `--print_config` prints them, so that `fit --config RUN/config.yaml` runs them again."""
+        settings = self._subcommand_parsers["fit"].dump(self.config["fit"], skip_none=False, skip_link_targets=False)
+        write_atomically(root / "config.yaml", settings)
 
     def _clock(self, runner: Runner, steps: Sequence[Step], settings: dict[str, Any]) -> RecipeClock:
         """What says how long the rest takes. What was planned when a stage began is kept; nothing is planned again."""
@@ -220,6 +223,13 @@ class MontessoriCLI(RecipeCLI):
         for name, stage in recipe.items():
             if needs_teacher(stage, pool) and self._get(self.config_init, "teacher") is None:
                 raise ConfigError(f"recipe.{name} asks the teacher, and the recipe file has no section `teacher`")
+
+
+def _check_run(root: Path) -> None:
+    """Refuse a directory that cannot be made, before anything is looked at."""
+    there = next(one for one in (root, *root.parents, Path.cwd()) if one.exists())
+    if not there.is_dir():
+        raise ConfigError(f"run: {there} is a file, and {root} is to be a directory; choose another with --run")
 
 
 def _no_teacher() -> TeacherDPOModule:

@@ -30,7 +30,11 @@ def check_recipe_file(path: Path) -> None:
         raise ConfigError(f"{path} has {len(content):,} bytes, and a recipe file at most {LARGEST_FILE:,}")
     try:
         root = yaml.compose(content.decode("utf-8-sig"), Loader=yaml.SafeLoader)
-        values = _count(root, {}) if root is not None else 0
+        if not isinstance(root, yaml.MappingNode):
+            found = "is empty" if root is None else "is no mapping"
+            raise ConfigError(f"{path} {found}; a recipe file has sections such as `student:` and `recipe:`")
+        values = _count(root, {})
+        _refuse_twice(root, path, set())
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from error
     except RecursionError:
@@ -84,6 +88,22 @@ def _count(node: yaml.Node, counted: dict[int, int]) -> int:
     if id(node) not in counted:
         counted[id(node)] = 1 + sum(_count(child, counted) for child in _children(node))
     return counted[id(node)]
+
+
+def _refuse_twice(node: yaml.Node, path: Path, seen: set[int]) -> None:
+    """Refuse a key that stands twice in a mapping, of which YAML's parser would take the last without a word."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    lines: dict[str, int] = {}
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode) and (first := lines.setdefault(key.value, line)) != line:
+            raise ConfigError(
+                f"{path} has the key {key.value!r} twice, in lines {first} and {line}; rename one of them"
+            )
+    for child in _children(node):
+        _refuse_twice(child, path, seen)
 
 
 def _children(node: yaml.Node) -> Iterable[yaml.Node]:

@@ -178,7 +178,7 @@ class RecipeCLI(LightningCLI):
             for section in ("student", "teacher", "generation"):
                 if (make := self._get(self.config_init, section)) is not None:
                     make()
-        except ValueError as error:
+        except Exception as error:  # of a plugin it may be any
             raise find_not_built(self._sections(), TYPES) or error from None
         self.datamodule = self.model = None
 

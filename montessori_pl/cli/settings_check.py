@@ -11,6 +11,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from montessori_pl.bounds import is_checked, parts
 from montessori_pl.config_errors import ConfigError, classes_in, sentence, subclasses
 
+STAGE_KEYS = {"class_path", "init_args", "dict_kwargs"}
+"""What the settings of an object are made of."""
+
 
 def check_bounds(settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     """Refuse what is out of its bounds, wherever it stands.
@@ -53,6 +56,8 @@ def build(hint: Any, settings: Any, key: str) -> Any:
         # Of a setting that may be null, jsonargparse says on many lines that null would have been possible.
         said = str(problem) if "\n" not in str(problem) else sentence(str(problem), known)
         raise ConfigError(f"{key}: {said}") from problem
+    except Exception as problem:  # of a plugin
+        raise ConfigError(f"{key} cannot be built: {type(problem).__name__}: {problem}") from problem
 
 
 def find_in_stages(recipe: Mapping[str, Any], stage_type: type) -> ConfigError | None:
@@ -63,6 +68,11 @@ def find_in_stages(recipe: Mapping[str, Any], stage_type: type) -> ConfigError |
         stage_type: what a stage must be.
     """
     for name, settings in recipe.items():
+        if isinstance(settings, Mapping) and (beside := settings.keys() - STAGE_KEYS) and "class_path" in settings:
+            return ConfigError(
+                f"recipe.{name} has {', '.join(map(repr, sorted(beside)))} beside class_path; the settings of a stage "
+                "stand under init_args"
+            )
         try:
             build(stage_type, settings, f"recipe.{name}")
         except ConfigError as problem:

@@ -6,6 +6,7 @@ A source is a path, optionally with a slice over its rows: `seeds.jsonl`, `seeds
 import csv
 import difflib
 import io
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from montessori_pl.data.text_files import GZIP, check_regular, parse_json, read_
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 """What stands between the cells of a table of text."""
+OTHER_SEPARATORS = {".csv": (";", "\t"), ".tsv": (";", ",")}
+"""What stands there by mistake."""
 READABLE = (".jsonl", ".json", *SEPARATORS, ".parquet")
 """Kinds of files."""
 
@@ -80,11 +83,27 @@ def _read_file(path: Path) -> Sequence[Any]:
 def _read_json(path: Path) -> Sequence[Any]:
     text = read_text(path)
     if text.lstrip().startswith("["):
+        _refuse_lists_in_lines(text, path)
         rows = parse_json(text, path, 1)
         return rows if isinstance(rows, list) else [rows]
     # Not splitlines(), which also breaks at line separators inside a text.
     lines = enumerate(text.split("\n"), start=1)
     return [parse_json(line, path, number) for number, line in lines if line.strip()]
+
+
+def _refuse_lists_in_lines(text: str, path: Path) -> None:
+    lines = [line for line in text.split("\n") if line.strip()][:2]
+    if len(lines) > 1 and all(_is_list(line) for line in lines):
+        raise ValueError(
+            f'cannot read {path}: its lines are lists; write one object per line, for a chat {{"messages": [...]}}'
+        )
+
+
+def _is_list(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), list)
+    except ValueError:
+        return False
 
 
 def _read_csv(path: Path, kind: str) -> Sequence[Any]:
@@ -97,6 +116,11 @@ def _read_csv(path: Path, kind: str) -> Sequence[Any]:
         raise ValueError(f"cannot read {path}: {error}; put quotation marks around cells that hold some") from error
     finally:
         csv.field_size_limit(limit)
+    if len(names) == 1 and (other := next((sign for sign in OTHER_SEPARATORS[kind] if sign in names[0]), "")):
+        raise ValueError(
+            f"cannot read {path}: its cells are separated by {other!r}, and those of a {kind} file by "
+            f"{SEPARATORS[kind]!r}; save it in that way"
+        )
     if not names or len(set(names)) < len(names) or not all(names):
         raise ValueError(
             f"cannot read {path}: its first line must name each column, found {', '.join(names) or 'none'}"

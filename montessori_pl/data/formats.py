@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from montessori_pl.data.columns import CHOICES, MATERIAL, asked, chosen
 from montessori_pl.data.conversations import (
@@ -21,7 +21,7 @@ from montessori_pl.data.conversations import (
     refuse_more_than_text,
 )
 from montessori_pl.data.files import read_rows, source_path
-from montessori_pl.data.records import Example, Rejection, stable_id, token_fields
+from montessori_pl.data.records import Example, PromptFormat, Rejection, stable_id
 from montessori_pl.data.text import is_blank, is_number, is_writable, says_something, without_nan
 from montessori_pl.data.trl_formats import from_completion, from_preference
 from montessori_pl.data.turns import HISTORY, SYSTEM_COLUMNS, Row, Turns, Unusable, as_text, objects, system_of
@@ -29,8 +29,24 @@ from montessori_pl.data.turns import HISTORY, SYSTEM_COLUMNS, Row, Turns, Unusab
 __all__ = ["LoadedSource", "load_source", "read_examples", "read_row", "read_source", "source_path"]
 
 _EXAMPLE_KEYS = {field.name for field in fields(Example)}
-_READ_EXAMPLE_KEYS = _EXAMPLE_KEYS - token_fields(Example)
-"""Of recorded data the text counts, and not the tokens as which it was sampled in another run."""
+
+
+def _is_str(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+ORIGIN: Mapping[str, Callable[[Any], bool]] = {
+    "prompt_id": _is_str,
+    "prompt": _is_str,
+    "prompt_format": lambda value: value in get_args(PromptFormat),
+    "prefill": _is_str,
+    "completion": _is_str,
+    "completion_finished": lambda value: isinstance(value, bool),
+    "seed_task_ids": lambda value: isinstance(value, list | tuple) and all(map(_is_str, value)),
+    "batch": lambda value: type(value) is int,
+}
+"""What says where an example of ours came from, and whether a value can be meant: another's file may have the same
+names. Tokens are not read: of recorded data the text counts, and not as what it was sampled in another run."""
 
 
 @dataclass(frozen=True)
@@ -175,14 +191,18 @@ def _own_id(row: Any) -> str:
 
 
 def _example(row: Row, layout: Layout, turns: Turns, id: str) -> Example:
-    # An example that we wrote ourselves keeps where it came from; columns of a dataset may be empty.
-    origin = {key: row[key] for key in _READ_EXAMPLE_KEYS if row.get(key) is not None} if layout is LAYOUTS[0] else {}
+    origin = {name: row[name] for name in _origin(row, layout)}
     recorded = {field: columns.find(row) for field, columns in RECORDED.items()}
     said = {"instruction": turns.instruction, "response": turns.response, "system": turns.system}
     example = Example.from_dict({**origin, **recorded, **said, "history": turns.history, "id": id})
     if (origin or example.teacher) and not is_writable(example.to_json()):
         raise Unusable("malformed row", "a field holds half of a surrogate pair, which is no character")
     return example
+
+
+def _origin(row: Row, layout: Layout) -> list[str]:
+    """The columns that say where an example of ours came from."""
+    return [name for name, fits in ORIGIN.items() if fits(row.get(name))] if layout is LAYOUTS[0] else []
 
 
 def _rejection(row: Row, own_id: str, number: int, place: str, problem: Unusable) -> Rejection:
@@ -242,6 +262,7 @@ def _unread(row: Row, layout: Layout, turns: Turns) -> list[str]:
     """The columns that say something which the example does not."""
     known = {*layout.columns, *EVERYWHERE, *(name for one in RECORDED.values() for name in one.names(row))}
     known |= {name for name, values in LEARNED.items() if _means(row, name, values)}
+    known.update(_origin(row, layout))
     texts = {turns.instruction, turns.response, turns.system, *(turn.content for turn in turns.history)}
     columns = (
         name
@@ -332,7 +353,7 @@ LAYOUTS = (
         "our own (instruction, response and other fields of Example)",
         lambda row: {"instruction", "response"} <= row.keys() <= _EXAMPLE_KEYS,
         _columns("instruction", "response"),
-        tuple(_READ_EXAMPLE_KEYS),
+        ("instruction", "response", HISTORY),
     ),
     Layout("messages (role, content)", _has("messages"), from_conversation, _CONVERSATION),
     Layout(

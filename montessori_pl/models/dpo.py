@@ -184,7 +184,7 @@ class TeacherDPOModule(DPOModule):
 
     def __init__(
         self,
-        backbone: Text = "classroom/teacher",
+        backbone: Text,
         lora: LoraSettings = LoraSettings(r=16, alpha=32),
         beta: Beta = 0.1,
         loss_type: PairLoss = "sigmoid",

@@ -37,7 +37,7 @@ class StudentModule(LanguageModule):
 
     def __init__(
         self,
-        backbone: Text = "classroom/student",
+        backbone: Text,
         lora: LoraSettings | None = LoraSettings(),
         chat_template: Text = "auto",
         chat_template_kwargs: dict[str, Any] | None = None,

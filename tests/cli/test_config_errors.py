@@ -129,9 +129,65 @@ class TestMistakes:
 
     def test_missing_module_of_a_plugin(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(recipe__mine={"class_path": "nowhere_to_be_found.Mine"})) == (
-            "recipe.mine: there is no module 'nowhere_to_be_found' to import a class from; a file NAME.py in the "
-            "working directory is imported as NAME"
+            "recipe.mine: there is no module 'nowhere_to_be_found' to import a class from, or for a plugin that "
+            "imports it; a file NAME.py in the working directory is imported as NAME"
         )
+
+    def test_settings_beside_a_class_path(self, mistake: Mistake, recipe: Recipe) -> None:
+        stage = {"class_path": "TrainStudent", "examples": "recorded", "training": {"lr": 1e-3}}
+        assert mistake("--config", recipe(recipe__warmup=stage)) == (
+            "recipe.warmup has 'examples', 'training' beside class_path; the settings of a stage stand under init_args"
+        )
+        signal = {"class_path": "callbacks.TrainingLossSignal", "direction": "low"}
+        scores = {"class_path": "ScoreExamples", "init_args": {"examples": "recorded", "signal": signal}}
+        said = mistake("--config", recipe(recipe__scores=scores))
+        assert said.startswith("recipe.scores")
+        assert "abstract" not in said
+
+    @pytest.mark.parametrize(
+        ("lines", "sentence"),
+        [
+            ("raise RuntimeError('no room')", "recipe.mine cannot be built: RuntimeError: no room"),
+            ("{}['key']", "recipe.mine cannot be built: KeyError: 'key'"),
+        ],
+    )
+    def test_plugin_that_fails_when_it_is_built(
+        self, mistake: Mistake, recipe: Recipe, lines: str, sentence: str
+    ) -> None:
+        name = f"plugin_{abs(hash(lines))}"
+        Path(f"{name}.py").write_text(
+            "from montessori_pl.stages import RecordedExamples\n"
+            "class Mine(RecordedExamples):\n"
+            "    def __init__(self) -> None:\n"
+            f"        {lines}\n"
+        )
+        assert mistake("--config", recipe(recipe__mine={"class_path": f"{name}.Mine"})) == sentence
+
+    def test_plugin_that_is_no_stage_yet_or_no_python(self, mistake: Mistake, recipe: Recipe) -> None:
+        Path("unfinished_plugin.py").write_text(
+            "from montessori_pl.stages import Stage\nclass Mine(Stage):\n    def reads(self): return []\n"
+        )
+        assert mistake("--config", recipe(recipe__mine={"class_path": "unfinished_plugin.Mine"})) == (
+            "recipe.mine: unfinished_plugin.Mine cannot be built: it lacks run"
+        )
+        Path("torn_plugin.py").write_text("class Mine(:\n")
+        said = mistake("--config", recipe(recipe__mine={"class_path": "torn_plugin.Mine"}))
+        assert "torn_plugin.py, line 1, is no Python: invalid syntax" in said
+
+    def test_section_that_does_not_exist(self, mistake: Mistake, recipe: Recipe) -> None:
+        said = mistake("--config", recipe(generations={"class_path": "TransformersBackend"}))
+        assert said.startswith("the recipe file has no key 'generations'; did you mean 'generation'?")
+
+    @pytest.mark.parametrize("more", [[], ["--dry_run"]])
+    @pytest.mark.parametrize("run", ["taken", "taken/run"])
+    def test_run_directory_that_cannot_be_made(
+        self, mistake: Mistake, recipe: Recipe, run: str, more: list[str]
+    ) -> None:
+        Path("taken").write_text("mine")
+        assert mistake("--config", recipe(run=run), *more) == (
+            f"run: taken is a file, and {run} is to be a directory; choose another with --run"
+        )
+        assert Path("taken").read_text() == "mine"
 
     def test_wrong_type(self, mistake: Mistake, recipe: Recipe) -> None:
         assert mistake("--config", recipe(iterations="many")) == "iterations: expected int, found many"
@@ -202,7 +258,7 @@ class TestMistakes:
         with pytest.raises(SystemExit, match="2"):
             door(arguments)
         assert capsys.readouterr().err == (
-            f"error: the command is fit, compare, export or verify{found}; "
+            f"error: the command is fit, init, compare, report, export or verify{found}; "
             "for example: python -m montessori_pl fit --config iter1.yaml\n"
         )
 

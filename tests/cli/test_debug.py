@@ -104,6 +104,7 @@ def test_says_where_the_traceback_of_a_run_is_kept(picky: Recipe, ended: Ended) 
     said = ["error: work is refused", "the traceback is in run/error.log"]
     assert ended("fit", "--config", picky("work")) == said
     assert "picky_stages.py" in Path("run/error.log").read_text()
+    assert ended("fit", "--config", "run/config.yaml") == said, "its settings are kept from the beginning"
     shown = ended("fit", "--config", "recipe.yaml", "--debug")
     assert shown[0] == "Traceback (most recent call last):"
     assert any("picky_stages.py" in line for line in shown)

@@ -44,8 +44,26 @@ def test_shipped_recipes_and_plain_aliases_pass(tmp_path: Path) -> None:
         check_recipe_file(path)
     (tmp_path / "a.yaml").write_text("a: &a {b: 1}\nc: *a\nd: {<<: *a}\n")
     check_recipe_file(tmp_path / "a.yaml")
-    (tmp_path / "empty.yaml").write_text("")
-    check_recipe_file(tmp_path / "empty.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", r"a\.yaml is empty; a recipe file has sections such as `student:` and `recipe:`"),
+        ("# nothing yet\n", r"a\.yaml is empty"),
+        ("- a\n", r"a\.yaml is no mapping"),
+        (
+            "run: x\nrecipe:\n  trained: {lr: 1}\n  data: {}\n  trained: {lr: 2}\n",
+            "has the key 'trained' twice, in lines 3 and 5; rename one of them",
+        ),
+        ("iterations: 2\nrun: x\niterations: 3\n", "'iterations' twice, in lines 1 and 3"),
+    ],
+)
+def test_what_says_nothing_or_one_thing_twice(tmp_path: Path, text: str, sentence: str) -> None:
+    """YAML's parser takes the last of two keys without a word: a copied stage under an unchanged name is gone."""
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        check_recipe_file(tmp_path / "a.yaml")
 
 
 def test_on_the_command_line(mistake: Mistake, recipe: Recipe) -> None:

@@ -1,5 +1,6 @@
 """Rows as people have them: what has a meaning for an example is read, and what has none is said."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,32 @@ def test_columns_that_are_not_read_are_counted(tmp_path: Path) -> None:
     left_out, unread = loaded.notes()
     assert left_out.startswith("1 of 6 rows are left out: 1 empty instruction; the first is row 6 of ")
     assert unread.startswith("columns that are not read: category (3 rows), label (1 row), ")
+
+
+def test_columns_of_another_meaning_under_our_names_are_not_read(tmp_path: Path) -> None:
+    """All keys are those of an example; of these values none is what we write there, and one row is ours."""
+    origin = {"prompt_id": "p", "prompt": "ask", "completion": "c", "completion_finished": False, "batch": 3}
+    ours = Example.from_dict(
+        {"id": "x", "instruction": "T", "response": "A", "seed_task_ids": ["s"], "teacher": "m", "quality": 0.5}
+        | origin
+    )
+    strange = {
+        "prompt_id": 7,
+        "prompt": [{"role": "user", "content": "Q"}],
+        "prompt_format": "x",
+        "prefill": ["a"],
+        "completion": 7,
+        "completion_finished": "yes",
+        "seed_task_ids": "abc",
+        "batch": "train",
+        "teacher": 5,
+        "quality": "high",
+    }
+    path = write(tmp_path / "data.jsonl", {"instruction": "Q", "response": "A", **strange}, json.loads(ours.to_json()))
+    loaded = load_source(path)
+    assert loaded.unread == dict.fromkeys(strange, 1)
+    assert dataclasses.replace(loaded.examples[0], id="") == Example(id="", instruction="Q", response="A")
+    assert loaded.examples[1] == ours
 
 
 def test_our_own_conversations_come_back_whole(tmp_path: Path) -> None:

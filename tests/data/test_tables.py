@@ -71,6 +71,17 @@ def test_a_row_that_ends_early_has_empty_cells(tmp_path: Path) -> None:
         ("data.csv", b'instruction,output\nQ,"A" B\n', r"cannot read .*data\.csv: .*; put quotation marks"),
         ("data.csv", b"output,output\nQ,A\n", r"data\.csv: its first line must name each column, found output, output"),
         ("data.csv", b"", r"data\.csv: .*first line"),
+        (
+            "data.csv",
+            b"instruction;output\nQ;A, or B\n",
+            r"cells are separated by ';', and those of a \.csv file by ','",
+        ),
+        ("data.tsv", b"instruction,output\nQ,A\n", r"cells are separated by ',', and those of a \.tsv file by '\\t'"),
+        (
+            "data.jsonl",
+            b'[{"role": "user"}]\n\n[{"role": "user"}]\n',
+            r"its lines are lists; write one object per line",
+        ),
         ("data.parquet", b"instruction", r"cannot read .*data\.parquet: no Parquet file \(.*\); write it again"),
         ("data.jsonl.gz", b"{}", r"cannot read .*data\.jsonl\.gz: not a whole gzip file"),
         ("data.jsonl.gz", gzip.compress(b'{"question": "Q"}' * 99, mtime=0)[:-9], r"not a whole gzip file"),
