@@ -50,7 +50,7 @@ WORDS = 5_000
 RECIPE: dict[str, Any] = {
     "seed_everything": 0,
     "num_threads": 1,
-    "student": {"class_path": "overhead.UntrainedStudent"},
+    "student": {"class_path": "overhead.UntrainedStudent", "init_args": {"backbone": "classroom/student"}},
     "teacher": {"class_path": "montessori_pl.TeacherDPOModule", "init_args": {"backbone": "classroom/teacher"}},
     "generation": {"class_path": "overhead.InstantEngine"},
     "data": {"seed_tasks": "classroom/seed_tasks", "reference": "classroom/reference"},
