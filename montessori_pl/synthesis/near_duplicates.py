@@ -2,16 +2,19 @@
 
 The decisions are those of comparing with every kept text, one by one. An exact bound leaves few to compare: F1 is
 2 * common / (n + m), where `common`, the longest common subsequence, is at most the shorter length, so that a match
-shares more than F1 / (2 - F1) of a text's n tokens, and holds one of its rarest.
+shares more than F1 / (2 - F1) of a text's n tokens, and with them some of its rarest.
 """
 
 import re
 import unicodedata
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
+from typing import Any
 
+import numpy as np
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import extract_iter
 
@@ -21,6 +24,10 @@ _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 # Far above the rounding errors of an F1 and far below the distance of two different ones, so that the bounds drop none.
 _ROUNDING = 1e-9
+
+# So many of its rarest tokens must a match share. Of 7,000 problems of GSM8K, 1,225 share one with a new problem, 74
+# share four and 21 six, and a search takes .59, .15 and .12 ms; with more, common tokens take longer than they save.
+_RARE = 6
 
 # Spells every word that no kept text holds. Kept words have the characters from 1 on, of which there is a million.
 _UNKNOWN = chr(0)
@@ -64,7 +71,7 @@ class NearDuplicateIndex:
         self._characters: dict[str, str] = {}
         self._by_text: dict[str, int] = {}
         # Positions of the kept texts that hold a token at least k times, by (token, k).
-        self._holders: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+        self._holders: defaultdict[tuple[str, int], array[int]] = defaultdict(_positions)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -82,7 +89,7 @@ class NearDuplicateIndex:
     def find(self, text: str) -> Match | None:
         """The most similar kept text above the threshold, the earliest added among equals; None when there is none."""
         tokens = tokenize(text)
-        candidates = sorted(self._candidates(tokens))
+        candidates = self._candidates(tokens)
         compared = extract_iter(
             "".join(self._characters.get(token, _UNKNOWN) for token in tokens),
             [self._spelled[position] for position in candidates],
@@ -98,17 +105,31 @@ class NearDuplicateIndex:
             best, bar = self._by_text.get(_without_layout(text)), 1.0
         return None if best is None else Match(*self._kept[best], similarity=bar)
 
-    def _candidates(self, tokens: Sequence[str]) -> set[int]:
-        # A match shares `common` of the n items, so it holds one of any n - common + 1 of them: the rarest ones are
-        # looked up, and "the" and "a" are not.
+    def _candidates(self, tokens: Sequence[str]) -> list[int]:
+        # A match shares `common` of the n items, so it holds k of any n - common + k of them: the rarest are looked up,
+        # and "the" and "a" are not.
         common = self._least_common(len(tokens))
-        rarest_first = sorted((self._holders.get(item, ()) for item in _counted(tokens)), key=len)
-        return set().union(*rarest_first[: len(tokens) - common + 1])
+        rare = min(_RARE, common)
+        rarest_first = sorted((self._holders.get(item, _NOBODY) for item in _counted(tokens)), key=len)
+        holders = np.concatenate([_NO_POSITIONS, *map(_as_numbers, rarest_first[: len(tokens) - common + rare])])
+        found: list[int] = np.flatnonzero(np.bincount(holders) >= rare).tolist()
+        return found
 
     def _least_common(self, length: int) -> int:
         # Fewest tokens that a text of this length shares with a match: when the match consists of them alone.
         bar = self.threshold - _ROUNDING
         return max(1, floor(bar * length / (2 - bar)) + 1)
+
+
+def _positions() -> "array[int]":
+    return array("I")
+
+
+_NOBODY, _NO_POSITIONS = _positions(), np.empty(0, np.uint32)
+
+
+def _as_numbers(positions: "array[int]") -> "np.ndarray[Any, np.dtype[np.uint32]]":
+    return np.frombuffer(positions, np.uint32) if positions else _NO_POSITIONS
 
 
 def rouge_l(a: str, b: str) -> float:
