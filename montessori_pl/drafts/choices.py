@@ -159,9 +159,12 @@ class Draft:
 
     @property
     def learning_rates(self) -> tuple[float, float, float]:
-        """Of the student's adapter, of the teacher's, and of all weights: starting points by size."""
-        size = self.student.size.parameters
-        of_student = 1e-3 if size < 3 * 10**8 else 2e-4
+        """Of the student's adapter, of the teacher's, and of all weights: starting points by size.
+
+        SmolLM2-135M-Instruct, after 30 steps on 60 examples of its own, had a loss on GSM8K of 1.47 before and of 1.65,
+        1.71 and 1.87 behind rates of 2e-4, 5e-4 and 1e-3: a model that can answer loses by long steps.
+        """
+        size, of_student = self.student.size.parameters, 2e-4
         teacher = self.teacher.size.parameters if isinstance(self.teacher, LookedAt) else CAPABLE
         of_teacher = 2e-4 if teacher < 3 * 10**8 else 5e-5 if teacher < CAPABLE else 1e-5
         return of_student, of_teacher, 1e-4 if size < 3 * 10**8 else 1e-5
