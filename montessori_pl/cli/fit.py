@@ -91,7 +91,7 @@ class MontessoriCLI(RecipeCLI):
             trainer=self._trainer,
             pool=pool,
         )
-        settings = stage_settings(self._sections(), self._get(self.config_init, "recipe"))
+        settings = self._settings()
         passed: list[Trial] = []
         if left := [step for step in steps if not runner.run_directory.up_to_date(step.key, settings[step.name])]:
             passed = preflight(runner, left, dry_run or preview is not None, elsewhere is not None)
@@ -189,6 +189,10 @@ class MontessoriCLI(RecipeCLI):
         page.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(page, preview_page(previews, f"Preview of {root}"))
         runner.display.say(f"\nAll texts in full: {page}. Nothing was written into the run.")
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """For each stage, the settings that its result depends on."""
+        return stage_settings(self._sections(), self._get(self.config_init, "recipe"))
 
     def _trainer(
         self, callbacks: list[Any], alone: bool = False, whole_weights: bool = False, **arguments: Any

@@ -139,13 +139,13 @@ KINDS: list[tuple[str, str, Settings, Settings]] = [
         "student.init_args.chat_template",
         "mine.jinja",
         of("GenerateResponses", instructions="recorded", student="base", sampling=SHORT),
-        {"student": of("StudentModule", chat_template="mine.jinja")},
+        {"student": of("StudentModule", backbone="classroom/student", chat_template="mine.jinja")},
     ),
     (
         "teacher.init_args.chat_template",
         "mine.jinja",
         of("GenerateResponses", instructions="recorded", teachers="base", sampling=SHORT),
-        {"teacher": of("TeacherDPOModule", chat_template="mine.jinja")},
+        {"teacher": of("TeacherDPOModule", backbone="classroom/teacher", chat_template="mine.jinja")},
     ),
     (
         "teachers.other.chat_template",
@@ -195,7 +195,7 @@ def test_run_from_before_contents_were_pinned(capsys: pytest.CaptureFixture[str]
     """It knows the path alone, and what the file held then is not known."""
     arguments = write_recipe(
         {"one": of("GenerateResponses", instructions="recorded", student="base", sampling=SHORT)},
-        {"student": of("StudentModule", chat_template="mine.jinja")},
+        {"student": of("StudentModule", backbone="classroom/student", chat_template="mine.jinja")},
     )
     text = json.dumps(settings_of(arguments)["one"])
     content = re.findall(r"mine\.jinja( \(content [0-9a-f]{12}\))", text)

@@ -55,12 +55,12 @@ def test_the_best_share(
 
 
 def test_several_judges_are_averaged(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """Root mean squares 1 and 10: `a` has (1 + .8) / 2, `b` (-1 - .4) / 2, and who is scored by one alone has none."""
-    metrics = run(0.5, influence={"a": 1.0, "b": -1.0}, other={"a": 8.0, "b": -4.0, "c": (220.0) ** 0.5})
+    """Standard deviations 1 and 10: `a` has (1 + 1) / 2, `b` (-1 - 1) / 2, and who is scored by one alone has none."""
+    metrics = run(0.5, influence={"a": 1.0, "b": -1.0}, other={"a": 10.0, "b": -10.0, "c": 10.0, "d": -10.0})
     (kept,) = read_records(tmp_path / "best" / "examples.jsonl", Example)
     assert kept.id == "a"
-    assert metrics["threshold"] == pytest.approx(0.9)
-    assert metrics["mean_score_of_all"] == pytest.approx(0.1)
+    assert metrics["threshold"] == pytest.approx(1.0)
+    assert metrics["mean_score_of_all"] == pytest.approx(0.0)
     assert metrics["rejected"] == {"not among the best": 1, "unscored": 5}
 
 
