@@ -39,6 +39,7 @@ finally:
 
 SETTINGS = BENCHMARKS / "classroom_study.yaml"
 FRONTIER = BENCHMARKS / "frontier_study.yaml"
+TRAJECTORY = BENCHMARKS / "trajectory_study.yaml"
 ARMS = ("self_instruct", "montessori", "random")
 
 
@@ -98,8 +99,9 @@ def test_a_restricted_study_keeps_the_order_and_the_pairs_that_are_left() -> Non
 # Statistics
 
 
-def test_the_frontier_has_a_ceiling() -> None:
-    settings = read_settings(FRONTIER)
+@pytest.mark.parametrize("path", [FRONTIER, TRAJECTORY], ids=lambda path: path.stem)
+def test_the_frontier_has_a_ceiling(path: Path) -> None:
+    settings = read_settings(path)
     assert settings.oracle == "oracle"
     assert settings.restricted([], [], ["montessori"]).oracle == ""
 

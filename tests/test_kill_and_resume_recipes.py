@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import runpy
+import statistics
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -204,11 +205,11 @@ def the_best_is_made_likelier(run: Path) -> None:
 
 
 def better_half(iteration: Path, stages: tuple[str, ...]) -> set[str]:
-    """By the mean of several students, each divided by its root mean square."""
+    """By the mean of several students, each divided by its standard deviation."""
     total: dict[str, float] = {}
     for stage in stages:
         scores = {score.id: score.value for score in read_records(iteration / stage / "scores.jsonl", Score)}
-        size = (sum(value**2 for value in scores.values()) / len(scores)) ** 0.5
+        size = statistics.pstdev(scores.values())
         for id_, value in scores.items():
             total[id_] = total.get(id_, 0.0) + value / size
     return set(sorted(total, key=lambda id_: (-total[id_], id_))[: round(len(total) / 2)])
@@ -223,6 +224,16 @@ def the_better_half_of_an_aligned_teacher_is_learned(run: Path) -> None:
     learned = records(run, "training_data", Example)
     assert {example.id for example in learned} == better_half(run / "iteration_1", ("worth", "worth_2", "worth_3"))
     assert {example.teacher for example in learned} == {"classroom/teacher + aligned_teacher"}
+
+
+def the_half_that_helps_the_base_is_learned(run: Path) -> None:
+    """The base is one of four that are asked for pairs, and alone when examples are chosen."""
+    learned = records(run, "training_data", Example)
+    assert {example.id for example in learned} == better_half(run / "iteration_1", ("worth",))
+    assert {example.teacher for example in learned} == {"classroom/teacher + aligned_teacher"}
+    stages = RunDirectory(run).entries
+    for name in ("influence_base", "worth"):
+        assert stages[f"iteration_1/{name}"].inputs["student"] == "base"
 
 
 def each_round_is_chosen_for_the_student_of_the_last(run: Path) -> None:
@@ -402,6 +413,14 @@ CASES = {
             Moment("training_data", OPEN, half_a_line, file="/examples.jsonl.draft"),
         ],
         check=the_better_half_of_an_aligned_teacher_is_learned,
+    ),
+    "trajectory_selection.yaml": Case(
+        settings={"candidates": {"num_examples": 48, "prompts_per_batch": 8}, "worth": {"batch_tokens": 64}},
+        moments=[
+            Moment("influence_base", OPEN, half_a_line, file="/scores.part0.jsonl", call=1),
+            Moment("worth", OPEN, half_a_line, file="/scores.part0.jsonl", call=2),
+        ],
+        check=the_half_that_helps_the_base_is_learned,
     ),
     "selection_in_rounds.yaml": Case(
         settings={
