@@ -127,7 +127,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             "influence": {"batch_tokens": 16, "signal.init_args.calibration_examples": 2},
             "influence_2": {"signal.init_args.calibration_examples": 2, "signal.init_args.method": "exact"},
             "influence_3": {"signal.init_args.calibration_examples": 2, "signal.init_args.method": "first_order"},
-            "influence_after": {"max_examples": 4, "signal.init_args.calibration_examples": 2},
+            "influence_after": {"max_examples": 8, "signal.init_args.calibration_examples": 2},
             "warmup": {"training.checkpoint_every_n_steps": 1, "training.batch_size": 8},
             "aligned_teacher": {
                 "training.checkpoint_every_n_steps": 1,

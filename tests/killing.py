@@ -384,8 +384,7 @@ def copy_until(run: Path, stage: str, copy: Path) -> None:
         del manifest["stages"][key]
     (copy / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(copy / "requests", ignore_errors=True)
-    for name in ("config.yaml", "summary.json"):
-        (copy / name).unlink()
+    (copy / "summary.json").unlink()
 
 
 def artifacts(run: Path, pattern: str) -> dict[str, bytes]:

@@ -203,7 +203,7 @@ class TestRuns:
                 assert name in printed
         assert summary["data"]["iteration_1/warmup_data"]["accepted"] == 24
         assert summary["data"]["iteration_1/training_data"]["accepted"] == 48
-        assert summary["data"]["iteration_1/influence_after"]["count"] == 4
+        assert summary["data"]["iteration_1/influence_after"]["count"] == 8
         assert summary["data"]["iteration_1/preferences"]["pairs"] >= 1
         # Influence never stands alone: beside it the loss of the student on which it was measured, as its evaluation
         # gives it, and how varied the examples are.

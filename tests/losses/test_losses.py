@@ -233,7 +233,9 @@ def test_loss_rewards_and_gradients_equal_those_of_trl(
     policy = sequence_log_probabilities(ours(**inputs).logits, labels)
     with torch.no_grad(), ours.disable_adapter():
         reference = sequence_log_probabilities(ours(**inputs).logits, labels)
-    teacher = TeacherDPOModule(beta=0.3, loss_type=loss_type, label_smoothing=label_smoothing, sft_weight=sft_weight)
+    teacher = TeacherDPOModule(
+        "unused", beta=0.3, loss_type=loss_type, label_smoothing=label_smoothing, sft_weight=sft_weight
+    )
     lengths = (labels[:, 1:] != -100).sum(dim=1).chunk(2)
     output = dpo_loss(
         *policy.chunk(2),
