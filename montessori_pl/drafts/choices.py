@@ -161,8 +161,7 @@ class Draft:
     def learning_rates(self) -> tuple[float, float, float]:
         """Of the student's adapter, of the teacher's, and of all weights: starting points by size.
 
-        SmolLM2-135M-Instruct, after 30 steps on 60 examples of its own, had a loss on GSM8K of 1.47 before and of 1.65,
-        1.71 and 1.87 behind rates of 2e-4, 5e-4 and 1e-3: a model that can answer loses by long steps.
+        A model that can answer loses by long steps (`benchmarks/notes/2026-11-29-plan.md`, at its end).
         """
         size, of_student = self.student.size.parameters, 2e-4
         teacher = self.teacher.size.parameters if isinstance(self.teacher, LookedAt) else CAPABLE
