@@ -97,11 +97,13 @@ def _refuse_twice(node: yaml.Node, path: Path, seen: set[int]) -> None:
     seen.add(id(node))
     lines: dict[str, int] = {}
     for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+        if not isinstance(key, yaml.ScalarNode) or key.value == "<<":  # which merges as many mappings as there are
+            continue
         line = key.start_mark.line + 1
-        if isinstance(key, yaml.ScalarNode) and (first := lines.setdefault(key.value, line)) != line:
-            raise ConfigError(
-                f"{path} has the key {key.value!r} twice, in lines {first} and {line}; rename one of them"
-            )
+        if (first := lines.get(key.value)) is not None:
+            where = f"lines {first} and {line}" if first != line else f"line {line}"
+            raise ConfigError(f"{path} has the key {key.value!r} twice, in {where}; rename one of them")
+        lines[key.value] = line
     for child in _children(node):
         _refuse_twice(child, path, seen)
 

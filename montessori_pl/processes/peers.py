@@ -131,8 +131,10 @@ class Peers:
             door.touch()
         elif self.rank == 0:  # a start may have the name of an earlier one
             door.unlink(missing_ok=True)
-        elif not self._name_is_new and door.exists() and _older(door) and not _locked(first):
-            self._earlier_door = _written(door)
+        elif not self._name_is_new:
+            with suppress(FileNotFoundError):  # there is no door, or the first process is taking it away
+                if _older(door) and not _locked(first):
+                    self._earlier_door = _written(door)
         threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
     def _watch(self) -> None:

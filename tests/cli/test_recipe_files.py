@@ -42,7 +42,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 def test_shipped_recipes_and_plain_aliases_pass(tmp_path: Path) -> None:
     for path in shipped_configs().glob("*.yaml"):
         check_recipe_file(path)
-    (tmp_path / "a.yaml").write_text("a: &a {b: 1}\nc: *a\nd: {<<: *a}\n")
+    (tmp_path / "a.yaml").write_text("a: &a {b: 1}\nc: *a\nd:\n  <<: *a\n  <<: *a\n")
     check_recipe_file(tmp_path / "a.yaml")
 
 
@@ -56,6 +56,7 @@ def test_shipped_recipes_and_plain_aliases_pass(tmp_path: Path) -> None:
             "run: x\nrecipe:\n  trained: {lr: 1}\n  data: {}\n  trained: {lr: 2}\n",
             "has the key 'trained' twice, in lines 3 and 5; rename one of them",
         ),
+        ("a: 1\ntraining: {lr: 1, epochs: 2, lr: 3}\n", "the key 'lr' twice, in line 2; rename one of them"),
         ("iterations: 2\nrun: x\niterations: 3\n", "'iterations' twice, in lines 1 and 3"),
     ],
 )
