@@ -9,6 +9,7 @@ from montessori_pl.stages.concat_examples import ConcatExamples
 from montessori_pl.stages.evaluate import Evaluate
 from montessori_pl.stages.generate_responses import GenerateResponses
 from montessori_pl.stages.generating.collapse_guard import CollapseGuard
+from montessori_pl.stages.generating.self_consistency import SelfConsistency
 from montessori_pl.stages.recorded_examples import RecordedExamples
 from montessori_pl.stages.reinforce_teacher import ReinforceTeacher
 from montessori_pl.stages.route_responses import RouteResponses
@@ -38,6 +39,7 @@ __all__ = [
     "SelectBest",
     "SelectHardExamples",
     "SelectTeacher",
+    "SelfConsistency",
     "Stage",
     "StageContext",
     "StageError",

@@ -31,6 +31,7 @@ from montessori_pl.stages.generating.generators import (
     teacher,
     usage_metrics,
 )
+from montessori_pl.stages.generating.self_consistency import SelfConsistency
 from montessori_pl.stages.generating.synthesis_loop import PromptTask, SynthesisConfig, SynthesisLoop
 from montessori_pl.synthesis.base import SelfInstruct, Synthesizer, single_turn
 from montessori_pl.synthesis.contamination import Decontamination
@@ -58,6 +59,7 @@ class Synthesize(Stage):
         response_sampling: how responses are drawn; the defaults are the paper's.
         instruction_filter: which instructions are kept.
         response_filter: which responses are kept.
+        self_consistency: keeps an instruction only if several answers to it agree; null asks for one answer.
         answered: whether the teacher answers what it has written; without, responses are empty, and a stage
             `GenerateResponses` writes them.
         max_similarity: an instruction is a near duplicate if its ROUGE-L F1 with a seed or an accepted instruction is
@@ -92,6 +94,7 @@ class Synthesize(Stage):
         response_sampling: Sampling = Sampling(temperature=0.6, top_p=0.9, presence_penalty=1.0),
         instruction_filter: InstructionFilter = InstructionFilter(),
         response_filter: ResponseFilter = ResponseFilter(),
+        self_consistency: SelfConsistency | None = None,
         answered: bool = True,
         max_similarity: Share | None = 0.7,
         decontaminate: bool | Decontamination = True,
@@ -108,6 +111,8 @@ class Synthesize(Stage):
                 "Synthesize needs either num_examples or num_prompts, "
                 f"found num_examples {num_examples} and num_prompts {num_prompts}"
             )
+        if self_consistency is not None and not answered:
+            raise ValueError("self_consistency compares answers, and answered is false: leave one of them out")
         self.min_acceptance = min_acceptance
         self.num_examples, self.num_prompts, self.samples_per_prompt = num_examples, num_prompts, samples_per_prompt
         self.teacher, self.seed_tasks, self.deduplicate_against = teacher, seed_tasks, deduplicate_against or []
@@ -120,6 +125,7 @@ class Synthesize(Stage):
             max_similarity=max_similarity,
             decontaminate=decontaminate,
             answered=answered,
+            self_consistency=self_consistency,
         )
         self.prompts_per_batch = prompts_per_batch
         self.max_candidates_per_example, self.patience = max_candidates_per_example, patience

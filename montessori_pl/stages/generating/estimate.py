@@ -64,10 +64,13 @@ def estimate_synthesis(
         [example.completion for example in samples],
         limit,
     )
+    consistency = rules.self_consistency
+    answers = consistency.samples if consistency is not None else 1
     responses = generator.work(
         "responses",
-        amount.accepted,
-        amount.max_completions,  # what the response filter rejects has been answered
+        # Those that are not accepted have been answered, too, where answers decide.
+        answers * (amount.accepted if consistency is None else amount.completions),
+        answers * amount.max_completions,
         [turn(example.instruction) for example in samples],
         [example.response for example in samples],
         rules.response_sampling.max_tokens,
@@ -121,6 +124,8 @@ def check_room(context: EstimateContext, rules: SynthesisConfig, teacher: str) -
     generator.check_room([SHORT], "instruction_sampling.max_tokens", rules.instruction_sampling.max_tokens)
     if rules.answered:
         generator.check_room([SHORT], "response_sampling.max_tokens", rules.response_sampling.max_tokens)
+    if rules.self_consistency is not None and (sampling := rules.self_consistency.sampling) is not None:
+        generator.check_room([SHORT], "self_consistency.sampling.max_tokens", sampling.max_tokens)
 
 
 def _stand_ins(

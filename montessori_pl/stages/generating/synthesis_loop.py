@@ -14,6 +14,7 @@ from montessori_pl.estimates.preview import PreviewedSample
 from montessori_pl.generation.base import Completion, Request, Sampling
 from montessori_pl.stages.base import StageContext
 from montessori_pl.stages.generating.generators import Generator, Generators
+from montessori_pl.stages.generating.self_consistency import SelfConsistency
 from montessori_pl.synthesis.base import Synthesizer
 from montessori_pl.synthesis.contamination import Decontamination, HeldOut
 from montessori_pl.synthesis.filters import InstructionFilter, Rejected, ResponseFilter
@@ -32,6 +33,7 @@ class SynthesisConfig:
     max_similarity: float | None
     decontaminate: bool | Decontamination
     answered: bool = True
+    self_consistency: SelfConsistency | None = None
 
     @property
     def threshold(self) -> float:
@@ -102,11 +104,14 @@ class SynthesisLoop:
         accepted: list[Example] = []
         candidates = list(self._instructions(number, tasks, rejections))
         if not self.rules.answered:
-            return [self._example(candidate, number) for candidate in candidates], rejections
-        for candidate, response in zip(candidates, self._responses(candidates), strict=True):
+            return self._kept([self._example(candidate, number) for candidate in candidates]), rejections
+        consistency = self.rules.self_consistency
+        for candidate, answers in zip(candidates, self._answers(candidates), strict=True):
             try:
-                if response is None:
+                if not answers:
                     raise Rejected("too long for the context", "no room for a response")
+                candidate.response = answers[0].text
+                response = consistency.vote(answers) if consistency is not None else answers[0]
                 candidate.response = response.text
                 text = self.rules.response_filter.kept(response.text, response.finished)
                 self.held_out.check_response(text)
@@ -114,9 +119,16 @@ class SynthesisLoop:
                 rejections.append(_rejection(candidate, number, error, candidate.instruction))
                 continue
             accepted.append(self._example(candidate, number, text, response.tokens_of(text)))
-        if len(accepted) < len(candidates):  # after a kill the instructions would be lost that were not answered
-            self.index = self._index([*self.examples, *accepted])
-        return accepted, rejections
+        return self._kept(accepted), rejections
+
+    def _kept(self, accepted: list[Example]) -> list[Example]:
+        """These examples, which nothing may repeat from now on.
+
+        Instructions that were not answered may come again: after a kill nobody would know of them.
+        """
+        for example in accepted:
+            self.index.add(example.id, example.instruction)
+        return accepted
 
     def preview(self, tasks: Sequence[PromptTask]) -> list[PreviewedSample]:
         """What becomes of the completions of these prompts, in their order; they count as written."""
@@ -149,26 +161,27 @@ class SynthesisLoop:
     ) -> Iterator[_Candidate]:
         """Candidates with an instruction that passes; the others become rejections."""
         passed: Counter[str] = Counter()
+        in_batch = NearDuplicateIndex(self.rules.threshold)
         for candidate in self._candidates(number, tasks, rejections):
             try:
-                candidate.instruction = self._checked_instruction(candidate)
+                candidate.instruction = self._checked_instruction(candidate, in_batch)
                 if not self.has_room(candidate.prompt_id, passed):
                     raise Rejected("surplus", "enough were accepted before it")
             except Rejected as error:
                 rejections.append(_rejection(candidate, number, error, candidate.completion.text))
                 continue
             passed[candidate.prompt_id] += 1
-            self.index.add(candidate.id, candidate.instruction)
+            in_batch.add(candidate.id, candidate.instruction)
             yield candidate
 
-    def _checked_instruction(self, candidate: _Candidate) -> str:
+    def _checked_instruction(self, candidate: _Candidate, in_batch: NearDuplicateIndex) -> str:
         answer = without_reasoning(candidate.completion.text)
         if answer is None:
             raise Rejected("unfinished reasoning", f"it does not end in {len(candidate.completion.text)} characters")
         instruction = self.rules.synthesizer.read(answer, candidate.completion.finished)
         self.rules.instruction_filter.check(instruction)
         self.held_out.check_instruction(instruction)
-        match = self.index.find(instruction)
+        match = self.index.find(instruction) or in_batch.find(instruction)
         if match is not None:
             raise Rejected("near duplicate", f"ROUGE-L {match.similarity:.3f} with {match.id}: {match.text}")
         return instruction
@@ -208,21 +221,36 @@ class SynthesisLoop:
 
         return fitting_prompt(self.rules.synthesizer, task.seed, task.seed_tasks, self.examples, fits)
 
-    def _responses(self, candidates: Sequence[_Candidate]) -> list[Completion | None]:
-        """The generator's answer to each instruction; none where there is no room for it."""
+    def _answers(self, candidates: Sequence[_Candidate]) -> list[list[Completion]]:
+        """The generator's answers to each instruction: one, or as many as have a vote; none where there is no room."""
+        consistency, sampling = self.rules.self_consistency, self.rules.response_sampling
+        others = (consistency.sampling if consistency is not None else None) or sampling
         fitting = [
             candidate
             for candidate in candidates
-            if self.generators.fits(candidate.generator, turn(candidate.instruction), self.rules.response_sampling)
+            if all(
+                self.generators.fits(candidate.generator, turn(candidate.instruction), drawn)
+                for drawn in (sampling, others)
+            )
         ]
+        found: dict[str, list[Completion]] = {candidate.id: [] for candidate in candidates}
+        self._answer([(candidate, "response") for candidate in fitting], sampling, found)
+        if consistency is not None:
+            votes = [f"vote {number}" for number in range(1, consistency.samples)]
+            self._answer([(candidate, vote) for candidate in fitting for vote in votes], others, found)
+        return [found[candidate.id] for candidate in candidates]
+
+    def _answer(
+        self, asked: Sequence[tuple[_Candidate, str]], sampling: Sampling, found: dict[str, list[Completion]]
+    ) -> None:
+        """Add the answer to each of these instructions, each drawn with the seed of what it is for."""
         requests = [
-            Request(messages=turn(candidate.instruction), seed=self._seed("response", candidate.id))
-            for candidate in fitting
+            Request(messages=turn(candidate.instruction), seed=self._seed(what, candidate.id))
+            for candidate, what in asked
         ]
-        generators = [candidate.generator for candidate in fitting]
-        answers = self.generators.generate(generators, requests, self.rules.response_sampling)
-        by_id = {candidate.id: answer for candidate, answer in zip(fitting, answers, strict=True)}
-        return [by_id.get(candidate.id) for candidate in candidates]
+        answers = self.generators.generate([candidate.generator for candidate, _ in asked], requests, sampling)
+        for (candidate, _), answer in zip(asked, answers, strict=True):
+            found[candidate.id].append(answer)
 
     def _example(
         self, candidate: _Candidate, number: int, response: str = "", tokens: SampledTokens | None = None
