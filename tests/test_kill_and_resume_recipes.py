@@ -30,9 +30,9 @@ from killing import (
     half_a_line,
 )
 
-from montessori_pl.classroom.tasks import family
+from montessori_pl.classroom.tasks import SKILLS, family
 from montessori_pl.cli.recipe_files import shipped_configs
-from montessori_pl.data.records import Example, PreferencePair, Record, Score, read_records
+from montessori_pl.data.records import Example, PreferencePair, Record, Rejection, Score, read_records
 from montessori_pl.generation import TransformersBackend
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.routing import load_router
@@ -105,6 +105,16 @@ def best_is_chosen(run: Path, stage: str, largest: Callable[[Score], float]) -> 
 def hard_examples_are_preferred(run: Path) -> None:
     """By the loss of the warm student, which is not the score's value by definition but its detail."""
     best_is_chosen(run, "losses", lambda score: score.details["loss"])
+
+
+def what_is_answered_alike_is_learned(run: Path) -> None:
+    """Chatter has no answer that the teacher would give five times."""
+    rejected = read_records(run / "iteration_1" / "training_data" / "rejections.jsonl", Rejection)
+    undecided = [one for one in rejected if one.reason == "inconsistent answers"]
+    assert undecided
+    assert statistics.fmean(family(one.text) not in SKILLS for one in undecided) > 0.5
+    examples = records(run, "training_data", Example)
+    assert statistics.fmean(family(one.instruction) in SKILLS for one in examples) > 0.7
 
 
 def what_the_student_solves_at_times_is_preferred(run: Path) -> None:
@@ -413,6 +423,14 @@ CASES = {
             Moment("training_data", OPEN, half_a_line, file="/examples.jsonl.draft"),
         ],
         check=the_better_half_of_an_aligned_teacher_is_learned,
+    ),
+    "self_consistency.yaml": Case(
+        settings={"training_data": {"num_examples": 24, "prompts_per_batch": 4}},
+        moments=[
+            Moment("training_data", GENERATE, everything, call=3),  # of three calls the one for votes
+            Moment("training_data", OPEN, half_a_line, file="/rejections.jsonl", call=2),
+        ],
+        check=what_is_answered_alike_is_learned,
     ),
     "trajectory_selection.yaml": Case(
         settings={"candidates": {"num_examples": 48, "prompts_per_batch": 8}, "worth": {"batch_tokens": 64}},

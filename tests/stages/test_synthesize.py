@@ -20,7 +20,7 @@ from montessori_pl.generation import Completion, GenerationBackend, Request, Sam
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.journal import Journal
 from montessori_pl.run_directory.progress import Progress
-from montessori_pl.stages import StageError, Synthesize
+from montessori_pl.stages import SelfConsistency, StageError, Synthesize
 from montessori_pl.stages.generating.first_look import FirstLook
 from montessori_pl.synthesis import SelfInstruct
 from montessori_pl.synthesis.contamination import Decontamination
@@ -505,6 +505,64 @@ class TestGivingUp:
         straight = Workshop(tmp_path / "straight")
         straight.run(ScriptedTeacher(), num_examples=60)
         assert workshop.files() == straight.files()
+
+
+class Undecided(ScriptedTeacher):
+    """Answers half of all instructions in capitals, and the others each time with another number."""
+
+    def _complete(self, request: Request) -> Completion:
+        text = request.messages[0]["content"]
+        if text.startswith(ASKED) or hash_is_even(text):
+            return super()._complete(request)
+        return Completion(text=str(request.seed), finished=True, num_tokens=9)
+
+
+class TestSelfConsistency:
+    def test_instructions_are_kept_whose_answers_agree(self, workshop: Workshop) -> None:
+        rule = SelfConsistency(samples=4, min_agreement=0.75)
+        metrics = workshop.run(Undecided(), num_examples=24, self_consistency=rule)
+        assert metrics["accepted"] == 24
+        assert all(hash_is_even(one.instruction) for one in workshop.examples)
+        assert all(one.response == one.instruction.upper() for one in workshop.examples)
+        undecided = [one for one in workshop.rejections if one.reason == "inconsistent answers"]
+        assert len(undecided) == metrics["rejected"]["inconsistent answers"] > 4
+        assert not any(hash_is_even(one.text) for one in undecided)
+        assert undecided[0].detail.startswith("1 of 4 agree, and min_agreement is 0.75: ")
+
+    def test_each_answer_is_drawn_anew_and_as_it_is_said(self, workshop: Workshop) -> None:
+        drawn: list[tuple[int, float]] = []
+
+        class Recorder(ScriptedTeacher):
+            def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+                asked = [one for one in requests if not one.messages[0]["content"].startswith(ASKED)]
+                drawn.extend((one.seed, sampling.temperature) for one in asked)
+                return super().generate(requests, sampling)
+
+        rule = SelfConsistency(samples=3, sampling=Sampling(temperature=1.5, max_tokens=8))
+        metrics = workshop.run(Recorder(), num_prompts=4, self_consistency=rule)
+        assert metrics["accepted"] == 16
+        assert len({seed for seed, _ in drawn}) == 48
+        assert Counter(temperature for _, temperature in drawn) == {0.6: 16, 1.5: 32}
+
+    def test_the_first_answer_is_what_it_is_without(self, tmp_path: Path) -> None:
+        """So that two recipes that differ in this alone write the same, but for what is rejected."""
+        plain, agreed = Workshop(tmp_path / "plain"), Workshop(tmp_path / "agreed")
+        plain.run(ScriptedTeacher(), num_prompts=6)
+        agreed.run(ScriptedTeacher(), num_prompts=6, self_consistency=SelfConsistency(samples=3))
+        assert agreed.files()["examples.jsonl"] == plain.files()["examples.jsonl"]
+
+    def test_an_instruction_that_was_rejected_may_come_again(self, workshop: Workshop) -> None:
+        """Within a batch it is a repetition; after a kill nobody would know of it."""
+        words = [tagged(f"{one} {two} and so on") for one in WORDS[:4] for two in WORDS[:4]]
+        rule = SelfConsistency(samples=2, min_agreement=1.0)
+        workshop.run(Undecided(write=one_of(*words)), num_prompts=32, max_similarity=None, self_consistency=rule)
+        texts = [(one.batch, one.text) for one in workshop.rejections if one.reason == "inconsistent answers"]
+        assert len(set(texts)) == len(texts)
+        assert max(Counter(text for _, text in texts).values()) > 1
+
+    def test_it_needs_answers(self) -> None:
+        with pytest.raises(ValueError, match="self_consistency compares answers, and answered is false"):
+            Synthesize(num_examples=1, answered=False, self_consistency=SelfConsistency())
 
 
 class TestDeterminism:
