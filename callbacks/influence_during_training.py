@@ -48,7 +48,7 @@ class InfluenceDuringTraining(Callback):
 
     def __init__(
         self,
-        reference: Text = "classroom/reference",
+        reference: Text,
         every_n_steps: PositiveInt = 50,
         method: Method = "first_order",
         max_length: Count = 1024,

@@ -1,4 +1,4 @@
-"""`python -m montessori_pl` is the command `montessori-pl`: the door, from which each command has its own way."""
+"""`python -m montessori_pl` is the command `montessori-pl`: the entry point, which hands over to the subcommands."""
 
 import os
 import sys

@@ -45,6 +45,8 @@ SHOWN = ("text", "json", "jsonl", "markdown")
 """Languages that nobody runs."""
 COMPLETE = "# recipe: complete"
 SHELLS = ("sh", "bash")
+READERS_OWN = ("recipe.yaml", "my_recipe.yaml")
+"""Recipe files that pages speak of and that only the reader has."""
 
 
 def name_of(page: Path) -> str:
@@ -282,7 +284,9 @@ class TestPages:
         try:
             found = find_configs(arguments)
         except ValueError as error:
-            pytest.skip(f"the recipe is the reader's own: {error}")
+            if not any(f"no recipe file '{name}'" in str(error) for name in READERS_OWN):
+                raise
+            pytest.skip("the recipe is the reader's own")
         parse(*found)
 
     @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The outer loop: run the steps of a recipe in a workspace, skip what has finished, go on with what has not."""
+"""The outer loop: run the stages of a recipe in a run directory, skip what has finished, go on with what has not."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The stages of which recipes are made, one file each; what several of them share stands in rooms beside them."""
+"""The stages of which recipes are made, one file each; what several of them share lies in subpackages."""
 
 from montessori_pl.stages.align_student import AlignStudent
 from montessori_pl.stages.align_teacher import AlignTeacher

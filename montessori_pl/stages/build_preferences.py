@@ -1,4 +1,4 @@
-"""Pair: scores become preferences between completions of one prompt."""
+"""BuildPreferences: scores become preferences between completions of one prompt."""
 
 import math
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""Combine: the examples of several stages as one training set, which may grow from iteration to iteration."""
+"""ConcatExamples: the examples of several stages as one training set, which may grow from iteration to iteration."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Answer: instructions that are there already are answered, by one teacher, several, a routed one, or the student."""
+"""GenerateResponses: given instructions are answered, by one teacher, several, a routed one, or the student."""
 
 import dataclasses
 from collections import Counter

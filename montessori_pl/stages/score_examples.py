@@ -1,4 +1,4 @@
-"""Score: a signal says how good each example is for the student."""
+"""ScoreExamples: a signal says how good each example is for the student."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""SelectBest: the best-scored examples, to be shown to a teacher as shots."""
+"""SelectBest: the best-scored examples, to be learned, or shown to a teacher as shots."""
 
 import dataclasses
 import statistics
@@ -20,7 +20,8 @@ from montessori_pl.synthesis.diversity import diversity_metrics
 class SelectBest(Stage):
     """Choose the best share of the scored examples.
 
-    Shown as shots (`Synthesize` with `seed_tasks`), they let a teacher write more like them without being trained.
+    A student learns them; or they are shown as shots (`Synthesize` with `seed_tasks`), and a teacher writes more like
+    them without being trained.
 
     Scores are of single examples, and the best of them may all teach the same. With `redundancy` they are chosen one
     after the other, each with the highest

@@ -130,4 +130,4 @@ def test_what_it_has_seen_is_kept_beside_the_stage(tmp_path: Path, reference: st
 
 def test_a_step_of_zero_is_no_rhythm() -> None:
     with pytest.raises(ValueError, match="every_n_steps: expected int >= 1, found 0"):
-        InfluenceDuringTraining(every_n_steps=0)
+        InfluenceDuringTraining("classroom/reference", every_n_steps=0)

@@ -35,7 +35,7 @@ NEVER = ("inference_mode", "use_distributed_sampler")
 """Switches of which neither side contradicts what stages do."""
 MONITOR = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
 STOPPER = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "loss"}}
-OBSERVER = {"class_path": "callbacks.InfluenceDuringTraining"}
+OBSERVER = {"class_path": "callbacks.InfluenceDuringTraining", "init_args": {"reference": "classroom/reference"}}
 
 
 def test_every_argument_is_refused_or_pinned_or_free() -> None:
