@@ -88,7 +88,7 @@ class InfluenceProbeCallback(SignalCallback):
         self.reference_batch_tokens, self.gradient_clip_val = reference_batch_tokens, gradient_clip_val
         self.memory_budget = memory_budget
 
-    def estimate(self, count: int, most: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
+    def estimate(self, count: int, upper_bound: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
         """A pass and a step for each example, and from one pass over the reference set to one for each example.
 
         How many there are depends on the method that is chosen, and on how many examples are scored exactly.
@@ -98,7 +98,8 @@ class InfluenceProbeCallback(SignalCallback):
         only_exact = self.method == "exact" or (self.method == "auto" and count <= self.calibration_examples)
         some = count if only_exact else min(count, self.calibration_examples)
         one_by_one = self.method in ("auto", "exact") or self.refine > 0
-        least, highest = own * count + references * some, own * most + references * (most if one_by_one else some)
+        least = own * count + references * some
+        highest = own * upper_bound + references * (upper_bound if one_by_one else some)
         longest = max((len(one.input_ids) for one in (*(own for _, own in data.items), *data.reference)), default=0)
         return StageEstimate(work=[passes("scoring", round(least), round(highest), longest)])
 

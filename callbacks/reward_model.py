@@ -53,9 +53,9 @@ class RewardModelSignal(ScalarSignal):
         """The files of the reward model, and how it reads a conversation."""
         check_reward_model(self.source)
 
-    def estimate(self, count: int, most: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
+    def estimate(self, count: int, upper_bound: int, data: ScoringData, chat_template: ChatTemplate) -> StageEstimate:
         """A pass of the reward model over each example; its tokens are counted as the student's."""
-        return StageEstimate(work=[one_pass("rewards", count, most, data)])
+        return StageEstimate(work=[one_pass("rewards", count, upper_bound, data)])
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
         """Load the reward model.
