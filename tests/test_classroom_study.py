@@ -40,6 +40,7 @@ finally:
 SETTINGS = BENCHMARKS / "classroom_study.yaml"
 FRONTIER = BENCHMARKS / "frontier_study.yaml"
 TRAJECTORY = BENCHMARKS / "trajectory_study.yaml"
+CONSISTENCY = BENCHMARKS / "consistency_study.yaml"
 ARMS = ("self_instruct", "montessori", "random")
 
 
@@ -99,7 +100,7 @@ def test_a_restricted_study_keeps_the_order_and_the_pairs_that_are_left() -> Non
 # Statistics
 
 
-@pytest.mark.parametrize("path", [FRONTIER, TRAJECTORY], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [FRONTIER, TRAJECTORY, CONSISTENCY], ids=lambda path: path.stem)
 def test_the_frontier_has_a_ceiling(path: Path) -> None:
     settings = read_settings(path)
     assert settings.oracle == "oracle"
