@@ -111,6 +111,7 @@ $influence
       <<: *writing
       num_examples: $num_training  # of $paper_training
       teacher: aligned_teacher
+      guard: {baseline: warmup_data, fallback: unaligned}  # should the writing narrow all the same
       first_iteration_only: false
 """
 _SELECTED = """
