@@ -158,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words = f"FAILED: world {cell.world}, seed {cell.seed}, {cell.arm}: {cell.failed}"
         console.print(words, markup=False)
     lines = (line.rstrip() for line in console.export_text().splitlines())
+    options.out.mkdir(parents=True, exist_ok=True)  # where all results were kept, nothing has been run
     (options.out / "study.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for figure in draw(cells, settings, options.out):
         if options.figures:
