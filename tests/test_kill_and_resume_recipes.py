@@ -107,13 +107,13 @@ def hard_examples_are_preferred(run: Path) -> None:
     best_is_chosen(run, "losses", lambda score: score.details["loss"])
 
 
-def what_is_answered_alike_is_learned(run: Path) -> None:
+def what_is_answered_alike_is_learned(run: Path, stage: str = "training_data") -> None:
     """Chatter has no answer that the teacher would give five times."""
-    rejected = read_records(run / "iteration_1" / "training_data" / "rejections.jsonl", Rejection)
+    rejected = read_records(run / "iteration_1" / stage / "rejections.jsonl", Rejection)
     undecided = [one for one in rejected if one.reason == "inconsistent answers"]
     assert undecided
     assert statistics.fmean(family(one.text) not in SKILLS for one in undecided) > 0.5
-    examples = records(run, "training_data", Example)
+    examples = records(run, stage, Example)
     assert statistics.fmean(family(one.instruction) in SKILLS for one in examples) > 0.7
 
 
@@ -271,6 +271,11 @@ def the_hardest_are_shown(run: Path) -> None:
     shown = {id_ for example in records(run, "new_data", Example) for id_ in example.seed_task_ids}
     assert len(shown) > 3
     assert shown <= set(hardest)
+
+
+def the_hardest_are_answered_alike(run: Path) -> None:
+    the_hardest_are_shown(run)
+    what_is_answered_alike_is_learned(run, "new_data")
 
 
 CALIBRATION: dict[str, dict[str, Any]] = {
@@ -466,6 +471,14 @@ CASES = {
             Moment("new_data", GENERATE, everything, call=2),
         ],
         check=the_hardest_are_shown,
+    ),
+    "active_consistency.yaml": Case(
+        settings={"config": {"iterations": 1}, "new_data": {"num_examples": 24, "prompts_per_batch": 4}},
+        moments=[
+            Moment("new_data", GENERATE, everything, call=3),  # of three calls the one for votes
+            Moment("new_data", OPEN, half_a_line, file="/rejections.jsonl", call=2),
+        ],
+        check=the_hardest_are_answered_alike,
     ),
     "self_reward.yaml": Case(
         settings={
