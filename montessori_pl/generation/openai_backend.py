@@ -19,7 +19,7 @@ from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.generation.endpoint import Endpoint, EndpointError, RetryableError, find_key
-from montessori_pl.generation.request_journal import SPENDING, RequestJournal, request_id, usage_of
+from montessori_pl.generation.request_journal import SPENDING, Answer, RequestJournal, request_id, usage_of
 from montessori_pl.generation.usage import Usage, prompt_tokens
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.processes.stop import Stopped
@@ -63,7 +63,8 @@ class OpenAIBackend(GenerationBackend):
         price: of the endpoint's tokens, with which all answers of the run are counted; null leaves the cost unknown.
         budget: US dollars for all answers of the run together; when they are spent, nothing more is sent. It is
             exceeded by the requests in flight at most. Null sets no limit.
-        extra_body: more parameters of a request; null as a value leaves a parameter out.
+        extra_body: more parameters of a request; null as a value leaves a parameter out. Without the `seed`, or with one
+            for all, each sample is still asked for by itself.
     """
 
     loads_weights = False
@@ -141,11 +142,11 @@ class OpenAIBackend(GenerationBackend):
                 in flight by then has been answered and kept.
         """
         bodies = [self._body(request, sampling) for request in requests]
-        names = [request_id(body) for body in bodies]
+        names = [_name(body, request) for body, request in zip(bodies, requests, strict=True)]
         missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in self._journal.answers}
         if missing:
             try:
-                self._ask_all(list(missing.values()))
+                self._ask_all(missing)
             except EndpointError as error:
                 raise EndpointError(f"{error}; {self._journal}, and the same command goes on") from None
             finally:
@@ -173,26 +174,27 @@ class OpenAIBackend(GenerationBackend):
             "top_p": float(sampling.top_p),
             "presence_penalty": float(sampling.presence_penalty) or None,
             self.limit_parameter: sampling.max_tokens,
-            "seed": request.seed % MAX_SEED,
+            "seed": _seed(request),
         }
         return {name: value for name, value in (body | self.extra_body).items() if value is not None}
 
-    def _ask_all(self, bodies: Sequence[Mapping[str, Any]]) -> None:
+    def _ask_all(self, bodies: Mapping[str, Mapping[str, Any]]) -> None:
+        """Ask for these requests, by name."""
         self._check_budget()
         if self._endpoint is None:
             self._endpoint = Endpoint(self.base_url, self.api_key_env, self.timeout)
         endpoint, stop = self._endpoint, threading.Event()
 
-        def ask(body: Mapping[str, Any]) -> None:
+        def ask(name: str) -> None:
             try:
-                self._ask(endpoint, body, stop)
+                self._ask(endpoint, name, bodies[name], stop)
             except BaseException:
                 stop.set()  # nothing more is sent; what is in flight is answered and kept
                 raise
 
         with ThreadPoolExecutor(min(self.max_concurrency, len(bodies))) as pool:
             try:
-                futures = [pool.submit(ask, body) for body in bodies]
+                futures = [pool.submit(ask, name) for name in bodies]
                 # In turns: a signal that another thread has received does not wake one that waits for ever.
                 while wait(futures, timeout=BETWEEN_LOOKS).not_done:
                     pass
@@ -203,17 +205,17 @@ class OpenAIBackend(GenerationBackend):
         for future in futures:
             future.result()
 
-    def _ask(self, endpoint: Endpoint, body: Mapping[str, Any], stop: threading.Event) -> None:
+    def _ask(self, endpoint: Endpoint, name: str, body: Mapping[str, Any], stop: threading.Event) -> None:
         """Ask until there is an answer, or until all must stop."""
         attempt = 0
         while not stop.is_set():
             self._check_budget()
             try:
-                self._journal.add(endpoint.ask(body))
+                self._keep(name, endpoint.ask(body))
                 return
             except RetryableError as error:
                 if error.billed is not None:
-                    self._journal.add(error.billed)
+                    self._keep(name, error.billed)
                 reason, retry_after = str(error), error.retry_after
             if retry_after is not None and retry_after > LONGEST_WAIT:
                 raise EndpointError(f"{reason}, and asks to wait for {retry_after:,.0f} seconds")
@@ -221,6 +223,10 @@ class OpenAIBackend(GenerationBackend):
                 raise EndpointError(f"{reason}, {attempt + 1} times in a row")
             stop.wait(_seconds_to_wait(attempt, retry_after))
             attempt += 1
+
+    def _keep(self, name: str, answer: Answer) -> None:
+        """Keep what came back for the request of this name."""
+        self._journal.add(dataclasses.replace(answer, id=name))
 
     def _check_budget(self) -> None:
         dollars = self.usage.dollars(self.price)
@@ -236,6 +242,20 @@ class OpenAIBackend(GenerationBackend):
             dollars = self.usage.dollars(self.price)
             content = {**dataclasses.asdict(self.usage), "dollars": dollars, "budget": self.budget}
             write_json(self._directory / SPENDING, content)
+
+
+def _seed(request: Request) -> int:
+    """The request's seed as it is sent."""
+    return request.seed % MAX_SEED
+
+
+def _name(body: Mapping[str, Any], request: Request) -> str:
+    """What the request is called: by its body, and by its seed where `extra_body` sends none, or one for all.
+
+    Otherwise all samples of a prompt would be one request, and its answer stand for each of them.
+    """
+    own = body.get("seed") == _seed(request)
+    return request_id(body if own else {**body, "seed_of_request": request.seed})
 
 
 def _seconds_to_wait(attempt: int, retry_after: float | None) -> float:

@@ -1,7 +1,7 @@
 """Answers that were paid for, one line each as they arrive, found again by what was asked.
 
 The name of a request is a hash of the body that is sent: the model's name, the conversation, the sampling, the seed and
-whatever else goes to the server. Where it is sent, how many are sent at once and what they cost is not part of it.
+whatever else goes to the server; and the request's seed, where that is not what is sent. Where it is sent, how many are sent at once and what they cost is not part of it.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """What was paid for is never lost and never paid for twice; and the budget is kept."""
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import signal
@@ -13,7 +14,7 @@ from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, expected, kept, make_r
 from endpoint import FaultyEndpoint, answer_to, completion, content
 
 from montessori_pl.generation import EndpointError, OpenAIBackend, Price, request_journal
-from montessori_pl.generation.request_journal import ANSWERS, Answer, RequestJournal
+from montessori_pl.generation.request_journal import ANSWERS, Answer, RequestJournal, request_id
 from montessori_pl.models.loading import ModelSource
 
 pytestmark = pytest.mark.usefixtures("short_waits")
@@ -90,6 +91,32 @@ class TestJournal:
         engine(tmp_path).generate([ask("a", 1)], SAMPLING)
         engine(tmp_path, **settings).generate([ask("a", seed)], dataclasses.replace(SAMPLING, **sampling))
         assert endpoint.asked["a"] == 2
+
+    @pytest.mark.parametrize("seed", [None, 42])
+    def test_samples_stay_apart_without_a_seed_of_their_own(
+        self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, seed: int | None
+    ) -> None:
+        """Three samples of one prompt are three requests, also for a later session."""
+        numbers = itertools.count()
+        endpoint.answer = lambda question, seed: completion(f"sample {next(numbers)}")
+        requests = [ask("a", number) for number in (1, 2, 42)]
+        answers = engine(tmp_path, extra_body={"seed": seed}).generate(requests, SAMPLING)
+        assert len({answer.text for answer in answers}) == 3
+        assert engine(tmp_path, extra_body={"seed": seed}).generate(requests, SAMPLING) == answers
+        assert endpoint.asked["a"] == 3
+
+    def test_names_are_those_of_earlier_versions(self, engine: Engine, tmp_path: Path) -> None:
+        """The hash of the body alone, so that what an earlier version has paid for is found."""
+        engine(tmp_path).generate([ask("a", 2**31 + 5)], SAMPLING)
+        body = {
+            "model": "a-model",
+            "messages": [{"role": "user", "content": "a"}],
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "max_tokens": 20,
+            "seed": 5,
+        }
+        assert [answer.id for answer in kept(tmp_path)] == [request_id(body)]
 
     @pytest.mark.slow
     def test_journal_may_end_anywhere(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
