@@ -2,8 +2,8 @@
 
 | what comes back | then |
 |---|---|
-| a completion | it is the answer |
-| 408, 409, 429, 5xx, no connection, a timeout, a torn body, no JSON, no choice, no text | `RetryableError` |
+| a completion, or a message without text that says why it ends | it is the answer |
+| 408, 409, 429, 5xx, no connection, a timeout, a torn body, no JSON, no choice, an error | `RetryableError` |
 | any other status: 400, 401, 403, 404, a redirect, ... | `EndpointError`: nothing can be had from here |
 
 The key is read from the environment and goes to the client. What the server says is not repeated where it shows it.
@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from montessori_pl.data.text import joined_parts, printable, writable
+from montessori_pl.data.text import TEXT_PARTS, printable, writable
 from montessori_pl.generation.request_journal import Answer, request_id
 from montessori_pl.generation.secrets import Secret
 from montessori_pl.generation.usage import held_within, most_tokens, prompt_tokens, text_tokens
@@ -34,8 +34,10 @@ LONGEST_NUMBER = 18
 """Digits of a whole number in an answer; a longer one is no count, and would take long to read."""
 LONGEST_COMPLETION = 2**17
 """Tokens of a completion without a limit, or of reasoning that a server counts apart from the limit, at most."""
-CUT = ("length", "content_filter", "tool_calls", "function_call")
-"""Reasons for which a completion ends that are not its end."""
+ENDS = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
+"""Reasons for which a completion ends that are its own end, in any case, as servers name them; by any other it was cut."""
+FAILED = "error"
+"""The reason of a completion that broke off at the server."""
 NO_KEY = "no-key"
 """What is sent as key to a server that needs none; the client wants to send something."""
 
@@ -191,8 +193,9 @@ def read_answer(body: Mapping[str, Any], content: Any) -> Answer:
     """The answer in a chat completion, whatever it holds: nothing that was paid for is lost because it is odd.
 
     Tokens that the server does not count, or counts as there cannot be, are estimated; of more than there can be, the
-    most are counted. A completion is unfinished where it was cut at the token limit or by a content filter, or calls a
-    tool; what is left of it then may be nothing, and asking again would give the same. A refusal is what the model
+    most are counted. A completion is finished where it ends for a reason of `ENDS`, or for none that is given. Otherwise
+    it was cut, at the token limit or by a content filter, or it calls a tool. There may be no text in it, as where a
+    model only reasons: it is an empty answer, because asking again would give the same. A refusal is what the model
     says. Half a surrogate, which no file can hold, becomes U+FFFD.
 
     Args:
@@ -200,7 +203,8 @@ def read_answer(body: Mapping[str, Any], content: Any) -> Answer:
         content: the parsed body of the response.
     """
     choice = _first(_get(content, "choices"))
-    text, cut = _text(_get(choice, "message")), _get(choice, "finish_reason") in CUT
+    message, reason = _get(choice, "message"), _reason(choice)
+    text, ended = _text(message), reason in ("", *ENDS)
     read, written = _counts(content)
     num_prompt_tokens, plausible = held_within(read, 1, most_tokens(body), prompt_tokens(body["messages"]))
     reasoning = _get(_get(_get(content, "usage"), "completion_tokens_details"), "reasoning_tokens")
@@ -209,11 +213,11 @@ def read_answer(body: Mapping[str, Any], content: Any) -> Answer:
     return Answer(
         id=request_id(body),
         text=text or "",
-        finished=text is not None and not cut,
+        finished=ended,
         num_prompt_tokens=num_prompt_tokens,
         num_tokens=num_tokens,
         estimated=not (plausible and also),
-        usable=text is not None or cut,
+        usable=text is not None or (reason not in ("", FAILED) and (isinstance(message, dict) or not ended)),
     )
 
 
@@ -247,11 +251,23 @@ def _whole_number(digits: str) -> float:
 
 
 def _text(message: Any) -> str | None:
-    """What the model says: one text, or a list of parts that are texts, or why it refuses; none of anything else."""
+    """What the model says: one text, or the texts in a list of parts, or why it refuses; none of anything else."""
     said = _get(message, "content")
-    said = joined_parts(said) if isinstance(said, list) else said
+    if isinstance(said, list):  # beside texts there may be reasoning, which other servers keep out of the content too
+        said = "".join(parts) if (parts := list(filter(None, map(_text_part, said)))) else None
     said = _get(message, "refusal") if said is None else said
     return writable(said) if isinstance(said, str) else None
+
+
+def _text_part(part: Any) -> str | None:
+    said = _get(part, "text")
+    return said if isinstance(said, str) and part.get("type", "text") in TEXT_PARTS else None
+
+
+def _reason(choice: Any) -> str:
+    """Why a completion ends, in lower case; empty where no reason is given."""
+    said = _get(choice, "finish_reason")
+    return "" if said is None else str(said).lower()
 
 
 def _counts(content: Any) -> tuple[Any, Any]:

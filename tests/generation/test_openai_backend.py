@@ -99,12 +99,24 @@ class TestAnswers:
             ("cut", "content_filter", False),
             (None, "content_filter", False),
             ("whole", None, True),
+            ("whole", "STOP", True),
+            ("whole", "eos", True),
+            ("whole", "eos_token", True),
+            ("whole", "end_turn", True),
+            ("whole", "stop_sequence", True),
+            (None, "stop", True),
+            ("cut", "model_length", False),
+            ("cut", "MAX_TOKENS", False),
+            ("cut", "abort", False),
+            ("cut", "SAFETY", False),
+            ("cut", "error", False),
+            ("cut", ["stop"], False),
         ],
     )
     def test_finished_unless_it_was_cut(
         self, endpoint: FaultyEndpoint, engine: Engine, text: str | None, reason: Any, finished: bool
     ) -> None:
-        """What was cut may have no text at all: a reasoning model that is still thinking. It is paid for, and kept."""
+        """What a reason is given for may have no text at all: a model that only reasons. It is paid for, and kept."""
         endpoint.answer = lambda question, seed: completion(text, reason)
         (answer,) = engine().generate([ask("a")], SAMPLING)
         assert (answer.text, answer.finished, answer.num_tokens) == (text or "", finished, TOKENS)

@@ -37,7 +37,8 @@ PASSING: dict[str, Misbehaviour] = {
     "empty choices": content({"choices": []}),
     "choices of another kind": content({"choices": "none"}),
     "no message": content({"choices": [{"finish_reason": "stop"}]}),
-    "no text": content(completion(None)),
+    "no text and no reason": content(completion(None, finish_reason=None)),
+    "an error for a reason": content(completion(None, finish_reason="error")),
     "an error with status 200": content({"error": {"message": "upstream is busy"}}),
 }
 
@@ -160,7 +161,7 @@ class TestFaults:
         assert _retry_after({"retry-after": date}) == pytest.approx(60, abs=30)
 
     def test_unusable_answers_are_billed_too(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
-        endpoint.faults["a"] = [content(completion(None))] * 2
+        endpoint.faults["a"] = [content(completion(None, finish_reason="error"))] * 2
         backend = engine(tmp_path, price=PRICE)
         assert backend.generate([ask("a")], SAMPLING) == expected([ask("a")])
         assert backend.usage.dollars(PRICE) == pytest.approx(3 * DOLLARS)

@@ -235,7 +235,7 @@ class TestMoney:
         self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path
     ) -> None:
         """Each attempt is billed, though there is no text in what comes back; the fourth would be beyond $0.009."""
-        endpoint.faults["a"] = [content(completion(None))] * 10
+        endpoint.faults["a"] = [content(completion(None, finish_reason="error"))] * 10
         with pytest.raises(EndpointError, match=r"have cost \$0\.0090"):
             engine(tmp_path, price=PRICE, budget=0.009, max_retries=9).generate([ask("a")], SAMPLING)
         assert endpoint.asked["a"] == 3
