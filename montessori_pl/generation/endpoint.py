@@ -4,7 +4,8 @@
 |---|---|
 | a completion, or a message without text that says why it ends | it is the answer |
 | 408, 409, 429, 5xx, no connection, a timeout, a torn body, no JSON, no choice, an error | `RetryableError` |
-| any other status: 400, 401, 403, 404, a redirect, ... | `EndpointError`: nothing can be had from here |
+| 400, 413, 422 | `RefusedError`: not this request, or none with these settings |
+| any other status: 401, 403, 404, a redirect, ... | `EndpointError`: nothing can be had from here |
 
 The key is read from the environment and goes to the client. What the server says is not repeated where it shows it.
 """
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 TRANSIENT = (408, 409, 429)
 """Status codes below 500 after which the same request may succeed."""
+REFUSED = (400, 413, 422)
+"""Status codes that may be about one request: a filter of its content, or its length."""
 LONGEST_REASON = 300
 """Characters of a server's message that are repeated."""
 LONGEST_NUMBER = 18
@@ -35,7 +38,7 @@ LONGEST_NUMBER = 18
 LONGEST_COMPLETION = 2**17
 """Tokens of a completion without a limit, or of reasoning that a server counts apart from the limit, at most."""
 ENDS = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
-"""Reasons for which a completion ends that are its own end, in any case, as servers name them; by any other it was cut."""
+"""Reasons, in any case, for which a completion is at its end; for any other it was cut."""
 FAILED = "error"
 """The reason of a completion that broke off at the server."""
 NO_KEY = "no-key"
@@ -44,6 +47,10 @@ NO_KEY = "no-key"
 
 class EndpointError(ValueError):
     """Why an endpoint gives no more answers, in a sentence for the user. Those that it gave are kept."""
+
+
+class RefusedError(EndpointError):
+    """Why an endpoint does not answer this request, though it may answer others."""
 
 
 class RetryableError(Exception):
@@ -112,6 +119,7 @@ class Endpoint:
 
         Raises:
             RetryableError: no answer, for a reason that may pass.
+            RefusedError: no answer to this request.
             EndpointError: no answer, for a reason that will not.
         """
         import openai
@@ -172,7 +180,7 @@ class Endpoint:
         if status == 401:  # servers repeat the key, or parts of it
             whose = f"the key in {self._key_env}" if self._key_env is not None else "a request without a key"
             return EndpointError(f"{self} does not accept {whose} (HTTP status 401; setting api_key_env)")
-        return EndpointError(reason)
+        return RefusedError(reason) if status in REFUSED else EndpointError(reason)
 
     def _clean(self, text: str) -> str:
         """A foreign text on one line, not too long; nothing of it where it shows the key."""
@@ -195,8 +203,8 @@ def read_answer(body: Mapping[str, Any], content: Any) -> Answer:
     Tokens that the server does not count, or counts as there cannot be, are estimated; of more than there can be, the
     most are counted. A completion is finished where it ends for a reason of `ENDS`, or for none that is given. Otherwise
     it was cut, at the token limit or by a content filter, or it calls a tool. There may be no text in it, as where a
-    model only reasons: it is an empty answer, because asking again would give the same. A refusal is what the model
-    says. Half a surrogate, which no file can hold, becomes U+FFFD.
+    model only reasons: that is an empty answer, and asking again would give the same. A refusal is what the model says.
+    Half a surrogate, which no file can hold, becomes U+FFFD.
 
     Args:
         body: what was asked.
@@ -219,6 +227,11 @@ def read_answer(body: Mapping[str, Any], content: Any) -> Answer:
         estimated=not (plausible and also),
         usable=text is not None or (reason not in ("", FAILED) and (isinstance(message, dict) or not ended)),
     )
+
+
+def no_answer(body: Mapping[str, Any]) -> Answer:
+    """What stands for the answer to a request that is refused: nothing, cut before it began, and not billed."""
+    return Answer(id=request_id(body), text="", finished=False, num_prompt_tokens=0, num_tokens=0, refused=True)
 
 
 def largest_answer(body: Mapping[str, Any]) -> Answer:

@@ -17,8 +17,16 @@ from typing import Annotated, Any, Literal
 from montessori_pl.bounds import Bounds, NonNegativeFloat, PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
+from montessori_pl.data.text import printable
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
-from montessori_pl.generation.endpoint import Endpoint, EndpointError, RetryableError, find_key
+from montessori_pl.generation.endpoint import (
+    Endpoint,
+    EndpointError,
+    RefusedError,
+    RetryableError,
+    find_key,
+    no_answer,
+)
 from montessori_pl.generation.request_journal import SPENDING, Answer, RequestJournal, request_id, usage_of
 from montessori_pl.generation.usage import Usage, prompt_tokens
 from montessori_pl.models.loading import ModelSource
@@ -33,6 +41,10 @@ LONGEST_WAIT = 120.0
 """Seconds before a repetition at most; who is asked to wait longer stops."""
 BETWEEN_LOOKS = 0.1
 """Seconds after which a signal is noticed at the latest."""
+MOST_REFUSED = 3
+"""Requests that are refused before any is answered; then nothing more is sent: the settings may be wrong."""
+SHOWN = 80
+"""Characters of a request that are shown."""
 MAX_SEED = 2**31
 """Seeds of the API are smaller: servers differ in how many bits they take."""
 
@@ -63,8 +75,8 @@ class OpenAIBackend(GenerationBackend):
         price: of the endpoint's tokens, with which all answers of the run are counted; null leaves the cost unknown.
         budget: US dollars for all answers of the run together; when they are spent, nothing more is sent. It is
             exceeded by the requests in flight at most. Null sets no limit.
-        extra_body: more parameters of a request; null as a value leaves a parameter out. Without the `seed`, or with one
-            for all, each sample is still asked for by itself.
+        extra_body: more parameters of a request; null as a value leaves a parameter out. Each sample is asked for by
+            itself also without the `seed`, or with one for all.
     """
 
     loads_weights = False
@@ -98,6 +110,7 @@ class OpenAIBackend(GenerationBackend):
         self._journal = RequestJournal(None)
         self._endpoint: Endpoint | None = None
         self._name = ""
+        self._answered: set[str] = set()  # settings of which the endpoint has answered a request
 
     def set_cache_dir(self, directory: Path) -> None:
         """Keep answers and their cost in this directory, and go on from those that lie there."""
@@ -138,15 +151,15 @@ class OpenAIBackend(GenerationBackend):
         """Ask for what has not been answered yet, in parallel.
 
         Raises:
-            EndpointError: the endpoint refuses, does not answer after all repetitions, or the budget is spent. What was
-                in flight by then has been answered and kept.
+            EndpointError: the endpoint refuses all requests of this kind, does not answer after all repetitions, or the
+                budget is spent. What was in flight by then has been answered and kept.
         """
         bodies = [self._body(request, sampling) for request in requests]
         names = [_name(body, request) for body, request in zip(bodies, requests, strict=True)]
-        missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in self._journal.answers}
-        if missing:
+        asked = dict(zip(names, bodies, strict=True))
+        if any(name not in self._journal.answers for name in asked):
             try:
-                self._ask_all(missing)
+                self._ask_missing(asked)
             except EndpointError as error:
                 raise EndpointError(f"{error}; {self._journal}, and the same command goes on") from None
             finally:
@@ -178,16 +191,41 @@ class OpenAIBackend(GenerationBackend):
         }
         return {name: value for name, value in (body | self.extra_body).items() if value is not None}
 
-    def _ask_all(self, bodies: Mapping[str, Mapping[str, Any]]) -> None:
-        """Ask for these requests, by name."""
+    def _ask_missing(self, bodies: Mapping[str, Mapping[str, Any]]) -> None:
+        """Ask for those of these requests, by name, that have no answer; their settings are the same.
+
+        Where some are refused and others answered, the former are too long, or about something that is filtered: each
+        has an empty answer. Where none is answered, the settings are wrong.
+        """
+        settings = _settings(next(iter(bodies.values())))
+        if any(name in self._journal.answers and not self._journal.answers[name].refused for name in bodies):
+            self._answered.add(settings)
+        while missing := {name: body for name, body in bodies.items() if name not in self._journal.answers}:
+            refused = self._ask_all(missing, settings)
+            for name, reason in refused.items():
+                if settings not in self._answered:
+                    raise EndpointError(f"{reason}, when it is asked {_shown(bodies[name])}")
+                self._keep(name, no_answer(bodies[name]))
+            if refused:
+                name, reason = next(iter(refused.items()))
+                counts = f"{len(refused):,} of {len(missing):,} requests are refused, and have an empty answer"
+                log.warning("%s; for example %s: %s", counts, _shown(bodies[name]), reason)
+
+    def _ask_all(self, bodies: Mapping[str, Mapping[str, Any]], settings: str) -> dict[str, str]:
+        """Ask for these requests, by name; returns which of them are refused, and why."""
         self._check_budget()
         if self._endpoint is None:
             self._endpoint = Endpoint(self.base_url, self.api_key_env, self.timeout)
-        endpoint, stop = self._endpoint, threading.Event()
+        endpoint, stop, refused = self._endpoint, threading.Event(), dict[str, str]()
 
         def ask(name: str) -> None:
             try:
-                self._ask(endpoint, name, bodies[name], stop)
+                if self._ask(endpoint, name, bodies[name], stop):
+                    self._answered.add(settings)
+            except RefusedError as error:
+                refused[name] = str(error)
+                if settings not in self._answered and len(refused) >= MOST_REFUSED:
+                    stop.set()
             except BaseException:
                 stop.set()  # nothing more is sent; what is in flight is answered and kept
                 raise
@@ -204,15 +242,16 @@ class OpenAIBackend(GenerationBackend):
                 raise
         for future in futures:
             future.result()
+        return refused
 
-    def _ask(self, endpoint: Endpoint, name: str, body: Mapping[str, Any], stop: threading.Event) -> None:
-        """Ask until there is an answer, or until all must stop."""
+    def _ask(self, endpoint: Endpoint, name: str, body: Mapping[str, Any], stop: threading.Event) -> bool:
+        """Ask until there is an answer, or until all must stop; returns whether there is one."""
         attempt = 0
         while not stop.is_set():
             self._check_budget()
             try:
                 self._keep(name, endpoint.ask(body))
-                return
+                return True
             except RetryableError as error:
                 if error.billed is not None:
                     self._keep(name, error.billed)
@@ -223,6 +262,7 @@ class OpenAIBackend(GenerationBackend):
                 raise EndpointError(f"{reason}, {attempt + 1} times in a row")
             stop.wait(_seconds_to_wait(attempt, retry_after))
             attempt += 1
+        return False
 
     def _keep(self, name: str, answer: Answer) -> None:
         """Keep what came back for the request of this name."""
@@ -256,6 +296,17 @@ def _name(body: Mapping[str, Any], request: Request) -> str:
     """
     own = body.get("seed") == _seed(request)
     return request_id(body if own else {**body, "seed_of_request": request.seed})
+
+
+def _settings(body: Mapping[str, Any]) -> str:
+    """What all requests have in common that ask this model in this way."""
+    return request_id({name: value for name, value in body.items() if name not in ("messages", "seed")})
+
+
+def _shown(body: Mapping[str, Any]) -> str:
+    """The beginning of what is asked last."""
+    text = printable(" ".join(body["messages"][-1]["content"].split()))
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + " ...")
 
 
 def _seconds_to_wait(attempt: int, retry_after: float | None) -> float:

@@ -1,7 +1,8 @@
 """Answers that were paid for, one line each as they arrive, found again by what was asked.
 
 The name of a request is a hash of the body that is sent: the model's name, the conversation, the sampling, the seed and
-whatever else goes to the server; and the request's seed, where that is not what is sent. Where it is sent, how many are sent at once and what they cost is not part of it.
+whatever else goes to the server; and the request's seed, where that is not what is sent. Where it is sent, how many are
+sent at once and what they cost is not part of it.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.data.records import Record, append_records, drop_torn_line, read_records
+from montessori_pl.data.records import SPARSE, Record, append_records, drop_torn_line, read_records
 from montessori_pl.generation.base import Completion
 from montessori_pl.generation.usage import Usage
 from montessori_pl.run_directory.durable import make_directory, sync
@@ -46,6 +47,8 @@ class Answer(Record):
     """Whether the server did not count the tokens, so that they are estimated."""
     usable: bool = True
     """Whether there is a completion in it; an answer without one may have been billed all the same."""
+    refused: bool = dataclasses.field(default=False, metadata=SPARSE)
+    """Whether the endpoint did not answer this request, though others like it: nothing is in it, and nothing billed."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
@@ -68,10 +71,11 @@ class Answer(Record):
     def usage(self) -> Usage:
         """What this one answer has used."""
         return Usage(
-            num_answers=1,
+            num_answers=int(not self.refused),
             num_prompt_tokens=self.num_prompt_tokens,
             num_tokens=self.num_tokens,
             num_estimated=int(self.estimated),
+            num_refused=int(self.refused),
         )
 
 

@@ -27,6 +27,8 @@ class Usage:
     """Sampled tokens."""
     num_estimated: int = 0
     """Answers whose tokens the server did not count, or not as there can be, so that they are estimated."""
+    num_refused: int = 0
+    """Requests that were refused beside others that were answered."""
 
     def __add__(self, other: "Usage") -> "Usage":
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)

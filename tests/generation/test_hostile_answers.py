@@ -56,7 +56,9 @@ ODD: dict[str, tuple[Any, str]] = {
     "a line separator": (completion("a\u2028b\u0085c"), "a\u2028b\u0085c"),
     "parts": (message(content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "ab"),
     "reasoning beside the text": (
-        message(content=[{"type": "thinking", "thinking": [{"type": "text", "text": "b"}]}, {"type": "text", "text": "a"}]),
+        message(
+            content=[{"type": "thinking", "thinking": [{"type": "text", "text": "b"}]}, {"type": "text", "text": "a"}]
+        ),
         "a",
     ),
     "reasoning as a part with text": (

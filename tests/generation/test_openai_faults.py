@@ -1,5 +1,6 @@
 """An endpoint that fails in every way it can: what passes is repeated, and what does not ends in a sentence."""
 
+import dataclasses
 import email.utils
 import os
 import random
@@ -13,9 +14,9 @@ import pytest
 from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, expected, kept, make_requests
 from endpoint import FaultyEndpoint, Misbehaviour, completion, content, dropped, hang, status, torn, torn_at_the_end
 
-from montessori_pl.generation import EndpointError, openai_backend
+from montessori_pl.generation import Completion, EndpointError, openai_backend
 from montessori_pl.generation.endpoint import _retry_after
-from montessori_pl.generation.request_journal import ANSWERS
+from montessori_pl.generation.request_journal import ANSWERS, RequestJournal
 
 pytestmark = pytest.mark.usefixtures("short_waits")
 
@@ -79,11 +80,9 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("code", "said", "sentence"),
         [
-            (400, "maximum context length", r"HTTP status 400 \(maximum context length\)"),
             (401, "wrong key", r"does not accept the key in OPENAI_API_KEY \(HTTP status 401"),
             (403, "not in your country", r"HTTP status 403 \(not in your country\)"),
             (404, "no model of that name", r"HTTP status 404 \(no model of that name\)"),
-            (422, "unexpected field", r"HTTP status 422 \(unexpected field\)"),
         ],
     )
     def test_what_cannot_pass_ends_at_once(
@@ -99,6 +98,57 @@ class TestFaults:
         assert 1 < len(endpoint.bodies) <= 5
         assert len(kept(tmp_path)) == endpoint.answered.total() == len(endpoint.bodies) - 1
         assert f"{len(kept(tmp_path))} answers are kept" in str(error.value)
+
+    @pytest.mark.parametrize("code", [400, 413, 422])
+    def test_one_that_is_refused_has_an_empty_answer(
+        self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
+    ) -> None:
+        """The first of twelve, before any is answered; the rest is asked for, and later sessions do not ask again."""
+        endpoint.faults["question 0"] = [status(code, "content management policy")]
+        requests = make_requests(12)
+        answers = engine(tmp_path, max_concurrency=1, price=PRICE).generate(requests, SAMPLING)
+        assert answers == [Completion(text="", finished=False, num_tokens=0), *expected(requests)[1:]]
+        assert "1 of 12 requests are refused, and have an empty answer; for example 'question 0': " in caplog.text
+        assert "(content management policy)" in caplog.text
+        assert engine(tmp_path).generate(requests, SAMPLING) == answers
+        assert set(endpoint.asked.values()) == {1}
+        usage = RequestJournal(tmp_path).usage
+        assert (usage.num_answers, usage.num_refused) == (11, 1)
+        assert usage.dollars(PRICE) == pytest.approx(11 * DOLLARS)
+
+    def test_one_that_is_refused_alone_stands_beside_earlier_answers(
+        self, endpoint: FaultyEndpoint, engine: Engine
+    ) -> None:
+        """Of the same settings: with others, that it is not answered may be due to them."""
+        backend = engine()
+        backend.generate([ask("a")], SAMPLING)
+        endpoint.faults["b"] = [status(400)] * 2
+        with pytest.raises(EndpointError, match=r"HTTP status 400 \(told to\), when it is asked 'b'; 1 answers are"):
+            backend.generate([ask("b")], dataclasses.replace(SAMPLING, max_tokens=10**6))
+        assert backend.generate([ask("b")], SAMPLING)[0].text == ""
+
+    @pytest.mark.parametrize("code", [400, 413, 422])
+    def test_where_all_are_refused_nothing_further_is_sent(
+        self, endpoint: FaultyEndpoint, engine: Engine, code: int
+    ) -> None:
+        requests = make_requests(40)
+        for request in requests:
+            endpoint.faults[request.messages[-1]["content"]] = [status(code, "unexpected field")]
+        with pytest.raises(
+            EndpointError,
+            match=rf"HTTP status {code} \(unexpected field\), when it is asked 'question \d'; 0 answers are",
+        ):
+            engine(max_concurrency=4).generate(requests, SAMPLING)
+        assert len(endpoint.bodies) <= 3 + 4
+
+    def test_answers_on_the_way_speak_for_the_settings(self, endpoint: FaultyEndpoint, engine: Engine) -> None:
+        """Three are refused before the fourth is answered; then the others are asked too."""
+        endpoint.seconds = 0.2
+        requests = make_requests(8)
+        for number in range(3):
+            endpoint.faults[f"question {number}"] = [status(400)]
+        answers = engine(max_concurrency=4).generate(requests, SAMPLING)
+        assert [answer.text for answer in answers] == ["", "", "", *(one.text for one in expected(requests)[3:])]
 
     def test_server_that_wants_a_key(self, endpoint: FaultyEndpoint, engine: Engine) -> None:
         endpoint.faults["a"] = [status(401)]
