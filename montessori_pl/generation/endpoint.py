@@ -201,8 +201,8 @@ def read_answer(body: Mapping[str, Any], content: Any) -> Answer:
     """The answer in a chat completion, whatever it holds: nothing that was paid for is lost because it is odd.
 
     Tokens that the server does not count, or counts as there cannot be, are estimated; of more than there can be, the
-    most are counted. A completion is finished where it ends for a reason of `ENDS`, or for none that is given. Otherwise
-    it was cut, at the token limit or by a content filter, or it calls a tool. There may be no text in it, as where a
+    most are counted. A completion is finished where it ends for a reason of `ENDS`, or where none is given; or it was
+    cut, at the token limit or by a content filter, or it calls a tool. There may be no text in it, as where a
     model only reasons: that is an empty answer, and asking again would give the same. A refusal is what the model says.
     Half a surrogate, which no file can hold, becomes U+FFFD.
 

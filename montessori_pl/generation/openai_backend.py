@@ -27,7 +27,7 @@ from montessori_pl.generation.endpoint import (
     find_key,
     no_answer,
 )
-from montessori_pl.generation.request_journal import SPENDING, Answer, RequestJournal, request_id, usage_of
+from montessori_pl.generation.request_journal import SPENDING, Answer, RequestJournal, request_id, spending_of
 from montessori_pl.generation.usage import Usage, prompt_tokens
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.processes.stop import Stopped
@@ -72,9 +72,11 @@ class OpenAIBackend(GenerationBackend):
         context_length: positions of the model; prompts are estimated as a token for each four bytes, and those that do
             not fit are made shorter. Null lets everything fit.
         limit_parameter: what the endpoint calls the token limit; OpenAI's newer models want `max_completion_tokens`.
-        price: of the endpoint's tokens, with which all answers of the run are counted; null leaves the cost unknown.
+        price: of the endpoint's tokens; each answer counts by the price that was set when it came. Null leaves the cost
+            unknown.
         budget: US dollars for all answers of the run together; when they are spent, nothing more is sent. It is
-            exceeded by the requests in flight at most. Null sets no limit.
+            exceeded by the requests in flight at most. Judges share their answers, and what these cost. Null sets no
+            limit.
         extra_body: more parameters of a request; null as a value leaves a parameter out. Each sample is asked for by
             itself also without the `seed`, or with one for all.
     """
@@ -119,7 +121,7 @@ class OpenAIBackend(GenerationBackend):
 
     def budget_left(self, directory: Path) -> float | None:
         """The budget without what the answers in this directory have cost."""
-        dollars = usage_of(directory).dollars(self.price)
+        dollars = spending_of(directory).dollars(self.price, self._name or self.model or "")
         return self.budget - dollars if self.budget is not None and dollars is not None else None
 
     def check_environment(self, source: ModelSource) -> None:
@@ -170,7 +172,12 @@ class OpenAIBackend(GenerationBackend):
     @property
     def usage(self) -> Usage:
         """What all answers of the run have used."""
-        return self._journal.usage
+        return self._journal.spending.usage
+
+    @property
+    def dollars(self) -> float | None:
+        """What all answers of the run have cost, each by the price of who was asked; none where there is no price."""
+        return self._journal.spending.dollars(self.price, self._name)
 
     def close(self) -> None:
         """Close the connections; what was kept stays."""
@@ -266,10 +273,10 @@ class OpenAIBackend(GenerationBackend):
 
     def _keep(self, name: str, answer: Answer) -> None:
         """Keep what came back for the request of this name."""
-        self._journal.add(dataclasses.replace(answer, id=name))
+        self._journal.add(dataclasses.replace(answer, id=name, model=self._name, price=self.price))
 
     def _check_budget(self) -> None:
-        dollars = self.usage.dollars(self.price)
+        dollars = self.dollars
         if self.budget is not None and dollars is not None and dollars >= self.budget:
             raise EndpointError(
                 f"the answers of this run have cost ${dollars:,.4f}, and the budget is ${self.budget:,.4f}; "
@@ -279,8 +286,7 @@ class OpenAIBackend(GenerationBackend):
     def _report(self) -> None:
         """Write down what has been spent, for people; nothing here reads it."""
         if self._directory is not None and self._directory.exists():
-            dollars = self.usage.dollars(self.price)
-            content = {**dataclasses.asdict(self.usage), "dollars": dollars, "budget": self.budget}
+            content = {**dataclasses.asdict(self.usage), "dollars": self.dollars, "budget": self.budget}
             write_json(self._directory / SPENDING, content)
 
 

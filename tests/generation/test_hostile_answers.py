@@ -218,7 +218,7 @@ class TestBounds:
         backend = engine(tmp_path, price=PRICE, max_retries=1)
         with pytest.raises(EndpointError, match=r"more than 10,000 bytes.*2 times in a row"):
             backend.generate([ask("a")], SAMPLING)
-        assert backend.usage.dollars(PRICE) == pytest.approx(2 * 0.0085)
+        assert backend.dollars == pytest.approx(2 * 0.0085)
 
     def test_trickle(self, endpoint: FaultyEndpoint, engine: Engine) -> None:
         """It would last for 4 seconds; four times 0.1 seconds are allowed."""

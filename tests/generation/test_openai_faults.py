@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, expected, kept, make_requests
-from endpoint import FaultyEndpoint, Misbehaviour, completion, content, dropped, hang, status, torn, torn_at_the_end
+from endpoint import (
+    TOKENS,
+    FaultyEndpoint,
+    Misbehaviour,
+    completion,
+    content,
+    dropped,
+    hang,
+    status,
+    torn,
+    torn_at_the_end,
+)
 
 from montessori_pl.generation import Completion, EndpointError, openai_backend
 from montessori_pl.generation.endpoint import _retry_after
@@ -112,9 +123,9 @@ class TestFaults:
         assert "(content management policy)" in caplog.text
         assert engine(tmp_path).generate(requests, SAMPLING) == answers
         assert set(endpoint.asked.values()) == {1}
-        usage = RequestJournal(tmp_path).usage
+        usage = RequestJournal(tmp_path).spending.usage
         assert (usage.num_answers, usage.num_refused) == (11, 1)
-        assert usage.dollars(PRICE) == pytest.approx(11 * DOLLARS)
+        assert usage.num_tokens == 11 * TOKENS
 
     def test_one_that_is_refused_alone_stands_beside_earlier_answers(
         self, endpoint: FaultyEndpoint, engine: Engine
@@ -214,7 +225,7 @@ class TestFaults:
         endpoint.faults["a"] = [content(completion(None, finish_reason="error"))] * 2
         backend = engine(tmp_path, price=PRICE)
         assert backend.generate([ask("a")], SAMPLING) == expected([ask("a")])
-        assert backend.usage.dollars(PRICE) == pytest.approx(3 * DOLLARS)
+        assert backend.dollars == pytest.approx(3 * DOLLARS)
         assert [answer.usable for answer in kept(tmp_path)] == [False, False, True]
 
     def test_ctrl_c_waits_for_what_is_in_flight(

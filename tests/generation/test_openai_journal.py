@@ -240,6 +240,44 @@ class TestMoney:
             engine(tmp_path, price=PRICE, budget=0.009, max_retries=9).generate([ask("a")], SAMPLING)
         assert endpoint.asked["a"] == 3
 
+    def test_each_answer_has_the_price_of_who_was_asked(self, engine: Engine, tmp_path: Path) -> None:
+        """Two models that share a directory, as judges do: the cheap one's answers do not spend the other's budget."""
+        requests = make_requests(10)
+        cheap = engine(tmp_path, backbone="cheap", price=Price(input=1, output=4))
+        cheap.generate(requests, SAMPLING)
+        assert cheap.dollars == pytest.approx(10 * DOLLARS / 100)
+        dear = engine(tmp_path, backbone="dear", price=PRICE, budget=0.01)
+        dear.generate(requests[:3], SAMPLING)
+        both = 10 * DOLLARS / 100 + 3 * DOLLARS
+        assert dear.dollars == pytest.approx(both)
+        assert dear.budget_left(tmp_path) == pytest.approx(0.01 - both)
+        assert json.loads((tmp_path / "usage.json").read_text())["dollars"] == pytest.approx(both)
+        assert engine(tmp_path, backbone="cheap", price=Price(input=1, output=4)).dollars == pytest.approx(both)
+        assert engine(tmp_path).dollars is None
+
+    def test_answers_of_who_has_no_price_cost_others_nothing(self, engine: Engine, tmp_path: Path) -> None:
+        """A model of one's own beside a paid one; when it gets a price, its earlier answers count by it."""
+        engine(tmp_path, backbone="mine").generate(make_requests(10), SAMPLING)
+        dear = engine(tmp_path, backbone="dear", price=PRICE)
+        dear.generate(make_requests(1), SAMPLING)
+        assert dear.dollars == pytest.approx(DOLLARS)
+        assert engine(tmp_path, backbone="mine", price=PRICE).dollars == pytest.approx(11 * DOLLARS)
+
+    def test_answers_of_earlier_versions_count_by_the_price_that_is_set(self, engine: Engine, tmp_path: Path) -> None:
+        """Their lines name neither who was asked nor a cost."""
+        line = '{"id": "a", "text": "b", "finished": true, "num_tokens": 5, "num_prompt_tokens": 10}\n'
+        (tmp_path / ANSWERS).write_text(line)
+        assert engine(tmp_path, price=PRICE).dollars == pytest.approx(DOLLARS)
+
+    @pytest.mark.parametrize(
+        "price", ['{"input": -1, "output": 1}', '{"input": 1}', "3", '{"input": 1, "output": NaN}']
+    )
+    def test_kept_prices_that_cannot_be_are_refused(self, tmp_path: Path, price: str) -> None:
+        line = '{"id": "a", "text": "", "finished": true, "num_tokens": 1, "num_prompt_tokens": 1, "price": '
+        (tmp_path / ANSWERS).write_text(f"{line}{price}}}\n")
+        with pytest.raises(ValueError, match="holds something else than answers"):
+            RequestJournal(tmp_path)
+
     def test_cost(self) -> None:
         """Two million prompt tokens at $3 and half a million sampled ones at $8."""
         assert Price(input=3, output=8).cost(2_000_000, 500_000) == 10
