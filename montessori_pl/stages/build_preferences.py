@@ -31,8 +31,8 @@ class BuildPreferences(Stage):
         rule: `best_worst` pairs the best with the worst sample of each prompt; `signed`, the paper's rule, each sample
             above zero with each below.
         max_pairs_per_prompt: keep so many pairs of a prompt, those with the largest margins; null keeps all.
-        noise_margin: keep a pair only if its scores differ by more than so many standard errors; 0 keeps all. An example
-            whose score has none, as with one valid judgement, makes no pair.
+        noise_margin: keep a pair only if its scores differ by more than so many standard errors; 0 keeps all. No pair
+            has an example whose score has none, as with one valid judgement.
         weights: how much each pair counts in alignment: `equal`, or in proportion to its `margin`. A pair whose scores
             hardly differ says little, and with equal weights it says it as loudly as the others.
         max_first_word_rate: keeps diversity: the largest part of all weight for pairs whose chosen instructions begin
