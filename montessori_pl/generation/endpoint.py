@@ -16,7 +16,9 @@ import json
 import logging
 import math
 import os
+import re
 import time
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +43,8 @@ ENDS = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
 """Reasons, in any case, for which a completion is at its end; for any other it was cut."""
 FAILED = "error"
 """The reason of a completion that broke off at the server."""
+SHORTEST_KEY = 8
+"""Characters of a key; what is shorter, such as `EMPTY`, stands for none, and may be a word of any sentence."""
 NO_KEY = "no-key"
 """What is sent as key to a server that needs none; the client wants to send something."""
 
@@ -65,6 +69,26 @@ class RetryableError(Exception):
     def __init__(self, reason: str, retry_after: float | None = None, billed: Answer | None = None) -> None:
         super().__init__(reason)
         self.retry_after, self.billed = retry_after, billed
+
+
+def check_address(base_url: str) -> None:
+    """Look at whether an address can be asked.
+
+    Raises:
+        ValueError: it is none of HTTP, or its host or its port cannot be.
+    """
+    if not re.match(r"https?://", base_url):
+        raise ValueError(f"base_url must begin with http:// or https://, found {base_url!r}")
+    try:
+        parts = urllib.parse.urlsplit(base_url)
+        readable = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", base_url)
+    except ValueError:  # of the port, or of brackets
+        readable = False
+    if not readable:  # it is not repeated, because it may hold a password
+        raise ValueError(
+            "base_url needs a host, and behind it no port or one from 1 to 65535, as in http://localhost:8000/v1; "
+            "correct the one that is set"
+        )
 
 
 def find_key(api_key_env: str | None) -> str:
@@ -107,7 +131,8 @@ class Endpoint:
         self._client = openai.OpenAI(
             base_url=base_url, api_key=key, timeout=timeout, max_retries=0, http_client=BoundedClient(timeout)
         )
-        secrets = [key if api_key_env is not None else "", self._client.base_url.password]
+        hidden = api_key_env is not None and len(key) >= SHORTEST_KEY
+        secrets = [key if hidden else "", self._client.base_url.password]
         self._secrets = [Secret(secret) for secret in secrets if secret]
         self._miscounted = False  # the user has been told so
 

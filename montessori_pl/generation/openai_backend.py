@@ -24,6 +24,7 @@ from montessori_pl.generation.endpoint import (
     EndpointError,
     RefusedError,
     RetryableError,
+    check_address,
     find_key,
     no_answer,
 )
@@ -98,8 +99,8 @@ class OpenAIBackend(GenerationBackend):
         budget: NonNegativeFloat | None = None,
         extra_body: dict[str, Any] | None = None,
     ) -> None:
-        if base_url is not None and not re.match(r"https?://", base_url):
-            raise ValueError(f"base_url must begin with http:// or https://, found {base_url!r}")
+        if base_url is not None:
+            check_address(base_url)
         if api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
             raise ValueError("api_key_env is the name of an environment variable, and not the key itself")
         if budget is not None and price is None:
@@ -316,9 +317,11 @@ def _shown(body: Mapping[str, Any]) -> str:
 
 
 def _seconds_to_wait(attempt: int, retry_after: float | None) -> float:
-    """What the server asks for, or twice as long each time; scattered by a quarter, or all would come back at once."""
+    """Twice as long each time, or what the server asks for where that is longer: it may ask for 0 seconds, or for a time
+    that has passed. Scattered by a quarter, or all would come back at once."""
     # Not the global generator: it belongs to the stages, and threads would draw from it in any order.
     jitter = random.SystemRandom().uniform(0, 0.25)
-    if retry_after is not None:
+    seconds = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
+    if retry_after is not None and retry_after > seconds:
         return retry_after * (1 + jitter)
-    return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * (1 - jitter)
+    return seconds * (1 - jitter)

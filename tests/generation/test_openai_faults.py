@@ -201,8 +201,20 @@ class TestFaults:
         for attempt, seconds in enumerate([0.5, 1, 2, 4, 8, 16, 32, 64, 120, 120]):
             waits = [openai_backend._seconds_to_wait(attempt, None) for _ in range(50)]
             assert seconds * 0.75 <= min(waits) < max(waits) <= seconds
-        assert 10 <= openai_backend._seconds_to_wait(9, 10) <= 12.5
+        assert 10 <= openai_backend._seconds_to_wait(0, 10) <= 12.5
+        assert 90 <= openai_backend._seconds_to_wait(9, 10) <= 120
         assert random.getstate() == state, "the generator of the stages is left alone"
+
+    @pytest.mark.parametrize("value", ["0", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"])
+    def test_who_may_come_back_at_once_waits_all_the_same(
+        self, endpoint: FaultyEndpoint, engine: Engine, monkeypatch: pytest.MonkeyPatch, value: str
+    ) -> None:
+        """Three quarters of 0.2 and 0.4 seconds at least."""
+        monkeypatch.setattr(openai_backend, "FIRST_WAIT", 0.2)
+        endpoint.faults["a"] = [status(429, Retry_After=value)] * 2
+        engine().generate([ask("a")], SAMPLING)
+        first, second, third = endpoint.times["a"]
+        assert (second - first >= 0.15, third - second >= 0.3) == (True, True)
 
     @pytest.mark.parametrize(
         ("value", "seconds"),
