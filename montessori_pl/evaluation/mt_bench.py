@@ -207,21 +207,13 @@ class MTBench(Evaluator):
         asked = [self._judge_messages(*one) for one in answered]
         seeds = [stable_seed("judge", question.id, turn) for question, _, turn in answered]
         completions = ask(engine, asked, self.judge.sampling, seeds)
-        said = {
-            (question.id, turn): one.text
-            for (question, _, turn), one in zip(answered, completions, strict=True)
-            if one is not None
-        }
-        both = [(question, *(said.get((question.id, turn), "") for turn in TURNS)) for question, _ in items]
-        return [
-            Ratings(
-                id=question.id,
-                category=question.category,
-                ratings=(parse_rating(first), parse_rating(second)),
-                texts=(first, second),
-            )
-            for question, first, second in both
-        ]
+        texts = iter([one.text if one is not None else "" for one in completions])
+        ratings = []
+        for question, answers in items:
+            first, second = ("" if answer is None else next(texts) for answer in answers.turns)
+            both = parse_rating(first), parse_rating(second)
+            ratings.append(Ratings(id=question.id, category=question.category, ratings=both, texts=(first, second)))
+        return ratings
 
     def _judge_messages(self, question: Question, answers: Answers, turn: int) -> list[Message]:
         prompt = self._prompts[_prompt_name(turn, question.references is not None)]

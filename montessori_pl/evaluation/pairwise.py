@@ -136,8 +136,8 @@ def win_rates(
 ) -> dict[str, float]:
     """What the judgements say together, by name.
 
-    Intervals are those of the bootstrap over items, 95%; one item has no standard error. Items without a verdict in both
-    orders are left out of all rates but `judged_rate`.
+    Intervals are those of the bootstrap over items, 95%. One item has no standard error, and those without a verdict in
+    both orders are left out of all rates but `judged_rate`.
 
     Args:
         judgements: one for each item; at least one of them has a verdict in both orders.

@@ -317,7 +317,7 @@ def _shown(body: Mapping[str, Any]) -> str:
 
 
 def _seconds_to_wait(attempt: int, retry_after: float | None) -> float:
-    """Twice as long each time, or what the server asks for where that is longer: it may ask for 0 seconds, or for a time
+    """Twice as long each time, or what the server asks for, if that is longer: it may ask for 0 seconds, or for a time
     that has passed. Scattered by a quarter, or all would come back at once."""
     # Not the global generator: it belongs to the stages, and threads would draw from it in any order.
     jitter = random.SystemRandom().uniform(0, 0.25)
