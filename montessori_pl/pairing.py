@@ -66,7 +66,8 @@ def pair_examples(
         max_pairs_per_prompt: keep only so many of each prompt's pairs, those with the largest margins; None keeps all.
         noise_margin: keep a pair only if its margin is larger than so many of its standard errors; 0 keeps all.
         differences: each example's influence on every reference example, by example id. With them the standard error
-            of a margin is paired over reference examples, without them it is sqrt(se_chosen^2 + se_rejected^2).
+            of a margin is paired over reference examples, without them it is sqrt(se_chosen^2 + se_rejected^2), and no
+            pair is made of an example whose score has none.
         weights: how much each pair counts: all the same, or in proportion to the size of its margin, with a mean of 1.
         max_first_word_rate: the largest part of the total weight for pairs whose chosen instructions begin with the
             same word; the weights of a larger group are scaled down to it. None leaves all as they are.
@@ -77,8 +78,10 @@ def pair_examples(
         The pairs, prompt by prompt, the largest margin first (in the control: as drawn).
 
     Raises:
-        ValueError: a standard error or an example's differences are needed and missing.
+        ValueError: no score has a standard error, or an example's differences are missing, where they are needed.
     """
+    if noise_margin > 0 and differences is None:
+        scores = with_standard_errors(scores)
     pairs: list[PreferencePair] = []
     for prompt_id, samples in _by_prompt(examples, scores).items():
         chosen = _by_margin(_candidates(samples, rule))
@@ -93,6 +96,22 @@ def pair_examples(
     if max_first_word_rate is not None:
         pairs = _spread(pairs, {example.id: example for example in examples}, max_first_word_rate)
     return pairs
+
+
+def with_standard_errors(scores: Mapping[str, Score]) -> dict[str, Score]:
+    """Those of the scores that have one: an example that was judged once has none.
+
+    Raises:
+        ValueError: none of them has one.
+    """
+    found = {id_: score for id_, score in scores.items() if score.standard_error is not None}
+    if scores and not found:
+        first = next(iter(scores.values()))
+        raise ValueError(
+            f"a noise margin needs standard errors, and none of {len(scores)} scores has one "
+            f"({first.method or 'unnamed method'}); set the noise margin to 0, or use a signal that estimates them"
+        )
+    return found
 
 
 def mean_scores(several: Sequence[Mapping[str, Score]], weights: Sequence[float] | None = None) -> dict[str, Score]:
@@ -176,21 +195,13 @@ def _texts_differ(pair: Pair) -> bool:
 def _standard_error(pair: Pair, differences: Mapping[str, Sequence[float]] | None) -> float:
     """Standard error of a pair's margin."""
     if differences is None:
-        return math.hypot(*(_own_standard_error(sample.score) for sample in pair))
+        # Scores that have none were left out.
+        return math.hypot(*(error for sample in pair if (error := sample.score.standard_error) is not None))
     chosen, rejected = (_own_differences(sample.example.id, differences) for sample in pair)
     margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
     if len(margins) < 2:
         raise ValueError("a noise margin needs two reference examples or more, found 1; set the noise margin to 0")
     return statistics.stdev(margins) / math.sqrt(len(margins))
-
-
-def _own_standard_error(score: Score) -> float:
-    if score.standard_error is None:
-        raise ValueError(
-            f"a noise margin needs standard errors, but the score of example {score.id} has none "
-            f"({score.method or 'unnamed method'}); set the noise margin to 0, or use a signal that estimates them"
-        )
-    return score.standard_error
 
 
 def _own_differences(example_id: str, differences: Mapping[str, Sequence[float]]) -> Sequence[float]:

@@ -179,8 +179,22 @@ def test_paired_differences_see_what_independent_errors_hide() -> None:
 
 
 def test_a_noise_margin_without_standard_errors_is_refused() -> None:
-    with pytest.raises(ValueError, match="the score of example a has none"):
-        pair_examples(FOUR, scores_of({"a": 0.3, "b": -0.1}), rule="signed", noise_margin=1.0)
+    """One score with a standard error makes no pair either, but is no mistake."""
+    scores = scores_of({"a": 0.3, "b": -0.1})
+    with pytest.raises(ValueError, match=r"needs standard errors, and none of 2 scores has one \("):
+        pair_examples(FOUR, scores, rule="signed", noise_margin=1.0)
+    scores["a"] = dataclasses.replace(scores["a"], standard_error=0.1)
+    assert pair_examples(FOUR, scores, rule="signed", noise_margin=1.0) == []
+
+
+@pytest.mark.parametrize("rule", ["signed", "best_worst"])
+def test_no_pair_is_made_of_an_example_without_a_standard_error(rule: Rule) -> None:
+    """The others of its prompt have theirs: without the best one, the second best is the best."""
+    scores = FOUR_SCORES | {"a": dataclasses.replace(FOUR_SCORES["a"], standard_error=None)}
+    rest = {id_: score for id_, score in FOUR_SCORES.items() if id_ != "a"}
+    pairs = pair_examples(FOUR, scores, rule=rule, noise_margin=1.0)
+    assert pairs == pair_examples(FOUR, rest, rule=rule, noise_margin=1.0)
+    assert pairs
 
 
 def test_missing_differences_are_named() -> None:

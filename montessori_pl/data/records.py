@@ -97,7 +97,7 @@ def _as_tokens(tokens: "SampledTokens | Mapping[str, Any] | None") -> SampledTok
 
 _OF_TOKENIZER = {"of_tokenizer": True, "sparse": True}
 """Marks the fields that mean something to one tokenizer alone."""
-_SPARSE = {"sparse": True}
+SPARSE = {"sparse": True}
 """Marks the fields that have a place in a line only where they say something."""
 
 
@@ -160,9 +160,9 @@ class Example(Record):
     """Groups the samples that answer one and the same teacher prompt; empty for examples without a teacher prompt."""
     prompt: str = ""
     """The user turn that the teacher was shown when it wrote the instruction, or what `prompt_format` says."""
-    prompt_format: PromptFormat = dataclasses.field(default="chat", metadata=_SPARSE)
+    prompt_format: PromptFormat = dataclasses.field(default="chat", metadata=SPARSE)
     """What the prompt is, where it is no user turn."""
-    prefill: str = dataclasses.field(default="", metadata=_SPARSE)
+    prefill: str = dataclasses.field(default="", metadata=SPARSE)
     """How the assistant's turn began before the completion: text that the teacher was given and did not write."""
     completion: str = ""
     """What the teacher wrote, whole: rationale, tags and all."""
@@ -235,7 +235,7 @@ class Score(Record):
     """The numbers whose mean is `value`, one for each reference example, where the signal has them."""
     texts: tuple[str, ...] = ()
     """What the signal said of the example in words, where it speaks."""
-    gradient: tuple[float, ...] = dataclasses.field(default=(), metadata=_SPARSE)
+    gradient: tuple[float, ...] = dataclasses.field(default=(), metadata=SPARSE)
     """The student's gradient on the example, projected to a few dimensions, where the signal keeps it."""
 
     def __post_init__(self) -> None:
@@ -268,9 +268,9 @@ class PreferencePair(Record):
     """Score of the chosen example minus score of the rejected one."""
     weight: float = 1.0
     """How much the pair counts in alignment, beside others."""
-    prompt_format: PromptFormat = dataclasses.field(default="chat", metadata=_SPARSE)
+    prompt_format: PromptFormat = dataclasses.field(default="chat", metadata=SPARSE)
     """What the prompt is, where it is no user turn."""
-    prefill: str = dataclasses.field(default="", metadata=_SPARSE)
+    prefill: str = dataclasses.field(default="", metadata=SPARSE)
     """How the assistant's turn began before both completions."""
     chosen_finished: bool = True
     """Whether the chosen completion ended itself, so that its end token is part of it."""

@@ -9,7 +9,7 @@ _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 """Characters that show nothing although Unicode calls them letters, marks or symbols."""
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that a terminal obeys instead of showing them, that turn the text around, or that no file can hold."""
-_TEXT_PARTS = ("text", "input_text", "output_text")
+TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of the parts of a message that are text, as OpenAI's and Hugging Face's formats name them."""
 
 
@@ -74,7 +74,7 @@ def joined_parts(parts: list[Any]) -> str | None:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
             return None
         others = [value for key, value in part.items() if key not in ("type", "text")]
-        if part.get("type", "text") not in _TEXT_PARTS or says_something(others):
+        if part.get("type", "text") not in TEXT_PARTS or says_something(others):
             return None
         texts.append(part["text"])
     return "".join(texts)

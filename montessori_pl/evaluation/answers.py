@@ -2,7 +2,8 @@ r"""Whether an answer is the expected one: what counts is the final answer, and 
 
 | what is written                     | is                                                            |
 |-------------------------------------|---------------------------------------------------------------|
-| `... #### 18`, `... \boxed{18} ...` | the final answer 18; without such a mark it is the whole text |
+| `... #### 18`, `... \boxed{18} ...` | the final answer 18, by the last such mark                  |
+| `#### Step 2`, and text below it    | a heading; behind the last one the final answer is looked for |
 | `1,000`, `2.50`, `1/2`, `-5`, `+5`  | a number, exactly; its sign stands directly before it         |
 | `$5`, `5%`, `5.`                    | the number 5: `$`, `%` and a period at the end say nothing    |
 | `3 1 2`, `5 apples`, `1e5`, `1 1/2` | text, as LaTeX is; case and blanks in it say nothing          |
@@ -26,6 +27,7 @@ _NUMBER = re.compile(
     r"(?P<size>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:\s*/\s*(?P<divisor>[0-9]+))?"
     r"(?![0-9]|[.,/][0-9]|[eE][-+]?[0-9])"
 )
+_MARK = re.compile(r"(?P<of_a_line>^[ \t]*)?#{4,}", re.MULTILINE)
 
 
 def same_answer(given: str, expected: str) -> bool:
@@ -84,10 +86,32 @@ def _beyond_reasoning(text: str) -> str:
 
 
 def final_answer(text: str) -> str:
-    r"""The line behind the last `####`, else what the last closed `\boxed{...}` holds, else the whole text."""
-    _, mark, behind = text.rpartition("####")
-    if mark:
-        return behind.strip().partition("\n")[0].strip()
+    r"""What the last mark gives: the line behind `####`, or what a closed `\boxed{...}` holds; else the whole text.
+
+    A line of words behind `####` with text on later lines is a heading and no mark: `#### Conclusion`. Without any mark
+    the answer is the text behind the last heading.
+    """
+    start, box = _last_box(text)
+    headings = []
+    for mark in reversed([*_MARK.finditer(text, start + 1)]):
+        line, _, later = text[mark.end() :].strip().partition("\n")
+        if not (mark["of_a_line"] is not None and later and _is_heading(line)):
+            return line.strip()
+        headings.append(later)
+    if box is not None:
+        return box
+    return (headings[0] if headings else text).strip()
+
+
+def _is_heading(line: str) -> bool:
+    """Whether a line is one of words: it holds no number in front, or one that counts a step (`2. Add both`)."""
+    line = line.strip(" *_`$\\(")
+    found = _NUMBER.match(line)
+    return found is None or re.match(r"[.:)]\s+\S", line[found.end() :]) is not None
+
+
+def _last_box(text: str) -> tuple[int, str | None]:
+    r"""Where the last closed `\boxed{...}` begins, and what it holds; -1 and none where there is none."""
     start = text.rfind(r"\boxed{")
     while start >= 0:
         inside = start + len(r"\boxed{")
@@ -95,9 +119,9 @@ def final_answer(text: str) -> str:
         for place in range(inside, len(text)):
             depth += {"{": 1, "}": -1}.get(text[place], 0)
             if depth == 0:
-                return text[inside:place].strip()
+                return start, text[inside:place].strip()
         start = text.rfind(r"\boxed{", 0, start)
-    return text.strip()
+    return -1, None
 
 
 def number(text: str) -> Fraction | None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from montessori_pl.data.reasoning import without_reasoning
 from montessori_pl.data.records import Example
 from montessori_pl.data.text_files import read_text
 
@@ -110,7 +111,8 @@ def parse_score(text: str, finished: bool = True) -> int | None:
     """The score of a judgement: what its last line of the form `Score: n` or `Score: n/5` says.
 
     A judgement without such a line has no score, and neither has one whose last line that begins with `Score:` goes on
-    in another way: out of range, a fraction, several numbers, words. There is no number for such a judgement.
+    in another way: out of range, a fraction, several numbers, words. There is no number for such a judgement. What
+    stands in `<think>...</think>` is no score, nor is there one where the reasoning does not end.
 
     Args:
         text: the judgement.
@@ -119,7 +121,7 @@ def parse_score(text: str, finished: bool = True) -> int | None:
     Returns:
         A whole number from 0 to 5; None if there is no score.
     """
-    lines = text.split("\n")
+    lines = (without_reasoning(text) or "").split("\n")
     announced = [line for line in (lines if finished else lines[:-1]) if _SCORE_LINE.match(line)]
     match = _SCORE.fullmatch(announced[-1]) if announced else None
     return int(match[1]) if match else None

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 RESULTS, SAMPLES = "results_{}.json", "samples_{}.jsonl"
 """Files of a task; the former is written last."""
 _STDERR = "_stderr"
+_NOT_FINITE = ("nan", "inf", "-inf")
+"""Numbers that JSON has not, as the files hold them."""
 
 
 class LMEvalHarness(Evaluator):
@@ -141,9 +143,8 @@ class LMEvalHarness(Evaluator):
                 "local files in a task of your own"
             ) from error
         assert found is not None, "only other processes than the first get nothing"
-        # A tag has no numbers of its own.
         all_results = {name: dict(numbers) for name, numbers in _plain(found["results"]).items()}
-        results = {task: all_results[task]} if task in all_results else all_results
+        results = _named(task, all_results)
         if self.directory is not None:
             make_directory(self.directory)
             rows = [
@@ -160,28 +161,34 @@ class LMEvalHarness(Evaluator):
         """The results of a task that an earlier session has finished."""
         if self.directory is None or not self._path(RESULTS, task).exists():
             return None
-        results: dict[str, dict[str, Any]] = json.loads(self._path(RESULTS, task).read_text(encoding="utf-8"))[
-            "results"
-        ]
-        return results
+        return _named(task, json.loads(self._path(RESULTS, task).read_text(encoding="utf-8"))["all_results"])
 
     def _path(self, name: str, task: str) -> Path:
         assert self.directory is not None
         return self.directory / name.format(re.sub(r"[^\w.-]", "_", task))
 
 
+def _named(task: str, all_results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The results of what was asked for; a tag, or a group without an aggregate, has none but those of its members."""
+    own = {name: numbers for name, numbers in all_results.items() if name == task}
+    return own if _metrics(own) else all_results
+
+
 def _metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The harness's numbers under our names: `acc_norm,none` of a task becomes `TASK_acc_norm`."""
+    """The harness's numbers under our names: `acc_norm,none` of a task becomes `TASK_acc_norm`.
+
+    NaN and infinity are among them, for the stage to see; standard errors are left out where there are none.
+    """
     metrics = {}
     for task, numbers in results.items():
         for key, value in numbers.items():
             metric, _, filter_ = key.partition(",")
-            if not filter_ or not isinstance(value, int | float):
+            if not filter_ or not (isinstance(value, int | float) or value in _NOT_FINITE):
                 continue
             name = "_".join([task, metric.removesuffix(_STDERR), *([filter_] if filter_ != "none" else [])])
             if not metric.endswith(_STDERR):
                 metrics[name] = float(value)
-            elif math.isfinite(value):
+            elif math.isfinite(float(value)):
                 metrics[f"{name}_standard_error"] = float(value)
     return metrics
 

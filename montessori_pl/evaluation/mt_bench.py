@@ -18,7 +18,9 @@ from montessori_pl.data.files import read_rows
 from montessori_pl.data.reasoning import without_reasoning
 from montessori_pl.data.records import Message, Record, Turn, conversation, stable_seed
 from montessori_pl.data.template_text import chat_template_file
-from montessori_pl.evaluation.asking import BatchedWork, Judge, ask, loaded
+from montessori_pl.estimates.estimate import Work
+from montessori_pl.estimates.requests import RequestEstimator
+from montessori_pl.evaluation.asking import BatchedWork, Judge, ask, kept_records, loaded
 from montessori_pl.evaluation.base import Evaluator
 from montessori_pl.evaluation.judge_prompts import fill_in
 from montessori_pl.generation.base import GenerationBackend, Sampling
@@ -53,8 +55,8 @@ class Question:
 class Answers(Record):
     """What the student answers to a question; `id` is the question's."""
 
-    turns: tuple[str, str]
-    """Its answers in both turns; empty where there is no room for one."""
+    turns: tuple[str | None, str | None]
+    """Its answers in both turns; none where there is no room for one."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turns", tuple(self.turns))
@@ -67,9 +69,9 @@ class Ratings(Record):
     category: str
     """The question's."""
     ratings: tuple[float | None, float | None]
-    """From 1 to 10; none where the judgement cannot be read."""
+    """From 1 to 10; none where the judgement cannot be read, or there is no answer."""
     texts: tuple[str, str]
-    """The judgements."""
+    """The judgements; empty where there is no answer, and the judge was not asked."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ratings", tuple(self.ratings))
@@ -80,7 +82,8 @@ class MTBench(Evaluator):
     """The mean rating of answers in conversations of two turns, from 1 to 10 (arXiv 2306.05685).
 
     Questions, judge prompts and reference answers come from files in FastChat's form. Answers are drawn at its
-    temperatures. A judgement without `[[rating]]` is left out and counted; it is not zero.
+    temperatures. A judgement without `[[rating]]` is left out and counted; it is not zero. The same holds for an answer
+    that has no room in the student's context.
 
     Args:
         data_dir: where `question.jsonl`, `judge_prompts.jsonl` and `reference_answer*.jsonl` lie.
@@ -112,9 +115,30 @@ class MTBench(Evaluator):
         self.judge.check_environment()
 
     def check_inputs(self, data: DataSources, chat_template: ChatTemplate) -> None:
-        """The files."""
-        read_questions(self.data_dir)
+        """The files, and whether any first question leaves room for an answer."""
+        asked = [_asked(question, []) for question in read_questions(self.data_dir)]
         read_prompts(self.data_dir)
+        RequestEstimator.of_template(chat_template).check_room(asked, "max_tokens", self.max_tokens)
+
+    def estimate(
+        self, data: DataSources, chat_template: ChatTemplate, backend: Callable[[], GenerationBackend]
+    ) -> list[Work]:
+        """Answers and judgements that are not there yet, as long as they may be; in prompts, references are answers."""
+        questions = read_questions(self.data_dir)
+        asked, judged = [], []
+        for question in questions:
+            said = Answers(id=question.id, turns=question.references or ("", ""))
+            asked += [_asked(question, said.turns[: turn - 1]) for turn in TURNS]
+            judged += [self._judge_messages(question, said, turn) for turn in TURNS]
+        left = [
+            len(TURNS) * (len(questions) - len(kept_records(self.directory, name, kind)))
+            for name, kind in ((ANSWERS, Answers), (RATINGS, Ratings))
+        ]
+        student, judge = RequestEstimator.of_template(chat_template), self.judge.estimator(backend, self.requests)
+        return [
+            student.work("answers", left[0], left[0], asked, None, self.max_tokens),
+            judge.work("judgements", left[1], left[1], judged, None, self.judge.sampling.max_tokens),
+        ]
 
     def evaluate(
         self, student: ModelSource, data: DataSources, backend: Callable[[], GenerationBackend]
@@ -122,11 +146,16 @@ class MTBench(Evaluator):
         """`mt_bench` with its interval over questions, by turn and by category.
 
         Raises:
-            ValueError: no judgement can be read.
+            ValueError: no question leaves room for an answer, or no judgement can be read.
         """
         questions = read_questions(self.data_dir)
         work = BatchedWork(self.directory, [ANSWERS, RATINGS], self.questions_per_batch)
         answers = work.records(ANSWERS, Answers, questions, lambda: loaded(backend, student), self._answer)
+        if all(text is None for one in answers for text in one.turns):
+            raise ValueError(
+                f"no question of {self.data_dir} leaves room for an answer of max_tokens {self.max_tokens} in the "
+                "student's context; lower max_tokens, or take a student with a longer context"
+            )
         ratings = work.records(
             RATINGS,
             Ratings,
@@ -135,11 +164,12 @@ class MTBench(Evaluator):
             self._rate,
         )
         if all(rating is None for one in ratings for rating in one.ratings):
+            said = next((text for one in ratings for text in one.texts if text), "")
             raise ValueError(
                 f"the judge {self.judge.source.backbone} gave no answer a rating [[1]] to [[10]] that can be read "
-                f"within sampling.max_tokens, found, for example, {ratings[0].texts[0][-200:]!r}"
+                f"within sampling.max_tokens, found, for example, {said[-200:]!r}"
             )
-        return _metrics(ratings)
+        return _metrics(answers, ratings)
 
     @cached_property
     def _prompts(self) -> dict[str, Mapping[str, Any]]:
@@ -147,10 +177,14 @@ class MTBench(Evaluator):
 
     def _answer(self, questions: Sequence[Question], engine: GenerationBackend) -> list[Answers]:
         """Both turns of some questions: the first of all, then the second."""
-        said: list[list[str]] = [[] for _ in questions]
+        said: list[list[str | None]] = [[] for _ in questions]
         for turn in TURNS:
             for temperature in sorted({TEMPERATURES.get(one.category, 0.0) for one in questions}):
-                places = [n for n, one in enumerate(questions) if TEMPERATURES.get(one.category, 0.0) == temperature]
+                places = [
+                    n
+                    for n, one in enumerate(questions)
+                    if TEMPERATURES.get(one.category, 0.0) == temperature and None not in said[n]
+                ]
                 completions = ask(
                     engine,
                     [_asked(questions[place], said[place]) for place in places],
@@ -158,32 +192,36 @@ class MTBench(Evaluator):
                     [stable_seed("mt_bench", questions[place].id, turn) for place in places],
                 )
                 for place, completion in zip(places, completions, strict=True):
-                    said[place].append(completion.text if completion is not None else "")
-        return [Answers(id=one.id, turns=(texts[0], texts[1])) for one, texts in zip(questions, said, strict=True)]
+                    said[place].append(completion.text if completion is not None else None)
+        # Where the first answer has no room, there is no second one.
+        both = [(texts[0], texts[1] if len(texts) > 1 else None) for texts in said]
+        return [Answers(id=one.id, turns=texts) for one, texts in zip(questions, both, strict=True)]
 
     def _rate(self, items: Sequence[tuple[Question, Answers]], engine: GenerationBackend) -> list[Ratings]:
-        asked = [self._judge_messages(*item, turn) for item in items for turn in TURNS]
-        seeds = [stable_seed("judge", question.id, turn) for question, _ in items for turn in TURNS]
+        answered = [
+            (question, answers, turn)
+            for question, answers in items
+            for turn in TURNS
+            if answers.turns[turn - 1] is not None
+        ]
+        asked = [self._judge_messages(*one) for one in answered]
+        seeds = [stable_seed("judge", question.id, turn) for question, _, turn in answered]
         completions = ask(engine, asked, self.judge.sampling, seeds)
         texts = iter([one.text if one is not None else "" for one in completions])
-        both = [(question, next(texts), next(texts)) for question, _ in items]
-        return [
-            Ratings(
-                id=question.id,
-                category=question.category,
-                ratings=(parse_rating(first), parse_rating(second)),
-                texts=(first, second),
-            )
-            for question, first, second in both
-        ]
+        ratings = []
+        for question, answers in items:
+            first, second = ("" if answer is None else next(texts) for answer in answers.turns)
+            both = parse_rating(first), parse_rating(second)
+            ratings.append(Ratings(id=question.id, category=question.category, ratings=both, texts=(first, second)))
+        return ratings
 
     def _judge_messages(self, question: Question, answers: Answers, turn: int) -> list[Message]:
         prompt = self._prompts[_prompt_name(turn, question.references is not None)]
-        texts = {"question": question.turns[0], "answer": answers.turns[0]}
+        texts = {"question": question.turns[0], "answer": answers.turns[0] or ""}
         for number, asked, said, right in zip(
             TURNS, question.turns, answers.turns, question.references or ("", ""), strict=True
         ):
-            texts |= {f"question_{number}": asked, f"answer_{number}": said, f"ref_answer_{number}": right}
+            texts |= {f"question_{number}": asked, f"answer_{number}": said or "", f"ref_answer_{number}": right}
         return conversation(prompt["system_prompt"], (), fill_in(prompt["prompt_template"], texts))
 
 
@@ -240,17 +278,17 @@ def _prompt_name(turn: int, reference: bool) -> str:
     return f"single-{'math-' if reference else ''}v1{'-multi-turn' if turn > 1 else ''}"
 
 
-def _asked(question: Question, said: Sequence[str]) -> list[Message]:
+def _asked(question: Question, said: Sequence[str | None]) -> list[Message]:
     """The conversation up to where the student answers, with what it has said so far."""
     earlier = [
         turn
         for asked, answer in zip(question.turns, said, strict=False)
-        for turn in (Turn("user", asked), Turn("assistant", answer))
+        for turn in (Turn("user", asked), Turn("assistant", answer or ""))
     ]
     return conversation("", earlier, question.turns[len(said)])
 
 
-def _metrics(ratings: Sequence[Ratings]) -> dict[str, float]:
+def _metrics(answers: Sequence[Answers], ratings: Sequence[Ratings]) -> dict[str, float]:
     """Means over all ratings that there are; the interval is over questions, whose turns are drawn together."""
     questions = [[rating for rating in one.ratings if rating is not None] for one in ratings]
     questions = [one for one in questions if one]
@@ -269,7 +307,9 @@ def _metrics(ratings: Sequence[Ratings]) -> dict[str, float]:
         own = [rating for one in ratings if one.category == category for rating in one.ratings if rating is not None]
         if own:
             metrics[f"mt_bench_{category}"] = statistics.fmean(own)
-    return {**metrics, "mt_bench_unparsed": float(sum(one.ratings.count(None) for one in ratings))}
+    unanswered = sum(one.turns.count(None) for one in answers)
+    unrated = sum(one.ratings.count(None) for one in ratings)
+    return {**metrics, "mt_bench_unparsed": float(unrated - unanswered), "mt_bench_unanswered": float(unanswered)}
 
 
 def _rows(path: Path, *needed: str) -> list[Mapping[str, Any]]:

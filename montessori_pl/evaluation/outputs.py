@@ -13,6 +13,7 @@ from typing import Any
 from montessori_pl.data.files import READABLE, read_rows, source_path
 from montessori_pl.data.records import Example, Record, json_text
 from montessori_pl.data.text import writable
+from montessori_pl.data.text_files import GZIP
 from montessori_pl.run_directory.atomic import write_atomically
 
 OUTPUTS = "outputs.json"
@@ -33,7 +34,13 @@ class Output(Record):
 def outputs_file(name: str) -> Path | None:
     """The file that a name means; none for the name of a student."""
     path = source_path(name)
-    return path if path.name.removesuffix(".gz").endswith(READABLE) else None
+    return path if path.name.removesuffix(GZIP).endswith(READABLE) else None
+
+
+def side_name(path: Path) -> str:
+    """What the other side is called whose outputs a file holds: the file's name without the endings of its kind."""
+    name = path.name.removesuffix(GZIP)
+    return next((name.removesuffix(kind) for kind in READABLE if name.endswith(kind)), name)
 
 
 def read_outputs(source: str, items: Sequence[Example]) -> list[str]:

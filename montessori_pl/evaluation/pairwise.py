@@ -136,8 +136,8 @@ def win_rates(
 ) -> dict[str, float]:
     """What the judgements say together, by name.
 
-    Intervals are those of the bootstrap over items, 95%. Items without a verdict in both orders are left out of all
-    rates but `judged_rate`.
+    Intervals are those of the bootstrap over items, 95%. One item has no standard error, and those without a verdict in
+    both orders are left out of all rates but `judged_rate`.
 
     Args:
         judgements: one for each item; at least one of them has a verdict in both orders.
@@ -148,9 +148,10 @@ def win_rates(
     preferences = [one.preference for one in judgements]
     judged = [one for one in preferences if one is not None]
     rng = np.random.default_rng(stable_seed("win rate"))
-    rate, spread = statistics.fmean(judged), statistics.stdev(judged) if len(judged) > 1 else 0.0
-    name = f"win_rate{suffix}"
-    metrics = {name: rate, f"{name}_standard_error": spread / math.sqrt(len(judged))}
+    rate, name = statistics.fmean(judged), f"win_rate{suffix}"
+    metrics = {name: rate}
+    if len(judged) > 1:
+        metrics[f"{name}_standard_error"] = statistics.stdev(judged) / math.sqrt(len(judged))
     if len(judged) >= MIN_VALUES:
         metrics |= _ends(name, percentile_interval(rate, bootstrap_values(judged, rng)).ends)
     controlled = length_controlled_win_rate(

@@ -1,6 +1,8 @@
 """How often a judge prefers the student's answers to another side's, each pair in both orders."""
 
 import functools
+import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -20,6 +22,7 @@ from montessori_pl.evaluation.outputs import (
     Output,
     outputs_file,
     read_outputs,
+    side_name,
     write_alpaca_eval,
 )
 from montessori_pl.evaluation.pairwise import (
@@ -39,9 +42,12 @@ from montessori_pl.models.loading import ModelSource, best_device
 from montessori_pl.run_directory.atomic import write_json_lines
 from montessori_pl.run_directory.fingerprint import Files
 
+log = logging.getLogger(__name__)
+
 ANSWERED, OTHER, JUDGEMENTS = "outputs.jsonl", "other_outputs.jsonl", "judgements.jsonl"
 """What is kept while the evaluator works: the student's answers, the other student's, and what the judge says."""
-
+LEAST_JUDGED = 0.5
+"""The share of items with a verdict below which a rate is warned of."""
 
 Compared = tuple[Example, str, str]
 """An item with the student's answer and the other side's."""
@@ -106,7 +112,7 @@ class WinRate(Evaluator):
         self.items_per_batch = items_per_batch
         file = outputs_file(against) if against is not None else None
         self._against_student = against if file is None else None
-        side = file.name.partition(".")[0] if file is not None else against
+        side = side_name(file) if file is not None else against
         self._suffix = f"_against_{side}" if side is not None else ""
 
     def other_students(self) -> list[str]:
@@ -164,16 +170,30 @@ class WinRate(Evaluator):
         else:
             others = answers if other == student else self._answers(work, OTHER, test, other, backend)
         judgements = self._judgements(work, list(zip(test, answers, others, strict=True)), backend)
-        if all(one.preference is None for one in judgements):
-            said = next((text for one in judgements for text in one.texts if text), "")
-            raise ValueError(
-                f"the judge {self._judge_name} gave no item of the test set a verdict that can be read in "
-                "both orders; it must end in a line with the mark that the prompt asks for within "
-                f"sampling.max_tokens, found, for example, {said[-200:]!r}"
-            )
+        self._look(judgements)
         self._write(test, student, answers, others, judgements)
         graded = arena_hard_score(judgements, self._suffix) if self._graded else {}
         return {**win_rates(judgements, answers, others, self._suffix), **graded}
+
+    def _look(self, judgements: Sequence[Judgement]) -> None:
+        """Whether enough items have a verdict for a rate."""
+        judged = sum(one.preference is not None for one in judgements)
+        if not judged:
+            said = next((text for one in judgements for text in one.texts if text), "")
+            needed = (
+                "it must end in a line with the mark that the prompt asks for within sampling.max_tokens"
+                if self.judge is not None
+                else "its rewards must be numbers"
+            )
+            raise ValueError(
+                f"the judge {self._judge_name} gave no item of the test set a verdict that can be read in "
+                f"both orders; {needed}, found, for example, {said[-200:]!r}"
+            )
+        if judged < LEAST_JUDGED * len(judgements):
+            log.warning(
+                "the judge %s gave %d of %d items a verdict in both orders; the win rate is that of these alone",
+                *(self._judge_name, judged, len(judgements)),
+            )
 
     def _answers(
         self,
@@ -271,7 +291,8 @@ def _by_reward(items: Sequence[Compared], model: RewardModel) -> list[Judgement]
     rewards = [one.value for one in model.rewards(answered)]
     judgements = []
     for (item, *_), ours, theirs in zip(items, rewards[::2], rewards[1::2], strict=True):
-        verdicts = _BY_SIGN[(ours > theirs) - (ours < theirs)]
+        comparable = not (math.isnan(ours) or math.isnan(theirs))
+        verdicts = _BY_SIGN[(ours > theirs) - (ours < theirs)] if comparable else (None, None)
         judgements.append(Judgement(id=item.id, verdicts=verdicts, texts=(f"{ours:.9g}", f"{theirs:.9g}")))
     return judgements
 

@@ -2,9 +2,10 @@
 
 | what comes back | then |
 |---|---|
-| a completion | it is the answer |
-| 408, 409, 429, 5xx, no connection, a timeout, a torn body, no JSON, no choice, no text | `RetryableError` |
-| any other status: 400, 401, 403, 404, a redirect, ... | `EndpointError`: nothing can be had from here |
+| a completion, or a message without text that says why it ends | it is the answer |
+| 408, 409, 429, 5xx, no connection, a timeout, a torn body, no JSON, no choice, an error | `RetryableError` |
+| 400, 413, 422 | `RefusedError`: not this request, or none with these settings |
+| any other status: 401, 403, 404, a redirect, ... | `EndpointError`: nothing can be had from here |
 
 The key is read from the environment and goes to the client. What the server says is not repeated where it shows it.
 """
@@ -15,11 +16,13 @@ import json
 import logging
 import math
 import os
+import re
 import time
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from montessori_pl.data.text import joined_parts, printable, writable
+from montessori_pl.data.text import TEXT_PARTS, printable, writable
 from montessori_pl.generation.request_journal import Answer, request_id
 from montessori_pl.generation.secrets import Secret
 from montessori_pl.generation.usage import held_within, most_tokens, prompt_tokens, text_tokens
@@ -28,20 +31,30 @@ log = logging.getLogger(__name__)
 
 TRANSIENT = (408, 409, 429)
 """Status codes below 500 after which the same request may succeed."""
+REFUSED = (400, 413, 422)
+"""Status codes that may be about one request: a filter of its content, or its length."""
 LONGEST_REASON = 300
 """Characters of a server's message that are repeated."""
 LONGEST_NUMBER = 18
 """Digits of a whole number in an answer; a longer one is no count, and would take long to read."""
 LONGEST_COMPLETION = 2**17
 """Tokens of a completion without a limit, or of reasoning that a server counts apart from the limit, at most."""
-CUT = ("length", "content_filter", "tool_calls", "function_call")
-"""Reasons for which a completion ends that are not its end."""
+ENDS = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
+"""Reasons, in any case, for which a completion is at its end; for any other it was cut."""
+FAILED = "error"
+"""The reason of a completion that broke off at the server."""
+SHORTEST_KEY = 8
+"""Characters of a key; what is shorter, such as `EMPTY`, stands for none, and may be a word of any sentence."""
 NO_KEY = "no-key"
 """What is sent as key to a server that needs none; the client wants to send something."""
 
 
 class EndpointError(ValueError):
     """Why an endpoint gives no more answers, in a sentence for the user. Those that it gave are kept."""
+
+
+class RefusedError(EndpointError):
+    """Why an endpoint does not answer this request, though it may answer others."""
 
 
 class RetryableError(Exception):
@@ -56,6 +69,26 @@ class RetryableError(Exception):
     def __init__(self, reason: str, retry_after: float | None = None, billed: Answer | None = None) -> None:
         super().__init__(reason)
         self.retry_after, self.billed = retry_after, billed
+
+
+def check_address(base_url: str) -> None:
+    """Look at whether an address can be asked.
+
+    Raises:
+        ValueError: it is none of HTTP, or its host or its port cannot be.
+    """
+    if not re.match(r"https?://", base_url):
+        raise ValueError(f"base_url must begin with http:// or https://, found {base_url!r}")
+    try:
+        parts = urllib.parse.urlsplit(base_url)
+        readable = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", base_url)
+    except ValueError:  # of the port, or of brackets
+        readable = False
+    if not readable:  # it is not repeated, because it may hold a password
+        raise ValueError(
+            "base_url needs a host, and behind it no port or one from 1 to 65535, as in http://localhost:8000/v1; "
+            "correct the one that is set"
+        )
 
 
 def find_key(api_key_env: str | None) -> str:
@@ -98,7 +131,8 @@ class Endpoint:
         self._client = openai.OpenAI(
             base_url=base_url, api_key=key, timeout=timeout, max_retries=0, http_client=BoundedClient(timeout)
         )
-        secrets = [key if api_key_env is not None else "", self._client.base_url.password]
+        hidden = api_key_env is not None and len(key) >= SHORTEST_KEY
+        secrets = [key if hidden else "", self._client.base_url.password]
         self._secrets = [Secret(secret) for secret in secrets if secret]
         self._miscounted = False  # the user has been told so
 
@@ -110,6 +144,7 @@ class Endpoint:
 
         Raises:
             RetryableError: no answer, for a reason that may pass.
+            RefusedError: no answer to this request.
             EndpointError: no answer, for a reason that will not.
         """
         import openai
@@ -170,7 +205,7 @@ class Endpoint:
         if status == 401:  # servers repeat the key, or parts of it
             whose = f"the key in {self._key_env}" if self._key_env is not None else "a request without a key"
             return EndpointError(f"{self} does not accept {whose} (HTTP status 401; setting api_key_env)")
-        return EndpointError(reason)
+        return RefusedError(reason) if status in REFUSED else EndpointError(reason)
 
     def _clean(self, text: str) -> str:
         """A foreign text on one line, not too long; nothing of it where it shows the key."""
@@ -191,16 +226,18 @@ def read_answer(body: Mapping[str, Any], content: Any) -> Answer:
     """The answer in a chat completion, whatever it holds: nothing that was paid for is lost because it is odd.
 
     Tokens that the server does not count, or counts as there cannot be, are estimated; of more than there can be, the
-    most are counted. A completion is unfinished where it was cut at the token limit or by a content filter, or calls a
-    tool; what is left of it then may be nothing, and asking again would give the same. A refusal is what the model
-    says. Half a surrogate, which no file can hold, becomes U+FFFD.
+    most are counted. A completion is finished where it ends for a reason of `ENDS`, or where none is given; or it was
+    cut, at the token limit or by a content filter, or it calls a tool. There may be no text in it, as where a
+    model only reasons: that is an empty answer, and asking again would give the same. A refusal is what the model says.
+    Half a surrogate, which no file can hold, becomes U+FFFD.
 
     Args:
         body: what was asked.
         content: the parsed body of the response.
     """
     choice = _first(_get(content, "choices"))
-    text, cut = _text(_get(choice, "message")), _get(choice, "finish_reason") in CUT
+    message, reason = _get(choice, "message"), _reason(choice)
+    text, ended = _text(message), reason in ("", *ENDS)
     read, written = _counts(content)
     num_prompt_tokens, plausible = held_within(read, 1, most_tokens(body), prompt_tokens(body["messages"]))
     reasoning = _get(_get(_get(content, "usage"), "completion_tokens_details"), "reasoning_tokens")
@@ -209,12 +246,17 @@ def read_answer(body: Mapping[str, Any], content: Any) -> Answer:
     return Answer(
         id=request_id(body),
         text=text or "",
-        finished=text is not None and not cut,
+        finished=ended,
         num_prompt_tokens=num_prompt_tokens,
         num_tokens=num_tokens,
         estimated=not (plausible and also),
-        usable=text is not None or cut,
+        usable=text is not None or (reason not in ("", FAILED) and (isinstance(message, dict) or not ended)),
     )
+
+
+def no_answer(body: Mapping[str, Any]) -> Answer:
+    """What stands for the answer to a request that is refused: nothing, cut before it began, and not billed."""
+    return Answer(id=request_id(body), text="", finished=False, num_prompt_tokens=0, num_tokens=0, refused=True)
 
 
 def largest_answer(body: Mapping[str, Any]) -> Answer:
@@ -247,11 +289,23 @@ def _whole_number(digits: str) -> float:
 
 
 def _text(message: Any) -> str | None:
-    """What the model says: one text, or a list of parts that are texts, or why it refuses; none of anything else."""
+    """What the model says: one text, or the texts in a list of parts, or why it refuses; none of anything else."""
     said = _get(message, "content")
-    said = joined_parts(said) if isinstance(said, list) else said
+    if isinstance(said, list):  # beside texts there may be reasoning, which other servers keep out of the content too
+        said = "".join(parts) if (parts := list(filter(None, map(_text_part, said)))) else None
     said = _get(message, "refusal") if said is None else said
     return writable(said) if isinstance(said, str) else None
+
+
+def _text_part(part: Any) -> str | None:
+    said = _get(part, "text")
+    return said if isinstance(said, str) and part.get("type", "text") in TEXT_PARTS else None
+
+
+def _reason(choice: Any) -> str:
+    """Why a completion ends, in lower case; empty where no reason is given."""
+    said = _get(choice, "finish_reason")
+    return "" if said is None else str(said).lower()
 
 
 def _counts(content: Any) -> tuple[Any, Any]:

@@ -17,9 +17,18 @@ from typing import Annotated, Any, Literal
 from montessori_pl.bounds import Bounds, NonNegativeFloat, PositiveInt, Text
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
+from montessori_pl.data.text import printable
 from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
-from montessori_pl.generation.endpoint import Endpoint, EndpointError, RetryableError, find_key
-from montessori_pl.generation.request_journal import SPENDING, RequestJournal, request_id, usage_of
+from montessori_pl.generation.endpoint import (
+    Endpoint,
+    EndpointError,
+    RefusedError,
+    RetryableError,
+    check_address,
+    find_key,
+    no_answer,
+)
+from montessori_pl.generation.request_journal import SPENDING, Answer, RequestJournal, request_id, spending_of
 from montessori_pl.generation.usage import Usage, prompt_tokens
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.processes.stop import Stopped
@@ -33,6 +42,10 @@ LONGEST_WAIT = 120.0
 """Seconds before a repetition at most; who is asked to wait longer stops."""
 BETWEEN_LOOKS = 0.1
 """Seconds after which a signal is noticed at the latest."""
+MOST_REFUSED = 3
+"""Requests that are refused before any is answered; then nothing more is sent: the settings may be wrong."""
+SHOWN = 80
+"""Characters of a request that are shown."""
 MAX_SEED = 2**31
 """Seeds of the API are smaller: servers differ in how many bits they take."""
 
@@ -60,10 +73,13 @@ class OpenAIBackend(GenerationBackend):
         context_length: positions of the model; prompts are estimated as a token for each four bytes, and those that do
             not fit are made shorter. Null lets everything fit.
         limit_parameter: what the endpoint calls the token limit; OpenAI's newer models want `max_completion_tokens`.
-        price: of the endpoint's tokens, with which all answers of the run are counted; null leaves the cost unknown.
+        price: of the endpoint's tokens; each answer counts by the price that was set when it came. Null leaves the cost
+            unknown.
         budget: US dollars for all answers of the run together; when they are spent, nothing more is sent. It is
-            exceeded by the requests in flight at most. Null sets no limit.
-        extra_body: more parameters of a request; null as a value leaves a parameter out.
+            exceeded by the requests in flight at most. Judges share their answers, and what these cost. Null sets no
+            limit.
+        extra_body: more parameters of a request; null as a value leaves a parameter out. Each sample is asked for by
+            itself also without the `seed`, or with one for all.
     """
 
     loads_weights = False
@@ -83,8 +99,8 @@ class OpenAIBackend(GenerationBackend):
         budget: NonNegativeFloat | None = None,
         extra_body: dict[str, Any] | None = None,
     ) -> None:
-        if base_url is not None and not re.match(r"https?://", base_url):
-            raise ValueError(f"base_url must begin with http:// or https://, found {base_url!r}")
+        if base_url is not None:
+            check_address(base_url)
         if api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
             raise ValueError("api_key_env is the name of an environment variable, and not the key itself")
         if budget is not None and price is None:
@@ -97,6 +113,7 @@ class OpenAIBackend(GenerationBackend):
         self._journal = RequestJournal(None)
         self._endpoint: Endpoint | None = None
         self._name = ""
+        self._answered: set[str] = set()  # settings of which the endpoint has answered a request
 
     def set_cache_dir(self, directory: Path) -> None:
         """Keep answers and their cost in this directory, and go on from those that lie there."""
@@ -105,7 +122,7 @@ class OpenAIBackend(GenerationBackend):
 
     def budget_left(self, directory: Path) -> float | None:
         """The budget without what the answers in this directory have cost."""
-        dollars = usage_of(directory).dollars(self.price)
+        dollars = spending_of(directory).dollars(self.price, self._name or self.model or "")
         return self.budget - dollars if self.budget is not None and dollars is not None else None
 
     def check_environment(self, source: ModelSource) -> None:
@@ -137,15 +154,15 @@ class OpenAIBackend(GenerationBackend):
         """Ask for what has not been answered yet, in parallel.
 
         Raises:
-            EndpointError: the endpoint refuses, does not answer after all repetitions, or the budget is spent. What was
-                in flight by then has been answered and kept.
+            EndpointError: the endpoint refuses all requests of this kind, does not answer after all repetitions, or the
+                budget is spent. What was in flight by then has been answered and kept.
         """
         bodies = [self._body(request, sampling) for request in requests]
-        names = [request_id(body) for body in bodies]
-        missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in self._journal.answers}
-        if missing:
+        names = [_name(body, request) for body, request in zip(bodies, requests, strict=True)]
+        asked = dict(zip(names, bodies, strict=True))
+        if any(name not in self._journal.answers for name in asked):
             try:
-                self._ask_all(list(missing.values()))
+                self._ask_missing(asked)
             except EndpointError as error:
                 raise EndpointError(f"{error}; {self._journal}, and the same command goes on") from None
             finally:
@@ -156,7 +173,12 @@ class OpenAIBackend(GenerationBackend):
     @property
     def usage(self) -> Usage:
         """What all answers of the run have used."""
-        return self._journal.usage
+        return self._journal.spending.usage
+
+    @property
+    def dollars(self) -> float | None:
+        """What all answers of the run have cost, each by the price of who was asked; none where there is no price."""
+        return self._journal.spending.dollars(self.price, self._name)
 
     def close(self) -> None:
         """Close the connections; what was kept stays."""
@@ -173,26 +195,52 @@ class OpenAIBackend(GenerationBackend):
             "top_p": float(sampling.top_p),
             "presence_penalty": float(sampling.presence_penalty) or None,
             self.limit_parameter: sampling.max_tokens,
-            "seed": request.seed % MAX_SEED,
+            "seed": _seed(request),
         }
         return {name: value for name, value in (body | self.extra_body).items() if value is not None}
 
-    def _ask_all(self, bodies: Sequence[Mapping[str, Any]]) -> None:
+    def _ask_missing(self, bodies: Mapping[str, Mapping[str, Any]]) -> None:
+        """Ask for those of these requests, by name, that have no answer; their settings are the same.
+
+        Where some are refused and others answered, the former are too long, or about something that is filtered: each
+        has an empty answer. Where none is answered, the settings are wrong.
+        """
+        settings = _settings(next(iter(bodies.values())))
+        if any(name in self._journal.answers and not self._journal.answers[name].refused for name in bodies):
+            self._answered.add(settings)
+        while missing := {name: body for name, body in bodies.items() if name not in self._journal.answers}:
+            refused = self._ask_all(missing, settings)
+            for name, reason in refused.items():
+                if settings not in self._answered:
+                    raise EndpointError(f"{reason}, when it is asked {_shown(bodies[name])}")
+                self._keep(name, no_answer(bodies[name]))
+            if refused:
+                name, reason = next(iter(refused.items()))
+                counts = f"{len(refused):,} of {len(missing):,} requests are refused, and have an empty answer"
+                log.warning("%s; for example %s: %s", counts, _shown(bodies[name]), reason)
+
+    def _ask_all(self, bodies: Mapping[str, Mapping[str, Any]], settings: str) -> dict[str, str]:
+        """Ask for these requests, by name; returns which of them are refused, and why."""
         self._check_budget()
         if self._endpoint is None:
             self._endpoint = Endpoint(self.base_url, self.api_key_env, self.timeout)
-        endpoint, stop = self._endpoint, threading.Event()
+        endpoint, stop, refused = self._endpoint, threading.Event(), dict[str, str]()
 
-        def ask(body: Mapping[str, Any]) -> None:
+        def ask(name: str) -> None:
             try:
-                self._ask(endpoint, body, stop)
+                if self._ask(endpoint, name, bodies[name], stop):
+                    self._answered.add(settings)
+            except RefusedError as error:
+                refused[name] = str(error)
+                if settings not in self._answered and len(refused) >= MOST_REFUSED:
+                    stop.set()
             except BaseException:
                 stop.set()  # nothing more is sent; what is in flight is answered and kept
                 raise
 
         with ThreadPoolExecutor(min(self.max_concurrency, len(bodies))) as pool:
             try:
-                futures = [pool.submit(ask, body) for body in bodies]
+                futures = [pool.submit(ask, name) for name in bodies]
                 # In turns: a signal that another thread has received does not wake one that waits for ever.
                 while wait(futures, timeout=BETWEEN_LOOKS).not_done:
                     pass
@@ -202,18 +250,19 @@ class OpenAIBackend(GenerationBackend):
                 raise
         for future in futures:
             future.result()
+        return refused
 
-    def _ask(self, endpoint: Endpoint, body: Mapping[str, Any], stop: threading.Event) -> None:
-        """Ask until there is an answer, or until all must stop."""
+    def _ask(self, endpoint: Endpoint, name: str, body: Mapping[str, Any], stop: threading.Event) -> bool:
+        """Ask until there is an answer, or until all must stop; returns whether there is one."""
         attempt = 0
         while not stop.is_set():
             self._check_budget()
             try:
-                self._journal.add(endpoint.ask(body))
-                return
+                self._keep(name, endpoint.ask(body))
+                return True
             except RetryableError as error:
                 if error.billed is not None:
-                    self._journal.add(error.billed)
+                    self._keep(name, error.billed)
                 reason, retry_after = str(error), error.retry_after
             if retry_after is not None and retry_after > LONGEST_WAIT:
                 raise EndpointError(f"{reason}, and asks to wait for {retry_after:,.0f} seconds")
@@ -221,9 +270,14 @@ class OpenAIBackend(GenerationBackend):
                 raise EndpointError(f"{reason}, {attempt + 1} times in a row")
             stop.wait(_seconds_to_wait(attempt, retry_after))
             attempt += 1
+        return False
+
+    def _keep(self, name: str, answer: Answer) -> None:
+        """Keep what came back for the request of this name."""
+        self._journal.add(dataclasses.replace(answer, id=name, model=self._name, price=self.price))
 
     def _check_budget(self) -> None:
-        dollars = self.usage.dollars(self.price)
+        dollars = self.dollars
         if self.budget is not None and dollars is not None and dollars >= self.budget:
             raise EndpointError(
                 f"the answers of this run have cost ${dollars:,.4f}, and the budget is ${self.budget:,.4f}; "
@@ -233,15 +287,41 @@ class OpenAIBackend(GenerationBackend):
     def _report(self) -> None:
         """Write down what has been spent, for people; nothing here reads it."""
         if self._directory is not None and self._directory.exists():
-            dollars = self.usage.dollars(self.price)
-            content = {**dataclasses.asdict(self.usage), "dollars": dollars, "budget": self.budget}
+            content = {**dataclasses.asdict(self.usage), "dollars": self.dollars, "budget": self.budget}
             write_json(self._directory / SPENDING, content)
 
 
+def _seed(request: Request) -> int:
+    """The request's seed as it is sent."""
+    return request.seed % MAX_SEED
+
+
+def _name(body: Mapping[str, Any], request: Request) -> str:
+    """What the request is called: by its body, and by its seed where `extra_body` sends none, or one for all.
+
+    Otherwise all samples of a prompt would be one request, and its answer stand for each of them.
+    """
+    own = body.get("seed") == _seed(request)
+    return request_id(body if own else {**body, "seed_of_request": request.seed})
+
+
+def _settings(body: Mapping[str, Any]) -> str:
+    """What all requests have in common that ask this model in this way."""
+    return request_id({name: value for name, value in body.items() if name not in ("messages", "seed")})
+
+
+def _shown(body: Mapping[str, Any]) -> str:
+    """The beginning of what is asked last."""
+    text = printable(" ".join(body["messages"][-1]["content"].split()))
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + " ...")
+
+
 def _seconds_to_wait(attempt: int, retry_after: float | None) -> float:
-    """What the server asks for, or twice as long each time; scattered by a quarter, or all would come back at once."""
+    """Twice as long each time, or what the server asks for, if that is longer: it may ask for 0 seconds, or for a time
+    that has passed. Scattered by a quarter, or all would come back at once."""
     # Not the global generator: it belongs to the stages, and threads would draw from it in any order.
     jitter = random.SystemRandom().uniform(0, 0.25)
-    if retry_after is not None:
+    seconds = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
+    if retry_after is not None and retry_after > seconds:
         return retry_after * (1 + jitter)
-    return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * (1 - jitter)
+    return seconds * (1 - jitter)

@@ -35,7 +35,7 @@ class PoolTeacher:
     generation: Callable[[], GenerationBackend] | None = None
     """The engine that runs it; null takes the recipe's."""
     price: Price | None = None
-    """What its tokens cost; null takes the price that its engine names, if it names one."""
+    """What its tokens cost, also against the engine's budget; null takes the price that its engine names, if any."""
     license: str = ""
     """What its licence says of the use of its texts; goes into data cards."""
 

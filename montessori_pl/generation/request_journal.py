@@ -1,7 +1,8 @@
 """Answers that were paid for, one line each as they arrive, found again by what was asked.
 
 The name of a request is a hash of the body that is sent: the model's name, the conversation, the sampling, the seed and
-whatever else goes to the server. Where it is sent, how many are sent at once and what they cost is not part of it.
+whatever else goes to the server; and the request's seed, where that is not what is sent. Where it is sent, how many are
+sent at once and what they cost is not part of it.
 """
 
 import dataclasses
@@ -9,12 +10,12 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from montessori_pl.data.records import Record, append_records, drop_torn_line, read_records
-from montessori_pl.generation.base import Completion
+from montessori_pl.data.records import SPARSE, Record, append_records, drop_torn_line, read_records
+from montessori_pl.generation.base import Completion, Price
 from montessori_pl.generation.usage import Usage
 from montessori_pl.run_directory.durable import make_directory, sync
 
@@ -28,6 +29,14 @@ RESERVED = (JUDGE, ANSWERS, SPENDING)
 """Names in that directory that no teacher may have."""
 MOST_TOKENS = 10**12
 """No answer has so many."""
+
+
+def _as_price(price: Price | Mapping[str, Any] | None) -> Price | None:
+    if price is None or isinstance(price, Price):
+        return price
+    if not isinstance(price, Mapping) or price.keys() != {"input", "output"}:
+        raise ValueError(f"price must hold input and output, found {str(price)[:40]}")
+    return Price(**price)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +55,12 @@ class Answer(Record):
     """Whether the server did not count the tokens, so that they are estimated."""
     usable: bool = True
     """Whether there is a completion in it; an answer without one may have been billed all the same."""
+    refused: bool = dataclasses.field(default=False, metadata=SPARSE)
+    """Whether the endpoint did not answer this request, though others like it: nothing is in it, and nothing billed."""
+    model: str = dataclasses.field(default="", metadata=SPARSE)
+    """Who was asked; empty in lines of earlier versions, which do not say."""
+    price: Price | None = dataclasses.field(default=None, metadata=SPARSE)
+    """What tokens cost when it came; none where nobody had said so."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
@@ -54,6 +69,7 @@ class Answer(Record):
         for name, count in counts.items():
             if not isinstance(count, int) or not 0 <= count < MOST_TOKENS:
                 raise ValueError(f"{name} must be a whole number from 0 to {MOST_TOKENS:,}, found {str(count)[:40]}")
+        object.__setattr__(self, "price", _as_price(self.price))
 
     def completion(self) -> Completion:
         """The answer as an engine returns it."""
@@ -68,16 +84,52 @@ class Answer(Record):
     def usage(self) -> Usage:
         """What this one answer has used."""
         return Usage(
-            num_answers=1,
+            num_answers=int(not self.refused),
             num_prompt_tokens=self.num_prompt_tokens,
             num_tokens=self.num_tokens,
             num_estimated=int(self.estimated),
+            num_refused=int(self.refused),
         )
 
 
 def request_id(body: Mapping[str, Any]) -> str:
     """The name of the request with this body: 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+class Spending:
+    """What a number of answers has used and cost, whoever was asked."""
+
+    def __init__(self, answers: Iterable[Answer] = ()) -> None:
+        self.usage = Usage()
+        """What all of them have used."""
+        # Tokens and not dollars are summed up, whose last digits would decide whether a budget is spent.
+        self._usages: dict[tuple[str, Price | None], Usage] = {}
+        for answer in answers:
+            self.add(answer)
+
+    def add(self, answer: Answer) -> None:
+        """Count one more."""
+        usage, key = answer.usage(), (answer.model, answer.price)
+        self.usage += usage
+        self._usages[key] = self._usages.get(key, Usage()) + usage
+
+    def dollars(self, price: Price | None, model: str) -> float | None:
+        """What they have cost, each by its own price; none where the price is not known.
+
+        Args:
+            price: of those that have none of their own, if this model was asked, or if they do not say who was. Other
+                models without a price cost nothing that is counted.
+            model: whose price it is; empty where that is not known yet, and then all are counted by it.
+        """
+        if price is None:
+            return None
+        costs = [
+            (own or price).cost(usage.num_prompt_tokens, usage.num_tokens)
+            for (name, own), usage in self._usages.items()
+            if own is not None or not model or name in ("", model)
+        ]
+        return sum(costs, 0.0)
 
 
 class RequestJournal:
@@ -96,8 +148,8 @@ class RequestJournal:
         self._last_sync = -SECONDS_BETWEEN_SYNCS
         self.answers: dict[str, Answer] = {}
         """Usable answers by request."""
-        self.usage = Usage()
-        """What all answers have used, those that could not be used included."""
+        self.spending = Spending()
+        """What all answers have used and cost, those that could not be used included."""
         if self._path is not None and self._path.exists():
             drop_torn_line(self._path)
             for answer in _read(self._path):
@@ -136,17 +188,17 @@ class RequestJournal:
     def _count(self, answer: Answer) -> None:
         if answer.usable:
             self.answers[answer.id] = answer
-        self.usage += answer.usage()
+        self.spending.add(answer)
 
 
-def usage_of(directory: Path) -> Usage:
-    """What the answers that are kept in a directory have used; nothing is written there.
+def spending_of(directory: Path) -> Spending:
+    """What the answers that are kept in a directory have used and cost; nothing is written there.
 
     Raises:
         ValueError: the file holds something else than answers.
     """
     path = directory / ANSWERS
-    return sum((answer.usage() for answer in _read(path)), Usage()) if path.exists() else Usage()
+    return Spending(_read(path) if path.exists() else ())
 
 
 def _read(path: Path) -> list[Answer]:

@@ -1,11 +1,10 @@
-"""Tokens and money: what answers have used, and how many tokens a text probably has."""
+"""Tokens: how many answers have used, and how many a text probably has."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from montessori_pl.data.records import Message
-from montessori_pl.generation.base import Price
 
 BYTES_PER_TOKEN = 4
 """Bytes of UTF-8 text that are taken for one token where nothing better is known."""
@@ -27,14 +26,12 @@ class Usage:
     """Sampled tokens."""
     num_estimated: int = 0
     """Answers whose tokens the server did not count, or not as there can be, so that they are estimated."""
+    num_refused: int = 0
+    """Requests that were refused beside others that were answered."""
 
     def __add__(self, other: "Usage") -> "Usage":
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return Usage(**{name: mine[name] + theirs[name] for name in mine})
-
-    def dollars(self, price: Price | None) -> float | None:
-        """What it has cost; none where the price is not known."""
-        return price.cost(self.num_prompt_tokens, self.num_tokens) if price is not None else None
 
 
 def text_tokens(text: str) -> int:

@@ -31,7 +31,8 @@ class BuildPreferences(Stage):
         rule: `best_worst` pairs the best with the worst sample of each prompt; `signed`, the paper's rule, each sample
             above zero with each below.
         max_pairs_per_prompt: keep so many pairs of a prompt, those with the largest margins; null keeps all.
-        noise_margin: keep a pair only if its scores differ by more than so many standard errors; 0 keeps all.
+        noise_margin: keep a pair only if its scores differ by more than so many standard errors; 0 keeps all. No pair
+            has an example whose score has none, as with one valid judgement.
         weights: how much each pair counts in alignment: `equal`, or in proportion to its `margin`. A pair whose scores
             hardly differ says little, and with equal weights it says it as loudly as the others.
         max_first_word_rate: keeps diversity: the largest part of all weight for pairs whose chosen instructions begin
@@ -82,14 +83,15 @@ class BuildPreferences(Stage):
         examples = context.examples("examples")
         scores = read_scores(context, self.scores)
         differences = {id_: score.terms for id_, score in scores.items() if score.terms}
+        # Where some scores have no terms, as approximate ones, all stand on their own standard errors.
+        paired = len(differences) == len(scores)
         pairs = pair_examples(
             examples,
             scores,
             rule=self.rule,
             max_pairs_per_prompt=self.max_pairs_per_prompt,
             noise_margin=self.noise_margin,
-            # Where some scores have no terms, as approximate ones, all stand on their own standard errors.
-            differences=differences if len(differences) == len(scores) else None,
+            differences=differences if paired else None,
             weights=self.weights,
             max_first_word_rate=self.max_first_word_rate,
             shuffle_seed=context.seed if self.at_random else None,
@@ -102,11 +104,14 @@ class BuildPreferences(Stage):
                 "prompt that the rule tells apart: ask more samples of each prompt, or choose another rule"
             )
         write_records(context.directory / PAIRS, pairs)
+        needed = self.noise_margin > 0 and not paired
+        unsure = sum(score.standard_error is None for score in scores.values()) if needed else 0
         return {
             "prompts": len(prompts),
             "pairs": len(pairs),
             "prompts_with_pairs": len({pair.prompt_id for pair in pairs}),
             "mean_margin": sum(pair.margin for pair in pairs) / len(pairs),
+            **({"scores_without_standard_error": unsure} if unsure else {}),
         }
 
 

@@ -124,14 +124,21 @@ class Evaluate(Stage):
     def _by_student(self, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
         """The numbers of all evaluators, for each student in the order of the setting.
 
-        A number whose name an earlier evaluator has taken gets that of its own in front: `WinRate_2_win_rate`.
+        All numbers of an evaluator get its name in front (`WinRate_2_win_rate`) where an earlier one has taken any of
+        their names, for whatever student: some have numbers that others lack, as intervals.
         """
+        work = list(zip(evaluations, (place.name for _, _, place in self._work()), strict=True))
+        names: dict[str, set[str]] = {}
+        for evaluation, place in work:
+            names.setdefault(place, set()).update(evaluation.metrics)
+        prefixes, taken = dict[str, str](), set[str]()
+        for place, own in names.items():
+            prefixes[place] = "" if taken.isdisjoint(own) else f"{place}_"
+            taken |= {f"{prefixes[place]}{metric}" for metric in own}
         students: dict[str, dict[str, float]] = {name: {} for name in self.students}
-        for evaluation, (name, _, place) in zip(evaluations, self._work(), strict=True):
-            taken = students[name]
-            taken |= {
-                f"{place.name}_{metric}" if metric in taken else metric: value
-                for metric, value in evaluation.metrics.items()
+        for evaluation, place in work:
+            students[evaluation.id] |= {
+                f"{prefixes[place]}{metric}": value for metric, value in evaluation.metrics.items()
             }
         return students
 

@@ -95,6 +95,13 @@ def test_the_last_line_of_a_judgement_that_was_cut_does_not_count() -> None:
     assert parse_score("Score: 4\nand so", finished=False) == 4
 
 
+def test_score_within_reasoning_is_none() -> None:
+    """A judge that is cut while it thinks has not judged, whatever it has tried on the way."""
+    assert parse_score("<think>\nScore: 1\nBut wait, it is", finished=False) is None
+    assert parse_score("<think>\nScore: 1\n</think>\nI cannot say.") is None
+    assert parse_score("<think>\nScore: 1\n</think>\nAll hold.\nScore: 5") == 5
+
+
 def test_prompts_hold_the_texts_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "prompt.txt"
     path.write_text('{"a": {instruction}} {response} {} {instruction}')

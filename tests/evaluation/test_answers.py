@@ -84,6 +84,7 @@ DIFFERENT = [
     ("Paris.", "Rome."),
     ("The answer is Paris", "Paris"),
     ("9" * 5000, "9"),
+    ("#### Step 2\nso it is \\boxed{99}", "2"),
 ]
 
 
@@ -100,8 +101,19 @@ def test_different(given_text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("a\n#### b \nc", "b"),
-        (r"#### 1 \boxed{2}", r"1 \boxed{2}"),
+        ("a\n#### b ", "b"),
+        ("a #### b \nc", "b"),
+        (r"#### 1 \boxed{2}", "2"),
+        (r"\boxed{2} #### 1", "1"),
+        ("#### 18\nI hope that this helps.", "18"),
+        ("#### **18**\nI hope that this helps.", "**18**"),
+        ("#### $18 in all\nI hope that this helps.", "$18 in all"),
+        ("#### Step 1: add\n30 + 42 = 72\n\n#### Step 2: conclude\nIt is \\boxed{72}.", "72"),
+        ("It is \\boxed{72}.\n#### Remarks\nThis was easy.", "72"),
+        ("#### Final answer\n72", "72"),
+        ("##### Conclusion\n\nIt is 72.", "It is 72."),
+        ("#### 1. Add\n30 + 42 = 72\n#### 2. Conclude\nIt is 72.", "It is 72."),
+        ("#### 72\n#### Remarks\nThis was easy.", "72"),
         (r"\boxed{a{b}c} d", "a{b}c"),
         (r"\boxed{\boxed{5}}", "5"),
         (r"\boxed{ } ", ""),

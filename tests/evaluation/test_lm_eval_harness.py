@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tiny_models import random_adapter, save_tiny_model
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.evaluation import LMEvalHarness
+from montessori_pl.evaluation.lm_eval_harness import _metrics, _named, _plain
 from montessori_pl.models.loading import LoraSettings, ModelSource
 
 DATA = DataSources("none", "none")
@@ -170,6 +172,27 @@ def test_mistakes_in_a_sentence(
     (tasks / "rows.json").unlink()
     with pytest.raises(ValueError, match="the data of the task 'tiny_choice' cannot be read: "):
         LMEvalHarness(["tiny_choice"], str(tasks)).evaluate(adapted, DATA, never)
+
+
+def test_groups_and_tags_have_the_numbers_of_their_members() -> None:
+    """Where they have none of their own: a group has them where its file says how to aggregate."""
+    members: dict[str, dict[str, Any]] = {"one": {"alias": " - one", "acc,none": 0.25}, "two": {"acc,none": 0.75}}
+    group = {"suite": {"alias": "suite", " ": ""}}
+    assert _metrics(_named("suite", group | members)) == {"one_acc": 0.25, "two_acc": 0.75}
+    assert _metrics(_named("suite", members)) == {"one_acc": 0.25, "two_acc": 0.75}
+    mean = {"suite": {"alias": "suite", "acc,none": 0.5, "acc_stderr,none": "N/A"}}
+    assert _metrics(_named("suite", mean | members)) == {"suite_acc": 0.5}
+
+
+def test_numbers_that_are_not_finite_are_not_lost(tmp_path: Path) -> None:
+    """The stage refuses them by name; also those that a file of an earlier session holds, as text."""
+    numbers = {"a": {"ppl,none": math.inf, "acc,none": math.nan, "acc_stderr,none": math.nan, "f1,none": 0.5}}
+    evaluator = LMEvalHarness(["a"])
+    evaluator.directory = tmp_path
+    (tmp_path / "results_a.json").write_text(json.dumps({"all_results": _plain(numbers)}))
+    for found in (_metrics(numbers), evaluator.evaluate(ModelSource("none"), DATA, never)):
+        assert math.isnan(found.pop("a_acc"))
+        assert found == {"a_ppl": math.inf, "a_f1": 0.5}
 
 
 def test_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

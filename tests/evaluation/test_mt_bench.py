@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import pytest
 from stage_runs import Killed
+from tiny_models import tiny_tokenizer
 
 from montessori_pl.batches.sources import DataSources
+from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.data.records import Message
 from montessori_pl.evaluation import MTBench
 from montessori_pl.evaluation.mt_bench import parse_rating
@@ -51,8 +53,7 @@ class Judge(Student):
         "w2!": "[[6.5]]",
         "m1!": "[[10]]",
         "m2!": "no idea",
-        "x1!": "[[11]]",
-        "": "[[1]]",
+        "x1!": "[[1]]",
     }
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
@@ -90,7 +91,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_two_turns_by_hand(directory: Path) -> None:
-    """Ratings 8, 6.5 and 10, and 1 for an empty answer; `no idea` and `[[11]]` are left out."""
+    """Ratings 8, 6.5, 10 and 1; `no idea` is left out, and so is the answer that has no room."""
     student, judge = Student(), Judge()
     evaluator = MTBench(str(directory), JUDGE, judge)
     evaluator.check_inputs(DATA, None)  # type: ignore[arg-type]
@@ -101,20 +102,59 @@ def test_two_turns_by_hand(directory: Path) -> None:
     assert [messages[-1]["content"] for messages in judge.asked] == [
         *("1|w1|w1!", "2|w1|w1!|w2|w2!"),
         *("m1|r1|m1|m1!", "m2|r1|r2|m1|m1!|m2|m2!"),
-        *("1|x1|x1!", "2|x1|x1!|too long|"),
+        "1|x1|x1!",
     ]
     assert judge.asked[0][0] == {"role": "system", "content": "be single-v1"}
     low, high = found.pop("mt_bench_low"), found.pop("mt_bench_high")
     assert 1 <= low < found["mt_bench"] < high <= 10
     assert found == {
         "mt_bench": (8 + 6.5 + 10 + 1) / 4,
-        "mt_bench_turn_1": 9,
-        "mt_bench_turn_2": 3.75,
+        "mt_bench_turn_1": pytest.approx((8 + 10 + 1) / 3),
+        "mt_bench_turn_2": 6.5,
         "mt_bench_writing": 7.25,
         "mt_bench_math": 10,
         "mt_bench_extraction": 1,
-        "mt_bench_unparsed": 2,
+        "mt_bench_unparsed": 1,
+        "mt_bench_unanswered": 1,
     }
+
+
+def test_without_room(directory: Path) -> None:
+    """Neither turn of such a question is judged; a student that has room for none is refused before and after."""
+
+    class Narrow(Student):
+        def fits(self, messages: Sequence[Message], sampling: Sampling) -> bool:
+            return messages[0]["content"] in self.fitting
+
+        fitting: ClassVar = ("w1", "m1")
+
+    class Full(Narrow):
+        fitting: ClassVar = ()
+
+    judge = Judge()
+    found = MTBench(str(directory), JUDGE, judge).evaluate(STUDENT, DATA, Narrow)
+    assert (len(judge.asked), found["mt_bench_unanswered"], found["mt_bench_unparsed"]) == (4, 2, 1)
+    with pytest.raises(
+        ValueError, match="leaves room for an answer of max_tokens 1024 in the student's context; lower"
+    ):
+        MTBench(str(directory), JUDGE, judge).evaluate(STUDENT, DATA, Full)
+    assert len(judge.asked) == 4
+    template = ChatTemplate(tiny_tokenizer(), context=50)
+    with pytest.raises(ValueError, match="no prompt has room: the shortest of 3 takes"):
+        MTBench(str(directory), JUDGE, judge).check_inputs(DATA, template)
+
+
+def test_estimate(directory: Path, tmp_path: Path) -> None:
+    """Two answers and two judgements to a question, less what is there."""
+    evaluator = MTBench(str(directory), JUDGE, Judge(), Sampling(max_tokens=30), max_tokens=20)
+    evaluator.directory = tmp_path / "kept"
+    template = ChatTemplate(tiny_tokenizer())
+    answers, judgements = evaluator.estimate(DATA, template, Student)
+    assert (answers.what, answers.requests, answers.max_completion_tokens) == ("answers", 6, 6 * 20)
+    assert (judgements.what, judgements.requests, judgements.max_completion_tokens) == ("judgements", 6, 6 * 30)
+    assert 0 < answers.prompt_tokens < judgements.prompt_tokens
+    evaluator.evaluate(STUDENT, DATA, Student)
+    assert [work.requests for work in evaluator.estimate(DATA, template, Student)] == [0, 0]
 
 
 def test_goes_on_after_a_kill(directory: Path, tmp_path: Path) -> None:
@@ -134,7 +174,7 @@ def test_goes_on_after_a_kill(directory: Path, tmp_path: Path) -> None:
         evaluator("killed", Dying()).evaluate(STUDENT, DATA, Student)
     student, judge = Student(), Judge()
     assert evaluator("killed", judge).evaluate(STUDENT, DATA, lambda: student) == expected
-    assert (len(student.asked), len(judge.asked)) == (0, 2)
+    assert (len(student.asked), len(judge.asked)) == (0, 1)
     files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()}
 

@@ -12,7 +12,7 @@ from tiny_models import save_tiny_reward_model
 
 from montessori_pl.batches.sources import DataSources
 from montessori_pl.data.records import Message, read_records
-from montessori_pl.evaluation import WinRate
+from montessori_pl.evaluation import WinRate, win_rate
 from montessori_pl.evaluation.outputs import read_outputs
 from montessori_pl.evaluation.pairwise import (
     Judgement,
@@ -31,7 +31,7 @@ from montessori_pl.generation import (
     Sampling,
     TransformersBackend,
 )
-from montessori_pl.generation.reward_model import RewardModel, RewardModelSource
+from montessori_pl.generation.reward_model import Reward, RewardModel, RewardModelSource
 from montessori_pl.models.loading import ModelSource
 from montessori_pl.run_directory.fingerprint import pinned
 from montessori_pl.stats import length_controlled
@@ -347,6 +347,54 @@ def test_a_reward_model_judges(tmp_path: Path) -> None:
     for arguments in ({}, {"judge": JUDGE, "reward_model": source}):
         with pytest.raises(ValueError, match="set judge, or reward_model, and not both"):
             WinRate(**arguments)
+
+
+def test_rewards_that_are_no_numbers_are_no_verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One answer in each of the first two pairs has none; the third pair is won."""
+    values = {"theirs a": math.nan, "mine b": math.nan, "mine c": 1.0}
+
+    class Broken:
+        def __init__(self, *settings: object) -> None:
+            pass
+
+        def rewards(self, conversations: Sequence[Sequence[Message]]) -> list[Reward]:
+            return [Reward(values.get(messages[-1]["content"], 0.0), 0) for messages in conversations]
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(win_rate, "RewardModel", Broken)
+    evaluator = WinRate(reward_model=RewardModelSource("rewards"))
+    found = evaluator.evaluate(STUDENT, sources(tmp_path, rows_of("a", "b", "c")), Student)
+    assert (found["win_rate"], found["judged_rate"]) == (1, pytest.approx(1 / 3))
+    with pytest.raises(ValueError, match=r"the judge rewards gave no item .*; its rewards must be numbers, found, for"):
+        evaluator.evaluate(STUDENT, sources(tmp_path, rows_of("a", "b")), Student)
+
+
+def test_few_verdicts_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One of two is half of them; one of three is less, and a single one has no standard error."""
+    judge = Judge({"a": ("A", "B"), "b": ("?", "B"), "c": ("?", "B")})
+    WinRate(JUDGE, judge).evaluate(STUDENT, sources(tmp_path, rows_of("a", "b")), Student)
+    assert not caplog.text
+    found = WinRate(JUDGE, judge).evaluate(STUDENT, sources(tmp_path, rows_of("a", "b", "c")), Student)
+    assert "the judge the-judge gave 1 of 3 items a verdict in both orders; the win rate is that of" in caplog.text
+    assert found["win_rate"] == 1
+    assert "win_rate_standard_error" not in found
+
+
+@pytest.mark.parametrize(
+    ("against", "name"),
+    [
+        ("answers/gpt-4.1.json", "win_rate_against_gpt-4.1"),
+        ("llama-3.1-8b.jsonl.gz", "win_rate_against_llama-3.1-8b"),
+        ("gpt-4.parquet", "win_rate_against_gpt-4"),
+        ("base", "win_rate_against_base"),
+        (None, "win_rate"),
+    ],
+)
+def test_names_of_the_other_side(against: str | None, name: str) -> None:
+    """Versions are no endings."""
+    assert f"win_rate{WinRate(JUDGE, against=against)._suffix}" == name
 
 
 def test_a_file_of_outputs_is_known_by_what_it_holds(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def dropped(handler: BaseHTTPRequestHandler) -> None:
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def completion(text: str | None, finish_reason: str = "stop", usage: bool = True) -> dict[str, Any]:
+def completion(text: Any, finish_reason: Any = "stop", usage: bool = True) -> dict[str, Any]:
     """A chat completion as the API returns it."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
     used = {"usage": {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": TOKENS}} if usage else {}

@@ -55,10 +55,23 @@ ODD: dict[str, tuple[Any, str]] = {
     "an escape sequence": (completion("\x1b[2J"), "\x1b[2J"),
     "a line separator": (completion("a\u2028b\u0085c"), "a\u2028b\u0085c"),
     "parts": (message(content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "ab"),
+    "reasoning beside the text": (
+        message(
+            content=[{"type": "thinking", "thinking": [{"type": "text", "text": "b"}]}, {"type": "text", "text": "a"}]
+        ),
+        "a",
+    ),
+    "reasoning as a part with text": (
+        message(content=[{"type": "reasoning", "text": "b"}, {"type": "text", "text": "a"}]),
+        "a",
+    ),
+    "reasoning alone": (message(content=None, reasoning_content="b"), ""),
+    "parts that are no text": (message(content=[{"type": "image_url", "image_url": "x"}]), ""),
+    "a number as text": (message(content=42), ""),
     "a refusal": (message(content=None, refusal="I will not."), "I will not."),
     "duplicate keys": ('{"choices": [], ' + json.dumps(completion("a"))[1:], "a"),
     "more choices than asked for": ({**completion("a"), "choices": completion("a")["choices"] * 3}, "a"),
-    "a reason of another kind": (completion("a", finish_reason=["stop"]), "a"),  # type: ignore[arg-type]
+    "a reason of another kind": (completion("a", finish_reason=["stop"]), "a"),
     "NaN beside it": (json.dumps({**completion("a"), "created": float("nan"), "score": float("inf")}), "a"),
     "a number of 5,000 digits beside it": (json.dumps(completion("a"))[:-1] + f', "created": {"9" * 5000}}}', "a"),
     "a wrong content type": (content(completion("a"), Content_Type="text/html; charset=idna"), "a"),
@@ -96,8 +109,8 @@ WORTHLESS: dict[str, Any] = {
     "a list": [],
     "choices of numbers": {"choices": [1, 2]},
     "a message that is a list": {"choices": [{"message": ["a"]}]},
-    "a number as text": message(content=42),
-    "parts that are no text": message(content=[{"type": "image_url", "image_url": "x"}]),
+    "no text and no reason": completion(None, finish_reason=None),
+    "an error for a reason": completion(None, finish_reason="ERROR"),
     "an error whose message is a list": {"error": {"message": ["a"]}},
     "counts for nothing": {"choices": [], "usage": {"prompt_tokens": "many", "completion_tokens": -1}},
 }
@@ -205,7 +218,7 @@ class TestBounds:
         backend = engine(tmp_path, price=PRICE, max_retries=1)
         with pytest.raises(EndpointError, match=r"more than 10,000 bytes.*2 times in a row"):
             backend.generate([ask("a")], SAMPLING)
-        assert backend.usage.dollars(PRICE) == pytest.approx(2 * 0.0085)
+        assert backend.dollars == pytest.approx(2 * 0.0085)
 
     def test_trickle(self, endpoint: FaultyEndpoint, engine: Engine) -> None:
         """It would last for 4 seconds; four times 0.1 seconds are allowed."""

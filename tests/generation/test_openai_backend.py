@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from asking import KEY, PRICE, SAMPLING, Engine, ask, expected, kept, make_requests
-from endpoint import TOKENS, FaultyEndpoint, answer_to, completion, send
+from endpoint import TOKENS, FaultyEndpoint, answer_to, completion, send, status
 from tiny_models import save_tiny_model
 
 from montessori_pl.cli.fit import main
@@ -99,12 +99,24 @@ class TestAnswers:
             ("cut", "content_filter", False),
             (None, "content_filter", False),
             ("whole", None, True),
+            ("whole", "STOP", True),
+            ("whole", "eos", True),
+            ("whole", "eos_token", True),
+            ("whole", "end_turn", True),
+            ("whole", "stop_sequence", True),
+            (None, "stop", True),
+            ("cut", "model_length", False),
+            ("cut", "MAX_TOKENS", False),
+            ("cut", "abort", False),
+            ("cut", "SAFETY", False),
+            ("cut", "error", False),
+            ("cut", ["stop"], False),
         ],
     )
     def test_finished_unless_it_was_cut(
         self, endpoint: FaultyEndpoint, engine: Engine, text: str | None, reason: Any, finished: bool
     ) -> None:
-        """What was cut may have no text at all: a reasoning model that is still thinking. It is paid for, and kept."""
+        """What a reason is given for may have no text at all: a model that only reasons. It is paid for, and kept."""
         endpoint.answer = lambda question, seed: completion(text, reason)
         (answer,) = engine().generate([ask("a")], SAMPLING)
         assert (answer.text, answer.finished, answer.num_tokens) == (text or "", finished, TOKENS)
@@ -178,6 +190,11 @@ class TestSettings:
         ("settings", "sentence"),
         [
             ({"base_url": "localhost:8000/v1"}, "base_url must begin with http:// or https://, found 'localhost"),
+            ({"base_url": "http://localhost:80o0/v1"}, "base_url needs a host, and behind it no port or one from 1 to"),
+            ({"base_url": "http://localhost:70000/v1"}, "base_url needs a host"),
+            ({"base_url": "http://[::1/v1"}, "base_url needs a host"),
+            ({"base_url": "https://"}, "base_url needs a host"),
+            ({"base_url": "http://my host/v1"}, "base_url needs a host"),
             ({"max_concurrency": 0}, "max_concurrency: expected int >= 1 and <= 10000, found 0"),
             ({"timeout": 0}, "timeout: expected float > 0 and <= 86400, found 0"),
             ({"max_retries": -1}, "max_retries: expected int >= 0 and <= 1000, found -1"),
@@ -187,6 +204,15 @@ class TestSettings:
     def test_mistakes(self, settings: dict[str, Any], sentence: str) -> None:
         with pytest.raises(ValueError, match=sentence):
             OpenAIBackend(**settings)
+
+    def test_mistakes_in_an_address_do_not_show_its_password(self) -> None:
+        with pytest.raises(ValueError, match="base_url needs a host") as error:
+            OpenAIBackend(base_url="http://me:password@localhost:80o0/v1")
+        assert "password" not in str(error.value)
+
+    @pytest.mark.parametrize("address", ["http://localhost", "https://a.b:65535/v1", "http://[::1]:8000/v1"])
+    def test_addresses(self, address: str) -> None:
+        assert OpenAIBackend(base_url=address).base_url == address
 
     def test_price_below_nothing(self) -> None:
         with pytest.raises(ValueError, match=r"Price\.input: expected float >= 0, found -1"):
@@ -228,7 +254,7 @@ class TestSettings:
 class TestSecret:
     """The key goes to the endpoint and nowhere else."""
 
-    @pytest.mark.parametrize("code", [400, 401, 403, 404, 429, 500, 200])
+    @pytest.mark.parametrize("code", [401, 403, 404, 429, 500, 200])
     def test_key_is_never_repeated(
         self,
         endpoint: FaultyEndpoint,
@@ -261,6 +287,25 @@ class TestSecret:
         assert caplog.text, "there was something to log"
         assert len(list(tmp_path.iterdir())) == 2
         assert KEY not in "\n".join(seen)
+
+    def test_key_is_not_repeated_of_a_refusal(
+        self, endpoint: FaultyEndpoint, engine: Engine, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        endpoint.faults["a"] = [status(400, said=f"who is {KEY}?")]
+        engine().generate([ask("a"), ask("b")], SAMPLING)
+        assert "its words show the key" in caplog.text
+        assert KEY not in caplog.text
+
+    @pytest.mark.parametrize(("key", "hidden"), [("EMPTY", False), ("EMPTYKEY", True)])
+    def test_what_is_shorter_than_a_key_hides_nothing(
+        self, endpoint: FaultyEndpoint, engine: Engine, monkeypatch: pytest.MonkeyPatch, key: str, hidden: bool
+    ) -> None:
+        """Servers that need no key are often given this word."""
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        endpoint.faults["a"] = [status(403, said=f"an {key} prompt")]
+        said = "its words show the key" if hidden else "an EMPTY prompt"
+        with pytest.raises(EndpointError, match=said):
+            engine().generate([ask("a")], SAMPLING)
 
     def test_key_in_place_of_its_name(self) -> None:
         with pytest.raises(ValueError, match="is the name of an environment variable, and not the key") as error:

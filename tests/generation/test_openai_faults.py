@@ -1,5 +1,6 @@
 """An endpoint that fails in every way it can: what passes is repeated, and what does not ends in a sentence."""
 
+import dataclasses
 import email.utils
 import os
 import random
@@ -11,11 +12,22 @@ from pathlib import Path
 
 import pytest
 from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, expected, kept, make_requests
-from endpoint import FaultyEndpoint, Misbehaviour, completion, content, dropped, hang, status, torn, torn_at_the_end
+from endpoint import (
+    TOKENS,
+    FaultyEndpoint,
+    Misbehaviour,
+    completion,
+    content,
+    dropped,
+    hang,
+    status,
+    torn,
+    torn_at_the_end,
+)
 
-from montessori_pl.generation import EndpointError, openai_backend
+from montessori_pl.generation import Completion, EndpointError, openai_backend
 from montessori_pl.generation.endpoint import _retry_after
-from montessori_pl.generation.request_journal import ANSWERS
+from montessori_pl.generation.request_journal import ANSWERS, RequestJournal
 
 pytestmark = pytest.mark.usefixtures("short_waits")
 
@@ -37,7 +49,8 @@ PASSING: dict[str, Misbehaviour] = {
     "empty choices": content({"choices": []}),
     "choices of another kind": content({"choices": "none"}),
     "no message": content({"choices": [{"finish_reason": "stop"}]}),
-    "no text": content(completion(None)),
+    "no text and no reason": content(completion(None, finish_reason=None)),
+    "an error for a reason": content(completion(None, finish_reason="error")),
     "an error with status 200": content({"error": {"message": "upstream is busy"}}),
 }
 
@@ -78,11 +91,9 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("code", "said", "sentence"),
         [
-            (400, "maximum context length", r"HTTP status 400 \(maximum context length\)"),
             (401, "wrong key", r"does not accept the key in OPENAI_API_KEY \(HTTP status 401"),
             (403, "not in your country", r"HTTP status 403 \(not in your country\)"),
             (404, "no model of that name", r"HTTP status 404 \(no model of that name\)"),
-            (422, "unexpected field", r"HTTP status 422 \(unexpected field\)"),
         ],
     )
     def test_what_cannot_pass_ends_at_once(
@@ -98,6 +109,57 @@ class TestFaults:
         assert 1 < len(endpoint.bodies) <= 5
         assert len(kept(tmp_path)) == endpoint.answered.total() == len(endpoint.bodies) - 1
         assert f"{len(kept(tmp_path))} answers are kept" in str(error.value)
+
+    @pytest.mark.parametrize("code", [400, 413, 422])
+    def test_one_that_is_refused_has_an_empty_answer(
+        self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
+    ) -> None:
+        """The first of twelve, before any is answered; the rest is asked for, and later sessions do not ask again."""
+        endpoint.faults["question 0"] = [status(code, "content management policy")]
+        requests = make_requests(12)
+        answers = engine(tmp_path, max_concurrency=1, price=PRICE).generate(requests, SAMPLING)
+        assert answers == [Completion(text="", finished=False, num_tokens=0), *expected(requests)[1:]]
+        assert "1 of 12 requests are refused, and have an empty answer; for example 'question 0': " in caplog.text
+        assert "(content management policy)" in caplog.text
+        assert engine(tmp_path).generate(requests, SAMPLING) == answers
+        assert set(endpoint.asked.values()) == {1}
+        usage = RequestJournal(tmp_path).spending.usage
+        assert (usage.num_answers, usage.num_refused) == (11, 1)
+        assert usage.num_tokens == 11 * TOKENS
+
+    def test_one_that_is_refused_alone_stands_beside_earlier_answers(
+        self, endpoint: FaultyEndpoint, engine: Engine
+    ) -> None:
+        """Of the same settings: with others, that it is not answered may be due to them."""
+        backend = engine()
+        backend.generate([ask("a")], SAMPLING)
+        endpoint.faults["b"] = [status(400)] * 2
+        with pytest.raises(EndpointError, match=r"HTTP status 400 \(told to\), when it is asked 'b'; 1 answers are"):
+            backend.generate([ask("b")], dataclasses.replace(SAMPLING, max_tokens=10**6))
+        assert backend.generate([ask("b")], SAMPLING)[0].text == ""
+
+    @pytest.mark.parametrize("code", [400, 413, 422])
+    def test_where_all_are_refused_nothing_further_is_sent(
+        self, endpoint: FaultyEndpoint, engine: Engine, code: int
+    ) -> None:
+        requests = make_requests(40)
+        for request in requests:
+            endpoint.faults[request.messages[-1]["content"]] = [status(code, "unexpected field")]
+        with pytest.raises(
+            EndpointError,
+            match=rf"HTTP status {code} \(unexpected field\), when it is asked 'question \d'; 0 answers are",
+        ):
+            engine(max_concurrency=4).generate(requests, SAMPLING)
+        assert len(endpoint.bodies) <= 3 + 4
+
+    def test_answers_on_the_way_speak_for_the_settings(self, endpoint: FaultyEndpoint, engine: Engine) -> None:
+        """Three are refused before the fourth is answered; then the others are asked too."""
+        endpoint.seconds = 0.2
+        requests = make_requests(8)
+        for number in range(3):
+            endpoint.faults[f"question {number}"] = [status(400)]
+        answers = engine(max_concurrency=4).generate(requests, SAMPLING)
+        assert [answer.text for answer in answers] == ["", "", "", *(one.text for one in expected(requests)[3:])]
 
     def test_server_that_wants_a_key(self, endpoint: FaultyEndpoint, engine: Engine) -> None:
         endpoint.faults["a"] = [status(401)]
@@ -139,8 +201,20 @@ class TestFaults:
         for attempt, seconds in enumerate([0.5, 1, 2, 4, 8, 16, 32, 64, 120, 120]):
             waits = [openai_backend._seconds_to_wait(attempt, None) for _ in range(50)]
             assert seconds * 0.75 <= min(waits) < max(waits) <= seconds
-        assert 10 <= openai_backend._seconds_to_wait(9, 10) <= 12.5
+        assert 10 <= openai_backend._seconds_to_wait(0, 10) <= 12.5
+        assert 90 <= openai_backend._seconds_to_wait(9, 10) <= 120
         assert random.getstate() == state, "the generator of the stages is left alone"
+
+    @pytest.mark.parametrize("value", ["0", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"])
+    def test_who_may_come_back_at_once_waits_all_the_same(
+        self, endpoint: FaultyEndpoint, engine: Engine, monkeypatch: pytest.MonkeyPatch, value: str
+    ) -> None:
+        """Three quarters of 0.2 and 0.4 seconds at least."""
+        monkeypatch.setattr(openai_backend, "FIRST_WAIT", 0.2)
+        endpoint.faults["a"] = [status(429, Retry_After=value)] * 2
+        engine().generate([ask("a")], SAMPLING)
+        first, second, third = endpoint.times["a"]
+        assert (second - first >= 0.15, third - second >= 0.3) == (True, True)
 
     @pytest.mark.parametrize(
         ("value", "seconds"),
@@ -160,10 +234,10 @@ class TestFaults:
         assert _retry_after({"retry-after": date}) == pytest.approx(60, abs=30)
 
     def test_unusable_answers_are_billed_too(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
-        endpoint.faults["a"] = [content(completion(None))] * 2
+        endpoint.faults["a"] = [content(completion(None, finish_reason="error"))] * 2
         backend = engine(tmp_path, price=PRICE)
         assert backend.generate([ask("a")], SAMPLING) == expected([ask("a")])
-        assert backend.usage.dollars(PRICE) == pytest.approx(3 * DOLLARS)
+        assert backend.dollars == pytest.approx(3 * DOLLARS)
         assert [answer.usable for answer in kept(tmp_path)] == [False, False, True]
 
     def test_ctrl_c_waits_for_what_is_in_flight(

@@ -1,6 +1,7 @@
 """What was paid for is never lost and never paid for twice; and the budget is kept."""
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import signal
@@ -13,7 +14,7 @@ from asking import DOLLARS, PRICE, SAMPLING, Engine, ask, expected, kept, make_r
 from endpoint import FaultyEndpoint, answer_to, completion, content
 
 from montessori_pl.generation import EndpointError, OpenAIBackend, Price, request_journal
-from montessori_pl.generation.request_journal import ANSWERS, Answer, RequestJournal
+from montessori_pl.generation.request_journal import ANSWERS, Answer, RequestJournal, request_id
 from montessori_pl.models.loading import ModelSource
 
 pytestmark = pytest.mark.usefixtures("short_waits")
@@ -90,6 +91,32 @@ class TestJournal:
         engine(tmp_path).generate([ask("a", 1)], SAMPLING)
         engine(tmp_path, **settings).generate([ask("a", seed)], dataclasses.replace(SAMPLING, **sampling))
         assert endpoint.asked["a"] == 2
+
+    @pytest.mark.parametrize("seed", [None, 42])
+    def test_samples_stay_apart_without_a_seed_of_their_own(
+        self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path, seed: int | None
+    ) -> None:
+        """Three samples of one prompt are three requests, also for a later session."""
+        numbers = itertools.count()
+        endpoint.answer = lambda question, seed: completion(f"sample {next(numbers)}")
+        requests = [ask("a", number) for number in (1, 2, 42)]
+        answers = engine(tmp_path, extra_body={"seed": seed}).generate(requests, SAMPLING)
+        assert len({answer.text for answer in answers}) == 3
+        assert engine(tmp_path, extra_body={"seed": seed}).generate(requests, SAMPLING) == answers
+        assert endpoint.asked["a"] == 3
+
+    def test_names_are_those_of_earlier_versions(self, engine: Engine, tmp_path: Path) -> None:
+        """The hash of the body alone, so that what an earlier version has paid for is found."""
+        engine(tmp_path).generate([ask("a", 2**31 + 5)], SAMPLING)
+        body = {
+            "model": "a-model",
+            "messages": [{"role": "user", "content": "a"}],
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "max_tokens": 20,
+            "seed": 5,
+        }
+        assert [answer.id for answer in kept(tmp_path)] == [request_id(body)]
 
     @pytest.mark.slow
     def test_journal_may_end_anywhere(self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path) -> None:
@@ -208,10 +235,48 @@ class TestMoney:
         self, endpoint: FaultyEndpoint, engine: Engine, tmp_path: Path
     ) -> None:
         """Each attempt is billed, though there is no text in what comes back; the fourth would be beyond $0.009."""
-        endpoint.faults["a"] = [content(completion(None))] * 10
+        endpoint.faults["a"] = [content(completion(None, finish_reason="error"))] * 10
         with pytest.raises(EndpointError, match=r"have cost \$0\.0090"):
             engine(tmp_path, price=PRICE, budget=0.009, max_retries=9).generate([ask("a")], SAMPLING)
         assert endpoint.asked["a"] == 3
+
+    def test_each_answer_has_the_price_of_who_was_asked(self, engine: Engine, tmp_path: Path) -> None:
+        """Two models that share a directory, as judges do: the cheap one's answers do not spend the other's budget."""
+        requests = make_requests(10)
+        cheap = engine(tmp_path, backbone="cheap", price=Price(input=1, output=4))
+        cheap.generate(requests, SAMPLING)
+        assert cheap.dollars == pytest.approx(10 * DOLLARS / 100)
+        dear = engine(tmp_path, backbone="dear", price=PRICE, budget=0.01)
+        dear.generate(requests[:3], SAMPLING)
+        both = 10 * DOLLARS / 100 + 3 * DOLLARS
+        assert dear.dollars == pytest.approx(both)
+        assert dear.budget_left(tmp_path) == pytest.approx(0.01 - both)
+        assert json.loads((tmp_path / "usage.json").read_text())["dollars"] == pytest.approx(both)
+        assert engine(tmp_path, backbone="cheap", price=Price(input=1, output=4)).dollars == pytest.approx(both)
+        assert engine(tmp_path).dollars is None
+
+    def test_answers_of_who_has_no_price_cost_others_nothing(self, engine: Engine, tmp_path: Path) -> None:
+        """A model of one's own beside a paid one; when it gets a price, its earlier answers count by it."""
+        engine(tmp_path, backbone="mine").generate(make_requests(10), SAMPLING)
+        dear = engine(tmp_path, backbone="dear", price=PRICE)
+        dear.generate(make_requests(1), SAMPLING)
+        assert dear.dollars == pytest.approx(DOLLARS)
+        assert engine(tmp_path, backbone="mine", price=PRICE).dollars == pytest.approx(11 * DOLLARS)
+
+    def test_answers_of_earlier_versions_count_by_the_price_that_is_set(self, engine: Engine, tmp_path: Path) -> None:
+        """Their lines name neither who was asked nor a cost."""
+        line = '{"id": "a", "text": "b", "finished": true, "num_tokens": 5, "num_prompt_tokens": 10}\n'
+        (tmp_path / ANSWERS).write_text(line)
+        assert engine(tmp_path, price=PRICE).dollars == pytest.approx(DOLLARS)
+
+    @pytest.mark.parametrize(
+        "price", ['{"input": -1, "output": 1}', '{"input": 1}', "3", '{"input": 1, "output": NaN}']
+    )
+    def test_kept_prices_that_cannot_be_are_refused(self, tmp_path: Path, price: str) -> None:
+        line = '{"id": "a", "text": "", "finished": true, "num_tokens": 1, "num_prompt_tokens": 1, "price": '
+        (tmp_path / ANSWERS).write_text(f"{line}{price}}}\n")
+        with pytest.raises(ValueError, match="holds something else than answers"):
+            RequestJournal(tmp_path)
 
     def test_cost(self) -> None:
         """Two million prompt tokens at $3 and half a million sampled ones at $8."""

@@ -21,7 +21,7 @@ from montessori_pl.data.records import Example, append_records, read_lines, read
 from montessori_pl.estimates.estimate import ExpectedRecords, StepEstimate, Work, beyond_budgets, evenly, real, together
 from montessori_pl.estimates.training import estimate_training
 from montessori_pl.generation import OpenAIBackend, Price
-from montessori_pl.generation.request_journal import Answer, usage_of
+from montessori_pl.generation.request_journal import Answer, spending_of
 from montessori_pl.optim import TrainingSettings
 from montessori_pl.pipeline.dry_run_table import print_estimates
 from montessori_pl.stages.training.alignment_monitor import AlignmentMonitor
@@ -427,7 +427,7 @@ class TestArithmetic:
         with open(tmp_path / "answers.jsonl", "a") as file:
             file.write('{"id": "torn')
         before = files(tmp_path)
-        assert usage_of(tmp_path).num_answers == 1
+        assert spending_of(tmp_path).usage.num_answers == 1
         assert engine.budget_left(tmp_path) == pytest.approx(10.0 - 1.0 - 4.0)
         assert OpenAIBackend().budget_left(tmp_path) is None
         assert files(tmp_path) == before

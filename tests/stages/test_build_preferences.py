@@ -182,6 +182,19 @@ def test_no_pair_is_said_with_what_was_there(tmp_path: Path, context: Callable[.
     )
 
 
+def test_an_example_without_a_standard_error_is_counted(
+    tmp_path: Path, scored: dict[str, Path], context: Callable[..., StageContext]
+) -> None:
+    """The best of them, c, has one judgement; the margin of b and a is 2."""
+    judged = [
+        Score(id=id_, value=value, standard_error=None if id_ == "c" else 0.1)
+        for id_, value in {"a": -1.0, "b": 1.0, "c": 3.0}.items()
+    ]
+    inputs = {**scored, "scores": write(tmp_path / "judged" / "scores.jsonl", judged)}
+    metrics = BuildPreferences("data", "influence", "best_worst", noise_margin=2.0).run(context(inputs=inputs))
+    assert (metrics["pairs"], metrics["mean_margin"], metrics["scores_without_standard_error"]) == (1, 2.0, 1)
+
+
 def test_noise_margin_without_standard_errors(tmp_path: Path, context: Callable[..., StageContext]) -> None:
     """A signal that knows neither terms nor standard errors."""
     examples = [Example(id=n, instruction=n, response="r", prompt_id="p", completion=n) for n in "ab"]
@@ -190,7 +203,5 @@ def test_noise_margin_without_standard_errors(tmp_path: Path, context: Callable[
         "examples": write(tmp_path / "data" / "examples.jsonl", examples),
         "scores": write(tmp_path / "influence" / "scores.jsonl", scores),
     }
-    with pytest.raises(
-        ValueError, match=r"a noise margin needs standard errors, but the score of example a has none \(a"
-    ):
+    with pytest.raises(ValueError, match=r"a noise margin needs standard errors, and none of 2 scores has one \(a"):
         BuildPreferences("data", "influence", noise_margin=1.0).run(context(inputs=inputs))

@@ -250,6 +250,26 @@ def test_a_student_that_is_worse_than_the_base_is_warned_of(
     )
 
 
+def test_all_numbers_of_a_second_evaluator_are_told_apart(
+    trained: Path, data: DataSources, context: Callable[..., StageContext]
+) -> None:
+    """Also those that the first one has of another student alone, or not at all."""
+    first = Told(base={"rate": 1.0, "rate_low": 0.9}, trained={"rate": 2.0})
+    second = Told(base={"rate": 3.0, "rate_low": 2.9}, trained={"rate": 4.0, "rate_low": 3.9, "left_out": 1.0})
+    other = Told(base={"score": 5.0}, trained={"score": 6.0})
+    here = context(data=data, inputs={"students.base": None, "students.trained": trained})
+    assert Evaluate(["base", "trained"], [first, second, other]).run(here)["students"] == {
+        "base": {"rate": 1.0, "rate_low": 0.9, "Told_2_rate": 3.0, "Told_2_rate_low": 2.9, "score": 5.0},
+        "trained": {
+            "rate": 2.0,
+            "Told_2_rate": 4.0,
+            "Told_2_rate_low": 3.9,
+            "Told_2_left_out": 1.0,
+            "score": 6.0,
+        },
+    }
+
+
 def test_numbers_that_are_none_stop_the_stage(data: DataSources, context: Callable[..., StageContext]) -> None:
     here = context(data=data, inputs={"students.base": None})
     told = Told(base={"test_loss": 1.0, "reference_loss": 1.0})

@@ -39,6 +39,9 @@ class Scribe(GenerationBackend):
     kills_after: int | None = None
     loaded: str = ""
     asked: int = 0
+    price: Price | None = None
+    prices: dict[str, Price | None] = dataclasses.field(default_factory=dict)
+    """What each model's last answer was counted with."""
 
     def set_cache_dir(self, directory: Path) -> None:
         self.events.append(f"keep {directory.name}")
@@ -61,6 +64,7 @@ class Scribe(GenerationBackend):
         if self.asked == self.kills_after:
             raise Killed
         self.asked += 1
+        self.prices[self.loaded] = self.price
         system = request.messages[0]["content"] + " " if request.messages[0]["role"] == "system" else ""
         text = f"{system}{self.loaded} {request.messages[-1]['content'].split()[-1]} {request.seed % 97}"
         return Completion(text=text, finished=True, num_tokens=7, num_prompt_tokens=3)
@@ -191,6 +195,17 @@ def test_a_teacher_of_the_pool_has_its_own_engine_and_price(tmp_path: Path) -> N
     assert events == ["keep dear", "load d", "close d", "load d", "close d"]
     assert (metrics["prompt_tokens"], metrics["generated_tokens"]) == (6 * 3, 6 * 7)
     assert metrics["cost"] == pytest.approx(3 * (10 * 3 + 30 * 7) / 1e6)
+
+
+def test_a_teacher_of_the_pool_brings_its_price_to_the_engine_of_the_run(tmp_path: Path) -> None:
+    """The engine's budget counts what the metrics do, and the engine has its own price back for the others."""
+    own, dear = Price(input=1, output=2), Price(input=10, output=30)
+    prices: dict[str, Price | None] = {}
+    pool = {"dear": PoolTeacher(backbone="d", price=dear), "plain": PoolTeacher(backbone="p")}
+    room = Room(tmp_path, pool=pool, engine={"price": own, "prices": prices})
+    metrics = room.run(teachers=["dear", "plain"])
+    assert prices == {"d": dear, "p": own}
+    assert metrics["cost"] == pytest.approx(3 * (dear.cost(3, 7) + own.cost(3, 7)))
 
 
 def test_nothing_is_said_of_cost_where_nobody_has_a_price(tmp_path: Path) -> None:

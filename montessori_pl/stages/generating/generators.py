@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from montessori_pl.data.records import Message
 from montessori_pl.estimates.requests import RequestEstimator, known_chat_template
-from montessori_pl.generation.base import Completion, GenerationBackend, Request, Sampling
+from montessori_pl.generation.base import Completion, GenerationBackend, Price, Request, Sampling
 from montessori_pl.models.loading import ModelSource, load_chat_template
 from montessori_pl.stages.base import StageContext
 from montessori_pl.synthesis.base import Synthesizer
@@ -94,6 +94,7 @@ class Generators:
         self.context = context
         self._usage: dict[str, float] = {}
         self._engines: dict[str, GenerationBackend] = {}
+        self._prices: dict[str, Price | None] = {}  # those that the engines name
         self._loaded: Generator | None = None
 
     def __enter__(self) -> Self:
@@ -144,26 +145,35 @@ class Generators:
             self._engine(self._loaded).close()  # or both would be in memory while the second is loaded
             self._loaded = None
         engine.load(generator.source)
+        # Who shares an engine may have a price of their own, which counts against its budget too.
+        engine.price = self._price(generator)
         self._loaded = generator
 
     def _engine(self, generator: Generator) -> GenerationBackend:
-        member = self.context.pool.get(generator.member)
-        generation = member.generation if member is not None else None
-        name = generator.member if generation is not None else ""  # who has no engine of their own shares the run's
+        name = self._engine_name(generator)
         if name not in self._engines:
+            generation = self.context.pool[name].generation if name else None
             engine = (generation or self.context.backend)()
             if name and self.context.requests is not None:
                 engine.set_cache_dir(self.context.requests / name)  # each has a price of its own
-            self._engines[name] = engine
+            self._engines[name], self._prices[name] = engine, engine.price
         return self._engines[name]
+
+    def _engine_name(self, generator: Generator) -> str:
+        """Whose engine it is; empty for the run's, which those share who have none of their own."""
+        member = self.context.pool.get(generator.member)
+        return generator.member if member is not None and member.generation is not None else ""
+
+    def _price(self, generator: Generator) -> Price | None:
+        member = self.context.pool.get(generator.member)
+        own = member.price if member is not None else None
+        return own if own is not None else self._prices[self._engine_name(generator)]
 
     def _count(self, generator: Generator, completions: Sequence[Completion]) -> None:
         read = sum(completion.num_prompt_tokens for completion in completions)
         written = sum(completion.num_tokens for completion in completions)
         counts: dict[str, float] = {"prompt_tokens": read, "generated_tokens": written}
-        member = self.context.pool.get(generator.member)
-        price = (member.price if member is not None else None) or self._engine(generator).price
-        if price is not None:
+        if (price := self._price(generator)) is not None:
             counts["cost"] = price.cost(read, written)
         for name, count in counts.items():
             self._usage[name] = self._usage.get(name, 0) + count
