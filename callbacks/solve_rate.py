@@ -61,6 +61,7 @@ class SolveRateSignal(SignalCallback):
                 f"{sampling.temperature:g}: set samples to 2 or more, and a temperature above 0"
             )
         self.samples, self.sampling, self.against, self.answers = samples, sampling, against, answers
+        self.needs_response = against == "response"
 
     def check_inputs(self, chat_template: ChatTemplate) -> None:
         """Whether a short instruction has room in the student, beside an answer."""
