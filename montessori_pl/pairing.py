@@ -158,7 +158,7 @@ def _candidates(samples: Sequence[Sample], rule: Rule) -> list[Pair]:
         negative = [sample for sample in samples if sample.score.value < 0]
         return [pair for pair in itertools.product(positive, negative) if _texts_differ(pair)]
     ordered = itertools.permutations(samples, 2)
-    return _by_margin(pair for pair in ordered if _margin(pair) > 0 and _texts_differ(pair))[:1]
+    return _by_margin(pair for pair in ordered if _is_better(pair) and _texts_differ(pair))[:1]
 
 
 def _by_margin(pairs: Iterable[Pair]) -> list[Pair]:
@@ -168,6 +168,11 @@ def _by_margin(pairs: Iterable[Pair]) -> list[Pair]:
 
 def _margin(pair: Pair) -> float:
     return pair[0].score.value - pair[1].score.value
+
+
+def _is_better(pair: Pair) -> bool:
+    """Whether the first sample has a higher score, by more than rounding."""
+    return _margin(pair) > ROUNDING * max(abs(sample.score.value) for sample in pair)
 
 
 def _texts_differ(pair: Pair) -> bool:

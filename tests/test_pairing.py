@@ -329,6 +329,14 @@ def test_no_kind_of_request_has_more_than_its_share() -> None:
     assert [pair.weight for pair in equal] == [1.0] * 6, "nobody has more than .7"
 
 
+def test_scores_that_differ_by_rounding_alone_make_no_pair() -> None:
+    """As .1 + .2 and .3 do; differences that are as small beside scores as small are differences."""
+    alike = scores_of({"a": 0.1 + 0.2, "b": 0.3})
+    assert pair_examples(FOUR, alike, rule="best_worst") == []
+    small = scores_of({"a": 2e-16, "b": 1e-16})
+    assert ids(pair_examples(FOUR, small, rule="best_worst")) == [("a", "b")]
+
+
 def test_shares_are_those_of_the_weights_by_margin() -> None:
     """Margins 3 and 1: weights 1.5 and .5, shares .75 and .25; at most half each leaves .5 and .5, with the mean 1."""
     examples = [

@@ -34,6 +34,7 @@ from montessori_pl.stages.base import (
 )
 from montessori_pl.stages.scoring.score_files import UNSCORED, ScoreFiles
 from montessori_pl.stats.distribution import describe
+from montessori_pl.stats.spread import spread
 from montessori_pl.synthesis.diversity import diversity_metrics
 
 if TYPE_CHECKING:
@@ -321,4 +322,4 @@ def _ties(examples: Sequence[Example], scores: Sequence[ScoreRecord]) -> dict[st
         if example.prompt_id and example.id in value:
             values.setdefault(example.prompt_id, []).append(value[example.id])
     several = [samples for samples in values.values() if len(samples) > 1]
-    return {"prompts_with_several": len(several), "tied_prompts": sum(len(set(samples)) == 1 for samples in several)}
+    return {"prompts_with_several": len(several), "tied_prompts": sum(not spread(samples) for samples in several)}
