@@ -103,6 +103,11 @@ class TestFormats:
         directory = exported(format, "--stage", "outside")
         found = read_examples(str(directory if format == "hf" else directory / "train.jsonl"))
         assert [one.messages() for one in found] == [one.messages() for one in examples]
+        card = " ".join((directory / "README.md").read_text().split())
+        assert ("1 are not to be learned (their weight is 0), which these columns cannot say" in card) == (
+            format == "alpaca"
+        )
+        assert ("1 earlier answers have `weight` 0" in card) == (format == "messages")
         weights = [turn.weight for turn in found[0].history]
         assert weights == ([1, 1, 1, 1] if format == "alpaca" else [1, 0, 1, 1])
         if format == "alpaca":
