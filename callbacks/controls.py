@@ -25,6 +25,7 @@ class RandomSignal(ScalarSignal):
     quantity = "draw"
     unit = "uniform in [0, 1)"
     needs_student = False
+    needs_response = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from montessori_pl.batches.collate import collate
 from montessori_pl.data.chat_template import Rendered
-from montessori_pl.data.records import Example, Rejection, Score
+from montessori_pl.data.records import Example, Message, Rejection, Score
 from montessori_pl.losses import IGNORED
 from montessori_pl.models.loading import load_chat_template
 from montessori_pl.models.student import StudentModule
@@ -32,7 +32,8 @@ class IFDSignal(ScalarSignal):
 
     For loss(y) the response answers an empty user turn, without a system message: the chat format keeps its own text
     around the turns, because many templates refuse a conversation without a user turn, and only what the user said is
-    gone. The response tokens are the same ones, end token included, also where a response was cut.
+    gone. Earlier turns stay where they were, those of the user empty too. The response tokens are the same ones, end
+    token included, also where a response was cut.
 
     Args:
         direction: whether low or high difficulty is preferred.
@@ -53,9 +54,8 @@ class IFDSignal(ScalarSignal):
         self.direction, self.of, self.misaligned_last = direction, of, misaligned_last
 
     def prepare(self, student: StudentModule, data: ScoringData) -> None:
-        """Render the empty question that every response answers."""
-        self._question = load_chat_template(student.source).prompt_ids([{"role": "user", "content": ""}])
-        self._pad_id = data.pad_id
+        """Find out how the student writes conversations."""
+        self._chat, self._pad_id = load_chat_template(student.source), data.pad_id
 
     def report(self) -> dict[str, Any]:
         """What is measured, and what becomes of misaligned examples."""
@@ -75,9 +75,8 @@ class IFDSignal(ScalarSignal):
         self, student: StudentModule, examples: Sequence[Example], batch: dict[str, Tensor], losses: Tensor
     ) -> Columns:
         """The ratio, and the loss of each response with its instruction and alone."""
-        responses = [labels[labels != IGNORED].tolist() for labels in batch["labels"]]
-        num_asked = len(self._question)
-        alone = [Rendered(self._question + ids, [False] * num_asked + [True] * len(ids)) for ids in responses]
+        num_tokens = (batch["labels"] != IGNORED).sum(dim=1).tolist()
+        alone = [self._alone(example, number) for example, number in zip(examples, num_tokens, strict=True)]
         tensors = {name: rows.to(student.device) for name, rows in collate(alone, self._pad_id).items()}
         # By the strategy, so that both losses are computed at the trainer's precision.
         unconditional: Tensor = student.trainer.strategy.predict_step(tensors, 0)
@@ -86,3 +85,14 @@ class IFDSignal(ScalarSignal):
         else:
             ratios = losses / unconditional.clamp_min(FLOOR)
         return {self.quantity: ratios.tolist(), "loss": losses.tolist(), "loss_alone": unconditional.tolist()}
+
+    def _alone(self, example: Example, num_tokens: int) -> Rendered:
+        """The example without what the user said, up to so many response tokens."""
+        messages: list[Message] = [
+            {"role": message["role"], "content": "" if message["role"] == "user" else message["content"]}
+            for message in example.messages()
+            if message["role"] != "system"
+        ]
+        whole = self._chat.render(messages, learned=self._chat.learned(example), sampled=example.response_tokens)
+        places = [place for place, learned in enumerate(whole.completion_mask) if learned]
+        return self._chat.cut(whole, places[:num_tokens][-1] + 1)

@@ -61,6 +61,7 @@ class SolveRateSignal(SignalCallback):
                 f"{sampling.temperature:g}: set samples to 2 or more, and a temperature above 0"
             )
         self.samples, self.sampling, self.against, self.answers = samples, sampling, against, answers
+        self.needs_response = against == "response"
 
     def check_inputs(self, chat_template: ChatTemplate) -> None:
         """Whether a short instruction has room in the student, beside an answer."""
@@ -141,13 +142,18 @@ class SolveRateSignal(SignalCallback):
         else:
             what = "is more than blanks or reasoning" if finished else f"ended in {self.sampling.max_tokens} tokens"
             return _unscored(example, "no answer", f"none of {len(answers)} {what}")
-        rate = right / len(answers)
+        # In whole numbers: k right of n is as uncertain as n - k, and 1 - |2 p - 1| would differ in the last digit.
+        wrong = len(answers) - right
         return Score(
             id=example.id,
-            value=1 - abs(2 * rate - 1),
-            standard_error=2 * math.sqrt(rate * (1 - rate) / len(answers)),
+            value=2 * min(right, wrong) / len(answers),
+            standard_error=2 * math.sqrt(right * wrong / len(answers) ** 3),
             method=f"uncertainty, against {self.against}",
-            details={"solve_rate": rate, "answers": float(keys.total()), "different_answers": float(len(keys))},
+            details={
+                "solve_rate": right / len(answers),
+                "answers": float(keys.total()),
+                "different_answers": float(len(keys)),
+            },
             texts=tuple(one.text for one in answers),
         )
 

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from montessori_pl.data.records import Example, PreferencePair, Score, stable_id, stable_seed
-from montessori_pl.stats.spread import spread
+from montessori_pl.stats.spread import ROUNDING, spread
 
 Rule = Literal["best_worst", "signed"]
 Weights = Literal["equal", "margin"]
@@ -70,7 +70,8 @@ def pair_examples(
             pair is made of an example whose score has none.
         weights: how much each pair counts: all the same, or in proportion to the size of its margin, with a mean of 1.
         max_first_word_rate: the largest part of the total weight for pairs whose chosen instructions begin with the
-            same word; the weights of a larger group are scaled down to it. None leaves all as they are.
+            same word; the weights of larger groups are scaled down until none has more. Where there are too few groups
+            for that, all weigh alike. None leaves all as they are.
         shuffle_seed: the random control: as many pairs for each prompt, but each drawn at random among the prompt's
             pairs of different texts, in a random direction, so that margins may be negative.
 
@@ -176,7 +177,7 @@ def _candidates(samples: Sequence[Sample], rule: Rule) -> list[Pair]:
         negative = [sample for sample in samples if sample.score.value < 0]
         return [pair for pair in itertools.product(positive, negative) if _texts_differ(pair)]
     ordered = itertools.permutations(samples, 2)
-    return _by_margin(pair for pair in ordered if _margin(pair) > 0 and _texts_differ(pair))[:1]
+    return _by_margin(pair for pair in ordered if _is_better(pair) and _texts_differ(pair))[:1]
 
 
 def _by_margin(pairs: Iterable[Pair]) -> list[Pair]:
@@ -186,6 +187,11 @@ def _by_margin(pairs: Iterable[Pair]) -> list[Pair]:
 
 def _margin(pair: Pair) -> float:
     return pair[0].score.value - pair[1].score.value
+
+
+def _is_better(pair: Pair) -> bool:
+    """Whether the first sample has a higher score, by more than rounding."""
+    return _margin(pair) > ROUNDING * max(abs(sample.score.value) for sample in pair)
 
 
 def _texts_differ(pair: Pair) -> bool:
@@ -234,10 +240,27 @@ def _spread(
     for opening, pair in zip(openings, pairs, strict=True):
         groups[opening] = groups.get(opening, 0.0) + pair.weight
     total = sum(groups.values())
-    scales = {opening: min(1.0, largest_rate * total / weight) for opening, weight in groups.items() if weight}
+    cap = _cap(list(groups.values()), largest_rate)
+    scales = {opening: min(1.0, cap / weight) for opening, weight in groups.items() if weight}
     weights = [pair.weight * scales.get(opening, 1.0) for opening, pair in zip(openings, pairs, strict=True)]
     mean = sum(weights) / total if total else 1.0
     return [dataclasses.replace(pair, weight=weight / mean) for pair, weight in zip(pairs, weights, strict=True)]
+
+
+def _cap(weights: Sequence[float], largest_rate: float) -> float:
+    """The weight to which larger groups are cut, so that none has more than its share of what is left in all.
+
+    With `capped` groups at the cap and a weight of `rest` in the others, the cap is the largest share of
+    `capped * cap + rest`. Where there are too few groups for that all become equal.
+    """
+    largest_first = sorted((weight for weight in weights if weight), reverse=True)
+    rest = sum(largest_first)
+    for capped, weight in enumerate(largest_first):
+        cap = largest_rate * rest / (1 - largest_rate * capped)
+        if weight <= cap * (1 + ROUNDING):
+            return max(cap, weight)
+        rest -= weight
+    return largest_first[-1] if largest_first else 0.0
 
 
 def _draw(samples: Sequence[Sample], num_pairs: int, generator: random.Random) -> list[Pair]:

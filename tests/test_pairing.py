@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -327,7 +328,7 @@ def test_whatever_comes_in_every_pair_prefers_the_better_of_two_texts(rows: list
 def test_no_kind_of_request_has_more_than_its_share() -> None:
     """Six prompts, four of whose chosen instructions begin with `sort`: of a weight of 6 these have 4, and may have 3.
 
-    They are scaled by 3/4, which leaves 3 + 2 = 5 in all; the mean stays 1, so that all are scaled up by 6/5.
+    The others have 2, and half of 4 are 2: they are scaled by 1/2. The mean stays 1, so that all are scaled up by 6/4.
     """
     instructions = ["sort a", "Sort b", "sort c", "sort d", "count e", "say f"]
     examples, values = [], {}
@@ -336,14 +337,22 @@ def test_no_kind_of_request_has_more_than_its_share() -> None:
         examples += [dataclasses.replace(good, instruction=instruction), bad]
         values |= {good.id: 1.0, bad.id: 0.0}
     pairs = pair_examples(examples, scores_of(values), rule="best_worst", max_first_word_rate=0.5)
-    assert [pair.weight for pair in pairs] == pytest.approx([0.9] * 4 + [1.2] * 2)
+    assert [pair.weight for pair in pairs] == pytest.approx([0.75] * 4 + [1.5] * 2)
 
     equal = pair_examples(examples, scores_of(values), rule="best_worst", max_first_word_rate=0.7)
     assert [pair.weight for pair in equal] == [1.0] * 6, "nobody has more than .7"
 
 
+def test_scores_that_differ_by_rounding_alone_make_no_pair() -> None:
+    """As .1 + .2 and .3 do; differences that are as small beside scores as small are differences."""
+    alike = scores_of({"a": 0.1 + 0.2, "b": 0.3})
+    assert pair_examples(FOUR, alike, rule="best_worst") == []
+    small = scores_of({"a": 2e-16, "b": 1e-16})
+    assert ids(pair_examples(FOUR, small, rule="best_worst")) == [("a", "b")]
+
+
 def test_shares_are_those_of_the_weights_by_margin() -> None:
-    """Margins 3 and 1: weights 1.5 and .5, shares .75 and .25; at most half each leaves 1 and .5, with the mean 1."""
+    """Margins 3 and 1: weights 1.5 and .5, shares .75 and .25; at most half each leaves .5 and .5, with the mean 1."""
     examples = [
         dataclasses.replace(example(f"{prompt}{side}", prompt), instruction=f"{prompt} it")
         for prompt in ("sort", "say")
@@ -351,7 +360,37 @@ def test_shares_are_those_of_the_weights_by_margin() -> None:
     ]
     scores = scores_of({"sortgood": 3.0, "sortbad": 0.0, "saygood": 1.0, "saybad": 0.0})
     pairs = pair_examples(examples, scores, rule="best_worst", weights="margin", max_first_word_rate=0.5)
-    assert [pair.weight for pair in pairs] == pytest.approx([4 / 3, 2 / 3])
+    assert [pair.weight for pair in pairs] == pytest.approx([1.0, 1.0])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 9)), min_size=1, max_size=30),
+    st.floats(0.05, 1, exclude_min=True),
+)
+def test_no_share_is_above_its_limit_where_there_are_enough_kinds(kinds: list[tuple[str, int]], limit: float) -> None:
+    examples, values = [], {}
+    for number, (kind, margin) in enumerate(kinds):
+        good, bad = (example(f"{number}{side}", f"p{number}") for side in ("good", "bad"))
+        examples += [dataclasses.replace(good, instruction=kind), bad]
+        values |= {good.id: float(margin), bad.id: 0.0}
+    settings: dict[str, Any] = {"rule": "best_worst", "weights": "margin"}
+    before = pair_examples(examples, scores_of(values), **settings)
+    pairs = pair_examples(examples, scores_of(values), **settings, max_first_word_rate=limit)
+    openings = {one.id: one.instruction for one in examples}
+
+    def weights(pairs: Sequence[PreferencePair], kind: str) -> list[float]:
+        return [pair.weight for pair in pairs if openings[pair.chosen_id] == kind]
+
+    names = {kind for kind, _ in kinds}
+    shares = {kind: sum(weights(pairs, kind)) / len(pairs) for kind in names}
+    bound = max(limit, 1 / len(names))
+    assert max(shares.values()) <= bound * (1 + 1e-9)
+    assert sum(shares.values()) == pytest.approx(1)
+    for kind in names:
+        if shares[kind] < bound * (1 - 1e-9):  # what is below the limit is cut nowhere: all such grow alike
+            factor = {round(new / old, 9) for new, old in zip(weights(pairs, kind), weights(before, kind), strict=True)}
+            assert len(factor) == 1
+            assert min(factor) >= 1 - 1e-9
 
 
 def test_a_noise_margin_needs_two_references() -> None:

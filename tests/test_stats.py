@@ -227,6 +227,14 @@ def test_description_by_hand() -> None:
     assert found["histogram"] == {"counts": [2, 2], "edges": [-1, 1, 3]}
 
 
+def test_description_of_values_that_differ_by_rounding_alone() -> None:
+    for values in ([2 / 3, 2 / 3 + 1e-16], [0.0, 0.0], [-5.0]):
+        assert describe(values)["histogram"] == {
+            "counts": [len(values)],
+            "edges": [values[0] - 0.5, values[0] + 0.5],
+        }
+
+
 def test_description_of_one_value_and_of_none() -> None:
     assert describe([2.0])["standard_error"] == 0
     assert describe([]) == {"count": 0}

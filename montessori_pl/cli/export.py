@@ -145,4 +145,6 @@ def _student(run_directory: RunDirectory, key: str, options: argparse.Namespace,
 
 
 def _left_out(source: Source) -> str:
+    if source.unanswered:
+        return f" ({source.unanswered} left out: an instruction has no response)"
     return f" ({source.cut} left out: a completion was cut at its token limit)" if source.cut else ""

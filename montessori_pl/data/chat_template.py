@@ -16,7 +16,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from montessori_pl.data.reasoning import REASONING_TAGS
 from montessori_pl.data.records import Example, Message, SampledTokens, stable_id
@@ -95,8 +95,8 @@ class ChatTemplate:
         loss_on: of which answers of an example the loss is taken.
 
     Raises:
-        ValueError: there is no such template, it does not read one of the variables, or it cannot write a question
-            with its answer.
+        ValueError: there is no such template, it does not read one of the variables, it cannot write a question with
+            its answer, or `loss_on` names no answers.
     """
 
     def __init__(
@@ -107,6 +107,8 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         loss_on: LossOn = "all",
     ) -> None:
+        if loss_on not in get_args(LossOn):
+            raise ValueError(f"loss_on: expected one of {', '.join(get_args(LossOn))}, found {loss_on!r}")
         self.tokenizer, self.layout, self.context, self.loss_on = tokenizer, layout, context, loss_on
         self.text = TemplateText(tokenizer, layout, variables)
         """What the template writes of messages, as text."""

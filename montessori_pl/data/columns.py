@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from montessori_pl.data.text import says_something
+from montessori_pl.data.text import is_number, says_something
 from montessori_pl.data.turns import Row, Unusable, as_text
 
 MATERIAL = ("input", "context", "passage")
@@ -30,12 +30,20 @@ def asked(row: Row, instruction: Any) -> str:
 
 
 def chosen(row: Row, response: Any) -> Any:
-    """The response; where it is the place of a choice, counted from 0, the letter of that choice."""
-    choices = labelled_choices(row)
-    is_place = isinstance(response, int) and not isinstance(response, bool) and 0 <= response < len(choices)
-    if is_place and str(response) not in (*choices, *choices.values()):
-        return list(choices)[response]
-    return response
+    """The response; where it is the place of a choice, counted from 0, the letter of that choice.
+
+    A number is no place where it is itself a choice, or a label that the row names; among choices that are texts, even
+    texts of digits, it is one. pandas writes a place as 1.0 where another row has none.
+    """
+    labels, choices = _choices(row)
+    if not is_number(response) or response != int(response):
+        return response
+    place = int(response)
+    if response in choices:
+        return choices[choices.index(response)]
+    if str(place) in labels:
+        return str(place)
+    return labels[place] if 0 <= place < len(choices) else response
 
 
 def labelled_choices(row: Row) -> dict[str, str]:
@@ -46,9 +54,15 @@ def labelled_choices(row: Row) -> dict[str, str]:
     Raises:
         Unusable: they are something else.
     """
+    labels, choices = _choices(row)
+    return {label: as_text(choice, "a choice") for label, choice in zip(labels, choices, strict=True)}
+
+
+def _choices(row: Row) -> tuple[list[str], list[Any]]:
+    """Labels and choices as they stand in the row, as many of one as of the other."""
     value = next((row[name] for name in CHOICES if says_something(row.get(name))), None)
     if value is None:
-        return {}
+        return [], []
     labels, texts = None, value
     if isinstance(value, dict) and isinstance(value.get("text"), list) and isinstance(value.get("label"), list):
         labels, texts = value["label"], value["text"]
@@ -57,5 +71,4 @@ def labelled_choices(row: Row) -> dict[str, str]:
         labels, texts = list(said), list(said.values())
     if not isinstance(texts, list) or len(texts) > len(LETTERS) or (labels and len(labels) != len(texts)):
         raise Unusable("malformed row", "the choices are no list of texts")
-    texts = [as_text(text, "a choice") for text in texts]
-    return dict(zip(map(str, labels or LETTERS), texts, strict=False))
+    return list(map(str, labels or LETTERS[: len(texts)])), texts

@@ -43,6 +43,11 @@ def source_path(source: str) -> Path:
     return Path(_parts(source)[0])
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file is a table of text, whose cells are text whatever they look like."""
+    return path.is_file() and _kind(path) in SEPARATORS
+
+
 def is_cut(source: str) -> bool:
     """Whether a source names some of its rows, and not all."""
     return _parts(source)[1] is not None
@@ -64,10 +69,14 @@ def _split_source(source: str) -> tuple[Path, slice]:
     return Path(path), slice(*(int(bound) if bound else None for bound in bounds.groups()))
 
 
+def _kind(path: Path) -> str:
+    return Path(path.name.removesuffix(GZIP)).suffix
+
+
 def _read_file(path: Path) -> Sequence[Any]:
     if not path.exists():
         raise FileNotFoundError(f"no file {path}; {_what_exists(path)}")
-    kind = Path(path.name.removesuffix(GZIP)).suffix
+    kind = _kind(path)
     if kind not in READABLE or path.name.endswith(f".parquet{GZIP}"):
         raise ValueError(
             f"cannot read {path}: give a file of one of the kinds {', '.join(READABLE)} (all but .parquet also with "

@@ -20,9 +20,9 @@ from montessori_pl.data.conversations import (
     history_of,
     refuse_more_than_text,
 )
-from montessori_pl.data.files import read_rows, source_path
+from montessori_pl.data.files import is_table, read_rows, source_path
 from montessori_pl.data.records import Example, PromptFormat, Rejection, stable_id
-from montessori_pl.data.text import is_blank, is_number, is_writable, says_something, without_nan
+from montessori_pl.data.text import is_blank, is_number, is_writable, says_something, value_of_cell, without_nan
 from montessori_pl.data.trl_formats import from_completion, from_preference
 from montessori_pl.data.turns import HISTORY, SYSTEM_COLUMNS, Row, Turns, Unusable, as_text, objects, system_of
 
@@ -135,6 +135,8 @@ def load_source(source: str) -> LoadedSource:
         ValueError: the slice, the file or the layout cannot be read, or no row is usable.
     """
     path, rows, numbers = read_rows(source)
+    if is_table(path):
+        rows = [_with_values(row) for row in rows]
     own_ids = Counter(_own_id(row) for row in rows)
     examples: list[Example] = []
     rejections: list[Rejection] = []
@@ -183,6 +185,12 @@ def read_row(row: Row, number: int) -> Example:
     except Unusable as problem:
         reason, detail = problem.args
         raise ValueError(f"{place} cannot be scored: {reason} ({detail})") from problem
+
+
+def _with_values(cells: Row) -> Row:
+    """A row of a table with numbers and truths in the columns that hold some; the others stay text."""
+    names = [*LEARNED, RECORDED["quality"].name, *RECORDED["quality"].others]
+    return {**cells, **{name: value_of_cell(cells[name]) for name in names if name in cells}}
 
 
 def _own_id(row: Any) -> str:

@@ -59,6 +59,14 @@ class TemplateText:
         """Whether the template names this variable."""
         return re.search(rf"\b{re.escape(variable)}\b", self.source) is not None
 
+    def self_contained(self) -> str:
+        """The template with what it is told in front, for programs that tell it nothing; what they tell it counts."""
+        told = (
+            f"{{% set {name} = {name} if {name} is defined and {name} is not none else {value!r} %}}\n"
+            for name, value in self.variables.items()
+        )
+        return "".join([*told, self.source])
+
     def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """The conversation, with the beginning of the assistant's next turn if it is asked for.
 

@@ -1,5 +1,6 @@
 """What counts as text in a row of data: numbers do, lists of text parts do, invisible characters do not."""
 
+import json
 import math
 import re
 import unicodedata
@@ -46,6 +47,15 @@ def without_nan(value: Any) -> Any:
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def value_of_cell(cell: str) -> Any:
+    """The number or the truth that a cell of a table writes out; the cell where it writes none."""
+    try:
+        value = json.loads(cell.strip().lower())  # pandas writes True
+    except ValueError:
+        return cell
+    return value if isinstance(value, bool) or is_number(value) else cell
 
 
 def is_writable(text: str) -> bool:

@@ -57,8 +57,10 @@ def what_came_out(source: Source) -> str:
     parts = [_paired(source)] if source.pairs else []
     if (origin := source.origin) is not None:
         rejected = origin.metrics.get("rejected", {})
-        counts = f"{len(source.examples)} examples and rejected {sum(rejected.values())} candidates"
-        parts.append(prose(f"{code_span(origin.key)} accepted {counts}."))
+        accepted = len(source.examples) + source.unanswered
+        counts = f"{accepted} examples and rejected {sum(rejected.values())} candidates"
+        left_out = f"; {source.unanswered} instructions without a response are left out" if source.unanswered else ""
+        parts.append(prose(f"{code_span(origin.key)} accepted {counts}{left_out}."))
         if rejected:
             reasons = ((in_markdown(reason), count) for reason, count in rejected.items())
             parts.append(table(("rejected because", "candidates"), reasons))

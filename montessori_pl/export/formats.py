@@ -121,6 +121,12 @@ def has_history(source: Source) -> bool:
     return any(row.history for row in source.pairs or source.examples)
 
 
+def unlearned_answers(source: Source) -> int:
+    """How many answers before the instructions of examples are not to be learned."""
+    turns = (turn for example in source.examples for turn in example.history)
+    return sum(turn.role == "assistant" and turn.weight == 0 for turn in turns)
+
+
 def dataset_name(source: Source) -> str:
     """How the data set is called where a name is asked for: without commas, at which LLaMA-Factory parts names."""
     return re.sub(r"[^\w.-]+", "_", f"{source.run.resolve().name}_{source.stage.name}")

@@ -71,11 +71,13 @@ class Source:
     origin: FinishedStage | None
     """The stage that wrote the examples: the same, or for pairs the one that they were made of, if any."""
     examples: Sequence[Example]
-    """Its examples."""
+    """Its examples; where they are exported, those with a response."""
     pairs: Sequence[PreferencePair]
     """The pairs, where pairs are exported."""
     cut: int
     """Pairs that are left out, because a completion was cut at its token limit."""
+    unanswered: int
+    """Examples that are left out, because they are instructions without a response."""
     judges: Sequence[FinishedStage]
     """The stages that scored the examples; for pairs those whose scores they come from."""
     steps: Sequence[FinishedStep]
@@ -156,10 +158,11 @@ def read_source(run_directory: RunDirectory, key: str, kind: str) -> Source:
     origin = stage if kind == EXAMPLES else _origin(run_directory, stage)
     written = _records(stage, PAIRS, PreferencePair) if kind == PAIRS else []
     pairs = [pair for pair in written if pair.chosen_finished and pair.rejected_finished and _answers_a_user(pair)]
-    examples = _records(origin, EXAMPLES, Example) if origin is not None else []
+    recorded = _records(origin, EXAMPLES, Example) if origin is not None else []
+    # Of pairs the completions are exported, whether or not they were answered since.
+    examples = [one for one in recorded if one.response or kind == PAIRS]
     if not (pairs if kind == PAIRS else examples):
-        why = f", for all {len(written)} hold a completion that was cut or answers no user turn" if written else ""
-        raise ExportError(f"{key} leaves no {kind} to export{why}; choose another stage")
+        raise ExportError(f"{key} leaves no {kind} to export{_why_none(kind, written, recorded)}")
     steps = steps_to(run_directory, key)
     return Source(
         run=run_directory.root,
@@ -168,6 +171,7 @@ def read_source(run_directory: RunDirectory, key: str, kind: str) -> Source:
         examples=examples,
         pairs=pairs,
         cut=len(written) - len(pairs),
+        unanswered=len(recorded) - len(examples),
         judges=_judges(run_directory, stage, origin),
         steps=steps,
         settings_digest=settings_digest(run_directory, steps),
@@ -177,6 +181,18 @@ def read_source(run_directory: RunDirectory, key: str, kind: str) -> Source:
 def settings_digest(run_directory: RunDirectory, steps: Sequence[FinishedStep]) -> str:
     """Stands for the settings of these steps, seeds included."""
     return stable_id(json.dumps({step.key: run_directory.entries[step.key].settings for step in steps}, sort_keys=True))
+
+
+def _why_none(kind: str, pairs: Sequence[PreferencePair], examples: Sequence[Example]) -> str:
+    """Why nothing is left of what was written, and what to do."""
+    if kind == PAIRS and pairs:
+        return f", for all {len(pairs)} hold a completion that was cut or answers no user turn; choose another stage"
+    if kind == EXAMPLES and examples:
+        return (
+            f", for none of {len(examples)} instructions has a response; let a stage `GenerateResponses` answer them "
+            "first, or choose another stage"
+        )
+    return "; choose another stage"
 
 
 def _answers_a_user(pair: PreferencePair) -> bool:

@@ -129,7 +129,9 @@ def write_student(student: Student, directory: Path) -> None:
         shutil.copytree(student.weights, directory, dirs_exist_ok=True)
         if student.stays_adapter:
             _name_base(directory / "adapter_config.json", student.backbone)
-    tokenizer.chat_template = chat_template.text.source
+    tokenizer.chat_template = chat_template.text.self_contained()
+    # `load_tokenizer` has put another in its place.
+    tokenizer.model_max_length = tokenizer.init_kwargs.get("model_max_length", tokenizer.model_max_length)
     tokenizer.save_pretrained(directory)
     ends = sorted({chat_template.end_id, tokenizer.eos_token_id})
     generation = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
@@ -156,7 +158,7 @@ def write_model_card(student: Student, directory: Path, license: str | None, com
     }
     what = "A LoRA adapter on" if student.stays_adapter else "A model that was trained from"
     sections = {
-        "Use": code(_LOAD_ADAPTER if student.stays_adapter else _LOAD, "python"),
+        "Use": _use(student),
         "How it was trained": _training(student),
         "How good it is": _found(student),
         "Licences": prose(
@@ -190,6 +192,14 @@ from transformers import AutoTokenizer
 
 model, tokenizer = AutoPeftModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
 """
+
+
+def _use(student: Student) -> str:
+    load = code(_LOAD_ADAPTER if student.stays_adapter else _LOAD, "python")
+    if not (variables := student.model.get("chat_template_kwargs")):
+        return load
+    told = ", ".join(code_span(f"{name}: {json.dumps(value)}") for name, value in variables.items())
+    return f"{load}\n\n{prose(f'Where nothing else is said, the chat template is told {told}, as in training.')}"
 
 
 def _training(student: Student) -> str:

@@ -9,7 +9,15 @@ from typing import Any
 import yaml
 
 from montessori_pl.data.markup import code_span
-from montessori_pl.export.formats import DATASET_INFO, TRAIN, dataset_name, has_history, has_system, score_columns
+from montessori_pl.export.formats import (
+    DATASET_INFO,
+    TRAIN,
+    dataset_name,
+    has_history,
+    has_system,
+    score_columns,
+    unlearned_answers,
+)
 from montessori_pl.export.markdown import bullets, code, prose
 from montessori_pl.export.source import Source
 
@@ -60,6 +68,12 @@ def _alpaca(source: Source) -> list[str]:
             "A row holds its `id`, `instruction`, `input` (always empty), `output`"
             + (f", and {' and '.join(more)}, which may be empty." if more else ".")
             + (turns if has_history(source) else "")
+            + (
+                f" Of the answers in it {unlearned} are not to be learned (their weight is 0), which these columns "
+                "cannot say; the format `messages` says it."
+                if (unlearned := unlearned_answers(source))
+                else ""
+            )
         ),
         _LOAD,
         *_llama_factory(source, "sft"),
@@ -74,7 +88,15 @@ def _alpaca(source: Source) -> list[str]:
 
 def _messages(source: Source) -> list[str]:
     return [
-        prose("A row holds its `id` and `messages`, a list of turns with `role` and `content`."),
+        prose(
+            "A row holds its `id` and `messages`, a list of turns with `role` and `content`."
+            + (
+                f" {unlearned} earlier answers have `weight` 0, as OpenAI writes it: they are not to be learned. Look "
+                "whether your trainer reads it."
+                if (unlearned := unlearned_answers(source))
+                else ""
+            )
+        ),
         _LOAD,
         _SFT,
         prose(

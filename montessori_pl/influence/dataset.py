@@ -9,8 +9,10 @@
 Rows are rendered as everything else here is: through `ChatTemplate`, with the mask made while rendering.
 """
 
+import itertools
 import json
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +45,7 @@ def score_dataset(
     max_length: int = 1024,
     batch_size: int = 16,
     calibration_examples: int = 48,
+    column: str = "influence",
     **settings: Any,
 ) -> "Dataset":
     """Score every row of a data set; no trainer is needed.
@@ -58,8 +61,10 @@ def score_dataset(
         loss_on: of which answers of a conversation the loss is taken: `all`, or the `last` one.
         group_by: column that says which rows answer the same prompt; such rows must follow each other.
         max_length: longest conversation in tokens; longer ones are cut on the right.
-        batch_size: rows in one backward pass.
-        calibration_examples: the first so many rows are also scored exactly, to choose or to check the method.
+        batch_size: rows in one backward pass; rows of one prompt stay together.
+        calibration_examples: so many rows, drawn at random, are also scored exactly, to choose or to check the method;
+            those of one prompt together. With 0 nothing is compared: `auto` is exact then, and nothing is refined.
+        column: name of the column with the influence; those of the others begin with it.
         settings: of `InfluenceScorer`, for example `method="first_order"`.
 
     Returns:
@@ -67,36 +72,81 @@ def score_dataset(
         `influence_standard_error` and `influence_method`; its description holds the agreement report as JSON.
 
     Raises:
-        ValueError: a row cannot be read or has no response within `max_length`; the sentence says which.
+        ValueError: there are no rows, or columns of these names already; or a row cannot be read or has no response
+            within `max_length`; the sentence says which.
     """
+    names = column, f"{column}_standard_error", f"{column}_method"
+    _check(dataset, names)
     chat_template = ChatTemplate(
         tokenizer, layout, getattr(model.config, "max_position_embeddings", None), loss_on=loss_on
     )
     device = next(model.parameters()).device
 
-    def batches(rows: Iterable[dict[str, Any]]) -> list[Batch]:
-        examples = [_example(chat_template, row, number, max_length, device) for number, row in enumerate(rows)]
-        return [padded(examples[at : at + batch_size]) for at in range(0, len(examples), batch_size)]
+    def examples(rows: Iterable[dict[str, Any]]) -> list[Batch]:
+        return [_example(chat_template, row, number, max_length, device) for number, row in enumerate(rows)]
 
-    groups = list(dataset[group_by]) if group_by is not None else list(range(len(dataset)))
+    def batches(rows: Sequence[Batch], groups: Sequence[Sequence[int]]) -> list[Batch]:
+        return [padded([rows[number] for number in batch]) for batch in _batches(groups, batch_size)]
+
+    groups = _groups(dataset[group_by] if group_by is not None else range(len(dataset)))
+    group_of = [number for number, group in enumerate(groups) for _ in group]
     if settings.get("method", "auto") == "auto" and len(dataset) <= calibration_examples:
         settings["method"] = "exact"  # choosing would take as much
-    scorer = InfluenceScorer(model, update, batches(reference), **settings)
-    probes = batches(dataset)
-    num_calibrating = -(-min(calibration_examples, len(dataset)) // batch_size)
-    choice = scorer.calibrate(probes[:num_calibrating], groups[: num_calibrating * batch_size])
+    references, probes = examples(reference), examples(dataset)
+    scorer = InfluenceScorer(model, update, batches(references, _groups(range(len(references)))), **settings)
+    drawn = _sample(groups, calibration_examples, settings.get("seed", 0))
+    calibrating = [group_of[row] for group in drawn for row in group]
+    choice = scorer.calibrate(batches(probes, drawn), calibrating) if drawn else None
     influences: list[Influence] = []
-    for number, batch in enumerate(probes):
-        influences += scorer(batch, groups[number * batch_size : (number + 1) * batch_size])
+    for batch in batches(probes, groups):
+        first = len(influences)
+        influences += scorer(batch, group_of[first : first + len(batch["labels"])])
 
     scored = (
-        dataset.add_column("influence", [one.centred for one in influences])
-        .add_column("influence_standard_error", [one.centred_standard_error for one in influences])
-        .add_column("influence_method", [one.method for one in influences])
+        dataset.add_column(names[0], [one.centred for one in influences])
+        .add_column(names[1], [one.centred_standard_error for one in influences])
+        .add_column(names[2], [one.method for one in influences])
     )
     if choice is not None:
         scored.info.description = json.dumps(choice.to_dict())
     return scored
+
+
+def _check(dataset: "Dataset", names: Sequence[str]) -> None:
+    """Look, before any work, at whether there is something to score and room for the scores.
+
+    Raises:
+        ValueError: there is not.
+    """
+    if not len(dataset):
+        raise ValueError("the data set has no rows, so that there is nothing to score")
+    if there := [name for name in names if name in dataset.column_names]:
+        raise ValueError(
+            f"the data set has a column {there[0]!r} already: remove it, or give the new ones another name by `column`"
+        )
+
+
+def _groups(keys: Iterable[Any]) -> list[list[int]]:
+    """The rows that follow each other under one key."""
+    runs = itertools.groupby(enumerate(keys), key=lambda numbered: numbered[1])
+    return [[row for row, _ in run] for _, run in runs]
+
+
+def _batches(groups: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Whole groups in batches of so many rows at most; a larger group is a batch of its own."""
+    batches: list[list[int]] = []
+    for group in groups:
+        if not batches or len(batches[-1]) + len(group) > batch_size:
+            batches.append([])
+        batches[-1] += group
+    return batches
+
+
+def _sample(groups: Sequence[list[int]], num_rows: int, seed: int) -> list[list[int]]:
+    """Groups drawn at random, of so many rows together (or all there are): the first rows may be of one kind."""
+    order = random.Random(seed).sample(groups, len(groups))
+    before = itertools.accumulate((len(group) for group in order), initial=0)
+    return [group for group, count in zip(order, before, strict=False) if count < num_rows]
 
 
 def _example(

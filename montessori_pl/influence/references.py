@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from montessori_pl.bounds import checked
 from montessori_pl.influence.frozen import FrozenLayers
 from montessori_pl.influence.functional import Batch, LossFn, unpadded
 from montessori_pl.influence.memory import row_blocks
@@ -25,6 +26,7 @@ original code of Montessori-Instruct does, the mean over batches of eight of eac
 mean weighted by what each was before the step, so that what the student still lacks counts most."""
 
 
+@checked
 class ReferenceSet:
     """Reference examples, ready to be evaluated again and again.
 
@@ -41,7 +43,7 @@ class ReferenceSet:
         gradient_tokens: tokens of a pass with gradients, which holds on to its activations; none takes `batch_tokens`.
 
     Raises:
-        ValueError: there are no examples.
+        ValueError: there are no examples, or there is no such reduction.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from typing import Literal
 
 from torch import nn
 
+from montessori_pl.bounds import checked
 from montessori_pl.influence.control_variate import ControlVariateInfluence
 from montessori_pl.influence.exact import ExactInfluence
 from montessori_pl.influence.first_order import FirstOrderInfluence
@@ -47,6 +48,7 @@ from montessori_pl.losses import evaluating
 Method = Literal["auto", "exact", "first_order", "control_variate"]
 
 
+@checked
 class InfluenceScorer:
     """Scores examples by one method, or by the cheapest that a calibration sample trusts.
 
@@ -76,8 +78,8 @@ class InfluenceScorer:
         noise: how much of exact influence is rounding; none before `calibrate`.
 
     Raises:
-        ValueError: a method other than `auto` was asked for that does not fit into the budget, or the loss of a
-            reference is no number.
+        ValueError: there is no such method or reduction, a method other than `auto` was asked for that does not fit
+            into the budget, or the loss of a reference is no number.
     """
 
     def __init__(

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from montessori_pl.stats.distribution import histogram
+
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
@@ -24,7 +26,7 @@ def log_distribution(loggers: "Sequence[Logger]", name: str, values: Sequence[fl
         if isinstance(logger, WandbLogger):
             import wandb
 
-            logger.experiment.log({name: wandb.Histogram(list(values))})
+            logger.experiment.log({name: wandb.Histogram(np_histogram=histogram(values, bins=64))})
         elif isinstance(logger, TensorBoardLogger):
             import torch
 

@@ -31,6 +31,8 @@ FREE_MEMORY = "free_memory.json"
 
 NO_NUMBER = "score is no number"
 """The reason of a rejection: what was computed is NaN or infinite."""
+UNANSWERED = "no response"
+"""The reason of a rejection: the signal looks at the response, and the example is an instruction alone."""
 
 
 class SignalCallback(Checked, Callback, ABC):
@@ -47,6 +49,9 @@ class SignalCallback(Checked, Callback, ABC):
     needs_student: bool = True
     """Whether scores depend on the student. A signal that looks at the examples alone sets it to False: then no student
     is loaded for it, the losses are NaN, and no example is left out because it is too long for the student."""
+    needs_response: bool = True
+    """Whether scores depend on the response. Then an instruction without one is not scored, and gets a `Rejection`. A
+    signal that looks at the instruction alone sets it to False."""
     distributed: bool = True
     """Whether each of several processes scores a share of the examples. A signal that asks an engine of which there is
     one for a run (`GenerationBackend.one_per_run`) sets it to False: then the first process scores all of them."""

@@ -36,7 +36,7 @@ class BuildPreferences(Stage):
         weights: how much each pair counts in alignment: `equal`, or in proportion to its `margin`. A pair whose scores
             hardly differ says little, and with equal weights it says it as loudly as the others.
         max_first_word_rate: keeps diversity: the largest part of all weight for pairs whose chosen instructions begin
-            with the same word; null sets no limit.
+            with the same word; where there are too few words for that, each has the same part. Null sets no limit.
         at_random: the control: as many pairs for each prompt as the rule would make, but both sides drawn at random.
         first_iteration_only: whether later iterations go without this stage.
     """

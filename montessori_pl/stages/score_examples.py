@@ -18,7 +18,7 @@ from montessori_pl.evaluation.losses import ResponseLoss
 from montessori_pl.models.loading import holds_adapter, load_chat_template
 from montessori_pl.models.student import StudentModule
 from montessori_pl.run_directory.atomic import write_json
-from montessori_pl.signals.base import NO_NUMBER, REPORT, SignalCallback
+from montessori_pl.signals.base import NO_NUMBER, REPORT, UNANSWERED, SignalCallback
 from montessori_pl.signals.scoring_data import ScoringData
 from montessori_pl.signals.unloaded_student import UnloadedStudent
 from montessori_pl.stages.base import (
@@ -34,6 +34,7 @@ from montessori_pl.stages.base import (
 )
 from montessori_pl.stages.scoring.score_files import UNSCORED, ScoreFiles
 from montessori_pl.stats.distribution import describe
+from montessori_pl.stats.spread import spread
 from montessori_pl.synthesis.diversity import diversity_metrics
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ class ScoreExamples(Stage):
         """Score what has not been scored, then put all scores in the order of the examples."""
         student, files = self._student(context), ScoreFiles(context.directory)
         chat_template = load_chat_template(student.source)
-        examples = self._encode(self._chosen(context), chat_template)
+        answered, unanswered = self._answered(context)
+        examples = self._encode(answered, chat_template)
         references = self._references(context, chat_template)
         self._refuse_no_reference(context.key, references, chat_template)
         trainer = context.trainer(callbacks=[self.signal], inference_mode=False)
@@ -126,9 +128,9 @@ class ScoreExamples(Stage):
         self._score_rest(context, trainer, student, data)
         if not trainer.is_global_zero:
             return {}
-        scores, unscored = files.finish(examples.examples)
+        scores, unscored = files.finish(examples.examples, unanswered)
         _refuse_no_numbers(context.key, scores, unscored)
-        return self._metrics(context, student, examples, references, scores, unscored)
+        return self._metrics(context, student, examples, references, scores, unscored, unanswered)
 
     def _student(self, context: StageContext) -> StudentModule:
         """The student with which the trainer predicts; without weights where the signal needs none."""
@@ -151,6 +153,19 @@ class ScoreExamples(Stage):
         rank = {group: place for place, group in enumerate(order)}
         chosen = sorted(range(len(examples)), key=lambda place: rank[_group(examples[place])])[: self.max_examples]
         return [examples[place] for place in sorted(chosen)]
+
+    def _answered(self, context: StageContext) -> tuple[list[Example], list[Rejection]]:
+        """The examples about which the signal is asked, and those that lack the response at which it looks."""
+        chosen = self._chosen(context)
+        if not self.signal.needs_response:
+            return chosen, []
+        answered = [example for example in chosen if example.response]
+        if chosen and not answered:
+            raise StageError(
+                f"{context.key}: {type(self.signal).__name__} looks at responses, and none of {len(chosen)} examples "
+                f"of {self.examples} has one; let a stage `GenerateResponses` answer them first"
+            )
+        return answered, [_without_response(example) for example in chosen if not example.response]
 
     def _references(self, context: StageContext | EstimateContext, chat_template: ChatTemplate) -> "_Encoded":
         """The reference set as the student sees it; empty where the signal needs no student."""
@@ -212,6 +227,7 @@ class ScoreExamples(Stage):
         references: "_Encoded",
         scores: Sequence[ScoreRecord],
         unscored: Sequence[Rejection],
+        unanswered: Sequence[Rejection],
     ) -> dict[str, Any]:
         """What the signal says of all scores, how they are distributed, and on what they were measured."""
         values = [score.value for score in scores]
@@ -223,7 +239,7 @@ class ScoreExamples(Stage):
             **({"signal": report} if report else {}),
             **({"warnings": warnings} if warnings else {}),
             "left_out_as_too_long": examples.too_long,
-            "unscored": dict(Counter(one.reason for one in unscored).most_common()),
+            "unscored": dict(Counter(one.reason for one in [*unanswered, *unscored]).most_common()),
             **self._counted(references),
             **describe(values),
             **_ties(examples.examples, scores),
@@ -261,6 +277,16 @@ class ScoreExamples(Stage):
         return report
 
 
+def _without_response(example: Example) -> Rejection:
+    return Rejection(
+        id=example.id,
+        reason=UNANSWERED,
+        detail="the signal looks at the response",
+        text=example.instruction,
+        prompt_id=example.prompt_id,
+    )
+
+
 def _group(example: Example) -> str:
     """What is drawn: the prompt that the example answers, or itself where nothing was asked."""
     return example.prompt_id or example.id
@@ -296,4 +322,4 @@ def _ties(examples: Sequence[Example], scores: Sequence[ScoreRecord]) -> dict[st
         if example.prompt_id and example.id in value:
             values.setdefault(example.prompt_id, []).append(value[example.id])
     several = [samples for samples in values.values() if len(samples) > 1]
-    return {"prompts_with_several": len(several), "tied_prompts": sum(len(set(samples)) == 1 for samples in several)}
+    return {"prompts_with_several": len(several), "tied_prompts": sum(not spread(samples) for samples in several)}

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from montessori_pl.stats.spread import ROUNDING
+
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -14,12 +16,12 @@ def describe(values: Sequence[float], bins: int = 40) -> dict[str, Any]:
 
     Args:
         values: the values.
-        bins: bins of the histogram, equally wide between the smallest and the largest value.
+        bins: bins of the histogram, equally wide between the smallest and the largest value; one where all are alike.
     """
     if not values:
         return {"count": 0}
     array = np.asarray(values, dtype=np.float64)
-    counts, edges = np.histogram(array, bins=bins)
+    counts, edges = histogram(values, bins)
     spread = float(array.std(ddof=1)) if len(array) > 1 else 0.0
     return {
         "count": len(values),
@@ -31,6 +33,19 @@ def describe(values: Sequence[float], bins: int = 40) -> dict[str, Any]:
         },
         "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
     }
+
+
+def histogram(
+    values: Sequence[float], bins: int
+) -> "tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.float64]]]":
+    """How many values lie in each bin, and the edges of the bins; one bin where values differ by rounding alone.
+
+    NumPy has no room for several bins there, and raises an error.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if np.ptp(array) <= ROUNDING * np.abs(array).max():
+        return np.histogram(np.full_like(array, array[0]), bins=1)
+    return np.histogram(array, bins=bins)
 
 
 def cumulative(values: Sequence[float], steps: int = 20) -> list[float]:

@@ -3,7 +3,8 @@
 A student that was trained on the exam says nothing by passing it. Two rules:
 
     the same instruction    but for case and blanks, however short it is
-    common n-grams          runs of 13 words, in instructions and responses alike
+    common n-grams          runs of 13 words, in instructions and responses alike; of scripts that write no blanks
+                            between words, of 26 letters
 
 GPT-3 (arXiv 2005.14165) looked for overlap with its benchmarks by 13-grams. A text of fewer words has none, so that
 short tasks, which share words by nature, are compared as a whole only.
@@ -14,16 +15,16 @@ answer format that all items spell out, and do not count.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from montessori_pl.bounds import PositiveInt, Share, checked
 from montessori_pl.data.records import Example
 from montessori_pl.synthesis.filters import Rejected
-from montessori_pl.synthesis.near_duplicates import tokenize
+from montessori_pl.synthesis.near_duplicates import tokenize, width
 
 NGRAM = 13
-"""Words of an n-gram."""
+"""Words of an n-gram; two letters of a script without blanks count as a word."""
 TEMPLATE = 10
 """N-grams that stand in more held-out texts than this are no content of any of them."""
 
@@ -76,8 +77,20 @@ class ContaminationIndex:
     def _passages(self, text: str) -> list[str]:
         """The different n-grams, in order."""
         words = tokenize(text)
-        starts = range(len(words) - self.ngram + 1)
-        return list(dict.fromkeys(" ".join(words[start : start + self.ngram]) for start in starts))
+        widths = [2] * len(words) if text.isascii() else [width(word) for word in words]
+        return list(dict.fromkeys(" ".join(words[start:end]) for start, end in self._runs(widths)))
+
+    def _runs(self, widths: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Where n-grams begin and end: from each word on as soon as enough is said, in halves of a word."""
+        end = said = 0
+        for start, own in enumerate(widths):
+            while said < 2 * self.ngram:
+                if end == len(widths):
+                    return
+                said += widths[end]
+                end += 1
+            yield start, end
+            said -= own
 
 
 @checked
@@ -86,8 +99,8 @@ class Decontamination:
     """What a synthetic example may have in common with held-out ones."""
 
     ngram: PositiveInt = NGRAM
-    """Words of an n-gram; texts with fewer words are compared as a whole only. Smaller numbers also find passages that
-    are rephrased here and there, and more that is common by accident."""
+    """Words of an n-gram, or twice as many letters of a script without blanks; texts with fewer are compared as a whole
+    only. Smaller numbers also find passages that are rephrased here and there, and more that is common by accident."""
     max_overlap: Share = 0.0
     """Largest share of the shorter text's n-grams that may stand in the other. 0 allows none; with 1 only the same
     instructions are dropped."""

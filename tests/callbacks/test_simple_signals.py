@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification
 
 import callbacks
+import callbacks.instruction_difficulty
 from callbacks import (
     GradientCosineSignal,
     IFDSignal,
@@ -30,8 +31,8 @@ from callbacks import (
 )
 from montessori_pl.batches.collate import collate
 from montessori_pl.batches.sources import DataSources
-from montessori_pl.data.chat_template import ChatTemplate, Rendered
-from montessori_pl.data.records import Example, Score, read_records
+from montessori_pl.data.chat_template import ChatTemplate, LossOn, Rendered
+from montessori_pl.data.records import Example, Score, Turn, read_records
 from montessori_pl.influence import per_example_gradients
 from montessori_pl.models.loading import LoraSettings
 from montessori_pl.models.student import StudentModule
@@ -256,6 +257,25 @@ def test_ifd_of_a_cut_response_compares_the_same_tokens(score: Scoring, network:
     assert columns["loss_alone"] == pytest.approx(
         [mean_loss(network, CHAT.cut(alone, alone.completion_mask.index(True) + 4))], rel=1e-5
     )
+
+
+@pytest.mark.parametrize("loss_on", ["all", "last"])
+def test_ifd_of_several_turns_leaves_out_what_the_user_said_alone(
+    score: Scoring, network: nn.Module, monkeypatch: pytest.MonkeyPatch, loss_on: LossOn
+) -> None:
+    """Earlier answers stay where they were, and the loss is of the same ones."""
+    chat = ChatTemplate(tiny_tokenizer(), loss_on=loss_on)
+    monkeypatch.setattr(callbacks.instruction_difficulty, "load_chat_template", lambda source: chat)
+    history = (Turn("user", "is it?"), Turn("assistant", "it is"), Turn("user", "so?"), Turn("assistant", "a", 0))
+    asked = Example(id="e", instruction="why?", response="nobody knows.", system="be brief", history=history)
+    silent = tuple(turn if turn.role == "assistant" else Turn("user", "") for turn in history)
+    alone = chat.render_example(dataclasses.replace(asked, instruction="", system="", history=silent))
+    signal, whole = IFDSignal("low"), chat.render_example(asked)
+    score(signal)
+    columns = signal.measure(
+        score.student, [asked], collate([whole], pad_id=0), torch.tensor([mean_loss(network, whole)])
+    )
+    assert columns["loss_alone"] == pytest.approx([mean_loss(network, alone)], rel=1e-5)
 
 
 @pytest.mark.parametrize("max_rank", [1, 4, 100])

@@ -11,7 +11,7 @@ from tiny_models import save_tiny_model
 
 import callbacks.solve_rate
 from callbacks import SolveRateSignal
-from montessori_pl.data.records import Example, Message, Turn, stable_seed
+from montessori_pl.data.records import Example, Message, Score, Turn, stable_seed
 from montessori_pl.evaluation.answers import answer_key, same_answer
 from montessori_pl.generation import Completion, Request, Sampling, TransformersBackend
 from montessori_pl.models.loading import ModelSource
@@ -112,6 +112,22 @@ def test_the_response_counts_as_right(score: Scoring, scripted: type[Scripted]) 
 
     score(of_four(against="response", answers="text"), [example("most"), example("all", "yes, SO")], "text")
     assert {id_: one.details["solve_rate"] for id_, one in score.scores("text").items()} == {"most": 0.0, "all": 1.0}
+
+
+@pytest.mark.parametrize("samples", range(2, 33))
+def test_as_many_right_as_others_wrong_are_as_uncertain(samples: int) -> None:
+    """To the last digit, or pairs would be made of rounding."""
+    signal = SolveRateSignal(samples=samples, against="response")
+
+    def uncertainty(right: int) -> tuple[float, float | None]:
+        texts = ["5"] * right + ["6"] * (samples - right)
+        score = signal._scored(example("x"), [Completion(text=one, finished=True, num_tokens=1) for one in texts])
+        assert isinstance(score, Score)
+        return score.value, score.standard_error
+
+    assert [uncertainty(right) for right in range(samples + 1)] == [
+        uncertainty(samples - right) for right in range(samples + 1)
+    ]
 
 
 def test_text_is_compared_as_text(score: Scoring, scripted: type[Scripted]) -> None:

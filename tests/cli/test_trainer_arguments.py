@@ -2,10 +2,11 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from recipe_files import Mistake, Recipe
 
 from montessori_pl.cli.fit import main
@@ -179,6 +180,23 @@ class Board(TensorBoardLogger):
 
     def save(self) -> None:
         self.saved = len(self.numbers)
+
+
+class Tracker(WandbLogger):
+    """A logger of Weights & Biases that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+
+    @property
+    def experiment(self) -> Any:
+        return SimpleNamespace(log=self.logged.append)
+
+
+def test_a_distribution_of_values_that_differ_by_rounding_alone() -> None:
+    tracker = Tracker()
+    log_distribution([tracker], "score", [2 / 3, 2 / 3 + 1e-16])
+    assert tracker.logged[0]["score"].histogram == [2]
 
 
 def test_numbers_and_distributions_go_to_all_loggers() -> None:

@@ -289,6 +289,11 @@ def test_mistakes(tmp_path: Path) -> None:
 HISTORY = (Turn("user", "one"), Turn("assistant", "A"), Turn("user", "two"), Turn("assistant", "B", 0))
 
 
+def test_the_loss_is_on_no_unknown_answers() -> None:
+    with pytest.raises(ValueError, match="loss_on: expected one of all, last, found 'first'"):
+        ChatTemplate(make_tokenizer("byte-level", "chatml"), loss_on="first")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("loss_on", ["all", "last"])
 @pytest.mark.parametrize("layout", [*CHAT_TEMPLATES, "auto"])
 def test_the_loss_is_on_all_answers_or_on_the_last(layout: str, loss_on: LossOn) -> None:

@@ -35,7 +35,17 @@ READ: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     "system_prompt": ({"question": "Q", "answer": "A", "system_prompt": "S"}, example("S", "Q", "A")),
     "choices_letter": ({"question": "Q", "choices": ["x", "y"], "answer": "B"}, example("", "Q\nA. x\nB. y", "B")),
     "choices_place": ({"question": "Q", "choices": ["x", "y"], "answer": 1}, example("", "Q\nA. x\nB. y", "B")),
-    "choices_number": ({"question": "Q", "choices": ["1", "2"], "answer": 1}, example("", "Q\nA. 1\nB. 2", "1")),
+    "choices_number": ({"question": "Q", "choices": [1, 2], "answer": 1}, example("", "Q\nA. 1\nB. 2", "1")),
+    "choices_of_digits": ({"question": "Q", "choices": ["1", "2"], "answer": 1}, example("", "Q\nA. 1\nB. 2", "B")),
+    "choices_decimal_place": (
+        {"question": "Q", "choices": ["x", "y"], "answer": 1.0},
+        example("", "Q\nA. x\nB. y", "B"),
+    ),
+    "choices_no_place": ({"question": "Q", "choices": ["x", "y"], "answer": 1.5}, example("", "Q\nA. x\nB. y", "1.5")),
+    "choices_number_label": (
+        {"question": "Q", "choices": {"label": ["1", "2"], "text": ["x", "y"]}, "answer": 1},
+        example("", "Q\n1. x\n2. y", "1"),
+    ),
     "choices_text": ({"question": "Q", "options": ["x", "y"], "answer": "y"}, example("", "Q\nA. x\nB. y", "y")),
     "choices_labels": (
         {"question": "Q", "choices": {"label": ["1", "2"], "text": ["x", "y"]}, "answer": "2"},

@@ -59,6 +59,40 @@ def test_parquet_with_conversations_numbers_and_nulls(tmp_path: Path) -> None:
     assert (second.instruction, second.response) == ("R", "2")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv.gz"])
+def test_columns_of_numbers_and_truths_mean_the_same_in_tables(kind: str, tmp_path: Path) -> None:
+    """A completion that is not to be learned is none, and how good a response is may be read; the rest is text."""
+    learned = write(
+        tmp_path / f"learned.{kind}",
+        [{"prompt": "P", "completion": "A", "label": False}, {"prompt": "Q", "completion": "1", "label": True}],
+    )
+    loaded = load_source(learned)
+    assert [(one.instruction, one.response) for one in loaded.examples] == [("Q", "1")]
+    assert loaded.left_out() == {"undesirable completion": 1}
+    assert loaded.unread == {}
+    weighed = write(
+        tmp_path / f"weighed.{kind}",
+        [{"question": "P", "answer": "0.5", "weight": 1, "score": 0.5}, {"question": "Q", "answer": "A", "weight": 0}],
+    )
+    loaded = load_source(weighed)
+    assert [(one.response, one.quality) for one in loaded.examples] == [("0.5", 0.5)]
+    assert loaded.left_out() == {"undesirable completion": 1}
+
+
+def test_cells_that_are_no_numbers_are_not_read(tmp_path: Path) -> None:
+    """Classes are no truths, as in other files; and neither words nor infinity are a number."""
+    source = write(
+        tmp_path / "data.csv",
+        [
+            {"question": f"Is it {word}?", "answer": "A", "label": "1", "quality": word}
+            for word in ("high", "inf", "null", "1e999")
+        ],
+    )
+    loaded = load_source(source)
+    assert [one.quality for one in loaded.examples] == [None] * 4
+    assert loaded.unread == {"label": 4, "quality": 4}
+
+
 def test_a_row_that_ends_early_has_empty_cells(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("instruction,output,input\nQ,A,I\nR,B\n")
     assert [one.instruction for one in read_examples(str(tmp_path / "data.csv"))] == ["Q\nI", "R"]

@@ -46,6 +46,16 @@ def test_several_named_templates(tmp_path: Path) -> None:
     assert chat_template_file("mine.jinja") == Path("mine.jinja")
 
 
+def test_a_template_that_says_by_itself_what_it_is_told() -> None:
+    """Written as before, with the blanks at its beginning, and whatever values are told."""
+    told = {"thinking": False, "note": 'it\'s "%}" \\ \n é', "nobody": None, "many": [1, {"a": -0.5}]}
+    source = "\n  {% if not thinking %}off {% endif %}{{ note }} {{ nobody }} {{ many }} " + TEMPLATE
+    written = ChatTemplate(tokenizer_with(source), variables=told).text
+    alone = TemplateText(tokenizer_with(written.self_contained()))
+    assert alone(ANSWERED) == written(ANSWERED)
+    assert "off it's" in alone(ANSWERED)
+
+
 def test_content_in_parts() -> None:
     """As multimodal models have it; a text would be gone through letter by letter, and nothing written of it."""
     parts = TEMPLATE.replace(

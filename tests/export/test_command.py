@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,11 @@ class TestMistakes:
         assert mistake("iter1", "--format", "dpo") == (
             "iteration_2/preferences leaves no pairs to export, for all 2 hold a completion that was cut or answers "
             "no user turn; choose another stage"
+        )
+        run.add("iteration_2/asked", "Synthesize", {"examples": [replace(EXAMPLES[0], response="")]}, {})
+        assert mistake("iter1") == (
+            "iteration_2/asked leaves no examples to export, for none of 1 instructions has a response; let a stage "
+            "`GenerateResponses` answer them first, or choose another stage"
         )
 
 

@@ -110,6 +110,28 @@ def test_a_whole_model(other: Any, said: Export) -> None:
     assert "No evaluation of the run has measured it." in Path("out/README.md").read_text()
 
 
+THINKING = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% if not enable_thinking | default(true) %}tt{% endif %}{% endif %}"
+)
+"""As Qwen3's: without thinking there is something in front of each answer."""
+
+
+def test_the_template_is_told_what_it_was_told_in_training(backbone: str, adapted: Any, said: Export) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    tokenizer.chat_template, tokenizer.model_max_length = THINKING, 96
+    tokenizer.save_pretrained(backbone)
+    Trained("iter1").train("iteration_1/trained", backbone, adapted, chat_template_kwargs={"enable_thinking": False})
+    said("iter1", "--format", "student", "--output", "out")
+    exported = AutoTokenizer.from_pretrained("out")
+    asked: Any = ([{"role": "user", "content": "why"}],)
+    settings = {"tokenize": False, "add_generation_prompt": True}
+    assert exported.apply_chat_template(*asked, **settings) == "<user>why</s><assistant>tt"
+    assert exported.apply_chat_template(*asked, enable_thinking=True, **settings) == "<user>why</s><assistant>"
+    assert exported.model_max_length == 96
+    assert "the chat template is told `enable_thinking: false`, as in training" in Path("out/README.md").read_text()
+
+
 def test_the_card(trained: Trained, said: Export) -> None:
     said("iter1", "--format", "student", "--license", "mit", "--output", "out")
     card = Path("out/README.md").read_text()

@@ -81,6 +81,20 @@ class TestFormats:
         assert [row[description["columns"]["system"]] for row in found] == ["be kind", ""]
 
     @pytest.mark.parametrize("format", ["alpaca", "messages", "hf"])
+    def test_instructions_without_a_response_are_no_training_data(
+        self, run: HandMade, format: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked = replace(EXAMPLES[3], response="")
+        run.add("iteration_2/data", "Synthesize", {"examples": [asked, EXAMPLES[0]]}, {"accepted": 2})
+        directory = exported(format)
+        assert "1 examples (1 left out: an instruction has no response) as " in capsys.readouterr().out
+        found = read_examples(str(directory if format == "hf" else directory / "train.jsonl"))
+        assert [one.id for one in found] == ["data-0"]
+        card = " ".join((directory / "README.md").read_text().split())
+        assert "1 instructions with responses" in card
+        assert "accepted 2 examples and rejected 0 candidates; 1 instructions without a response are left out." in card
+
+    @pytest.mark.parametrize("format", ["alpaca", "messages", "hf"])
     def test_earlier_turns(self, run: HandMade, format: str) -> None:
         """Our own reader reads the same conversations; only Alpaca's columns cannot say what is not learned."""
         history = (Turn("user", "one"), Turn("assistant", "two", 0), Turn("user", "three"), Turn("assistant", "four"))
@@ -89,6 +103,11 @@ class TestFormats:
         directory = exported(format, "--stage", "outside")
         found = read_examples(str(directory if format == "hf" else directory / "train.jsonl"))
         assert [one.messages() for one in found] == [one.messages() for one in examples]
+        card = " ".join((directory / "README.md").read_text().split())
+        assert ("1 are not to be learned (their weight is 0), which these columns cannot say" in card) == (
+            format == "alpaca"
+        )
+        assert ("1 earlier answers have `weight` 0" in card) == (format == "messages")
         weights = [turn.weight for turn in found[0].history]
         assert weights == ([1, 1, 1, 1] if format == "alpaca" else [1, 0, 1, 1])
         if format == "alpaca":

@@ -1,7 +1,9 @@
 """A Hugging Face data set gets a column of influence, without a trainer."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,12 @@ from transformers import AutoModelForCausalLM
 from montessori_pl.data.chat_template import ChatTemplate
 from montessori_pl.influence import (
     AdamW,
+    Batch,
     ExactInfluence,
+    Influence,
     ReferenceSet,
     ResponseLosses,
+    dataset,
     score_dataset,
     trainable_parameters,
 )
@@ -106,3 +111,89 @@ def test_a_row_that_cannot_be_scored_is_named(model: PeftModel, row: dict[str, s
     rows = [{"instruction": "say a", "response": "a"}, row]
     with pytest.raises(ValueError, match=sentence):
         score_dataset(model, tiny_tokenizer(), Dataset.from_list(ROWS), rows, AdamW(lr=1e-2))
+
+
+def test_there_must_be_rows_and_room_for_the_columns(model: PeftModel) -> None:
+    """Said before anything is computed: this model would not even run."""
+    data, update = Dataset.from_list(ROWS), AdamW(lr=1e-2)
+    scored = score_dataset(model, tiny_tokenizer(), data, REFERENCE, update, method="exact")
+    with pytest.raises(ValueError, match=r"has a column 'influence' already: remove it, or give .* by `column`"):
+        score_dataset(torch.nn.Module(), tiny_tokenizer(), scored, REFERENCE, update)
+    with pytest.raises(ValueError, match="the data set has no rows"):
+        score_dataset(torch.nn.Module(), tiny_tokenizer(), data.select([]), REFERENCE, update)
+    again = score_dataset(model, tiny_tokenizer(), scored, REFERENCE, update, method="exact", column="later")
+    assert again["later"] == again["influence"]
+    assert again.column_names[-3:] == ["later", "later_standard_error", "later_method"]
+
+
+def test_without_calibration_auto_is_exact(model: PeftModel) -> None:
+    update = AdamW(lr=1e-2)
+    scored = score_dataset(
+        model, tiny_tokenizer(), Dataset.from_list(ROWS), REFERENCE, update, calibration_examples=0, batch_size=4
+    )
+    assert scored["influence"] == pytest.approx(exact_one_by_one(model, update), abs=2e-6)
+    assert set(scored["influence_method"]) == {"exact"}
+
+
+class Asked:
+    """A scorer that keeps what it is asked. A row is known by the length of its response and end token."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self.calibrated: list[int] = []
+        self.scored: list[tuple[list[int], list[int]]] = []
+
+    def new(self, *arguments: Any, **settings: Any) -> "Asked":
+        return self
+
+    def calibrate(self, batches: Sequence[Batch], groups: Sequence[int]) -> None:
+        self.calibrated += [row for batch in batches for row in self.rows(batch)]
+        assert len(groups) == len(self.calibrated)
+
+    def __call__(self, batch: Batch, groups: Sequence[int]) -> list[Influence]:
+        self.scored.append((self.rows(batch), list(groups)))
+        return [Influence(0.0, 0.0, 0.0, 0.0, "none") for _ in groups]
+
+    def rows(self, batch: Batch) -> list[int]:
+        return [int((labels != -100).sum()) - 2 for labels in batch["labels"]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    asked = Asked()
+    monkeypatch.setattr(dataset, "InfluenceScorer", asked.new)
+    return asked
+
+
+def test_rows_of_one_prompt_are_in_one_batch(model: PeftModel, asked: Asked) -> None:
+    """Or the best of a prompt would be looked for among some of its rows."""
+    rows = Dataset.from_list(ROWS).add_column("prompt_of", ["p", "q", "q", "q", "r", "s"])
+    score_dataset(
+        model,
+        tiny_tokenizer(),
+        rows,
+        REFERENCE,
+        AdamW(lr=1e-2),
+        group_by="prompt_of",
+        batch_size=2,
+        calibration_examples=2,
+    )
+    assert asked.scored == [([0], [0]), ([1, 2, 3], [1, 1, 1]), ([4, 5], [2, 3])]
+    assert {1, 2, 3} <= set(asked.calibrated) or not {1, 2, 3} & set(asked.calibrated)
+
+
+def test_calibration_is_on_rows_drawn_at_random(model: PeftModel, asked: Asked) -> None:
+    drawn = []
+    for seed in range(4):
+        asked.calibrated = []
+        score_dataset(
+            model,
+            tiny_tokenizer(),
+            Dataset.from_list(ROWS),
+            REFERENCE,
+            AdamW(lr=1e-2),
+            calibration_examples=3,
+            seed=seed,
+        )
+        assert len(set(asked.calibrated)) == 3
+        drawn.append(sorted(asked.calibrated))
+    assert any(rows != [0, 1, 2] for rows in drawn)

@@ -43,6 +43,11 @@ def numbered(num_tokens: Sequence[int]) -> list[Tokens]:
     return [Tokens([number] + [0] * length, num_prompt=1) for number, length in enumerate(num_tokens)]
 
 
+def test_an_unknown_reduction_is_no_other_one() -> None:
+    with pytest.raises(ValueError, match=r"reduction: expected one of examples, tokens, .*, found 'token'"):
+        ReferenceSet(Losses([0.0]), [collate(numbered([1]))], "token")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
 @pytest.mark.parametrize("batching", ["one by one", "pairs", "together", "padded"])
 def test_losses_in_the_given_order_whatever_the_batches(batching: str, batch_tokens: int) -> None:

@@ -354,3 +354,10 @@ class _Astray:
 
     def __call__(self, params: Any, gradients: Any) -> Any:
         return {name: torch.full_like(param, torch.nan) for name, param in params.items()}
+
+
+@pytest.mark.parametrize(("setting", "word"), [("method", "Exact"), ("reduction", "mean")])
+def test_an_unknown_word_is_no_other_method(setting: str, word: str) -> None:
+    settings: Any = {setting: word}
+    with pytest.raises(ValueError, match=f"InfluenceScorer.{setting}: expected one of .*, found '{word}'"):
+        InfluenceScorer(make_model("llama", "lora", torch.float32), AdamW(lr=1e-3), batches(1, seed=0), **settings)

@@ -54,7 +54,7 @@ def run_rank(rank: int, run: Path, backbone: str, base_url: str, budget: float) 
         run_directory=RunDirectory(run),
         display=ConsoleDisplay(),
         seed=1,
-        data=DataSources("none", "none"),
+        data=DataSources("none", str(run.parent / "reference.jsonl")),
         student=lambda: StudentModule(backbone),
         teacher=never,
         backend=never,
@@ -77,6 +77,7 @@ def test_two_processes_ask_once_within_one_budget(tmp_path: Path) -> None:
     backbone = save_tiny_model(tmp_path / "model")
     rows = [{"instruction": f"task {number}", "response": "yes"} for number in range(NUM_EXAMPLES)]
     (tmp_path / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "reference.jsonl").write_text(json.dumps({"instruction": "another task", "response": "no"}) + "\n")
     context = multiprocessing.get_context("fork")
 
     def start(endpoint: FaultyEndpoint, budget: float) -> list[Any]:

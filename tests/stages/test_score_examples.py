@@ -23,6 +23,7 @@ from callbacks import (
     RecordedQualitySignal,
     ResponseLengthSignal,
     RewardModelSignal,
+    SolveRateSignal,
     TrainingLossSignal,
 )
 from montessori_pl.batches.sources import DataSources
@@ -279,6 +280,44 @@ class Sometimes(SignalCallback):
         self, student: StudentModule, example: Example, batch: dict[str, Tensor], loss: Tensor
     ) -> ScoreRecord | Rejection:
         return ScoreRecord(id=example.id, value=1.0 if example.id in self.ids else math.inf, method="of a test")
+
+
+@pytest.fixture
+def scoring(backbone: str, reference: DataSources, tmp_path: Path, context: Context) -> Callable[..., StageContext]:
+    """The context of a stage that scores these examples with the base."""
+
+    def scoring(name: str, *examples: Example) -> StageContext:
+        data = write(tmp_path / f"{name}-data" / "examples.jsonl", examples)
+        return context(
+            tmp_path / name,
+            inputs={"examples": data, "student": None},
+            student=lambda: StudentModule(backbone),
+            data=reference,
+            trainer=quiet_trainer,
+        )
+
+    return scoring
+
+
+def test_instructions_without_a_response_are_not_scored_as_if_they_were_answered(scoring: Context) -> None:
+    asked = [Example(id=f"asked-{n}", instruction="so", response="", prompt_id="p") for n in range(2)]
+    for name, signal in (("student", TrainingLossSignal("low")), ("alone", ResponseLengthSignal("high"))):
+        here = scoring(name, asked[0], POOL[0], asked[1])
+        metrics = ScoreExamples("pool", signal).run(here)
+        assert metrics["unscored"] == {"no response": 2}
+        assert [one.id for one in read_scores(here)] == ["short"]
+        unscored = read_records(here.directory / "unscored.jsonl", Rejection)
+        assert [(one.id, one.prompt_id) for one in unscored] == [("asked-0", "p"), ("asked-1", "p")]
+        assert ScoreExamples("pool", signal).run(here) == metrics, "once more, of what is finished"
+
+
+def test_instructions_alone_are_scored_by_what_looks_at_no_response(scoring: Context) -> None:
+    asked = dataclasses.replace(POOL[0], response="")
+    with pytest.raises(StageError, match="TrainingLossSignal looks at responses, and none of 1 examples of pool has"):
+        ScoreExamples("pool", TrainingLossSignal("low")).run(scoring("losses", asked))
+    assert ScoreExamples("pool", RandomSignal()).run(scoring("random", asked))["count"] == 1
+    assert not SolveRateSignal(against="majority").needs_response
+    assert SolveRateSignal(against="response").needs_response
 
 
 def test_scores_that_are_no_numbers(data: Path, backbone: str, context: Context) -> None:

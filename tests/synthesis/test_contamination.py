@@ -80,6 +80,17 @@ def test_a_question_is_found_within_a_longer_text_and_an_excerpt_within_the_ques
     assert index.find(" ".join(QUESTION.split()[:12])) is None, "twelve words are no 13-gram"
 
 
+def test_letters_of_scripts_without_blanks_are_half_a_word_each() -> None:
+    """Twenty common letters are how requests of a kind begin; 26 are an n-gram, and so are 24 with a word."""
+    index = ContaminationIndex([("question", "".join(map(chr, range(0x4E00, 0x4E28))) + " word")])
+    assert index.find("".join(map(chr, range(0x4E00, 0x4E19)))) is None, "25 letters"
+    assert index.find("".join(map(chr, range(0x4E00, 0x4E1A)))) is not None
+    assert index.find("".join(map(chr, range(0x4E10, 0x4E28))) + " word") is not None
+    assert index.find("".join(map(chr, range(0x4E11, 0x4E28))) + " word") is None
+    hindi = ContaminationIndex([("question", "निम्नलिखित वाक्य का अंग्रेजी में अनुवाद कीजिए: आज मौसम बहुत अच्छा है।")])
+    assert hindi.find("निम्नलिखित वाक्य का अंग्रेजी में अनुवाद कीजिए: मेरी बहन डॉक्टर बनना चाहती है।") is None
+
+
 def test_templates_are_no_content() -> None:
     """The wording that eleven items begin with is not held out; what they ask is."""
     template = "Think step by step and then give the right answer as a single letter in brackets."

@@ -1,11 +1,12 @@
 import random
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from montessori_pl.synthesis.near_duplicates import Match, NearDuplicateIndex, rouge_l, tokenize
+from montessori_pl.synthesis.near_duplicates import Match, NearDuplicateIndex, _with_marks, rouge_l, tokenize
 
 SCORER = RougeScorer(["rougeL"], use_stemmer=False)
 THRESHOLDS = (0.0, 0.3, 0.5, 2 / 3, 0.7, 0.8, 0.9, 1.0)
@@ -47,6 +48,20 @@ def test_scores_equal_rouge_score(a: str, b: str) -> None:
         assert rouge_l(a, b) == reference(a, b)
     else:
         assert rouge_l(a, b) == float(a.split() == b.split())
+
+
+def test_words_of_other_scripts_are_whole() -> None:
+    """Where a script writes blanks; elsewhere each letter stands with its marks."""
+    for text in ("आज मौसम बहुत अच्छा है", "கணினி என்றால் என்ன", "שָׁלוֹם עוֹלָם", "مُحَمَّد عليه", "ශ්රී ලංකා"):
+        assert tokenize(f"{text}।?") == text.split()
+    assert tokenize("วันนี้ดีมาก 12") == ["วั", "น", "นี้", "ดี", "ม", "า", "ก", "12"]
+
+
+@given(st.text(st.characters(max_codepoint=127) | st.sampled_from("éßя猫🙂"), max_size=40))
+def test_marks_are_looked_for_where_there_are_some_alone(text: str) -> None:
+    """The pattern without marks, which is faster, finds the same in texts that have none."""
+    written = unicodedata.normalize("NFC", text).lower()
+    assert tokenize(text) == _with_marks()[1].findall(written)
 
 
 @given(st.lists(few_words | ascii_texts, max_size=12), st.sampled_from(THRESHOLDS), st.booleans())
@@ -126,6 +141,14 @@ def test_exact_duplicates_are_found_at_any_threshold_and_without_any_word() -> N
         ("😀", "😀", 1.0),
         ("😀", "😡", 0.0),
         ("snake_case", "snake case", 1.0),
+        # Signs, points and tones belong to their word: these differ by them alone.
+        ("वह किताब पढ़ता है", "वह कुतुब पीढ़ती हो", 1 / 4),
+        ("கணினி என்றால் என்ன", "கணினி", 1 / 2),
+        ("שָׁלוֹם עוֹלָם", "שָׁלוֹם", 2 / 3),
+        ("مُحَمَّد", "مَحْمُود", 0.0),
+        ("กา กี กู", "กิ กึ กู", 2 / 7),
+        ("ශ්\u200dරී ලංකා", "ශ්රී ලංකා", 1.0),
+        ("1\ufe0f\u20e3", "1", 1.0),
     ],
 )
 def test_other_scripts_have_words_too(a: str, b: str, similarity: float) -> None:

@@ -50,13 +50,20 @@ class ScoreFiles:
         scored, unscored = self.read()
         return scored.keys() | unscored.keys()
 
-    def finish(self, examples: Sequence[Example]) -> tuple[list[Score], list[Rejection]]:
-        """Put all scores, and all examples without one, in the order of the examples; the parts are gone then."""
+    def finish(
+        self, examples: Sequence[Example], not_asked: Sequence[Rejection] = ()
+    ) -> tuple[list[Score], list[Rejection]]:
+        """Put all scores, and all examples without one, in the order of the examples; the parts are gone then.
+
+        Args:
+            examples: those about which the signal was asked.
+            not_asked: the others, which are written before those without a score.
+        """
         scored, unscored = self.read()
         scores = [scored[example.id] for example in examples if example.id not in unscored]
         without = [unscored[example.id] for example in examples if example.id in unscored]
-        if without:
-            write_records(self.directory / UNSCORED, without)
+        if not_asked or without:
+            write_records(self.directory / UNSCORED, [*not_asked, *without])
         # The last to be written: where it stands, the parts are not needed any more.
         write_records(self.directory / SCORES, scores)
         for part in [*self.directory.glob("*.part*.jsonl"), self.directory / FREE_MEMORY]:
