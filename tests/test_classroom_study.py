@@ -473,7 +473,7 @@ def test_everything_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureF
     assert "failed: error: [no] data" in printed
     for path in draw(cells, settings, tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def forked(command: Sequence[str], *, stdout: IO[str], **settings: Any) -> "subprocess.CompletedProcess[str]":

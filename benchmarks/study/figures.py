@@ -27,6 +27,7 @@ DPI = 120
 WIDTH = 10.0
 """Inches; with `DPI`, figures are 1200 pixels wide."""
 STUDENTS, TRADE_OFF, FAMILIES = "students.png", "influence_and_breadth.png", "families.png"
+COSTS = "gain_and_cost.png"
 
 
 def draw(cells: Sequence[Cell], settings: Settings, directory: Path) -> list[Path]:
@@ -37,6 +38,7 @@ def draw(cells: Sequence[Cell], settings: Settings, directory: Path) -> list[Pat
         STUDENTS: draw_students,
         TRADE_OFF: draw_trade_off,
         FAMILIES: draw_families,
+        COSTS: draw_costs,
     }
     for name, make in makers.items():
         figure = make(cells, settings)
@@ -72,6 +74,38 @@ def draw_students(cells: Sequence[Cell], settings: Settings) -> Figure | None:
     known = f", mean and 95% interval ({kind})" if found[0].difference.t else " and mean"
     figure.suptitle(f"Students of each arm minus {baseline}'s: cells{known}")
     _legend(figure, cells, settings)
+    return figure
+
+
+def draw_costs(cells: Sequence[Cell], settings: Settings) -> Figure | None:
+    """What each arm gains in accuracy over the baseline, by how many times as long as the baseline's its run takes.
+
+    The oracle has no cost: its data come from outside.
+    """
+    seconds = {name: [cell.measures["seconds"] for cell in finished(cells, name).values()] for name in settings.chosen}
+    names = [name for name, found in seconds.items() if found and name not in (settings.baseline, settings.oracle)]
+    found = [one for one in compare(cells, [(name, settings.baseline) for name in names]) if one.measure == "accuracy"]
+    if not found or not seconds[settings.baseline]:
+        return None
+    figure = Figure(figsize=(WIDTH * 0.7, WIDTH * 0.45), layout="constrained")
+    axes = figure.subplots()
+    for index, one in enumerate(found):
+        ratio = statistics.median(seconds[one.ours]) / statistics.median(seconds[settings.baseline])
+        ends = one.difference.worlds or one.difference.t or (one.difference.mean, one.difference.mean)
+        axes.plot([ratio, ratio], ends, color=COLOURS[index % len(COLOURS)], linewidth=2)
+        label = settings.arms[one.ours].title
+        axes.scatter([ratio], [one.difference.mean], s=48, zorder=3, label=label, **_look(index))
+    axes.axhline(0, color="black", linewidth=1)
+    axes.scatter([1], [0], s=48, color="black", zorder=3, label=settings.arms[settings.baseline].title)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"seconds of the run, times those of {settings.arms[settings.baseline].title} (medians over cells)")
+    axes.set_ylabel("difference in accuracy, mean and 95%")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
     return figure
 
 
