@@ -111,8 +111,10 @@ class Synthesize(Stage):
                 "Synthesize needs either num_examples or num_prompts, "
                 f"found num_examples {num_examples} and num_prompts {num_prompts}"
             )
-        if self_consistency is not None and not answered:
-            raise ValueError("self_consistency compares answers, and answered is false: leave one of them out")
+        if self_consistency is not None:
+            self_consistency.others(response_sampling)
+            if not answered:
+                raise ValueError("self_consistency compares answers, and answered is false: leave one of them out")
         self.min_acceptance = min_acceptance
         self.num_examples, self.num_prompts, self.samples_per_prompt = num_examples, num_prompts, samples_per_prompt
         self.teacher, self.seed_tasks, self.deduplicate_against = teacher, seed_tasks, deduplicate_against or []

@@ -560,6 +560,14 @@ class TestSelfConsistency:
         assert len(set(texts)) == len(texts)
         assert max(Counter(text for _, text in texts).values()) > 1
 
+    def test_answers_that_cannot_differ_are_refused(self) -> None:
+        greedy = Sampling(temperature=0.0)
+        with pytest.raises(ValueError, match="above 0 in response_sampling, or a sampling of its own"):
+            Synthesize(num_examples=1, response_sampling=greedy, self_consistency=SelfConsistency())
+        Synthesize(num_examples=1, response_sampling=greedy, self_consistency=SelfConsistency(sampling=Sampling()))
+        with pytest.raises(ValueError, match="above 0 in its sampling"):
+            Synthesize(num_examples=1, self_consistency=SelfConsistency(sampling=greedy))
+
     def test_it_needs_answers(self) -> None:
         with pytest.raises(ValueError, match="self_consistency compares answers, and answered is false"):
             Synthesize(num_examples=1, answered=False, self_consistency=SelfConsistency())

@@ -39,6 +39,20 @@ class SelfConsistency:
         if self.samples < 2:
             raise ValueError(f"samples: one answer agrees with itself, found {self.samples}; ask for 2 or more")
 
+    def others(self, response_sampling: Sampling) -> Sampling:
+        """How all answers but the first are drawn.
+
+        Raises:
+            ValueError: at temperature 0, where they are the same whatever the teacher knows.
+        """
+        drawn = self.sampling or response_sampling
+        if drawn.temperature == 0:
+            raise ValueError(
+                "self_consistency: answers that are drawn at temperature 0 are all the same; set a temperature above 0 "
+                f"in {'its sampling' if self.sampling is not None else 'response_sampling, or a sampling of its own'}"
+            )
+        return drawn
+
     def vote(self, answers: Sequence[Completion]) -> Completion:
         """The first of the answers that most others agree with.
 

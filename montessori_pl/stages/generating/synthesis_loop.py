@@ -224,7 +224,7 @@ class SynthesisLoop:
     def _answers(self, candidates: Sequence[_Candidate]) -> list[list[Completion]]:
         """The generator's answers to each instruction: one, or as many as have a vote; none where there is no room."""
         consistency, sampling = self.rules.self_consistency, self.rules.response_sampling
-        others = (consistency.sampling if consistency is not None else None) or sampling
+        others = consistency.others(sampling) if consistency is not None else sampling
         fitting = [
             candidate
             for candidate in candidates
