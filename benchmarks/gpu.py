@@ -1,4 +1,4 @@
-"""What this program does on a GPU that is at hand for a quarter of an hour: prepared, it only has to be started.
+"""What this program does on a GPU that is at hand for twenty minutes: prepared, it only has to be started.
 
     python benchmarks/gpu.py --gpu H200 --json gpu.json     # what is found is written at once; `--parts` takes some
     python benchmarks/gpu.py --dry_run                      # all parts in miniature on a CPU, to see that they run
