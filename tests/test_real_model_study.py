@@ -12,6 +12,7 @@ import yaml
 from test_classroom_study import forked
 from tiny_models import save_tiny_model
 
+from montessori_pl.stages import SelfConsistency
 from montessori_pl.worlds.gym import teacher
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -56,6 +57,8 @@ def test_the_whole_study_with_a_tiny_model(
     # The programs are forks of this process, in which a second thread of OpenMP would wait for ever.
     monkeypatch.setattr(teacher, "NUM_THREADS", 1)
     monkeypatch.setattr(teacher, "NUM_STEPS", 8)
+    # Nor does a model of random weights ever answer twice in the same way.
+    monkeypatch.setattr(SelfConsistency, "vote", lambda self, answers: answers[0])
     model = save_tiny_model(tmp_path / "model", max_position_embeddings=512)
     small = {
         "num_threads": 1,  # two would wait for each other, and for the other tests
@@ -86,11 +89,10 @@ def test_the_whole_study_with_a_tiny_model(
     monkeypatch.setattr("study.runs.subprocess", SimpleNamespace(run=forked, STDOUT=subprocess.STDOUT))
     study.main()
     shown = capsys.readouterr().out
-    assert all(
-        arm in shown for arm in ("Self-Instruct", "Montessori", "random pairs", "paper's rule", "Magpie", "+ selection")
-    )
+    arms = ("Self-Instruct", "Montessori", "random pairs", "paper's rule", "Magpie", "+ selection", "+ agreement")
+    assert all(arm in shown for arm in arms)
     assert (out / "study.txt").read_text() == shown
-    for rival in ("random", "paper", "magpie", "selection"):
+    for rival in ("random", "paper", "magpie", "selection", "self_instruct_agreed", "agreed"):
         kept = json.loads((tmp_path / "results" / "seed_1" / f"{rival}.json").read_text())
         assert "trained" in kept["seconds"]
         assert "self_instruct" not in kept["seconds"], "it is taken over from the main run"
