@@ -550,7 +550,7 @@ def test_the_whole_study(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert "at_randm" in printed[printed.index("FAILED: world 0, seed 3, random: ") :]
     assert "checked in 1 cells: equal numbers of training examples and steps" in printed
     assert "Montessori minus Self-Instruct, 1 cell in 1 world" in (tmp_path / "out" / "study.txt").read_text()
-    assert len(list((tmp_path / "figures").iterdir())) == 3
+    assert len(list((tmp_path / "figures").iterdir())) == 4
     found = json.loads((tmp_path / "s.json").read_text())
     cells = {cell["arm"]: cell for cell in found["cells"]}
     assert tuple(cells) == ARMS
