@@ -174,7 +174,7 @@ def finish(cell: Cell, main: Cell) -> None:
         return
     run, donor = cell.run, main.run
     run.path.parent.mkdir(parents=True, exist_ok=True)
-    if cell is not main and not run.path.exists():
+    if cell is not main and not run.path.exists() and _alike(run, donor):
         if why := donor.fit():  # its result may be kept, and the run itself be gone
             raise StudyError(f"{donor.path}: {why}")
         if main.results() is None:
@@ -186,22 +186,28 @@ def finish(cell: Cell, main: Cell) -> None:
     cell.keep({} if cell is main else manifest(donor.path))
 
 
+def _alike(run: Run, donor: Run) -> bool:
+    """Whether any stage of the two is the same, so that there may be something to take over."""
+    theirs = donor.config["recipe"]
+    return any(theirs.get(name) == stage for name, stage in run.config["recipe"].items())
+
+
 def measure(run: Path, arm: Arm) -> Result:
-    """Read what a finished run says of an arm's student and of the examples that it learned from."""
+    """Read what a finished run says of an arm's last student and of the examples that it learned from."""
     stages = manifest(run)
-    source = stages[f"iteration_1/{arm.student}"]["inputs"]["examples"].split()[0]
+    own = (key.partition("/")[0] for key in stages if key.endswith(f"/{arm.student}"))
+    iteration = max(own, key=lambda name: int(name.removeprefix("iteration_")))
+    source = stages[f"{iteration}/{arm.student}"]["inputs"]["examples"].split()[0]
     examples = read_records(run / source / "examples.jsonl", Example)
     learned, trained, evaluated = (
-        _metrics(run, stage) for stage in (source, f"iteration_1/{arm.student}", "iteration_1/evaluation")
+        _metrics(run, stage) for stage in (source, f"{iteration}/{arm.student}", f"{iteration}/evaluation")
     )
-    written = learned
-    while "generated_tokens" not in written:  # what was chosen of it
-        source = stages[source]["inputs"]["examples"].split()[0]
-        written = _metrics(run, source)
+    written = [_metrics(run, stage) for stage in sorted(_writing(run, stages, source))]
+    accepted = sum(one["accepted"] for one in written)
+    refused = sum(count for one in written for reason, count in one["rejected"].items() if reason != "surplus")
     found = evaluated["students"][arm.student]
     targets = [one for one in examples if family_of(one.instruction) in TARGETS]
-    refused = sum(count for reason, count in written["rejected"].items() if reason != "surplus")
-    answers = run / "iteration_1" / "evaluation" / arm.student / "GymAccuracy" / "answers.jsonl"
+    answers = run / iteration / "evaluation" / arm.student / "GymAccuracy" / "answers.jsonl"
     return Result(
         right=[one.right for one in read_records(answers, ItemAnswer)],
         measures={
@@ -209,14 +215,27 @@ def measure(run: Path, arm: Arm) -> Result:
             "reference loss": found["reference_loss"],
             "examples": float(trained["examples"]),
             "steps": float(trained["steps"]),
-            "yield": written["accepted"] / (written["accepted"] + refused),
+            "yield": accepted / (accepted + refused),
             "target share": len(targets) / len(examples),
             "right answers": sum(is_right(one.response, str(solve(one.instruction))) for one in targets)
             / max(1, len(targets)),
             "distinct bigrams": learned["diversity"]["distinct_2"],
-            "tokens written": float(written["generated_tokens"]),
+            "tokens written": float(sum(one["generated_tokens"] for one in written)),
         },
     )
+
+
+def _writing(run: Path, stages: Mapping[str, Any], source: str) -> set[str]:
+    """The stages that wrote the examples of a stage, from which it may have chosen or which it may have joined."""
+    if "generated_tokens" in _metrics(run, source):
+        return {source}
+    before = {name: one.split()[0] for name, one in stages[source]["inputs"].items() if one != "base"}
+    return {
+        stage
+        for name, one in before.items()
+        if name.partition(".")[0] in ("examples", "growing")
+        for stage in _writing(run, stages, one)
+    }
 
 
 def _metrics(run: Path, stage: str) -> dict[str, Any]:

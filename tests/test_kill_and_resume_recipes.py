@@ -66,6 +66,7 @@ ELSEWHERE = {
     "real_text.yaml": [],  # which test_real_text.py runs: the stages of iter1, and one of llm2llm
     "smollm2.yaml": [],  # which test_smollm2.py runs: the stages of iter1
     "smollm2_selection.yaml": [],  # which test_real_model_study.py runs: the stages of aligned_selection
+    "smollm2_active.yaml": [],  # the same test: the stages of active_consistency
     "tinyllama_1.1b.yaml": [],  # planned in tests/pipeline/test_resources.py: the stages of iter1
     "llama3_8b.yaml": [],  # the same
     "qwen2.5_0.5b_from_7b.yaml": [],  # the same

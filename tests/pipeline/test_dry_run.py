@@ -33,6 +33,7 @@ ELSEWHERE = (
     "real_text",
     "recorded_teachers",
     "smollm2",
+    "smollm2_active",
     "smollm2_selection",
     "tinyllama_1.1b",
 )
