@@ -280,6 +280,14 @@ def the_hardest_are_answered_alike(run: Path) -> None:
     what_is_answered_alike_is_learned(run, "new_data")
 
 
+def what_the_student_lacks_is_learned(run: Path) -> None:
+    what_is_answered_alike_is_learned(run, "candidates")
+    loss = {score.id: score.value for score in records(run, "candidate_difficulty", Score)}
+    learned = [example.id for example in records(run, "new_data", Example)]
+    assert set(learned) == set(sorted(loss, key=lambda id_: -loss[id_])[: len(learned)])
+    assert len(learned) == 16, "two thirds of them"
+
+
 CALIBRATION: dict[str, dict[str, Any]] = {
     "calibration_prompts": {"num_examples": 60, "prompts_per_batch": 8},
     "calibration": {"instructions_per_batch": 16},
@@ -481,6 +489,19 @@ CASES = {
             Moment("new_data", OPEN, half_a_line, file="/rejections.jsonl", call=2),
         ],
         check=the_hardest_are_answered_alike,
+    ),
+    "active_selection.yaml": Case(
+        settings={
+            "config": {"iterations": 1},
+            "candidates": {"num_examples": 24, "prompts_per_batch": 4},
+            "candidate_difficulty": {"batch_tokens": 64},
+        },
+        moments=[
+            Moment("candidates", GENERATE, everything, call=3),
+            Moment("candidate_difficulty", OPEN, half_a_line, file="/scores.part0.jsonl", call=2),
+            Moment("new_data", OPEN, half_a_line, file="/examples.jsonl.draft"),
+        ],
+        check=what_the_student_lacks_is_learned,
     ),
     "self_reward.yaml": Case(
         settings={

@@ -70,12 +70,12 @@ def test_the_whole_study_with_a_tiny_model(
         "recipe.probing_data.num_prompts": 8,
         "recipe.training_data.num_examples": 8,
         "recipe.candidates.num_examples": 16,
-        "recipe.new_data.num_examples": 2,  # in each of four iterations
         "recipe.self_instruct_data.num_examples": 8,
         "recipe.aligned_teacher.monitor.num_samples": 4,
     }
     settings = yaml.safe_load(study.SETTINGS.read_text(encoding="utf-8"))
-    settings["others"]["self_instruct_agreed"]["overrides"]["recipe.new_data.num_examples"] = 8  # in one
+    for rival, number in {"self_instruct_agreed": 8, "active_agreed": 2, "active_selected": 4}.items():
+        settings["others"][rival]["overrides"]["recipe.candidates.num_examples"] = number  # in each iteration
     monkeypatch.setattr(study, "SETTINGS", tmp_path / "settings.yaml")
     study.SETTINGS.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     options = [part for name, value in small.items() for part in ("--set", name, yaml.safe_dump(value).split("\n")[0])]
@@ -95,9 +95,11 @@ def test_the_whole_study_with_a_tiny_model(
     study.main()
     shown = capsys.readouterr().out
     arms = ("Self-Instruct", "Montessori", "random pairs", "paper's rule", "Magpie", "+ selection")
-    assert all(arm in shown for arm in (*arms, "Self-Instruct + agreement", "active + agreement"))
+    assert all(
+        arm in shown for arm in (*arms, "Self-Instruct + agreement", "active + agreement", "agreement + selection")
+    )
     assert (out / "study.txt").read_text() == shown
-    for rival in ("random", "paper", "magpie", "selection", "self_instruct_agreed", "active_agreed", "agreed"):
+    for rival in ("random", "paper", "magpie", "selection", "self_instruct_agreed", "active_selected", "agreed"):
         kept = json.loads((tmp_path / "results" / "seed_1" / f"{rival}.json").read_text())
         assert "trained" in kept["seconds"]
         assert "self_instruct" not in kept["seconds"], "it is taken over from the main run"
