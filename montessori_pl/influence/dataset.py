@@ -12,7 +12,7 @@ Rows are rendered as everything else here is: through `ChatTemplate`, with the m
 import itertools
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,11 +72,11 @@ def score_dataset(
         `influence_standard_error` and `influence_method`; its description holds the agreement report as JSON.
 
     Raises:
-        ValueError: there are no rows, or columns of these names already; or a row cannot be read or has no response
-            within `max_length`; the sentence says which.
+        ValueError: what is given is no data set, or several; there are no rows, or columns of these names already; or
+            a row cannot be read or has no response within `max_length`; the sentence says which.
     """
     names = column, f"{column}_standard_error", f"{column}_method"
-    _check(dataset, names)
+    _check(dataset, reference, names)
     chat_template = ChatTemplate(
         tokenizer, layout, getattr(model.config, "max_position_embeddings", None), loss_on=loss_on
     )
@@ -112,12 +112,23 @@ def score_dataset(
     return scored
 
 
-def _check(dataset: "Dataset", names: Sequence[str]) -> None:
+def _check(dataset: "Dataset", reference: Iterable[dict[str, Any]], names: Sequence[str]) -> None:
     """Look, before any work, at whether there is something to score and room for the scores.
 
     Raises:
         ValueError: there is not.
     """
+    from datasets import Dataset
+
+    for what, given in {"data set": dataset, "reference set": reference}.items():
+        if isinstance(given, Mapping):
+            splits = ", ".join(map(repr, given)) or "none"
+            raise ValueError(f"the {what} is a {type(given).__name__} of splits ({splits}): give one of them")
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"the data set is a {type(dataset).__name__}, and columns are added to a `datasets.Dataset`: make one by "
+            "`Dataset.from_list(rows)`, or load it without `streaming`"
+        )
     if not len(dataset):
         raise ValueError("the data set has no rows, so that there is nothing to score")
     if there := [name for name in names if name in dataset.column_names]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import save_tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
@@ -124,6 +124,18 @@ def test_there_must_be_rows_and_room_for_the_columns(model: PeftModel) -> None:
     again = score_dataset(model, tiny_tokenizer(), scored, REFERENCE, update, method="exact", column="later")
     assert again["later"] == again["influence"]
     assert again.column_names[-3:] == ["later", "later_standard_error", "later_method"]
+
+
+def test_one_split_is_asked_for(model: PeftModel) -> None:
+    data, update = Dataset.from_list(ROWS), AdamW(lr=1e-2)
+    splits = DatasetDict({"train": data, "test": data})
+    with pytest.raises(ValueError, match=r"data set is a DatasetDict of splits \('train', 'test'\): give one of them"):
+        score_dataset(model, tiny_tokenizer(), splits, REFERENCE, update)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"reference set is a DatasetDict of splits"):
+        score_dataset(model, tiny_tokenizer(), data, splits, update)
+    for rows in (ROWS, data.to_iterable_dataset()):
+        with pytest.raises(ValueError, match=r"is a (list|IterableDataset), .* `Dataset.from_list\(rows\)`"):
+            score_dataset(model, tiny_tokenizer(), rows, REFERENCE, update)  # type: ignore[arg-type]
 
 
 def test_without_calibration_auto_is_exact(model: PeftModel) -> None:
